@@ -1,0 +1,1 @@
+"""spirit_jax: train, convert, run and study Spirit LM in JAX."""

@@ -1,0 +1,361 @@
+"""Token ids of Spirit LM: the pieces of a text tokenizer, then the modality tokens and the speech units.
+
+With N text pieces the ids are 0..N-1 text, N `[Text]`, N+1 `[Speech]`, then `[Hu0]`..`[Hu500]` and, for Spirit LM Expressive,
+`[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32000 pieces these are the released ids (PAPER.md, FORMATS.md section 7).
+Ids of units come from arithmetic; the string form goes through the tokenizer and gives the same ids.
+"""
+
+import hashlib
+import io
+import json
+import os
+import pathlib
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from typing import Literal, Protocol
+
+import numpy as np
+import sentencepiece
+from jaxtyping import Int
+from sentencepiece import sentencepiece_model_pb2
+
+from spirit_jax import units as speech_units
+from spirit_jax.units import SpeechUnits
+
+TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
+Variant = Literal["base", "expressive"]
+
+KINDS = ("text", "hubert", "pitch", "style", "control")
+"""What a token id stands for; `Vocabulary.token_kinds` holds indices into this."""
+
+_STREAMS = {"base": (speech_units.HUBERT,), "expressive": (speech_units.HUBERT, speech_units.PITCH, speech_units.STYLE)}
+_ROUND_TO = 128  # 32503 -> 32512 and 32667 -> 32768, the released sizes, and the width of a TPU's matrix unit
+_SENTENCEPIECE_FILE, _TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
+_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+
+class VocabularyError(ValueError):
+    """A tokenizer that cannot be read or does not fit; the message names the file and what was expected."""
+
+
+def added_tokens(variant: Variant) -> list[str]:
+    """`[Text]`, `[Speech]` and the unit tokens of a variant, in the order of their ids."""
+    tokens = [TEXT_TOKEN, SPEECH_TOKEN]
+    for stream in _STREAMS[variant]:
+        tokens += [f"[{speech_units.NAMES[stream]}{value}]" for value in range(speech_units.SIZES[stream])]
+    return tokens
+
+
+class _TextTokenizer(Protocol):
+    """What a vocabulary needs of a tokenizer that already knows the added tokens."""
+
+    text_size: int
+    bos_id: int
+    eos_id: int
+    dummy_prefix: list[int]
+    fingerprint: str
+
+    def encode(self, string: str) -> list[int]: ...
+    def encode_batch(self, strings: list[str]) -> list[list[int]]: ...
+    def decode(self, ids: list[int]) -> str: ...
+
+
+class _SentencePiece:
+    """A Llama-2 style tokenizer whose added tokens are user-defined pieces at the end of the model."""
+
+    def __init__(self, model: bytes, variant: Variant):
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        tokens = added_tokens(variant)
+        pieces = [piece.piece for piece in proto.pieces]
+        if TEXT_TOKEN not in pieces:
+            for token in tokens:
+                proto.pieces.add(
+                    piece=token, score=0.0, type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
+                )
+            proto.trainer_spec.vocab_size = len(proto.pieces)
+            pieces += tokens
+        self.text_size = pieces.index(TEXT_TOKEN)
+        if pieces[self.text_size :] != tokens:
+            raise VocabularyError(
+                f"the {len(pieces) - self.text_size} pieces from {TEXT_TOKEN} on are not the {len(tokens)} tokens of Spirit LM {variant}"
+            )
+        self.model = proto.SerializeToString(deterministic=True)
+        self.fingerprint = hashlib.sha256(self.model).hexdigest()
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
+        # sentencepiece puts its dummy space before a leading special piece: `[Text]` -> `_ [Text]`
+        self.dummy_prefix = self.encode(TEXT_TOKEN)[:-1]
+
+    def encode(self, string: str) -> list[int]:
+        return self._processor.encode(string)
+
+    def encode_batch(self, strings: list[str]) -> list[list[int]]:
+        return self._processor.encode(strings)
+
+    def decode(self, ids: list[int]) -> str:
+        return self._processor.decode(ids)
+
+
+class _ByteLevelBPE:
+    """A Llama-3 style `tokenizer.json`; text and added tokens never share a piece, and there is no dummy space."""
+
+    dummy_prefix: list[int] = []  # noqa: RUF012 - a constant of this kind of tokenizer
+
+    def __init__(self, serialized: str, special: dict[str, str | None], variant: Variant):
+        try:
+            import tokenizers
+        except ImportError as error:
+            raise VocabularyError(f"{_TOKENIZERS_FILE} needs the package tokenizers: pip install tokenizers") from error
+        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+        self._added = added_tokens(variant)
+        known = self._tokenizer.token_to_id(TEXT_TOKEN)
+        self.text_size = self._tokenizer.get_vocab_size() if known is None else known
+        self._ids = {token: self.text_size + index for index, token in enumerate(self._added)}
+        self._split = re.compile("(" + "|".join(map(re.escape, self._added)) + ")")
+        self.bos_id = self._special(special.get("bos_token") or "<|begin_of_text|>")
+        self.eos_id = self._special(special.get("eos_token") or "<|end_of_text|>")
+        self.fingerprint = hashlib.sha256(serialized.encode() + variant.encode()).hexdigest()
+
+    def _special(self, token: str) -> int:
+        index = self._tokenizer.token_to_id(token)
+        if index is None:
+            raise VocabularyError(
+                f"{_TOKENIZERS_FILE} has no token {token!r}; name bos_token and eos_token in tokenizer_config.json"
+            )
+        return index
+
+    def encode(self, string: str) -> list[int]:
+        ids: list[int] = []
+        for part in self._split.split(string):
+            if part in self._ids:
+                ids.append(self._ids[part])
+            elif part:
+                ids += self._tokenizer.encode(part, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, strings: list[str]) -> list[list[int]]:
+        return [self.encode(string) for string in strings]
+
+    def decode(self, ids: list[int]) -> str:
+        parts, text = [], []
+        for index in [*ids, None]:
+            if index is not None and index < self.text_size:
+                text.append(index)
+                continue
+            parts.append(self._tokenizer.decode(text, skip_special_tokens=True))
+            text = []
+            if index is not None:
+                parts.append(self._added[index - self.text_size])
+        return "".join(parts)
+
+
+class Vocabulary:
+    """A text tokenizer extended by the tokens of Spirit LM Base or Expressive; see the module for the ids.
+
+    Attributes:
+        variant: "base" or "expressive".
+        text_size: number of text pieces, which is also the id of `[Text]`.
+        text_id, speech_id: ids of `[Text]` and `[Speech]`.
+        hubert_offset, pitch_offset, style_offset: id of `[Hu0]`, `[Pi0]`, `[St0]`; the last two None for Base.
+        size, padded_size: number of ids in use, and that rounded up to a multiple of 128: rows of the embedding.
+        bos_id, eos_id: begin and end of a document.
+        prefix: ids that open every document: `<s>` and the lone dummy space that SentencePiece puts before `[Text]`.
+        token_kinds: int8 [padded_size], an index into `KINDS` for each id.
+        fingerprint: sha256 of everything that decides the ids; two vocabularies with the same one are the same.
+    """
+
+    def __init__(self, tokenizer: _TextTokenizer, variant: Variant, files: dict[str, bytes]):
+        self._tokenizer, self._files = tokenizer, files
+        self.variant = variant
+        self.text_size = tokenizer.text_size
+        self.text_id, self.speech_id = self.text_size, self.text_size + 1
+        self.streams = _STREAMS[variant]
+        sizes = [speech_units.SIZES[stream] for stream in self.streams]
+        starts = self.text_size + 2 + np.concatenate([[0], np.cumsum(sizes)])
+        self.size = int(starts[-1])
+        self.padded_size = -(-self.size // _ROUND_TO) * _ROUND_TO
+        self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
+        self.prefix = [self.bos_id, *tokenizer.dummy_prefix]
+        self.fingerprint = tokenizer.fingerprint
+        self._offsets = starts[:-1].astype(np.int32)
+        self.hubert_offset = int(starts[0])
+        self.pitch_offset, self.style_offset = (int(starts[1]), int(starts[2])) if len(sizes) == 3 else (None, None)
+        self.token_kinds = np.full(self.padded_size, KINDS.index("control"), np.int8)
+        self.token_kinds[: self.text_size] = KINDS.index("text")
+        self.token_kinds[[self.bos_id, self.eos_id]] = KINDS.index("control")
+        for stream, start, size in zip(self.streams, starts, sizes, strict=False):
+            self.token_kinds[start : start + size] = 1 + stream
+
+    @classmethod
+    def load(cls, directory: str | os.PathLike, variant: Variant | None = None) -> "Vocabulary":
+        """Read a Hugging Face tokenizer directory, released, trained here, or a plain Llama's, which is then extended.
+
+        Args:
+            directory: holds `tokenizer.model` (SentencePiece) or `tokenizer.json` (Llama 3).
+            variant: needed for a plain Llama tokenizer; otherwise what the files say.
+
+        Raises:
+            VocabularyError: no tokenizer there, or its added tokens are not those of the variant.
+        """
+        directory = pathlib.Path(directory)
+        files = {}
+        for name in (_SENTENCEPIECE_FILE, _TOKENIZERS_FILE, *_COMPANIONS):
+            if (directory / name).is_file():
+                files[name] = (directory / name).read_bytes()
+        if _SENTENCEPIECE_FILE not in files and _TOKENIZERS_FILE not in files:
+            raise VocabularyError(f"{directory}: neither {_SENTENCEPIECE_FILE} nor {_TOKENIZERS_FILE} there")
+        try:
+            return cls._from_files(files, variant)
+        except (VocabularyError, ValueError, RuntimeError) as error:
+            raise VocabularyError(f"{directory}: {error}") from error
+
+    @classmethod
+    def _from_files(cls, files: dict[str, bytes], variant: Variant | None) -> "Vocabulary":
+        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        found = _variant_of(files, config)
+        if variant is None and found is None:
+            raise VocabularyError("a tokenizer without speech tokens: say variant='base' or 'expressive' to extend it")
+        if None not in (variant, found) and variant != found:
+            raise VocabularyError(f"the tokenizer is Spirit LM {found}'s, asked for was {variant}")
+        variant = found or variant
+        if _SENTENCEPIECE_FILE in files:
+            tokenizer = _SentencePiece(files[_SENTENCEPIECE_FILE], variant)
+            _check_added_ids(config, tokenizer.text_size, variant)
+        else:
+            names = {
+                key: value["content"] if isinstance(value, dict) else value
+                for key, value in config.items()
+                if key in ("bos_token", "eos_token")
+            }
+            tokenizer = _ByteLevelBPE(files[_TOKENIZERS_FILE].decode(), names, variant)
+        return cls(tokenizer, variant, files)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], size: int, variant: Variant = "expressive") -> "Vocabulary":
+        """Train a SentencePiece model with Llama 2's settings (BPE, byte fallback, single digits) and extend it.
+
+        Args:
+            texts: the training text, one document each.
+            size: text pieces; at least 259 plus the different characters of the text.
+
+        Raises:
+            VocabularyError: the text does not give that many pieces.
+        """
+        model = io.BytesIO()
+        lines = (line for text in texts for line in text.splitlines() if line.strip())
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines,
+                model_writer=model,
+                vocab_size=size,
+                model_type="bpe",
+                byte_fallback=True,
+                split_digits=True,
+                character_coverage=0.9999,
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                num_threads=1,  # the same pieces on every machine
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise VocabularyError(f"cannot train {size} text pieces on this text: {reason}") from error
+        tokenizer = _SentencePiece(model.getvalue(), variant)
+        config = {
+            "tokenizer_class": "LlamaTokenizer",
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "clean_up_tokenization_spaces": False,
+            "legacy": False,
+        }
+        files = {_SENTENCEPIECE_FILE: tokenizer.model, "tokenizer_config.json": json.dumps(config, indent=1).encode()}
+        return cls(tokenizer, variant, files)
+
+    def save(self, directory: str | os.PathLike) -> None:
+        """Write the tokenizer's files, those of a loaded one unchanged; whole or not at all.
+
+        Raises:
+            FileExistsError: the directory is there already.
+        """
+        directory = pathlib.Path(directory)
+        if directory.exists():
+            raise FileExistsError(f"{directory} exists; remove it or choose another")
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        part = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+        try:
+            part.chmod(0o755)
+            for name, content in self._files.items():
+                (part / name).write_bytes(content)
+            os.rename(part, directory)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+
+    def unit_ids(self, units: SpeechUnits) -> Int[np.ndarray, "N"]:
+        """Ids of speech, deduplicated and merged, by arithmetic; Base leaves pitch and style out. int32 [N]."""
+        if self.variant == "base":
+            units = units.without_expression()
+        kinds, values = units.merged()
+        return self._offsets[kinds] + values
+
+    def units_of(self, ids: Sequence[int] | Int[np.ndarray, "N"]) -> SpeechUnits:
+        """Aligned units (see `SpeechUnits`) out of unit ids.
+
+        Raises:
+            VocabularyError: an id that is no unit's.
+        """
+        ids = np.asarray(ids, np.int64)
+        kinds = np.searchsorted(self._offsets, ids, side="right") - 1
+        strange = (ids < self._offsets[0]) | (ids >= self.size)
+        if strange.any():
+            raise VocabularyError(
+                f"id {int(ids[strange][0])} at position {int(np.argmax(strange))} is not a speech unit"
+            )
+        return SpeechUnits.from_tokens(kinds.astype(np.uint8), (ids - self._offsets[kinds]).astype(np.int32))
+
+    def encode_text(self, text: str) -> list[int]:
+        """Pieces of text as it stands after a special token: no `<s>`, no dummy space before the first word."""
+        return self._tokenizer.encode(TEXT_TOKEN + text)[len(self.prefix) :]
+
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """`encode_text` of many texts in one call."""
+        return [ids[len(self.prefix) :] for ids in self._tokenizer.encode_batch([TEXT_TOKEN + text for text in texts])]
+
+    def encode(self, string: str) -> list[int]:
+        """Ids of a string with or without tokens in brackets, `<s>` first, exactly as the released tokenizer gives them."""
+        return [self.bos_id, *self._tokenizer.encode(string)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The string of ids, without `<s>`, `</s>` and rows that only pad the embedding."""
+        return self._tokenizer.decode(
+            [int(index) for index in ids if index < self.size and index not in (self.bos_id, self.eos_id)]
+        )
+
+
+def _variant_of(files: dict[str, bytes], config: dict) -> Variant | None:
+    """The variant whose tokens the files hold, None for a plain text tokenizer."""
+    tokens = {entry["content"] for entry in config.get("added_tokens_decoder", {}).values()}
+    if _SENTENCEPIECE_FILE in files:
+        model = sentencepiece_model_pb2.ModelProto.FromString(files[_SENTENCEPIECE_FILE])
+        tokens |= {piece.piece for piece in model.pieces[-speech_units.SIZES[0] :]} | {
+            TEXT_TOKEN for piece in model.pieces if piece.piece == TEXT_TOKEN
+        }
+    elif _TOKENIZERS_FILE in files:
+        tokens |= {entry["content"] for entry in json.loads(files[_TOKENIZERS_FILE]).get("added_tokens", [])}
+    if TEXT_TOKEN not in tokens:
+        return None
+    return "expressive" if "[Pi0]" in tokens else "base"
+
+
+def _check_added_ids(config: dict, text_size: int, variant: Variant) -> None:
+    """Ids that a Hugging Face config gives to added tokens must be those that arithmetic gives."""
+    expected = {token: text_size + index for index, token in enumerate(added_tokens(variant))}
+    for index, entry in config.get("added_tokens_decoder", {}).items():
+        if expected.get(entry["content"], int(index)) != int(index):
+            raise VocabularyError(
+                f"tokenizer_config.json gives {entry['content']} id {index}, expected {expected[entry['content']]}"
+            )
