@@ -1,0 +1,404 @@
+"""The Llama language model in `flax.linen`.
+
+Parameters are plain nested dicts at every boundary, layers stacked along a leading axis whether they are scanned or
+unrolled, so one checkpoint serves both:
+
+    embed_tokens [V, D]
+    layers/input_layernorm/weight [L, D]          layers/post_attention_layernorm/weight [L, D]
+    layers/self_attn/{q_proj [L, D, N, H], k_proj, v_proj [L, D, K, H], o_proj [L, N, H, D]}
+    layers/mlp/{gate_proj, up_proj [L, D, F], down_proj [L, F, D]}
+    norm/weight [D]
+    lm_head [D, V]                                 (absent when the head is tied to embed_tokens)
+
+Logical axes of weights: layers, vocab, embed, heads, kv_heads, head_dim, mlp. Of activations: batch, sequence,
+activation_embed, activation_heads, activation_kv_heads, activation_mlp, activation_vocab, head_dim, and cache_sequence
+of the KV cache. `spirit_jax.parallel` maps them to mesh axes.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from spirit_jax.models.attention import attention
+
+Params = dict[str, Any]
+
+DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+# What the backward pass finds saved; the rest it recomputes. None: everything is saved, nothing recomputed.
+REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
+    "none": None,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """Llama-3's stretching of the rotary wavelengths to a longer context ("llama3" in Hugging Face)."""
+
+    factor: float = 8.0
+    """Long wavelengths are multiplied by this."""
+    low_freq_factor: float = 1.0
+    """Wavelengths above original_max_position_embeddings / low_freq_factor are long: stretched in full."""
+    high_freq_factor: float = 4.0
+    """Wavelengths below original_max_position_embeddings / high_freq_factor are short: left alone."""
+    original_max_position_embeddings: int = 8192
+    """Context, in tokens, that the model was first trained with."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ValueError(
+                f"rope_scaling: low_freq_factor {self.low_freq_factor} must be positive and below high_freq_factor "
+                f"{self.high_freq_factor}"
+            )
+        if self.factor <= 0 or self.original_max_position_embeddings <= 0:
+            raise ValueError("rope_scaling: factor and original_max_position_embeddings must be positive")
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Shape and numerics of a Llama; the names are Hugging Face's. The defaults are Llama-2 7B's."""
+
+    vocab_size: int = 32000
+    """Rows of the embedding and of the head, padding rows included."""
+    hidden_size: int = 4096
+    """Width of the residual stream."""
+    intermediate_size: int = 11008
+    """Width of the feed-forward layer."""
+    num_hidden_layers: int = 32
+    """Number of blocks."""
+    num_attention_heads: int = 32
+    """Query heads."""
+    num_key_value_heads: int = 32
+    """Key-value heads; each serves num_attention_heads / num_key_value_heads query heads."""
+    head_dim: int | None = None
+    """Size of a head; null means hidden_size / num_attention_heads."""
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square in every RMSNorm."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position embedding."""
+    rope_scaling: RopeScaling | None = None
+    """Llama-3's stretching of the rotary wavelengths; null for none."""
+    max_position_embeddings: int = 4096
+    """Longest sequence, in tokens, that the model is meant for."""
+    tie_word_embeddings: bool = False
+    """Use the embedding as the head."""
+    initializer_range: float = 0.02
+    """Standard deviation of the normal distribution that weight matrices start from."""
+    dtype: str = "float32"
+    """Type that matrices are multiplied in: float32 or bfloat16. Norms, softmax and losses are float32 always."""
+    param_dtype: str = "float32"
+    """Type that parameters are kept in: float32 or bfloat16."""
+    remat: str = "none"
+    """What the backward pass recomputes: none, dots (all but the matrix products of the weights), full (everything)."""
+    scan_layers: bool = True
+    """Compile one block and loop over it; false unrolls the layers: slower to compile, sometimes faster to run."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+            "rope_theta",
+            "initializer_range",
+        ):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {self.num_attention_heads}: "
+                "change one, or set head_dim"
+            )
+        if self.head_size <= 0 or self.head_size % 2:
+            raise ValueError(f"the size of a head must be even for rotary embeddings, found {self.head_size}")
+        for name, table in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT_POLICIES)):
+            if getattr(self, name) not in table:
+                raise ValueError(f"{name} must be one of {', '.join(table)}, found {getattr(self, name)!r}")
+
+    @property
+    def head_size(self) -> int:
+        """`head_dim`, or what it defaults to."""
+        return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the tokens so far: the token at position p of row b lives in slot p of row b.
+
+    So rows may have different lengths, and a prompt padded on the right needs no mask: no query looks past its own
+    position, and decoding overwrites the padding's slots before it reaches them.
+    """
+
+    k_lbskh: Float[Array, "L B S K H"]
+    v_lbskh: Float[Array, "L B S K H"]
+
+    def write(
+        self,
+        layer: Int[Array, ""],
+        positions_bt: Int[Array, "B T"],
+        k_btkh: Float[Array, "B T K H"],
+        v_btkh: Float[Array, "B T K H"],
+    ) -> "KVCache":
+        """The cache with these tokens stored; positions below 0 or beyond the last slot are not stored."""
+        slots_bt = jnp.where(positions_bt < 0, self.k_lbskh.shape[2], positions_bt)
+        rows_b1 = jnp.arange(positions_bt.shape[0])[:, None]
+        return KVCache(
+            self.k_lbskh.at[layer, rows_b1, slots_bt].set(k_btkh, mode="drop"),
+            self.v_lbskh.at[layer, rows_b1, slots_bt].set(v_btkh, mode="drop"),
+        )
+
+
+def init_cache(config: LlamaConfig, batch: int, length: int) -> KVCache:
+    """An empty cache of `length` slots for each of `batch` rows, in the compute dtype."""
+    shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_size)
+    return KVCache(jnp.zeros(shape, DTYPES[config.dtype]), jnp.zeros(shape, DTYPES[config.dtype]))
+
+
+def rope_frequencies(config: LlamaConfig) -> Float[Array, " H/2"]:
+    """Angle in radians by which each pair of a head's features turns from one position to the next, float32."""
+    half = config.head_size // 2
+    frequencies = config.rope_theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    if config.rope_scaling is None:
+        return frequencies
+    scaling = config.rope_scaling
+    # Turns that a pair makes within the original context: few are stretched, many are kept, between them a blend.
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    keep = jnp.clip(keep, 0, 1)
+    return frequencies * (keep + (1 - keep) / scaling.factor)
+
+
+def rotary_embedding(
+    config: LlamaConfig, positions_bt: Int[Array, "B T"]
+) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
+    """Cosine and sine, float32, of the angle of each position and pair of features."""
+    angles = positions_bt[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rotary(
+    x_btnh: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H/2"], sin: Float[Array, "B T 1 H/2"]
+) -> Float[Array, "B T N H"]:
+    """Turn the pairs (i, i + H/2) of each head: Hugging Face's half-rotation layout."""
+    first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_btnh.dtype)
+
+
+def _weight(
+    module: nn.Module, config: LlamaConfig, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> Float[Array, "..."]:
+    """Declare a weight matrix with its logical axes; returned in the compute dtype."""
+    init = nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), axes)
+    return module.param(name, init, shape, DTYPES[config.param_dtype]).astype(DTYPES[config.dtype])
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 and returned in the dtype of x."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x_btd: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
+        weight_d = self.param("weight", init, (x_btd.shape[-1],), DTYPES[self.config.param_dtype])
+        x = x_btd.astype(jnp.float32)
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return (x * weight_d).astype(x_btd.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x_btd: Float[Array, "B T D"],
+        rotary: tuple[Array, Array],
+        positions_bt: Int[Array, "B T"],
+        segment_ids_bt: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+        layer: Int[Array, ""] | int = 0,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        c = self.config
+        d, n, k, h = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_size
+        wq = _weight(self, c, "q_proj", (d, n, h), ("embed", "heads", "head_dim"))
+        wk = _weight(self, c, "k_proj", (d, k, h), ("embed", "kv_heads", "head_dim"))
+        wv = _weight(self, c, "v_proj", (d, k, h), ("embed", "kv_heads", "head_dim"))
+        wo = _weight(self, c, "o_proj", (n, h, d), ("heads", "head_dim", "embed"))
+
+        kv_axes = ("batch", "sequence", "activation_kv_heads", "head_dim")
+        q_btnh = apply_rotary(jnp.einsum("btd,dnh->btnh", x_btd, wq), *rotary)
+        q_btnh = nn.with_logical_constraint(q_btnh, ("batch", "sequence", "activation_heads", "head_dim"))
+        k_btkh = apply_rotary(jnp.einsum("btd,dkh->btkh", x_btd, wk), *rotary)
+        k_btkh = nn.with_logical_constraint(k_btkh, kv_axes)
+        v_btkh = nn.with_logical_constraint(jnp.einsum("btd,dkh->btkh", x_btd, wv), kv_axes)
+
+        with jax.named_scope("attention"):
+            if cache is None:
+                out_btnh = attention(q_btnh, k_btkh, v_btkh, segment_ids_bt=segment_ids_bt)
+            else:
+                cache = cache.write(layer, positions_bt, k_btkh, v_btkh)
+                out_btnh = attention(q_btnh, cache.k_lbskh[layer], cache.v_lbskh[layer], slots_bt=positions_bt)
+        return jnp.einsum("btnh,nhd->btd", out_btnh, wo), cache
+
+
+class MLP(nn.Module):
+    """SwiGLU feed-forward layer."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+        c = self.config
+        d, f = c.hidden_size, c.intermediate_size
+        gate = _weight(self, c, "gate_proj", (d, f), ("embed", "mlp"))
+        up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
+        down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
+        hidden_btf = nn.silu(x_btd @ gate) * (x_btd @ up)
+        hidden_btf = nn.with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
+        return hidden_btf @ down
+
+
+class Block(nn.Module):
+    """One layer: attention and feed-forward, each on a normed copy of the residual stream and added to it."""
+
+    config: LlamaConfig
+
+    @nn.compact
+    def __call__(self, carry, layer, rotary, positions_bt, segment_ids_bt):
+        """Carry is (residual stream [B, T, D], KV cache of all layers or None), as `nn.scan` wants it."""
+        x_btd, cache = carry
+        normed = RMSNorm(self.config, name="input_layernorm")(x_btd)
+        update, cache = Attention(self.config, name="self_attn")(
+            normed, rotary, positions_bt, segment_ids_bt, cache, layer
+        )
+        x_btd = _residual(x_btd + update)
+        update = MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x_btd))
+        return (_residual(x_btd + update), cache), None
+
+
+def _residual(x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
+    return nn.with_logical_constraint(x_btd, ("batch", "sequence", "activation_embed"))
+
+
+class Llama(nn.Module):
+    """Token ids to final hidden states, and those to logits. `Llama(config).apply({"params": params}, tokens_bt)`."""
+
+    config: LlamaConfig
+
+    def setup(self) -> None:
+        c = self.config
+        self.embed_tokens = _weight(self, c, "embed_tokens", (c.vocab_size, c.hidden_size), ("vocab", "embed"))
+        block = Block
+        if REMAT_POLICIES[c.remat] is not None:
+            # Inside a loop nothing can be merged across iterations anyway; unrolled, XLA must be kept from undoing it.
+            block = nn.remat(block, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=c.num_hidden_layers,
+            unroll=1 if c.scan_layers else c.num_hidden_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c)
+        self.norm = RMSNorm(c)
+        if not c.tie_word_embeddings:
+            self.lm_head = _weight(self, c, "lm_head", (c.hidden_size, c.vocab_size), ("embed", "vocab"))
+
+    def __call__(
+        self,
+        tokens_bt: Int[Array, "B T"],
+        positions_bt: Int[Array, "B T"] | None = None,
+        segment_ids_bt: Int[Array, "B T"] | None = None,
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """Hidden states after the final norm, in the compute dtype, and the cache with these tokens in it.
+
+        Args:
+            tokens_bt: ids; an id outside the vocabulary gives NaN rather than some other row.
+            positions_bt: position of each token in its document; None means 0, 1, 2, ... in every row.
+            segment_ids_bt: document of each token in a packed row, 0 for padding; None means one document a row.
+            cache: keys and values of the tokens before these (`init_cache`). A row is then one document, and a token
+                at position p is stored in slot p and sees slots 0..p; a position below 0 is not stored, and its
+                output means nothing: so rows may be idle or padded.
+        """
+        if cache is not None and segment_ids_bt is not None:
+            raise ValueError("a row of the KV cache holds one document: segment_ids_bt and cache exclude each other")
+        if positions_bt is None:
+            positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
+        x_btd = _residual(jnp.take(self.embed_tokens, tokens_bt, axis=0, mode="fill"))
+        rotary = rotary_embedding(self.config, positions_bt)
+        layers = jnp.arange(self.config.num_hidden_layers)
+        (x_btd, cache), _ = self.layers((x_btd, cache), layers, rotary, positions_bt, segment_ids_bt)
+        return self.norm(x_btd), cache
+
+    def logits(self, hidden_btd: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        """Scores of the next token, float32, from the final hidden states."""
+        head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
+        logits = jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
+        return nn.with_logical_constraint(logits, ("batch", "sequence", "activation_vocab"))
+
+
+def _init(config: LlamaConfig, key: Array) -> Params:
+    """Parameters still in flax's boxes, which carry the logical axes."""
+    return Llama(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def init_params(config: LlamaConfig, key: Array) -> Params:
+    """Fresh random parameters as plain nested dicts; pure, so it can be jitted with `out_shardings`."""
+    return nn.unbox(_init(config, key))
+
+
+def abstract_params(config: LlamaConfig) -> Params:
+    """Shapes and dtypes of the parameters; takes no memory."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def logical_axes(config: LlamaConfig) -> Params:
+    """The tree of parameters with a tuple of logical axis names in the place of each array."""
+    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+    return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
+    """The matrix that takes final hidden states to logits, whether the head is tied or not."""
+    return params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
+
+
+def parameter_count(config: LlamaConfig) -> int:
+    """Number of parameters, embedding and head included (a tied head counts once)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def flops_per_token(config: LlamaConfig, sequence_length: int) -> float:
+    """Floating-point operations that training spends on a token, forward and backward; recomputation not counted.
+
+    6 for each weight of a matrix product (2 forward, 4 backward; the head counts, the embedding is a lookup), plus the
+    two products of attention over the (sequence_length + 1) / 2 keys that a causal query sees on average.
+    """
+    c = config
+    attention_weights = 2 * c.hidden_size * c.head_size * (c.num_attention_heads + c.num_key_value_heads)
+    layer_weights = attention_weights + 3 * c.hidden_size * c.intermediate_size
+    weights = c.num_hidden_layers * layer_weights + c.hidden_size * c.vocab_size
+    keys = (sequence_length + 1) / 2
+    return 6 * weights + 12 * c.num_hidden_layers * c.num_attention_heads * c.head_size * keys

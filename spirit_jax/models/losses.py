@@ -1,0 +1,112 @@
+"""Next-token cross entropy straight from hidden states: the logits of all positions never exist at once."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+
+class TokenLosses(NamedTuple):
+    """What `next_token_losses` returns, all float32. Gradients flow through `loss` alone."""
+
+    loss: Float[Array, ""]
+    """Sum over tokens of weight * (nll + z_loss * logsumexp**2): divide by the global count of tokens."""
+    nll_bt: Float[Array, "B T"]
+    """Negative log-likelihood of each target, in nats."""
+    logsumexp_bt: Float[Array, "B T"]
+    """Logarithm of the softmax's denominator."""
+    correct_bt: Bool[Array, "B T"]
+    """Whether no other token has a higher score than the target."""
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def next_token_losses(
+    hidden_btd: Float[Array, "B T D"],
+    head_dv: Float[Array, "D V"],
+    targets_bt: Int[Array, "B T"],
+    weights_bt: Float[Array, "B T"],
+    z_loss: float = 0.0,
+    chunk: int = 512,
+) -> TokenLosses:
+    """Cross entropy of `targets_bt` under softmax(hidden_btd @ head_dv), weighted and summed, in float32.
+
+    Works through the sequence `chunk` positions of every row at a time, so at most B * chunk * V logits exist. Under
+    differentiation the gradient is taken in the same pass, while a chunk's logits are at hand, instead of computing
+    them again: only the gradients of the hidden states and of the head are kept for the backward pass.
+
+    Args:
+        head_dv: multiplied in the dtype of the hidden states, accumulated in float32.
+        weights_bt: weight of each position in the sum; 0 where there is nothing to learn (padding).
+        z_loss: coefficient of the squared logsumexp, which keeps the logits from drifting.
+    """
+    return _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients=False)[0]
+
+
+def _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients):
+    """The losses and, if asked for, the gradients of their sum by hidden_btd (its dtype) and head_dv (float32)."""
+    b, t, d = hidden_btd.shape
+    head = head_dv.astype(hidden_btd.dtype)
+    weights_bt = weights_bt.astype(jnp.float32)
+
+    def step(head_gradient, inputs):
+        h_bcd, targets_bc, weights_bc = inputs
+        with jax.named_scope("logits"):
+            logits_bcv = jnp.einsum("bcd,dv->bcv", h_bcd, head, preferred_element_type=jnp.float32)
+        highest_bc = jnp.max(logits_bcv, axis=-1)
+        exp_bcv = jnp.exp(logits_bcv - highest_bc[..., None])
+        total_bc = jnp.sum(exp_bcv, axis=-1)
+        logsumexp_bc = highest_bc + jnp.log(total_bc)
+        target_logit_bc = jnp.take_along_axis(logits_bcv, targets_bc[..., None], axis=-1)[..., 0]
+        losses = (logsumexp_bc - target_logit_bc, logsumexp_bc, target_logit_bc >= highest_bc)
+        if not gradients:
+            return None, (losses, None)
+        with jax.named_scope("logits_gradient"):
+            scale_bc = weights_bc * (1 + 2 * z_loss * logsumexp_bc) / total_bc
+            target_bcv = jnp.arange(logits_bcv.shape[-1]) == targets_bc[..., None]
+            gradient_bcv = exp_bcv * scale_bc[..., None] - jnp.where(target_bcv, weights_bc[..., None], 0)
+            gradient_bcv = gradient_bcv.astype(h_bcd.dtype)
+            h_gradient_bcd = jnp.einsum("bcv,dv->bcd", gradient_bcv, head)
+            head_gradient += jnp.einsum("bcd,bcv->dv", h_bcd, gradient_bcv, preferred_element_type=jnp.float32)
+        return head_gradient, (losses, h_gradient_bcd)
+
+    chunk = min(chunk, t)
+    count = -(-t // chunk)
+
+    def split(x):
+        """[B, T, ...] to [chunks, B, chunk, ...]; the positions added at the end have weight 0."""
+        x = jnp.pad(x, [(0, 0), (0, count * chunk - t)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(b, count, chunk, *x.shape[2:]), 1, 0)
+
+    def join(x):
+        return jnp.moveaxis(x, 0, 1).reshape(b, count * chunk, *x.shape[3:])[:, :t]
+
+    head_gradient = jnp.zeros(head_dv.shape, jnp.float32) if gradients else None
+    inputs = (split(hidden_btd), split(targets_bt), split(weights_bt))
+    head_gradient, (losses, h_gradient) = jax.lax.scan(step, head_gradient, inputs)
+    nll_bt, logsumexp_bt, correct_bt = map(join, losses)
+    loss = jnp.sum(weights_bt * (nll_bt + z_loss * logsumexp_bt**2))
+    return TokenLosses(loss, nll_bt, logsumexp_bt, correct_bt), (join(h_gradient) if gradients else None, head_gradient)
+
+
+def _next_token_losses_fwd(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk):
+    losses, (h_gradient, head_gradient) = _forward(
+        hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients=True
+    )
+    token_loss_bt = losses.nll_bt + z_loss * losses.logsumexp_bt**2
+    return losses, (h_gradient, head_gradient.astype(head_dv.dtype), token_loss_bt.astype(weights_bt.dtype))
+
+
+def _next_token_losses_bwd(z_loss, chunk, residuals, cotangents):
+    h_gradient, head_gradient, token_loss_bt = residuals
+    scale = cotangents.loss
+    return (
+        (h_gradient * scale).astype(h_gradient.dtype),
+        (head_gradient * scale).astype(head_gradient.dtype),
+        None,
+        (token_loss_bt * scale).astype(token_loss_bt.dtype),
+    )
+
+
+next_token_losses.defvjp(_next_token_losses_fwd, _next_token_losses_bwd)
