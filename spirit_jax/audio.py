@@ -21,7 +21,7 @@ class AudioError(ValueError):
 
 def load_audio(
     source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE, *, resampler: str = "sinc"
-) -> Float[np.ndarray, "R"]:
+) -> Float[np.ndarray, " R"]:
     """Read a WAV, FLAC, OGG or MP3 file as mono at `sample_rate`.
 
     Args:
@@ -57,7 +57,7 @@ def load_audio(
     return resample[resampler](audio, rate, sample_rate).astype(np.float32, copy=False)
 
 
-def save_audio(path: str | os.PathLike, audio: Float[np.ndarray, "R"], sample_rate: int = SAMPLE_RATE) -> None:
+def save_audio(path: str | os.PathLike, audio: Float[np.ndarray, " R"], sample_rate: int = SAMPLE_RATE) -> None:
     """Write mono audio, float32 [R] in [-1, 1] (clipped), as 16-bit WAV, FLAC or OGG by the suffix; whole or not at all.
 
     Raises:
@@ -77,7 +77,7 @@ def save_audio(path: str | os.PathLike, audio: Float[np.ndarray, "R"], sample_ra
     os.replace(part, path)
 
 
-def resample_sinc(audio: Float[np.ndarray, "R"], original: int, target: int) -> Float[np.ndarray, "R2"]:
+def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:
     """Resample with the windowed sinc that the reference uses (torchaudio's default; FORMATS.md section 1).
 
     Hann window, 6 zero crossings, roll-off 0.99, polyphase over the reduced ratio; ceil(target * R / original) samples.

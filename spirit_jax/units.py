@@ -43,7 +43,7 @@ def _as_units(values, stream: int) -> np.ndarray:
     units = np.asarray(values)
     if units.ndim != 1 or not (units.size == 0 or np.issubdtype(units.dtype, np.integer)):
         raise UnitError(f"{NAMES[stream]} units must be a 1-D array of integers, found {units.dtype} {units.shape}")
-    if units.size and not (0 <= units.min() and units.max() < SIZES[stream]):
+    if units.size and not (units.min() >= 0 and units.max() < SIZES[stream]):
         raise UnitError(
             f"{NAMES[stream]} units must lie in 0..{SIZES[stream] - 1}, found {int(units.min())}..{int(units.max())}"
         )
@@ -62,9 +62,9 @@ class SpeechUnits:
         UnitError: a stream is not 1-D or holds a value outside its range (0..500, 0..63, 0..99).
     """
 
-    hubert: Int[np.ndarray, "H"]
-    pitch: Int[np.ndarray, "P"] | None = None
-    style: Int[np.ndarray, "S"] | None = None
+    hubert: Int[np.ndarray, " H"]
+    pitch: Int[np.ndarray, " P"] | None = None
+    style: Int[np.ndarray, " S"] | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "hubert", _as_units(self.hubert, HUBERT))
@@ -120,7 +120,7 @@ class SpeechUnits:
             )
         return SpeechUnits(self.hubert[first:last], pitch, style)
 
-    def merged(self) -> tuple[Int[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+    def merged(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
         """Deduplicated tokens of all streams in the order of their start times.
 
         A HuBERT or pitch unit equal to its predecessor is dropped; style units all stay. Unit i of a stream starts at
@@ -156,7 +156,7 @@ class SpeechUnits:
         return "".join(f"[{NAMES[kind]}{value}]" for kind, value in zip(kinds.tolist(), values.tolist(), strict=True))
 
     @classmethod
-    def from_tokens(cls, kinds: Int[np.ndarray, "N"], values: Int[np.ndarray, "N"]) -> "SpeechUnits":
+    def from_tokens(cls, kinds: Int[np.ndarray, " N"], values: Int[np.ndarray, " N"]) -> "SpeechUnits":
         """Aligned units out of merged tokens, the inverse of `merged` up to durations.
 
         Every HuBERT token takes the pitch and the style in force; HuBERT tokens before the first pitch or style take that

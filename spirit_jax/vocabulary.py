@@ -295,14 +295,14 @@ class Vocabulary:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def unit_ids(self, units: SpeechUnits) -> Int[np.ndarray, "N"]:
+    def unit_ids(self, units: SpeechUnits) -> Int[np.ndarray, " N"]:
         """Ids of speech, deduplicated and merged, by arithmetic; Base leaves pitch and style out. int32 [N]."""
         if self.variant == "base":
             units = units.without_expression()
         kinds, values = units.merged()
         return self._offsets[kinds] + values
 
-    def units_of(self, ids: Sequence[int] | Int[np.ndarray, "N"]) -> SpeechUnits:
+    def units_of(self, ids: Sequence[int] | Int[np.ndarray, " N"]) -> SpeechUnits:
         """Aligned units (see `SpeechUnits`) out of unit ids.
 
         Raises:
