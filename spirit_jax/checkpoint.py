@@ -1,0 +1,184 @@
+"""Our checkpoint directory: `config.json`, `tokenizer/`, `llm/` (Orbax) and the parts under `speech_tokenizer/` (DESIGN.md).
+
+Converted weights, a training run and any single step of it are all such a directory. Any part may be missing; asking for it
+says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/` and finds the rest in `RUN`.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+CONFIG = "config.json"
+TOKENIZER = "tokenizer"
+LLM = "llm"
+SPEECH_TOKENIZER = "speech_tokenizer"
+STEPS = "checkpoints"
+
+_ARRAYS = "params.safetensors"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint directory, part or array that is missing or is not what was expected; the message names it."""
+
+
+@contextlib.contextmanager
+def new_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
+    """A directory that appears whole or not at all: write into the yielded path, it is renamed to `path` at the end.
+
+    Raises:
+        FileExistsError: `path` is there and `overwrite` is not said.
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; remove it, choose another, or say that it may be overwritten")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    try:
+        part.chmod(0o755)
+        yield part
+        if path.exists():
+            discarded = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            os.rename(path, discarded / path.name)
+            os.rename(part, path)
+            shutil.rmtree(discarded)
+        else:
+            os.rename(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def write_file(path: str | os.PathLike, content: str | bytes) -> None:
+    """Write a file whole or not at all, replacing one that is there."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    os.replace(part, path)
+
+
+def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
+    """The path of a part (`CONFIG`, `TOKENIZER`, `speech_tokenizer/pitch`, ...), looked for in a step's run too.
+
+    Raises:
+        CheckpointError: no such directory, or no such part in it; says what is there.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise CheckpointError(f"{directory}: no such checkpoint directory")
+    places = [directory]
+    if directory.resolve().parent.name == STEPS:
+        places.append(directory.resolve().parents[1])
+    for place in places:
+        if (place / part).exists():
+            return place / part
+    present = sorted(path.name for path in directory.iterdir() if not path.name.startswith((".", "_")))
+    hint = ""
+    if part == LLM and (directory / STEPS).is_dir():
+        hint = f"; it is a training run: name one of its steps, {directory / STEPS}/STEP"
+    raise CheckpointError(
+        f"{' and '.join(map(str, places))}: no {part} there, only {', '.join(present) or 'nothing'}{hint}"
+    )
+
+
+def latest_step(run: str | os.PathLike) -> pathlib.Path | None:
+    """The newest complete step of a training run, None where there is none yet."""
+    steps = pathlib.Path(run) / STEPS
+    complete = (
+        [path for path in steps.iterdir() if path.name.isdigit() and (path / LLM).is_dir()] if steps.is_dir() else []
+    )
+    return max(complete, key=lambda path: int(path.name), default=None)
+
+
+def read_config(directory: str | os.PathLike) -> dict[str, Any]:
+    """The config of a checkpoint directory: at least `model` (the Llama's fields) and `variant`.
+
+    Raises:
+        CheckpointError: there is none, or it is not JSON.
+    """
+    path = find(directory, CONFIG)
+    try:
+        return json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not JSON ({error})") from error
+
+
+def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
+    """The language model's parameters, straight into their shards.
+
+    Args:
+        directory: a step or a converted checkpoint.
+        abstract_params: a tree of `jax.ShapeDtypeStruct`, each with a sharding.
+
+    Raises:
+        CheckpointError: no `llm/` there, or its tree or a shape differs from the one asked for; names the first.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    find(directory, LLM)
+    stored = ocp.checkpointables_metadata(directory).metadata[LLM]
+    _compare_trees(f"{directory}/{LLM}", stored, abstract_params)
+    return ocp.load_checkpointables(directory, {LLM: abstract_params})[LLM]
+
+
+def _compare_trees(name: str, stored: Any, wanted: Any) -> None:
+    stored, wanted = flatten(stored), flatten(wanted)
+    for path in sorted(stored.keys() ^ wanted.keys()):
+        found = "is missing" if path in wanted else "is there and not expected"
+        raise CheckpointError(f"{name}: array {path} {found}")
+    for path, leaf in wanted.items():
+        if tuple(stored[path].shape) != tuple(leaf.shape):
+            raise CheckpointError(
+                f"{name}: array {path} has shape {tuple(stored[path].shape)}, expected {tuple(leaf.shape)}"
+            )
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict whose keys are paths joined by "/"."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}/")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = value
+    return tree
+
+
+def save_arrays(directory: str | os.PathLike, tree: dict[str, Any]) -> None:
+    """Write a small part's nested dict of arrays as one safetensors file in an existing directory."""
+    flat = {path: np.ascontiguousarray(value) for path, value in flatten(tree).items()}
+    write_file(pathlib.Path(directory) / _ARRAYS, safetensors.numpy.save(flat))
+
+
+def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
+    """Read what `save_arrays` wrote.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or not safetensors.
+    """
+    path = pathlib.Path(directory) / _ARRAYS
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    try:
+        return unflatten(safetensors.numpy.load_file(path))
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
