@@ -1,0 +1,362 @@
+"""Unit records on disk: one utterance or text document each, msgpack in ArrayRecord files with random access.
+
+A directory holds `{split}-00000-of-0000N.array_record` and `metadata.json`. Units are stored at the frame rate, before
+deduplication (HuBERT as u16, pitch and style as u8), word times in milliseconds.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+import re
+import tempfile
+from collections.abc import Sequence
+
+import msgpack
+import numpy as np
+from array_record.python import array_record_module
+from jaxtyping import Int
+
+from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
+
+FRAME_MS = 1000 / HUBERT_RATE
+"""Milliseconds of one HuBERT unit."""
+
+METADATA = "metadata.json"
+_FORMAT = 1
+_WRITER_OPTIONS = "group_size:1"  # one record a group: what random access wants
+_READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
+_SPLIT = re.compile(r"[A-Za-z0-9_.+]+")
+
+
+class RecordError(ValueError):
+    """A record, record file or record directory that cannot be used; the message names it and says what is wrong."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class UnitRecord:
+    """One utterance with its units and, where aligned, its words; or one text document (no units, no words).
+
+    Attributes:
+        id: name within the corpus.
+        text: transcript or document.
+        words: the aligned words, in order; their spelling may be normalised, `text` is as published.
+        spans_ms: int32 [W, 2], start and end of each word in milliseconds.
+        units: at the frame rate, or None for text.
+        duration_ms: length of the audio, 0 for text.
+        speaker: name, or "".
+    """
+
+    id: str
+    text: str
+    words: tuple[str, ...] = ()
+    spans_ms: Int[np.ndarray, "W 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    units: SpeechUnits | None = None
+    duration_ms: int = 0
+    speaker: str = ""
+
+    def validate(self) -> None:
+        """Check that the record is one that sequences can be cut from.
+
+        Raises:
+            RecordError: naming the id; no text, no frame, words outside the audio, out of order or empty, ...
+        """
+        problem = self._problem()
+        if problem:
+            raise RecordError(f"record {self.id!r}: {problem}")
+
+    def _problem(self) -> str | None:
+        spans = self.spans_ms
+        if not self.text.strip():
+            return "empty transcript"
+        if spans.shape != (len(self.words), 2):
+            return f"{len(self.words)} words but spans of shape {spans.shape}, expected ({len(self.words)}, 2)"
+        if self.units is None:
+            return f"{len(self.words)} aligned words but no units" if self.words else None
+        frames = len(self.units.hubert)
+        if self.duration_ms < FRAME_MS or frames == 0:
+            return f"clip of {self.duration_ms} ms with {frames} units is shorter than a frame ({FRAME_MS:.0f} ms)"
+        # encoders lose up to a frame at each end, and one a chunk of 100 s
+        if abs(frames * FRAME_MS - self.duration_ms) > 3 * FRAME_MS + self.duration_ms / 100:
+            return f"{frames} units last {frames * FRAME_MS:.0f} ms, the audio {self.duration_ms} ms"
+        if any(stream is not None and not len(stream) for stream in self.units.streams):
+            return "an empty pitch or style stream; leave it out or give it units"
+        if not self.words:
+            return None
+        if any(word.split() != [word] for word in self.words):
+            return f"a word that is empty or holds a space: {next(w for w in self.words if w.split() != [w])!r}"
+        starts, ends = spans[:, 0], spans[:, 1]
+        # alignments are rounded, so an end may be past the audio by less than a frame
+        outside = (starts < 0) | (ends < starts) | (ends > self.duration_ms + FRAME_MS) | (starts > self.duration_ms)
+        if outside.any():
+            word = int(np.argmax(outside))
+            return (
+                f"word {word} ({self.words[word]!r}) at {starts[word]}..{ends[word]} ms is not within the "
+                f"{self.duration_ms} ms of audio"
+            )
+        if (starts[1:] < starts[:-1]).any() or (ends[1:] < ends[:-1]).any():
+            return "words are not in the order of their times"
+        return None
+
+    def to_bytes(self) -> bytes:
+        """The record in msgpack."""
+        hubert, pitch, style = self.units.streams if self.units is not None else (None, None, None)
+        return msgpack.packb(
+            {
+                "v": _FORMAT,
+                "id": self.id,
+                "text": self.text,
+                "words": list(self.words),
+                "spans": np.asarray(self.spans_ms, "<i4").tobytes(),
+                "hubert": None if hubert is None else hubert.astype("<u2").tobytes(),
+                "pitch": None if pitch is None else pitch.astype(np.uint8).tobytes(),
+                "style": None if style is None else style.astype(np.uint8).tobytes(),
+                "ms": int(self.duration_ms),
+                "speaker": self.speaker,
+            }
+        )
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "UnitRecord":
+        """Read what `to_bytes` wrote; the contents are not checked beyond their types, see `validate`.
+
+        Raises:
+            RecordError: not such bytes; the id is named where it could be read.
+        """
+        try:
+            fields = msgpack.unpackb(data)
+            if fields["v"] != _FORMAT:
+                raise RecordError(f"format {fields['v']}, this version reads {_FORMAT}")
+        except RecordError:
+            raise
+        except Exception as error:  # msgpack raises many kinds
+            raise RecordError(f"not a unit record ({type(error).__name__}: {error})") from error
+        try:
+            units = None
+            if fields["hubert"] is not None:
+                units = SpeechUnits(
+                    np.frombuffer(fields["hubert"], "<u2"),
+                    *(
+                        None if fields[name] is None else np.frombuffer(fields[name], np.uint8)
+                        for name in ("pitch", "style")
+                    ),
+                )
+            spans = np.frombuffer(fields["spans"], "<i4").reshape(-1, 2)
+            return cls(
+                str(fields["id"]), fields["text"], tuple(fields["words"]), spans, units, fields["ms"], fields["speaker"]
+            )
+        except (KeyError, ValueError, TypeError, UnitError) as error:
+            raise RecordError(f"record {fields.get('id')!r}: {error}") from error
+
+
+def shard_names(split: str, shards: int) -> list[str]:
+    """File names of a split, `train-00000-of-00002.array_record` and so on."""
+    return [f"{split}-{shard:05d}-of-{shards:05d}.array_record" for shard in range(shards)]
+
+
+def read_metadata(directory: str | os.PathLike) -> dict:
+    """`metadata.json` of a record directory: `name`, `splits` (records of each), `units` (fingerprint) and `files`.
+
+    Raises:
+        RecordError: no such directory or file, or not what `RecordWriter` writes.
+    """
+    path = pathlib.Path(directory) / METADATA
+    try:
+        metadata = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise RecordError(f"{path}: not found; is {directory} a directory of unit records?") from None
+    except ValueError as error:
+        raise RecordError(f"{path}: not JSON ({error})") from error
+    if not isinstance(metadata, dict) or not all(isinstance(metadata.get(k), dict) for k in ("splits", "files")):
+        raise RecordError(f"{path}: expected an object with 'splits' and 'files'")
+    return metadata
+
+
+class RecordWriter:
+    """Writes one split of a record directory, whole or not at all: nothing is there under its name until `close`.
+
+    Use as a context manager (an exception inside leaves the directory as it was). Records go to the shards in turn.
+    Splits are added to a directory one after another; a split that exists is replaced.
+
+    Args:
+        directory: made if needed.
+        split: letters, digits, `_ . +`.
+        shards: number of files.
+        name: of the corpus; the directory's own name by default.
+        units: fingerprint of what made the units (sha256 hex or any string), "" for text.
+
+    Raises:
+        RecordError: a split name with other characters, or units of another fingerprint than the directory's.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike, split: str, shards: int = 1, *, name: str | None = None, units: str = ""
+    ):
+        if not _SPLIT.fullmatch(split) or split.startswith("."):
+            raise RecordError(f"split {split!r}: use letters, digits, '_', '.' and '+'")
+        if shards < 1:
+            raise RecordError(f"shards must be at least 1, found {shards}")
+        self.directory, self.split, self.count = pathlib.Path(directory), split, 0
+        self._metadata = {"name": name or self.directory.resolve().name, "units": units, "splits": {}, "files": {}}
+        if (self.directory / METADATA).exists():
+            found = read_metadata(self.directory)
+            others = {other for other in found["splits"] if other != split}
+            if others and units and found.get("units") and found["units"] != units:
+                raise RecordError(f"{directory}: units of {found['units'][:12]} there, these are of {units[:12]}")
+            self._metadata = {**found, "name": name or found.get("name"), "units": units or found.get("units", "")}
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._part = tempfile.TemporaryDirectory(prefix=f".{split}.part-", dir=self.directory)
+        self._names = shard_names(split, shards)
+        self._counts = [0] * shards
+        self._writers = [
+            array_record_module.ArrayRecordWriter(os.path.join(self._part.name, file), _WRITER_OPTIONS)
+            for file in self._names
+        ]
+
+    def write(self, record: UnitRecord) -> None:
+        """Add one record.
+
+        Raises:
+            RecordError: the record is not valid (`UnitRecord.validate`).
+        """
+        record.validate()
+        self.write_bytes(record.to_bytes())
+
+    def write_bytes(self, data: bytes) -> None:
+        """Add a serialised record as it is, unchecked."""
+        shard = self.count % len(self._writers)
+        self._writers[shard].write(data)
+        self._counts[shard] += 1
+        self.count += 1
+
+    def close(self) -> None:
+        """Put the split in place: files first, then `metadata.json`, each by one rename."""
+        for writer in self._writers:
+            if not writer.ok():
+                raise RecordError(f"{self.directory}: could not write split {self.split!r}")
+            writer.close()
+        old = [file for file in self._metadata["files"] if _split_of(file) == self.split and file not in self._names]
+        files = {file: entry for file, entry in self._metadata["files"].items() if _split_of(file) != self.split}
+        for file, count in zip(self._names, self._counts, strict=True):
+            part = os.path.join(self._part.name, file)
+            files[file] = {"records": count, "bytes": os.path.getsize(part)}
+            os.replace(part, self.directory / file)
+        metadata = {**self._metadata, "splits": {**self._metadata["splits"], self.split: self.count}, "files": files}
+        part = pathlib.Path(self._part.name) / METADATA
+        part.write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
+        os.replace(part, self.directory / METADATA)
+        for file in old:
+            (self.directory / file).unlink(missing_ok=True)
+        self._part.cleanup()
+
+    def abort(self) -> None:
+        """Forget everything written."""
+        for writer in self._writers:
+            writer.close()
+        self._part.cleanup()
+
+    def __enter__(self) -> "RecordWriter":
+        return self
+
+    def __exit__(self, kind, *_) -> None:
+        self.abort() if kind else self.close()
+
+
+def _split_of(file: str) -> str:
+    return file.rsplit("-", 3)[0]
+
+
+class RecordSource:
+    """Random access to the records of one split; safe to pickle and to use after a fork (files open on first use).
+
+    Args:
+        directory: as `RecordWriter` writes it.
+        split: a name in its metadata.
+
+    Attributes:
+        name: of the corpus.
+        fingerprint: sha256 hex of the split's names, counts and sizes.
+
+    Raises:
+        RecordError: no such split, or a file that is missing or has another size than it was written with.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str):
+        metadata = read_metadata(directory)
+        if split not in metadata["splits"]:
+            raise RecordError(f"{directory}: no split {split!r}, it has {sorted(metadata['splits'])}")
+        self.directory, self.split, self.name = pathlib.Path(directory), split, metadata.get("name") or ""
+        files = sorted((file, entry) for file, entry in metadata["files"].items() if _split_of(file) == split)
+        self._paths = [str(self.directory / file) for file, _ in files]
+        counts = [entry["records"] for _, entry in files]
+        for path, (_, entry) in zip(self._paths, files, strict=True):
+            if not os.path.exists(path):
+                raise RecordError(f"{path}: missing, {METADATA} lists it")
+            if os.path.getsize(path) != entry["bytes"]:
+                raise RecordError(f"{path}: {os.path.getsize(path)} bytes, {entry['bytes']} were written; truncated?")
+        self._starts = [0, *np.cumsum(counts).tolist()]
+        if self._starts[-1] != metadata["splits"][split]:
+            raise RecordError(
+                f"{directory}: {METADATA} counts {metadata['splits'][split]} and {self._starts[-1]} records"
+            )
+        self.fingerprint = hashlib.sha256(json.dumps([self.name, split, files], sort_keys=True).encode()).hexdigest()
+        self._readers: dict[int, array_record_module.ArrayRecordReader] = {}
+        self._pid = os.getpid()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_readers": {}}
+
+    def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
+        if self._pid != os.getpid():  # a reader's file position must not be shared with a parent process
+            self._readers, self._pid = {}, os.getpid()
+        if shard not in self._readers:
+            path = self._paths[shard]
+            try:
+                reader = array_record_module.ArrayRecordReader(path, _READER_OPTIONS)
+                found = reader.num_records()
+            except Exception as error:  # pybind raises RuntimeError, ValueError, ...
+                raise RecordError(f"{path}: cannot be opened as ArrayRecord ({error})") from error
+            expected = self._starts[shard + 1] - self._starts[shard]
+            if found != expected:
+                raise RecordError(f"{path}: {found} records, {METADATA} says {expected}")
+            self._readers[shard] = reader
+        return self._readers[shard]
+
+    def read_bytes(self, index: int) -> bytes:
+        """The serialised record `index`."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        reader, row = self._reader(shard), index - self._starts[shard]
+        try:
+            return reader.read([row])[0]
+        except Exception as error:
+            self._readers.pop(shard, None)  # a reader that failed once stays failed
+            raise RecordError(f"{self._paths[shard]}: record {row} cannot be read ({error})") from error
+
+    def __getitem__(self, index: int) -> UnitRecord:
+        """Record `index`, not yet validated.
+
+        Raises:
+            RecordError: corrupt; names the file and the record's row in it.
+            IndexError: outside `0..len - 1`.
+        """
+        data = self.read_bytes(index)
+        try:
+            return UnitRecord.from_bytes(data)
+        except RecordError as error:
+            shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+            raise RecordError(f"{self._paths[shard]}: record {index - self._starts[shard]}: {error}") from error
+
+
+def read_records(directory: str | os.PathLike, split: str) -> Sequence[UnitRecord]:
+    """All records of a split in memory, each validated: for tools and tests on small sets."""
+    source = RecordSource(directory, split)
+    records = [source[index] for index in range(len(source))]
+    for record in records:
+        record.validate()
+    return records
