@@ -1,0 +1,1 @@
+"""Mesh and sharding rules, shared by training, generation, encoding and conversion."""
