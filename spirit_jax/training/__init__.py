@@ -1,0 +1,1 @@
+"""Train state, optimiser, step, loop, metrics and checkpoints of a run."""

@@ -1,0 +1,159 @@
+"""The train state and the compiled functions of a run: initialise, train a step, evaluate a batch."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int
+
+from spirit_jax.models import llama
+from spirit_jax.models.losses import next_token_losses
+from spirit_jax.parallel.sharding import batch_sharding, logical_rules, tree_shardings, with_shardings
+
+Batch = dict[str, Any]
+Metrics = dict[str, jax.Array]
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a step changes: plain nested dicts of arrays and the optimiser's own state."""
+
+    step: Int[Array, ""]
+    params: llama.Params
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run on one mesh.
+
+    Attributes:
+        shardings: of the train state, leaf by leaf.
+        abstract_state: shapes, dtypes and shardings of the train state; takes no memory.
+        init: key -> fresh `TrainState`.
+        start_from: params -> `TrainState` with a fresh optimiser.
+        train_step: (state, batch) -> (state, metrics); the state passed in is consumed.
+        eval_step: (params, batch) -> metrics.
+    """
+
+    shardings: TrainState
+    abstract_state: TrainState
+    init: Callable[[Any], TrainState]
+    start_from: Callable[[llama.Params], TrainState]
+    train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+    eval_step: Callable[[llama.Params, Batch], Metrics]
+
+
+def make_program(
+    model: llama.LlamaConfig,
+    optimizer: optax.GradientTransformation,
+    schedule: Callable[[Any], Any],
+    mesh: Mesh,
+    *,
+    rows: int,
+    token_kinds: Int[np.ndarray, " V"],
+    accumulate: int = 1,
+    z_loss: float = 0.0,
+) -> Program:
+    """Build the functions of a run; nothing is compiled before its first call.
+
+    Args:
+        rows: global batch size.
+        token_kinds: what each id stands for (`Vocabulary.token_kinds`); the losses are reported by kind.
+        accumulate: parts that a batch is worked through in, one after the other; sums of gradients and of tokens are
+            accumulated, so the result is the whole batch's.
+
+    Raises:
+        ValueError: the mesh does not divide the rows or a weight, or the parts do not divide the rows.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (accumulate * ways):
+        raise ValueError(
+            f"global_batch_size {rows} is not a multiple of accumulate {accumulate} x {ways} devices of the mesh axes data and fsdp"
+        )
+    kinds_count = int(token_kinds.max()) + 1
+    kinds_v = jnp.asarray(token_kinds, jnp.int32)
+    network = llama.Llama(model)
+
+    def sums(params: llama.Params, batch: Batch, scale: Any) -> tuple[Array, Metrics]:
+        """Weighted loss of one part, times scale, and per-kind sums over its tokens."""
+        mask_bt = batch["loss_mask"].astype(jnp.float32)
+        hidden_btd, _ = network.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
+        losses = next_token_losses(
+            hidden_btd, llama.head_weight(model, params), batch["targets"], mask_bt * scale, z_loss
+        )
+        kind_btk = jax.nn.one_hot(kinds_v[batch["targets"]], kinds_count) * mask_bt[..., None]
+        return losses.loss, {
+            "nll": jnp.einsum("bt,btk->k", losses.nll_bt, kind_btk),
+            "correct": jnp.einsum("bt,btk->k", losses.correct_bt.astype(jnp.float32), kind_btk),
+            "tokens": kind_btk.sum((0, 1)),
+        }
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        scale = 1 / jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
+        gradient = jax.value_and_grad(sums, has_aux=True)
+        if accumulate == 1:
+            (loss, metrics), grads = gradient(state.params, batch, scale)
+        else:
+            # row r goes to part r % accumulate: each device splits its own rows
+            parts = jax.tree.map(
+                lambda x: jnp.moveaxis(x.reshape(rows // accumulate, accumulate, *x.shape[1:]), 1, 0), batch
+            )
+
+            def add(total, part):
+                return jax.tree.map(jnp.add, total, gradient(state.params, part, scale)), None
+
+            zeros = jax.tree.map(
+                lambda s: jnp.zeros(s.shape, s.dtype),
+                jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), scale),
+            )
+            ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(grads),
+            "learning_rate": jnp.asarray(schedule(state.step)),
+        }
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+
+    def eval_step(params: llama.Params, batch: Batch) -> Metrics:
+        return sums(params, batch, 1.0)[1]
+
+    def start_from(params: llama.Params) -> TrainState:
+        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+
+    def init(key) -> TrainState:
+        return start_from(llama.init_params(model, key))
+
+    whole = NamedSharding(mesh, PartitionSpec())
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    param_shardings = tree_shardings(mesh, llama.logical_axes(model), shapes.params)
+    opt_shardings = optax.tree_utils.tree_map_params(
+        optimizer, lambda _, sharding: sharding, shapes.opt_state, param_shardings, transform_non_params=lambda _: whole
+    )
+    shardings = TrainState(step=whole, params=param_shardings, opt_state=opt_shardings)
+    by_row = batch_sharding(mesh, rows)
+
+    def compiled(function, in_shardings, out_shardings, donate=()):
+        jitted = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=donate)
+
+        def call(*arguments):
+            with logical_rules(mesh):
+                return jitted(*arguments)
+
+        return call
+
+    return Program(
+        shardings=shardings,
+        abstract_state=with_shardings(shapes, shardings),
+        init=compiled(init, whole, shardings),
+        start_from=compiled(start_from, (param_shardings,), shardings),
+        train_step=compiled(train_step, (shardings, by_row), (shardings, whole), donate=(0,)),
+        eval_step=compiled(eval_step, (param_shardings, by_row), whole),
+    )
