@@ -1,0 +1,83 @@
+"""Which record comes next, and which source the next row comes from: pure functions of a seed and a position.
+
+Nothing here has state, so any position can be asked for at once; that is what makes resumption and any number of hosts cheap.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+from grain.experimental import index_shuffle
+
+_ROUNDS = 4
+_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
+_MASK = (1 << 64) - 1
+
+
+def name_key(name: str) -> int:
+    """A 64-bit integer that stands for a name in seeds, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+
+
+def record_rng(seed: int, source: str, record: int, epoch: int) -> np.random.Generator:
+    """The generator of all random choices within one record in one epoch; depends on the arguments only."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, name_key(source), record, epoch))))
+
+
+def _seed32(*entropy: int) -> int:
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+class Shuffle:
+    """The infinite sequence of a source's records, reshuffled every epoch.
+
+    Args:
+        records: number of records.
+        seed: of the run.
+        source: its name, so that two sources of one length are shuffled differently.
+        fraction: part of the records used, 0..1; the records of a smaller fraction are among those of a larger one, and
+            they are the same for every seed, so that runs compare.
+
+    Raises:
+        ValueError: nothing to draw from.
+    """
+
+    def __init__(self, records: int, seed: int, source: str, fraction: float = 1.0):
+        self._records, self._seed, self._key = records, seed, name_key(source)
+        self.length = round(records * fraction)
+        if self.length < 1:
+            raise ValueError(f"source {source!r}: a fraction {fraction} of {records} records is none")
+        self._latest = (-1, 0)  # an epoch and its seed; draws come epoch by epoch
+
+    def __getitem__(self, position: int) -> tuple[int, int]:
+        """`(record, epoch)` at a position of the sequence."""
+        epoch, index = divmod(position, self.length)
+        if self._latest[0] != epoch:
+            self._latest = (epoch, _seed32(self._seed, self._key, epoch))
+        index = index_shuffle(index, self.length - 1, self._latest[1], _ROUNDS)
+        if self.length < self._records:
+            index = index_shuffle(index, self._records - 1, self._key & 0xFFFFFFFF, _ROUNDS)
+        return index, epoch
+
+
+class Mixture:
+    """Which source each row comes from, in the proportion of the weights.
+
+    Row g takes the source in which the point `offset + g * golden ratio` (mod 1) falls when the sources divide the unit
+    interval by weight. Among any n consecutive rows the share of a source then differs from its weight by O(log n / n),
+    where independent draws would differ by O(n ** -0.5).
+
+    Args:
+        weights: not negative, not all 0.
+        seed: of the run.
+    """
+
+    def __init__(self, weights: Sequence[float], seed: int):
+        shares = np.cumsum(weights) / np.sum(weights)
+        self._limits = [round(float(share) * 2**64) for share in shares]
+        self._offset = int(np.random.SeedSequence((seed, name_key("mixture"))).generate_state(1, np.uint64)[0])
+
+    def __getitem__(self, row: int) -> int:
+        """Index of the source of global row `row`."""
+        point = (self._offset + row * _GOLDEN) & _MASK
+        return next(source for source, limit in enumerate(self._limits) if point < limit)

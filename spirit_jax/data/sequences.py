@@ -1,0 +1,280 @@
+"""From a record to token ids: text, speech, interleaving and the paper's other recipes.
+
+A document is `[*vocabulary.prefix, content..., eos]`, where content is, in string form (PAPER.md):
+
+| recipe | content |
+|---|---|
+| `text` | `[Text]the cat sat` |
+| `speech` | `[Speech][St3][Pi7][Hu9]...`, all units of the utterance |
+| `interleaved` | `[Text]the cat [Speech][Hu3]..[Hu200][Text]the mat`: spans in turn, drawn anew every epoch |
+| `transcription` | `[Text]the [Speech][Hu3]..[Text]cat [Speech][Hu5]..`: every word in both modalities |
+| `asr` | `[Speech][Hu3]..[ASR]the cat sat` |
+| `tts` | `[Text]the cat sat[TTS][Hu3]..` |
+| `asr_tts` | one of the two, drawn anew every epoch |
+
+Choices where the paper says nothing:
+- Words within a text span are joined by single spaces, and a text span that speech follows ends with one, as the paper
+  prints it. The ids are those that the tokenizer gives for the whole string form.
+- Frame i (40 ms of HuBERT) belongs to a word if its centre, 40 i + 20 ms, lies in the word's time span. A speech span is
+  contiguous audio, from the first frame of its first word to the last of its last: pauses within it stay, a pause at a
+  switch is in neither modality. A span without any frame (a word under 40 ms) is left out.
+- The released vocabulary has no `[ASR]` and `[TTS]`: they are written as ordinary text pieces, unless the tokenizer has them.
+- A document longer than a row is cut into several, each with its own prefix and modality token: text before a word, speech
+  and aligned documents at a word boundary (at every second where there is no alignment), so that each part is a document as
+  if its words were all of the utterance.
+"""
+
+import bisect
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Int
+
+from spirit_jax.data.records import RecordError, UnitRecord
+from spirit_jax.units import SpeechUnits
+from spirit_jax.vocabulary import Vocabulary
+
+Recipe = Literal["text", "speech", "interleaved", "transcription", "asr", "tts", "asr_tts"]
+RECIPES: tuple[str, ...] = get_args(Recipe)
+
+TEXT, SPEECH = 0, 1
+ASR, TTS = "[ASR]", "[TTS]"
+Span = tuple[int, int, int]
+"""(TEXT or SPEECH, first word, last word + 1)."""
+
+_FRAME_MS = 40
+_SECOND = 25  # frames
+_WORD_PIECES = 64  # how far back from the end of a row a word's start is looked for
+_GRID_FRAMES = 2400  # up to here (100 s) the order of merged streams is a fixed pattern, see _span_ids
+
+
+def interleaving(
+    words: int, rng: np.random.Generator, text_words: tuple[int, int], speech_words: tuple[int, int]
+) -> list[Span]:
+    """Spans that cover words `0..words - 1` in turn, the first modality drawn with probability 1/2.
+
+    Args:
+        words: at least 1.
+        rng: drawn from once for the modality and once a span.
+        text_words, speech_words: least and most words of a span; the last one may be cut short by the end.
+    """
+    spans, start, modality = [], 0, int(rng.integers(2))
+    while start < words:
+        least, most = speech_words if modality == SPEECH else text_words
+        end = min(start + int(rng.integers(least, most + 1)), words)
+        spans.append((modality, start, end))
+        start, modality = end, 1 - modality
+    return spans
+
+
+def word_frames(record: UnitRecord) -> Int[np.ndarray, "W 2"]:
+    """First frame and last frame + 1 of each word: the frames whose centre lies in `start <= centre < end`."""
+    return np.clip((record.spans_ms + (_FRAME_MS // 2 - 1)) // _FRAME_MS, 0, len(record.units.hubert))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sequencer:
+    """Makes the documents of records by one recipe.
+
+    Args:
+        vocabulary: ids; the Base variant writes HuBERT units only.
+        recipe: one of `RECIPES`.
+        max_ids: longest document, prefix and eos included: the row's length + 1.
+        text_words, speech_words: span lengths of interleaving.
+    """
+
+    vocabulary: Vocabulary
+    recipe: Recipe
+    max_ids: int
+    text_words: tuple[int, int] = (10, 30)
+    speech_words: tuple[int, int] = (5, 15)
+
+    def __call__(self, record: UnitRecord, rng: np.random.Generator) -> list[Int[np.ndarray, " N"]]:
+        """Documents of a record, one unless it is longer than `max_ids`; int32 [N], 2 <= N <= max_ids.
+
+        Args:
+            record: valid (`UnitRecord.validate`).
+            rng: of this record and epoch; all that is random comes from it.
+
+        Raises:
+            RecordError: naming the id; the recipe needs units or words that the record lacks, or one word (or a pair
+                without alignment) is longer than a row.
+        """
+        recipe = self.recipe
+        if recipe == "asr_tts":
+            recipe = "asr" if rng.integers(2) else "tts"
+        try:
+            if recipe != "text" and record.units is None:
+                raise RecordError(f"recipe {recipe!r} needs speech units, the record has none")
+            documents = getattr(self, "_" + recipe)(record, rng)
+            if not documents:
+                raise RecordError("nothing to write: no word lasts a frame")
+        except RecordError as error:
+            raise RecordError(f"record {record.id!r}: {error}") from None
+        return documents
+
+    # Recipes: each gives the content of words [first, last) and leaves cutting to _cut.
+
+    def _text(self, record, rng):
+        ids = self._encode(record.text)
+        room = self.max_ids - len(self.vocabulary.prefix) - 2
+        documents, first = [], 0
+        while first < len(ids):
+            last = min(first + room, len(ids))
+            if last < len(ids):  # back to the start of a word, if there is one near
+                nearest = max(first + 1, last - _WORD_PIECES)
+                starts = self._starts_word(ids[nearest : last + 1])
+                if any(starts):
+                    last -= starts[::-1].index(True)
+            documents.append(self._document([[self.vocabulary.text_id], ids[first:last]]))
+            first = last
+        return documents
+
+    def _speech(self, record, rng):
+        count, frames = len(record.units.hubert), word_frames(record)[1:, 0] if record.words else None
+        if frames is None:
+            frames = np.arange(_SECOND, count, _SECOND)
+        bounds = sorted({0, *frames.tolist(), count})
+
+        def content(first: int, last: int) -> list:
+            whole = (first, last) == (0, len(bounds) - 1)
+            units = record.units if whole else record.units.cut(bounds[first], bounds[last])
+            return [[self.vocabulary.speech_id], self.vocabulary.unit_ids(units)]
+
+        return self._cut(content, len(bounds) - 1)
+
+    def _interleaved(self, record, rng):
+        self._need_words(record)
+        return self._spans(record, interleaving(len(record.words), rng, self.text_words, self.speech_words))
+
+    def _transcription(self, record, rng):
+        self._need_words(record)
+        return self._spans(
+            record, [(modality, word, word + 1) for word in range(len(record.words)) for modality in (TEXT, SPEECH)]
+        )
+
+    def _asr(self, record, rng):
+        speech_id = [self.vocabulary.speech_id]
+        return self._pairs(
+            record, lambda text, units: [speech_id, self.vocabulary.unit_ids(units), self._encode(ASR + text)]
+        )
+
+    def _tts(self, record, rng):
+        text_id = [self.vocabulary.text_id]
+        return self._pairs(
+            record, lambda text, units: [text_id, self._encode(text + TTS), self.vocabulary.unit_ids(units)]
+        )
+
+    def _encode(self, text: str) -> list[int]:
+        return self.vocabulary.encode_text(text)
+
+    def _need_words(self, record: UnitRecord) -> None:
+        if not record.words:
+            raise RecordError(f"recipe {self.recipe!r} needs aligned words, the record has none")
+
+    def _pairs(self, record: UnitRecord, pair: Callable[[str, SpeechUnits], list]) -> list[np.ndarray]:
+        frames = word_frames(record)
+
+        def content(first: int, last: int) -> list:
+            if (first, last) == (0, max(len(record.words), 1)):
+                return pair(record.text, record.units)
+            units = record.units.cut(int(frames[first, 0]), int(frames[last - 1, 1]))
+            return pair(" ".join(record.words[first:last]), units)
+
+        return self._cut(content, max(len(record.words), 1))
+
+    def _spans(self, record: UnitRecord, spans: list[Span]) -> list[np.ndarray]:
+        """Documents of spans of words in turn."""
+        words, frames = record.words, word_frames(record).tolist()
+
+        def content(first: int, last: int) -> list:
+            here = [(m, max(a, first), min(b, last)) for m, a, b in spans if a < last and b > first]
+            if any(m == SPEECH and frames[a][0] >= frames[b - 1][1] for m, a, b in here):
+                here = _without_silent(here, frames)
+            speech = iter(
+                self._span_ids(record.units, [(frames[a][0], frames[b - 1][1]) for m, a, b in here if m == SPEECH])
+            )
+            parts = []
+            for number, (modality, a, b) in enumerate(here, 1):
+                if modality == SPEECH:
+                    parts += [self.vocabulary.speech_id], next(speech)
+                else:
+                    text = " ".join(words[a:b])
+                    parts.append([self.vocabulary.text_id, *self._encode(text if number == len(here) else text + " ")])
+            return parts
+
+        return self._cut(content, len(words))
+
+    def _document(self, parts: list) -> np.ndarray:
+        parts = [np.asarray(part, np.int32) for part in (self.vocabulary.prefix, *parts, [self.vocabulary.eos_id])]
+        return np.concatenate(parts)
+
+    def _cut(self, content: Callable[[int, int], list], count: int) -> list[np.ndarray]:
+        """Documents of `content(first, last)` over `0..count`, each as long as a row takes."""
+        whole = self._document(content(0, count))
+        if len(whole) <= self.max_ids:
+            return [whole] if len(whole) > len(self.vocabulary.prefix) + 1 else []
+        documents, first = [], 0
+        while first < count:
+            # the most words that fit; a longer stretch never takes fewer ids
+            lengths = range(first + 1, count + 1)
+            fitting = bisect.bisect_right(
+                lengths, self.max_ids, key=lambda last: len(self._document(content(first, last)))
+            )
+            if not fitting:
+                raise RecordError(f"word {first} of {count} takes more than the {self.max_ids - 1} slots of a row")
+            document = self._document(content(first, first + fitting))
+            if len(document) > len(self.vocabulary.prefix) + 1:
+                documents.append(document)
+            first += fitting
+        return documents
+
+    def _starts_word(self, ids: list[int]) -> list[bool]:
+        """Which pieces begin with white space."""
+        anchor = self._encode("a")
+        return [self.vocabulary.decode([*anchor, index])[1:2].isspace() for index in ids]
+
+    def _span_ids(self, units: SpeechUnits, spans: list[tuple[int, int]]) -> list[np.ndarray]:
+        """`vocabulary.unit_ids(units.cut(first, last))` of many spans at once, in some 25 array operations.
+
+        Every frame of a stretch has three places in the order style, pitch, HuBERT, which is the order of start times up to
+        100 s; a place is in use where a unit of that stream begins and, but for style, differs from the one before.
+        """
+        lengths = [last - first for first, last in spans]
+        if not spans or max(lengths) > _GRID_FRAMES:
+            return [self.vocabulary.unit_ids(units.cut(first, last)) for first, last in spans]
+        starts = np.cumsum([0, *lengths])
+        local = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
+        frames = np.arange(starts[-1]) + np.repeat([a - s for (a, _), s in zip(spans, starts, strict=False)], lengths)
+        hubert = units.hubert[frames]
+        changed = np.empty(len(frames), bool)
+        np.not_equal(hubert[1:], hubert[:-1], out=changed[1:])
+        changed[starts[:-1]] = True
+        ids, keep = [hubert + self.vocabulary.hubert_offset], [changed]
+        if self.vocabulary.pitch_offset is not None and units.pitch is not None:
+            pitch = units.pitch[np.minimum(frames >> 1, len(units.pitch) - 1)]
+            begins = local & 1 == 0
+            begins[2:] &= (pitch[2:] != pitch[:-2]) | (local[2:] == 0)
+            ids.insert(0, pitch + self.vocabulary.pitch_offset)
+            keep.insert(0, begins)
+        if self.vocabulary.style_offset is not None and units.style is not None:
+            style = units.style[np.minimum(frames // _SECOND, len(units.style) - 1)]
+            ids.insert(0, style + self.vocabulary.style_offset)
+            keep.insert(0, local % _SECOND == 0)
+        kept = np.stack(keep, 1)
+        counts = np.add.reduceat(kept.sum(1), starts[:-1])
+        return np.split(np.stack(ids, 1)[kept], np.cumsum(counts)[:-1])
+
+
+def _without_silent(spans: list[Span], frames: list[list[int]]) -> list[Span]:
+    """Spans without the speech spans that have no frame; text spans that then meet become one."""
+    result: list[Span] = []
+    for modality, first, last in spans:
+        if modality == SPEECH and frames[first][0] >= frames[last - 1][1]:
+            continue
+        if result and modality == result[-1][0] == TEXT:
+            first = result.pop()[1]
+        result.append((modality, first, last))
+    return result
