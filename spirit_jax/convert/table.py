@@ -31,12 +31,13 @@ the file with what we need, not with itself. Write variants (`conv_pos_batch_nor
 import fnmatch
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from spirit_jax.checkpoint import flatten
 from spirit_jax.convert.files import ConversionError, LazyArray
 
 _INDEX = re.compile(r"\{(\w+)(?::([^}]*))?\}")
@@ -291,7 +292,7 @@ def to_theirs(
     return dict(sorted(tensors.items(), key=lambda item: order.get(item[0], len(order))))
 
 
-def _reader(array: Any, slot: Slot):
+def _reader(array: Any, slot: Slot) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
         return _rearrange(np.asarray(array[slot.index]), slot.layout.ours, slot.layout.theirs, slot.sizes)
 
@@ -306,27 +307,6 @@ def same_bits(one: Any, other: Any) -> bool:
     return bool(np.array_equal(*as_raw))
 
 
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Leaves of nested dicts as ("a/b/c", leaf)."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """The inverse of `flatten`."""
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = value
-    return tree
-
-
 def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{path: shape} of a tree of arrays or of `jax.ShapeDtypeStruct`s."""
-    return {path: tuple(leaf.shape) for path, leaf in flatten(tree)}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}

@@ -1,0 +1,119 @@
+"""Our `llm/` written and read array by array, slice by slice, however large the model is.
+
+Orbax saves a tree of whole arrays and copies it. Here it saves the same tree with placeholders of one element; then TensorStore,
+which Orbax stores arrays with, replaces each by an array of the full shape and fills it slice by slice. What this relies on is how Orbax
+names arrays in its store (their path joined by "."): a test loads the result with Orbax itself.
+"""
+
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import tensorstore
+from orbax.checkpoint import v1 as ocp
+
+from spirit_jax.checkpoint import LLM, unflatten
+from spirit_jax.convert.files import nbytes
+from spirit_jax.convert.table import Stacked
+
+CHUNK_BYTES = 64 * 2**20
+CACHE_BYTES = 2**30  # for reading: chunks of a training run span layers, and an export goes layer by layer
+
+
+def save_llm(directory: pathlib.Path, arrays: Mapping[str, Any], progress: Callable[[int], Any] = lambda _: None) -> None:
+    """Writes arrays by path (NumPy, `LazyArray` or `Stacked`) as the checkpoint's `llm/`. `directory` must not exist.
+
+    The memory needed beyond the sources is a few chunks. Each chunk carries a checksum.
+    """
+    placeholders = unflatten({path: np.zeros(1, array.dtype) for path, array in arrays.items()})
+    ocp.save_checkpointables(directory, {LLM: placeholders})
+    for path, array in arrays.items():
+        store = _create(directory, path, array)
+        for index, piece in _pieces(array):
+            for block in _blocks(np.shape(piece), np.dtype(array.dtype).itemsize):
+                part = np.ascontiguousarray(piece[block])
+                store[index][block].write(part).result()
+                progress(part.nbytes)
+
+
+def _pieces(array: Any) -> Iterator[tuple[tuple, Any]]:
+    if isinstance(array, Stacked):
+        yield from array.pieces
+    else:
+        yield (), np.asarray(array)
+
+
+def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:
+    """Cuts an array along its first axis into what is written, and copied, at once."""
+    if not shape:
+        yield ()
+        return
+    rows = _rows(shape, itemsize)
+    for start in range(0, shape[0], rows):
+        yield (slice(start, min(start + rows, shape[0])),)
+
+
+def _rows(shape: tuple[int, ...], itemsize: int) -> int:
+    return max(1, CHUNK_BYTES // max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize))
+
+
+def _create(directory: pathlib.Path, path: str, array: Any) -> tensorstore.TensorStore:
+    """The store of one array, its chunks the blocks that are written at once."""
+    shape, dtype = tuple(array.shape), np.dtype(array.dtype)
+    index, piece = next(_pieces(array))
+    stacked = [isinstance(axis, int) for axis in index] + [False] * (len(shape) - len(index))
+    rows = _rows(np.shape(piece), dtype.itemsize)
+    chunk, first = [], True
+    for size, is_stacked in zip(shape, stacked, strict=True):
+        chunk.append(1 if is_stacked else min(size, rows) if first else size)
+        first = first and is_stacked
+    metadata = {
+        "shape": list(shape),
+        "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+        "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
+    }
+    spec = _spec(directory, path, "zarr3") | {"metadata": metadata, "dtype": dtype.name}
+    return tensorstore.open(spec, create=True, delete_existing=True).result()
+
+
+def _spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = True) -> dict[str, Any]:
+    files, name = f"file://{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
+    store = {"driver": "ocdbt", "base": files, "path": name} if ocdbt else files + name
+    return {"driver": driver, "kvstore": store}
+
+
+class StoredArray:
+    """An array of a checkpoint's `llm/`, of which `array[index]` reads a slice."""
+
+    def __init__(self, store: tensorstore.TensorStore):
+        self._store = store
+        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._store[index].read().result()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self._store.read().result(), dtype)
+
+
+def open_llm(directory: pathlib.Path, paths: Mapping[str, Any]) -> dict[str, StoredArray]:
+    """The arrays named by `paths` of a converted checkpoint or a training run's step, unread."""
+    ocdbt = (directory / LLM / "manifest.ocdbt").is_file()
+    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
+    stores = {
+        path: tensorstore.open(_spec(directory, path, "auto", ocdbt), open=True, read=True, context=context)
+        for path in paths
+    }
+    return {path: StoredArray(store.result()) for path, store in stores.items()}
+
+
+def stored_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
+    """{path: shape} of `llm/`, as Orbax lists it."""
+    from spirit_jax.convert.table import shapes_of
+
+    return shapes_of(ocp.checkpointables_metadata(directory).metadata[LLM])
+
+
+def total_bytes(arrays: Mapping[str, Any]) -> int:
+    return sum(nbytes(array) for array in arrays.values())
