@@ -1,0 +1,192 @@
+"""The pitch quantizer: a one-dimensional VQ-VAE over (F0, voicing) at 200 Hz with one code every 80 ms.
+
+Encoder and decoder are those of Jukebox (arXiv 2005.00341) as Polyak et al. (arXiv 2104.00355) use them for F0;
+numerics as in FORMATS.md section 4. Channels last; `frames` says how long each clip of a batch is, and padding is
+zeroed before every convolution, so each clip gives what it gives alone.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class VQVAEConfig:
+    """The shape of the pitch VQ-VAE; the defaults are the released one's."""
+
+    codes: int = 64
+    """Entries of the codebook."""
+    embedding_size: int = 128
+    """Width of the codebook entries."""
+    width: int = 32
+    """Channels of the convolutions."""
+    stages: int = 4
+    """Down-sampling stages; each divides the rate by `stride`."""
+    stride: int = 2
+    """Stride of a stage; its kernel is twice as wide."""
+    depth: int = 4
+    """Residual blocks of a stage."""
+    dilation_growth: int = 3
+    """Residual block d has dilation `dilation_growth ** d`."""
+    residual_scale: float = 1.0
+    """Factor of each residual branch."""
+    reverse_decoder_dilation: bool = False
+    """Whether the decoder's residual blocks go from the widest dilation to the narrowest."""
+
+    @property
+    def hop(self) -> int:
+        """F0 frames a code."""
+        return self.stride**self.stages
+
+
+def normalize_f0(
+    f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], mean_b: Float[Array, " B"] | None = None
+) -> Float[Array, "B T"]:
+    """F0 less its mean over voiced frames (or less the given mean), where F0 is not zero.
+
+    A clip with F0 but no voiced frame becomes NaN there, whose code is 0, as in the reference; a clip without F0 stays 0.
+    """
+    if mean_b is None:
+        mean_b = jnp.sum(f0_bt * (voiced_bt != 0), 1) / jnp.sum(voiced_bt != 0, 1)
+    return jnp.where(f0_bt != 0, f0_bt - mean_b[:, None], f0_bt)
+
+
+def _mask(x_btc: Array, frames_b: Array) -> Array:
+    # where, not a product: NaN in the padding (or of an unvoiced clip's own mean) must not spread by 0 * NaN.
+    return jnp.where(jnp.arange(x_btc.shape[1])[None, :, None] < frames_b[:, None, None], x_btc, 0.0)
+
+
+class Conv(nn.Module):
+    """1-D convolution with bias, or with `up` its transpose; kernel [width, in, out]."""
+
+    channels: int
+    width: int
+    stride: int = 1
+    dilation: int = 1
+    padding: int = 0
+    up: bool = False
+
+    @nn.compact
+    def __call__(self, x_btc: Array, frames_b: Array) -> tuple[Array, Array]:
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, x_btc.shape[-1], self.channels))
+        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        x, layout = _mask(x_btc, frames_b), ("NWC", "WIO", "NWC")
+        if self.up:
+            pad = self.width - 1 - self.padding
+            x = lax.conv_general_dilated(
+                x, kernel[::-1], (1,), ((pad, pad),), lhs_dilation=(self.stride,), dimension_numbers=layout
+            )
+            return x + bias, (frames_b - 1) * self.stride - 2 * self.padding + self.width
+        x = lax.conv_general_dilated(
+            x,
+            kernel,
+            (self.stride,),
+            ((self.padding, self.padding),),
+            rhs_dilation=(self.dilation,),
+            dimension_numbers=layout,
+        )
+        reach = self.dilation * (self.width - 1) + 1
+        return x + bias, (frames_b + 2 * self.padding - reach) // self.stride + 1
+
+
+class ResidualStack(nn.Module):
+    """`depth` blocks x + scale * conv1(relu(conv3(relu(x)))), the first convolution dilated."""
+
+    config: VQVAEConfig
+    reverse: bool = False
+
+    @nn.compact
+    def __call__(self, x_btc: Array, frames_b: Array) -> Array:
+        config = self.config
+        for block in range(config.depth):
+            dilation = config.dilation_growth ** (config.depth - 1 - block if self.reverse else block)
+            h, _ = Conv(config.width, 3, dilation=dilation, padding=dilation, name=f"wide_{block}")(
+                nn.relu(x_btc), frames_b
+            )
+            h, _ = Conv(config.width, 1, name=f"narrow_{block}")(nn.relu(h), frames_b)
+            x_btc = x_btc + config.residual_scale * h
+        return x_btc
+
+
+class Encoder(nn.Module):
+    """(F0, voicing) [B, T, 2] to latents [B, T // hop, E]."""
+
+    config: VQVAEConfig
+
+    @nn.compact
+    def __call__(self, x_btc: Array, frames_b: Array) -> tuple[Array, Array]:
+        config = self.config
+        for i in range(config.stages):
+            down = Conv(config.width, 2 * config.stride, config.stride, padding=config.stride // 2, name=f"down_{i}")
+            x_btc, frames_b = down(x_btc, frames_b)
+            x_btc = ResidualStack(config, name=f"stack_{i}")(x_btc, frames_b)
+        return Conv(config.embedding_size, 3, padding=1, name="out")(x_btc, frames_b)
+
+
+class Decoder(nn.Module):
+    """Codebook entries [B, N, E] to (F0, voicing) [B, N * hop, 2]."""
+
+    config: VQVAEConfig
+
+    @nn.compact
+    def __call__(self, x_bne: Array, frames_b: Array) -> Array:
+        config = self.config
+        x, frames = Conv(config.width, 3, padding=1, name="in")(x_bne, frames_b)
+        for i in range(config.stages):
+            x = ResidualStack(config, config.reverse_decoder_dilation, name=f"stack_{i}")(x, frames)
+            channels = config.embedding_size if i == config.stages - 1 else config.width
+            up = Conv(channels, 2 * config.stride, config.stride, padding=config.stride // 2, up=True, name=f"up_{i}")
+            x, frames = up(x, frames)
+        return Conv(2, 3, padding=1, name="out")(x, frames)[0]
+
+
+class VQVAE(nn.Module):
+    """The whole quantizer; parameters `encoder`, `decoder` and `codebook` [codes, E]."""
+
+    config: VQVAEConfig = VQVAEConfig()
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.codebook = self.param(
+            "codebook", nn.initializers.normal(1.0), (self.config.codes, self.config.embedding_size)
+        )
+
+    def encode(
+        self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
+    ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
+        """Codes of an F0 contour (normalised as the config of the checkpoint says) and how many each clip has.
+
+        N = T // hop. Raises ValueError for fewer than `hop` frames.
+        """
+        if f0_bt.shape[1] < self.config.hop:
+            raise ValueError(f"F0 has {f0_bt.shape[1]} frames: a code needs {self.config.hop}")
+        z, count = self.latents(f0_bt, voiced_bt, frames_b)
+        squared = (
+            jnp.sum(jnp.square(z), -1, keepdims=True)
+            - 2.0 * jnp.einsum("bne,ke->bnk", z, self.codebook)
+            + jnp.sum(jnp.square(self.codebook), -1)
+        )
+        return jnp.argmin(squared, -1).astype(jnp.int32), count
+
+    def latents(
+        self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B N E"], Int[Array, " B"]]:
+        """The encoder's output before quantization, and how many entries each clip has."""
+        if frames_b is None:
+            frames_b = jnp.full(f0_bt.shape[:1], f0_bt.shape[1], jnp.int32)
+        return self.encoder(jnp.stack([f0_bt, voiced_bt], -1), frames_b)
+
+    def decode(self, codes_bn: Int[Array, "B N"], counts_b: Int[Array, " B"] | None = None) -> Float[Array, "B T 2"]:
+        """(F0, voicing) at the encoder's input rate, T = N * hop."""
+        if counts_b is None:
+            counts_b = jnp.full(codes_bn.shape[:1], codes_bn.shape[1], jnp.int32)
+        return self.decoder(jnp.take(self.codebook, codes_bn, axis=0), counts_b)
+
+    def __call__(self, f0_bt: Array, voiced_bt: Array, frames_b: Array | None = None) -> tuple[Array, Array]:
+        """Codes and reconstruction; what `init` runs."""
+        codes, counts = self.encode(f0_bt, voiced_bt, frames_b)
+        return codes, self.decode(codes, counts)

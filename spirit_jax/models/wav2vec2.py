@@ -1,0 +1,355 @@
+"""HuBERT and wav2vec 2.0 encoders, the CTC-style unit quantizer and the classifier that labels each second.
+
+One network serves the 25 Hz HuBERT that gives phonetic units and the wav2vec2 that gives style units; they differ in
+hyper-parameters only. Everything is channels last ([B, T, C]), convolution kernels are [width, in, out].
+
+Clips of different lengths share a batch: pass `lengths` (samples) and every clip gives what it gives alone, because
+each place where padding could leak sees valid frames only: the group norm over time, the positional convolution and
+the attention. Sources: wav2vec 2.0 (arXiv 2006.11477), HuBERT (arXiv 2106.07447) and, for the released numerics,
+FORMATS.md sections 2 and 3. Intermediate results are sown under `intermediates`.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+Params = dict[str, Any]
+ConvLayer = tuple[int, int, int]
+
+# Queries a block of attention: bounds the scores of a 100 s chunk (5000 frames) to 512 x 5000 a head.
+QUERY_BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Wav2Vec2Config:
+    """The shape of a HuBERT or wav2vec 2.0 encoder. The defaults are the released 25 Hz HuBERT."""
+
+    conv_layers: tuple[ConvLayer, ...] = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 3
+    """(channels, kernel, stride) of each convolution of the feature extractor."""
+    conv_norm: str = "group"
+    """Norm in the feature extractor: `group` (over time, first layer only) or `layer` (over channels, every layer)."""
+    conv_bias: bool = False
+    """Whether the convolutions of the feature extractor have a bias."""
+    project_features: bool = True
+    """Whether a linear layer maps the features to `hidden_size` (fairseq has none where the sizes agree)."""
+    hidden_size: int = 768
+    """Width of the transformer."""
+    num_layers: int = 12
+    """Number of transformer layers."""
+    num_heads: int = 12
+    """Number of attention heads."""
+    intermediate_size: int = 3072
+    """Width of the feed-forward layers."""
+    position_kernel: int = 128
+    """Width of the positional convolution, in frames."""
+    position_groups: int = 16
+    """Number of groups of the positional convolution."""
+    position_norm: str = "weight"
+    """Norm of the positional convolution: `weight` (one gain a tap) or `batch` (of its input, running statistics)."""
+    pre_norm: bool = False
+    """Layer norm before each sub-layer and after the last layer, instead of after each sub-layer."""
+    layer_norm_eps: float = 1e-5
+    """Epsilon of every norm."""
+
+    def __post_init__(self):
+        for name, allowed in (("conv_norm", ("group", "layer")), ("position_norm", ("weight", "batch"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"Wav2Vec2Config.{name} is {getattr(self, name)!r}: expected one of {allowed}")
+        if self.hidden_size % self.num_heads or self.hidden_size % self.position_groups:
+            raise ValueError(
+                f"Wav2Vec2Config.hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} "
+                f"and of position_groups {self.position_groups}"
+            )
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(stride for _, _, stride in self.conv_layers)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: the shortest clip that gives a frame."""
+        field, hop = 1, 1
+        for _, kernel, stride in self.conv_layers:
+            field, hop = field + (kernel - 1) * hop, hop * stride
+        return field
+
+    def frames(self, samples):
+        """Number of frames of a clip of `samples` samples (an int or an integer array); 0 for too short a clip."""
+        return (samples - self.receptive_field) // self.hop + 1
+
+
+def _valid(frames_b: Int[Array, " B"], size: int) -> Array:
+    """[B, size, 1] float32: one where a frame is inside its clip."""
+    return (jnp.arange(size)[None, :, None] < frames_b[:, None, None]).astype(jnp.float32)
+
+
+def _time_sum(x_btc: Array) -> Array:
+    """Sum over time in two levels: one running float32 sum over a 100 s chunk would lose three digits."""
+    blocks = x_btc.shape[1] // 256
+    head, tail = x_btc[:, : blocks * 256], x_btc[:, blocks * 256 :]
+    head = head.reshape(x_btc.shape[0], blocks, 256, x_btc.shape[2])
+    return head.sum(2).sum(1, keepdims=True) + tail.sum(1, keepdims=True)
+
+
+def masked_standardize(x_btc: Array, frames_b: Int[Array, " B"], eps: float) -> Array:
+    """(x - mean) / sqrt(variance + eps) of each channel over the valid frames of its clip; padding becomes zero."""
+    valid = _valid(frames_b, x_btc.shape[1])
+    count = frames_b[:, None, None].astype(jnp.float32)
+    mean = _time_sum(x_btc * valid) / count
+    centred = (x_btc - mean) * valid
+    variance = _time_sum(jnp.square(centred)) / count
+    return centred * lax.rsqrt(variance + eps)
+
+
+def gelu(x: Array) -> Array:
+    """The exact GELU. Written with erf: lowers to fewer operations than jax.nn.gelu's erfc, equal to float32 noise."""
+    return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))
+
+
+def _conv(x_btc: Array, kernel: Array, stride: int = 1, padding=((0, 0),), **kwargs) -> Array:
+    return lax.conv_general_dilated(
+        x_btc, kernel, (stride,), padding, dimension_numbers=("NWC", "WIO", "NWC"), **kwargs
+    )
+
+
+def _waveform_conv(x_br: Array, kernel: Array, stride: int) -> Array:
+    """Convolution of a one-channel waveform as a convolution of stride 1 over frames of `stride` channels."""
+    width, _, channels = kernel.shape
+    taps = -(-width // stride)
+    frames = (x_br.shape[1] - width) // stride + 1
+    samples = (frames + taps - 1) * stride
+    x_br = jnp.pad(x_br, ((0, 0), (0, max(0, samples - x_br.shape[1]))))[:, :samples]
+    kernel = jnp.pad(kernel, ((0, taps * stride - width), (0, 0), (0, 0)))
+    return _conv(x_br.reshape(x_br.shape[0], -1, stride), kernel.reshape(taps, stride, channels))
+
+
+class FeatureExtractor(nn.Module):
+    """Waveform [B, R] to features [B, T, C] through strided convolutions without padding."""
+
+    config: Wav2Vec2Config
+
+    @nn.compact
+    def __call__(self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"]) -> tuple[Array, Array]:
+        config = self.config
+        x, frames = audio_br, lengths_b
+        for i, (channels, width, stride) in enumerate(config.conv_layers):
+            fan_in = 1 if i == 0 else x.shape[-1]
+            kernel = self.param(f"conv_{i}", nn.initializers.he_normal(), (width, fan_in, channels))
+            x = _waveform_conv(x, kernel, stride) if i == 0 else _conv(x, kernel, stride)
+            frames = (frames - width) // stride + 1
+            if config.conv_bias:
+                x = x + self.param(f"bias_{i}", nn.initializers.zeros, (channels,))
+            if config.conv_norm == "layer":
+                x = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=f"norm_{i}")(x)
+            elif i == 0:
+                x = masked_standardize(x, frames, config.layer_norm_eps)
+                scale = self.param("norm_scale", nn.initializers.ones, (channels,))
+                x = x * scale + self.param("norm_bias", nn.initializers.zeros, (channels,))
+            x = gelu(x)
+        return x, frames
+
+
+class PositionalConvolution(nn.Module):
+    """Grouped convolution over time whose output, after GELU, is added to its input as a position embedding."""
+
+    config: Wav2Vec2Config
+
+    @nn.compact
+    def __call__(self, x_btd: Array, valid_bt1: Array) -> Array:
+        config = self.config
+        width, groups = config.position_kernel, config.position_groups
+        shape = (width, config.hidden_size // groups, config.hidden_size)
+        if config.position_norm == "batch":
+            zeros, ones, size = nn.initializers.zeros, nn.initializers.ones, (config.hidden_size,)
+            mean, variance = self.param("running_mean", zeros, size), self.param("running_var", ones, size)
+            gain = self.param("norm_scale", ones, size) * lax.rsqrt(variance + config.layer_norm_eps)
+            # Zeroed again after this norm: it moves padding off zero, and a clip would feel the batch it is in.
+            x_btd = ((x_btd - mean) * gain + self.param("norm_bias", zeros, size)) * valid_bt1
+            kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+        else:
+            kernel = self.param("kernel", nn.initializers.he_normal(), shape)
+            gain = self.param("gain", nn.initializers.ones, (width,))
+            kernel = kernel * (gain * lax.rsqrt(jnp.sum(jnp.square(kernel), axis=(1, 2))))[:, None, None]
+        # One convolution a group: XLA's grouped convolution is an order of magnitude slower on CPU.
+        # An even width keeps the number of frames by dropping the last output: one zero less on the right.
+        y = [
+            _conv(x, k, padding=((width // 2, (width - 1) // 2),))
+            for x, k in zip(jnp.split(x_btd, groups, -1), jnp.split(kernel, groups, -1), strict=True)
+        ]
+        bias = self.param("bias", nn.initializers.zeros, (config.hidden_size,))
+        return gelu(jnp.concatenate(y, -1) + bias)
+
+
+def _attend(q_btnh: Array, k_bsnh: Array, v_bsnh: Array, bias_bs: Array) -> Array:
+    scores = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsnh) + bias_bs[:, None, None, :]
+    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), v_bsnh)
+
+
+class EncoderLayer(nn.Module):
+    """Bidirectional self-attention and feed-forward, each with a residual and a layer norm after (or before) it."""
+
+    config: Wav2Vec2Config
+
+    @nn.compact
+    def __call__(self, x_btd: Array, bias_bs: Array) -> tuple[Array, None]:
+        config = self.config
+        batch, time, size = x_btd.shape
+        heads = (batch, time, config.num_heads, size // config.num_heads)
+
+        def norm(name: str):
+            return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
+
+        attention_norm, output_norm = norm("attention_norm"), norm("output_norm")
+        h = attention_norm(x_btd) if config.pre_norm else x_btd
+        q = (nn.Dense(size, name="query")(h) * heads[-1] ** -0.5).reshape(heads)
+        k, v = (nn.Dense(size, name=name)(h).reshape(heads) for name in ("key", "value"))
+        if time > 2 * QUERY_BLOCK:
+            blocks = -(-time // QUERY_BLOCK)
+            q = jnp.pad(q, ((0, 0), (0, blocks * QUERY_BLOCK - time), (0, 0), (0, 0)))
+            q = jnp.moveaxis(q.reshape(batch, blocks, QUERY_BLOCK, *heads[2:]), 1, 0)
+            h = jnp.moveaxis(lax.map(lambda block: _attend(block, k, v, bias_bs), q), 0, 1)
+            h = h.reshape(batch, blocks * QUERY_BLOCK, size)[:, :time]
+        else:
+            h = _attend(q, k, v, bias_bs).reshape(batch, time, size)
+        x = x_btd + nn.Dense(size, name="out")(h)
+        if not config.pre_norm:
+            x = attention_norm(x)
+        h = output_norm(x) if config.pre_norm else x
+        h = nn.Dense(size, name="down")(gelu(nn.Dense(config.intermediate_size, name="up")(h)))
+        x = x + h if config.pre_norm else output_norm(x + h)
+        self.sow("intermediates", "output", x)
+        return x, None
+
+
+class Wav2Vec2Model(nn.Module):
+    """Waveform to contextual frames.
+
+    `apply({"params": params}, audio_br, lengths_b)` gives (features [B, T, D], frames [B]): the output of the last
+    layer, and how many of its frames belong to each clip. T = config.frames(R); what lies past a clip's frames is
+    undefined. `truncate` gives the model that stops at an earlier layer. A clip shorter than
+    `config.receptive_field` samples has no frame: do not pass one.
+    """
+
+    config: Wav2Vec2Config
+    final_norm: bool = True
+    """Whether a pre-norm encoder ends with its layer norm: the last layer's output has it, earlier ones do not."""
+
+    @nn.compact
+    def __call__(
+        self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
+        config = self.config
+        if audio_br.ndim != 2 or audio_br.shape[1] < config.receptive_field:
+            raise ValueError(
+                f"audio must be [B, R] with R >= {config.receptive_field} samples, found shape {audio_br.shape}"
+            )
+        if lengths_b is None:
+            lengths_b = jnp.full(audio_br.shape[:1], audio_br.shape[1], jnp.int32)
+
+        def norm(name: str):
+            return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
+
+        x, frames = FeatureExtractor(config, name="feature_extractor")(audio_br, lengths_b)
+        self.sow("intermediates", "conv", x)
+        x = norm("feature_norm")(x)
+        self.sow("intermediates", "features", x)
+        if config.project_features:
+            x = nn.Dense(config.hidden_size, name="feature_projection")(x)
+        self.sow("intermediates", "projected", x)
+
+        valid = _valid(frames, x.shape[1])
+        x = x * valid
+        x = x + PositionalConvolution(config, name="position")(x, valid)
+        self.sow("intermediates", "encoder_input", x)
+        if not config.pre_norm:
+            x = norm("encoder_norm")(x)
+        bias_bs = jnp.where(valid[:, :, 0] > 0, 0.0, jnp.finfo(jnp.float32).min)
+        layers = nn.scan(
+            EncoderLayer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=config.num_layers,
+        )
+        x, _ = layers(config, name="layers")(x, bias_bs)
+        if config.pre_norm and self.final_norm:
+            x = norm("encoder_norm")(x)
+        return x, frames
+
+
+def truncate(config: Wav2Vec2Config, params: Params, layer: int) -> tuple[Wav2Vec2Model, Params]:
+    """The model whose output is that of layer `layer` (1-based, before any final norm), and its parameters."""
+    if not 1 <= layer <= config.num_layers:
+        raise ValueError(f"output layer {layer}: the encoder has layers 1 to {config.num_layers}")
+    params = {**params, "layers": jax.tree.map(lambda leaf: leaf[:layer], params["layers"])}
+    return Wav2Vec2Model(dataclasses.replace(config, num_layers=layer), final_norm=False), params
+
+
+class LinearQuantizer(nn.Module):
+    """Features [..., D] to logits [..., units + 1] over units and the CTC blank (the last class).
+
+    Three linear layers with leaky ReLU; the widths shrink by a quarter and by a half of the way to the classes
+    (floor division, and `upstream - classes` may be negative, then they grow).
+    """
+
+    dim: int = 768
+    upstream_dim: int = 768
+    units: int = 500
+
+    @property
+    def widths(self) -> tuple[int, int, int]:
+        way = self.upstream_dim - (self.units + 1)
+        return self.dim - way // 4, self.dim - way // 2, self.units + 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch K"]:
+        first, second, classes = self.widths
+        x = nn.leaky_relu(nn.Dense(first, name="dense_0")(x), 0.01)
+        x = nn.leaky_relu(nn.Dense(second, name="dense_1")(x), 0.01)
+        return nn.Dense(classes, name="dense_2")(x)
+
+
+def nearest_centroid(x: Float[Array, "*batch D"], centroids_kd: Float[Array, "K D"]) -> Int[Array, "*batch"]:
+    """Index of the nearest centroid of each vector (the k-means quantizer)."""
+    squared = jnp.sum(jnp.square(centroids_kd), -1) - 2.0 * jnp.einsum("...d,kd->...k", x, centroids_kd)
+    return jnp.argmin(squared, -1).astype(jnp.int32)
+
+
+class WindowClassifier(nn.Module):
+    """Waveform to one label for each window of 50 frames (one second): the style encoder.
+
+    `apply(variables, audio_br, lengths_b)` normalises each clip to mean 0 and variance 1 (as the released feature
+    extractor does, eps 1e-7), and gives (logits [B, K, labels], windows [B]); the last window may be short.
+    """
+
+    config: Wav2Vec2Config
+    projection_size: int = 256
+    num_labels: int = 100
+    window: int = 50
+
+    @nn.compact
+    def __call__(
+        self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B K labels"], Int[Array, " B"]]:
+        if lengths_b is None:
+            lengths_b = jnp.full(audio_br.shape[:1], audio_br.shape[1], jnp.int32)
+        audio_br = masked_standardize(audio_br[:, :, None], lengths_b, 1e-7)[:, :, 0]
+        self.sow("intermediates", "normalized", audio_br)
+        x, frames = Wav2Vec2Model(self.config, name="encoder")(audio_br, lengths_b)
+        x = nn.Dense(self.projection_size, name="projector")(x)
+        self.sow("intermediates", "projected", x)
+        windows = -(-x.shape[1] // self.window)
+        x = jnp.where(_valid(frames, x.shape[1]) > 0, x, 0.0)
+        x = jnp.pad(x, ((0, 0), (0, windows * self.window - x.shape[1]), (0, 0)))
+        total = x.reshape(x.shape[0], windows, self.window, -1).sum(2)
+        count = jnp.clip(frames[:, None] - self.window * jnp.arange(windows), 1, self.window)
+        x = total / count[:, :, None]
+        self.sow("intermediates", "pooled", x)
+        return nn.Dense(self.num_labels, name="classifier")(x), -(-frames // self.window)
