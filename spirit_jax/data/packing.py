@@ -15,6 +15,10 @@ ARRAYS = {
 """Arrays [rows, sequence_length] of a batch and their types."""
 
 
+_CHOICE = 32
+"""Documents to choose a row from, at least. Documents of 1/20 to 1/2 of a row fill 99.9 % of it, up to 0.7 of a row 98 %."""
+
+
 def choose(lengths: Sequence[int], capacity: int) -> list[int]:
     """Indices of the documents that fill a row best, in ascending order.
 
@@ -48,20 +52,18 @@ class Packer:
 
     Args:
         sequence_length: slots of a row.
-        lookahead: a row is put together from at least so many rows' worth of waiting documents.
 
     Attributes:
         waiting: `(ids, tag)` of each document, in the order added; the tag is the caller's.
     """
 
-    def __init__(self, sequence_length: int, lookahead: float):
-        self.sequence_length, self.waiting = sequence_length, []
-        self._slots, self._wanted = 0, int(lookahead * sequence_length)
+    def __init__(self, sequence_length: int):
+        self.sequence_length, self.waiting, self._slots = sequence_length, [], 0
 
     @property
     def is_full(self) -> bool:
         """Whether enough documents wait for a good choice."""
-        return self._slots >= self._wanted
+        return len(self.waiting) >= _CHOICE and self._slots >= 2 * self.sequence_length
 
     def add(self, ids: Int[np.ndarray, " N"], tag) -> None:
         """Append a document of 2 to `sequence_length + 1` ids."""

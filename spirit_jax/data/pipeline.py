@@ -5,8 +5,14 @@ resumed. See `streams.py` for how.
 """
 
 import dataclasses
+import gc
 import json
 import logging
+import multiprocessing
+import os
+import signal
+import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -166,6 +172,25 @@ class _ShareIterator(grain.DatasetIterator):
         raise NotImplementedError("a stream is made anew from its own state")
 
 
+def _start_worker(index: int, count: int) -> None:
+    """A worker outlives signals sent to the whole process group (the parent ends it) but never its parent."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+    def follow_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
+
+
+def _close(iterator: list) -> None:
+    """Close and forget a Grain iterator; left to the interpreter's exit, its parts would complain one by one."""
+    while iterator:
+        iterator.pop().close()
+    gc.collect()
+
+
 class Loader:
     """Endless host-local training batches.
 
@@ -178,6 +203,10 @@ class Loader:
         host_index, host_count: this host gets rows `host_index * B / host_count ...` of each batch.
         state: of `state()`, of one host or merged over all: batches go on after the last one taken. Needs the same
             streams, sequence length, sources and records, but not the same hosts, workers or batch size.
+
+    Attributes:
+        source_names: what the numbers in a batch's `sources` stand for.
+        close: call it to end the workers, or use the loader as a context manager; happens at exit at the latest.
 
     Raises:
         ValueError: counts that do not divide, no source, or a state that does not fit; `RecordError` (a ValueError) for
@@ -234,14 +263,15 @@ class Loader:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # Grain hands its flags to its workers
             options = grain.MultiprocessingOptions(self._workers, config.prefetch)
-            shares = shares.mp_prefetch(options)
-        self._iterator = iter(shares)
+            shares = shares.mp_prefetch(options, worker_init_fn=_start_worker)
+        self._iterator = [iter(shares)]
+        self.close = weakref.finalize(self, _close, self._iterator)
 
     def __iter__(self) -> "Loader":
         return self
 
     def __next__(self) -> Batch:
-        parts = [next(self._iterator) for _ in range(max(self._workers, 1))]
+        parts = [next(self._iterator[0]) for _ in range(max(self._workers, 1))]
         batch = {}
         for name in (*ARRAYS, "sources"):
             rows = [part[name].reshape(-1, self._rows, *part[name].shape[1:]) for part in parts]
@@ -273,10 +303,6 @@ class Loader:
             name: sum(state["sources"][name]["skipped"] for state in self._states.values())
             for name in self.source_names
         }
-
-    def close(self) -> None:
-        """End the workers."""
-        self._iterator.close()
 
     def __enter__(self) -> "Loader":
         return self
@@ -320,7 +346,7 @@ def held_out_batches(
 
 
 def _held_out_rows(source: data_streams.Source, length: int) -> Iterator[Sequence[np.ndarray]]:
-    packer = Packer(length, data_streams.LOOKAHEAD)
+    packer = Packer(length)
     for record in range(len(source.records)):
         try:
             for ids in source.documents(record, epoch=0):

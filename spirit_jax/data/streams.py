@@ -15,9 +15,6 @@ from spirit_jax.data.records import RecordError, RecordSource
 from spirit_jax.data.sampling import Mixture, Shuffle, record_rng
 from spirit_jax.data.sequences import Sequencer
 
-LOOKAHEAD = 2.0
-"""Rows' worth of documents from which each row is put together; more packs tighter and starts slower."""
-
 _HOPELESS = 1000  # so many unusable records in a row are a wrong setting, not bad luck
 
 
@@ -60,7 +57,7 @@ class _Draws:
 
     def __init__(self, source: Source, stream: int, streams: int, sequence_length: int, state: dict | None):
         self.source, self._stream, self._streams = source, stream, streams
-        self._packer = Packer(sequence_length, LOOKAHEAD)
+        self._packer = Packer(sequence_length)
         self._next, self.skipped, self.problems = 0, 0, []
         if state is not None:
             if state["records"] != source.records.fingerprint:
