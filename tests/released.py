@@ -6,6 +6,7 @@ import pathlib
 import numpy as np
 import yaml
 
+from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import fcpe, hubert, style, table, vqvae
 from spirit_jax.convert.torch_file import load_torch
 
@@ -14,7 +15,7 @@ SPEECH = "checkpoints/speech_tokenizer"
 
 def convert(component, config, tensors, where="golden"):
     arrays, _ = table.to_ours(component.rows(config), tensors, component.shapes(config), where)
-    return table.unflatten({path: np.asarray(array) for path, array in arrays.items()})
+    return unflatten({path: np.asarray(array) for path, array in arrays.items()})
 
 
 def hubert_part(directory: pathlib.Path):

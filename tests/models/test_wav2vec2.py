@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import load_audio
+from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import hubert, style, table
 from spirit_jax.models import wav2vec2
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model, nearest_centroid, truncate
@@ -185,7 +186,7 @@ def test_every_layer_equals_transformers(name):
     shapes = hubert.encoder_shapes(config)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
     flat, _ = table.to_ours(style.hf_encoder_rows(config, "", ""), tensors, shapes, name)
-    params = table.unflatten({path: np.asarray(array) for path, array in flat.items()})
+    params = unflatten({path: np.asarray(array) for path, array in flat.items()})
     run = jax.jit(lambda audio: Wav2Vec2Model(config).apply({"params": params}, audio, mutable="intermediates"))
     (features, frames), found = run(audio)
     assert frames.tolist() == [config.frames(samples)] * 2
