@@ -62,3 +62,21 @@ def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def plain_name(name: Any, where: Any) -> str:
+    """`name`, if it is that of a file right here: names found in a checkpoint never lead anywhere else."""
+    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        raise ConversionError(f"{where}: {name!r} is not the name of a file beside it: refused")
+    return name
+
+
+def counted(array: Any, progress: Callable[[int], Any]) -> LazyArray:
+    """The array, telling `progress` its bytes when it is read."""
+
+    def read() -> np.ndarray:
+        values = np.asarray(array)
+        progress(values.nbytes)
+        return values
+
+    return LazyArray(tuple(array.shape), np.dtype(array.dtype), read)

@@ -21,7 +21,9 @@ CHUNK_BYTES = 64 * 2**20
 CACHE_BYTES = 2**30  # for reading: chunks of a training run span layers, and an export goes layer by layer
 
 
-def save_llm(directory: pathlib.Path, arrays: Mapping[str, Any], progress: Callable[[int], Any] = lambda _: None) -> None:
+def save_llm(
+    directory: pathlib.Path, arrays: Mapping[str, Any], progress: Callable[[int], Any] = lambda _: None
+) -> None:
     """Writes arrays by path (NumPy, `LazyArray` or `Stacked`) as the checkpoint's `llm/`. `directory` must not exist.
 
     The memory needed beyond the sources is a few chunks. Each chunk carries a checksum.
