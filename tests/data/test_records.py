@@ -1,0 +1,167 @@
+"""Unit records: the round trip, what a bad record says, and files that were cut or changed."""
+
+import dataclasses
+import json
+import os
+
+import numpy as np
+import pytest
+
+from spirit_jax.data.records import (
+    METADATA,
+    RecordError,
+    RecordSource,
+    RecordWriter,
+    UnitRecord,
+    read_metadata,
+    read_records,
+)
+from spirit_jax.units import SpeechUnits
+from tests.data.synthetic import document, utterance
+
+
+@pytest.fixture
+def records():
+    rng = np.random.default_rng(0)
+    base = [utterance(rng, number, 8, expressive=False) for number in range(10, 15)]
+    return [utterance(rng, number, 12) for number in range(10)] + base + [document(rng, 20, 200)]
+
+
+def _same(one: UnitRecord, two: UnitRecord) -> bool:
+    fields = [field.name for field in dataclasses.fields(UnitRecord) if field.name != "spans_ms"]
+    return np.array_equal(one.spans_ms, two.spans_ms) and all(getattr(one, f) == getattr(two, f) for f in fields)
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_round_trip(tmp_path, records, shards):
+    with RecordWriter(tmp_path / "corpus", "train", shards, units="abc") as writer:
+        for record in records:
+            writer.write(record)
+    source = RecordSource(tmp_path / "corpus", "train")
+    read = {record.id: record for record in (source[index] for index in range(len(source)))}
+    assert len(read) == len(source) == len(records)
+    assert all(_same(read[record.id], record) for record in records)
+    metadata = read_metadata(tmp_path / "corpus")
+    assert (metadata["name"], metadata["units"], metadata["splits"]) == ("corpus", "abc", {"train": len(records)})
+    assert sorted(metadata["files"]) == [f"train-{s:05d}-of-{shards:05d}.array_record" for s in range(shards)]
+    assert sorted(os.listdir(tmp_path / "corpus")) == sorted([METADATA, *metadata["files"]])
+    with pytest.raises(IndexError):
+        source[len(records)]
+
+
+def test_splits_are_added_and_replaced(tmp_path, records):
+    for split, count, shards in (("train", 5, 2), ("test", 2, 1), ("train", 3, 1)):
+        with RecordWriter(tmp_path, split, shards) as writer:
+            for record in records[:count]:
+                writer.write(record)
+    assert read_metadata(tmp_path)["splits"] == {"train": 3, "test": 2}
+    assert [record.id for record in read_records(tmp_path, "train")] == [record.id for record in records[:3]]
+    assert len(list(tmp_path.glob("*.array_record"))) == 2
+    with pytest.raises(RecordError, match="no split 'dev', it has \\['test', 'train'\\]"):
+        RecordSource(tmp_path, "dev")
+
+
+def test_a_failed_writer_leaves_nothing(tmp_path, records):
+    with RecordWriter(tmp_path, "train") as writer:
+        writer.write(records[0])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def interrupted():
+        with RecordWriter(tmp_path, "train", 2) as writer:
+            writer.write(records[1])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_units_of_two_tokenizers_do_not_mix(tmp_path, records):
+    with RecordWriter(tmp_path, "train", units="one") as writer:
+        writer.write(records[0])
+    with pytest.raises(RecordError, match="units of one there, these are of two"):
+        RecordWriter(tmp_path, "test", units="two")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text": " \n"}, "empty transcript"),
+        ({"units": SpeechUnits(np.zeros(0, int)), "duration_ms": 30}, "30 ms with 0 units is shorter than a frame"),
+        ({"duration_ms": 39}, "shorter than a frame"),
+        ({"duration_ms": 60_000}, "the audio 60000 ms"),
+        ({"units": None}, "2 aligned words but no units"),
+        ({"spans_ms": np.array([[0, 100], [100, 1041]], np.int32)}, "word 1 \\('b'\\) at 100..1041 ms"),
+        ({"spans_ms": np.array([[-1, 100], [100, 200]], np.int32)}, "word 0 \\('a'\\) at -1..100 ms"),
+        ({"spans_ms": np.array([[0, 100], [300, 200]], np.int32)}, "word 1 \\('b'\\) at 300..200 ms"),
+        ({"spans_ms": np.array([[500, 600], [100, 200]], np.int32)}, "not in the order of their times"),
+        ({"spans_ms": np.array([[500, 600]], np.int32)}, "2 words but spans of shape \\(1, 2\\)"),
+        ({"words": ("a", "b c")}, "empty or holds a space: 'b c'"),
+        ({"words": ("a", "")}, "empty or holds a space: ''"),
+        ({"units": SpeechUnits(np.arange(25), np.zeros(0, int), np.zeros(1, int))}, "empty pitch or style"),
+    ],
+)
+def test_bad_records_say_what_is_wrong(tmp_path, change, message):
+    spans = np.array([[0, 100], [100, 1000]], np.int32)
+    record = UnitRecord("clip-7", "A b.", ("a", "b"), spans, SpeechUnits(np.arange(25)), 1000)
+    record.validate()
+    bad = dataclasses.replace(record, **change)
+    with pytest.raises(RecordError, match=f"record 'clip-7': .*{message}"):
+        bad.validate()
+    with RecordWriter(tmp_path, "train") as writer, pytest.raises(RecordError, match="clip-7"):
+        writer.write(bad)
+
+
+def test_truncated_or_missing_files(tmp_path, records):
+    with RecordWriter(tmp_path, "train", 2) as writer:
+        for record in records:
+            writer.write(record)
+    file = tmp_path / "train-00001-of-00002.array_record"
+    data = file.read_bytes()
+    file.write_bytes(data[:-1000])
+    with pytest.raises(RecordError, match="train-00001-of-00002.*truncated"):
+        RecordSource(tmp_path, "train")
+    file.unlink()
+    with pytest.raises(RecordError, match="train-00001-of-00002.*missing"):
+        RecordSource(tmp_path, "train")
+    file.write_bytes(b"x" * len(data))
+    with pytest.raises(RecordError, match="train-00001-of-00002"):
+        RecordSource(tmp_path, "train")[1 + len(records) // 2]
+    (tmp_path / METADATA).write_text('{"splits"')
+    with pytest.raises(RecordError, match="metadata.json: not JSON"):
+        RecordSource(tmp_path, "train")
+    (tmp_path / METADATA).write_text(json.dumps({"splits": {}}))
+    with pytest.raises(RecordError, match="'splits' and 'files'"):
+        RecordSource(tmp_path, "train")
+    with pytest.raises(RecordError, match="not found; is .* a directory of unit records"):
+        RecordSource(tmp_path / "elsewhere", "train")
+
+
+def test_a_flipped_byte_is_noticed_or_harmless(tmp_path, records):
+    """Every record either reads exactly as written or is an error that names the file."""
+    with RecordWriter(tmp_path, "train") as writer:
+        for record in records:
+            writer.write(record)
+    file = tmp_path / "train-00000-of-00001.array_record"
+    data, rng, noticed = file.read_bytes(), np.random.default_rng(0), 0
+    (used,) = np.nonzero(np.frombuffer(data, np.uint8))  # most of so small a file is padding
+    for position in rng.choice(used, 60):
+        changed = bytearray(data)
+        changed[position] ^= 1 << int(rng.integers(8))
+        file.write_bytes(changed)
+        source = RecordSource(tmp_path, "train")
+        for index, record in enumerate(records):
+            try:
+                assert _same(source[index], record)
+            except RecordError as error:
+                noticed += "train-00000-of-00001" in str(error)
+    assert noticed > 20
+
+
+def test_bytes_that_are_no_record(tmp_path, records):
+    broken = records[0].to_bytes().replace(b"utterance-0", b"utterance-X")
+    assert UnitRecord.from_bytes(broken).id == "utterance-X"
+    with RecordWriter(tmp_path, "train") as writer:
+        writer.write_bytes(b"\x93not msgpack")
+    with pytest.raises(RecordError, match="train-00000-of-00001.array_record: record 0: not a unit record"):
+        RecordSource(tmp_path, "train")[0]

@@ -1,0 +1,251 @@
+"""Documents against string forms built word by word and frame by frame (`synthetic.py`), through the string tokenizer."""
+
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from spirit_jax.data.records import RecordError
+from spirit_jax.data.sampling import record_rng
+from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, interleaving, word_frames
+from spirit_jax.units import SpeechUnits
+from spirit_jax.vocabulary import Vocabulary
+from tests.data.synthetic import document, frames_of, spans_of, string_form, unit_string, utterance, word
+from tests.goldens import golden
+
+LONG = 100_000  # ids: nothing is cut
+
+
+@pytest.fixture(scope="module", params=["base", "expressive"])
+def vocabulary(request):
+    return Vocabulary.load(golden(f"tokenizers/small_{request.param}_userdef"))
+
+
+def _sequencer(vocabulary, recipe, max_ids=LONG, **spans):
+    return Sequencer(vocabulary, recipe, max_ids, **spans)
+
+
+def _ids(vocabulary, string):
+    """Whole document through the string tokenizer."""
+    return [*vocabulary.encode(string), vocabulary.eos_id]
+
+
+def _string(vocabulary, ids):
+    assert ids.dtype == np.int32
+    assert ids[: len(vocabulary.prefix)].tolist() == list(vocabulary.prefix)
+    assert ids[-1] == vocabulary.eos_id
+    return vocabulary.decode(ids)
+
+
+def _expressive(vocabulary):
+    return vocabulary.variant == "expressive"
+
+
+def test_word_frames_are_those_with_their_centre_in_the_word():
+    rng = np.random.default_rng(0)
+    for number in range(30):
+        record = utterance(rng, number, 20)
+        for index, (first, last) in enumerate(word_frames(record)):
+            assert list(range(first, last)) == frames_of(record, index, index + 1)
+
+
+def test_interleaving_covers_the_words_in_spans_of_the_asked_lengths():
+    firsts, lengths = [], {TEXT: set(), SPEECH: set()}
+    for seed in range(400):
+        words = 1 + seed % 150
+        spans = interleaving(words, np.random.default_rng(seed), (10, 30), (5, 15))
+        firsts.append(spans[0][0])
+        assert [span[1] for span in spans] == [0, *(span[2] for span in spans[:-1])]
+        assert spans[-1][2] == words
+        assert all(one[0] != two[0] for one, two in itertools.pairwise(spans))
+        for modality, first, last in spans[:-1]:
+            lengths[modality].add(last - first)
+        assert spans[-1][2] - spans[-1][1] <= (30, 15)[spans[-1][0]]
+    assert lengths == {TEXT: set(range(10, 31)), SPEECH: set(range(5, 16))}  # both ends, and everything between
+    assert 0.4 < np.mean(firsts) < 0.6  # 400 fair draws: 4 standard deviations
+
+
+@pytest.mark.parametrize("pause", [0, 300])
+def test_interleaved(vocabulary, pause):
+    rng, switches = np.random.default_rng(1), 0
+    for number in range(25):
+        record = utterance(rng, number, int(rng.integers(1, 60)), pause=pause)
+        (ids,) = _sequencer(vocabulary, "interleaved")(record, record_rng(3, "source", number, 0))
+        string = _string(vocabulary, ids)
+        spans = spans_of(
+            record, string, expressive=_expressive(vocabulary)
+        )  # the same words in order, whichever modality
+        assert string == string_form(record, spans, expressive=_expressive(vocabulary))
+        assert ids.tolist() == _ids(vocabulary, string)
+        for modality, first, last in spans[:-1]:
+            assert last - first in (range(10, 31) if modality == "text" else range(5, 16))
+        switches += len(spans) - 1
+    assert switches > 25
+
+
+def test_interleaving_is_drawn_anew_every_epoch_and_only_from_its_key(vocabulary):
+    record = utterance(np.random.default_rng(2), 0, 80)
+    make = _sequencer(vocabulary, "interleaved")
+    keys = [
+        (seed, source, index, epoch) for seed in (0, 1) for source in "ab" for index in (0, 1) for epoch in range(4)
+    ]
+    documents = [make(record, record_rng(*key))[0].tolist() for key in keys]
+    assert documents == [make(record, record_rng(*key))[0].tolist() for key in keys]
+    assert len({tuple(ids) for ids in documents}) == len(keys)
+
+
+def test_whole_utterances_and_text(vocabulary):
+    record = utterance(np.random.default_rng(3), 0, 30)
+    units = record.units if _expressive(vocabulary) else record.units.without_expression()
+    content = {
+        "speech": f"[Speech]{units.to_string()}",
+        "text": f"[Text]{record.text}",
+        "asr": f"[Speech]{units.to_string()}[ASR]{record.text}",
+        "tts": f"[Text]{record.text}[TTS]{units.to_string()}",
+    }
+    for recipe, string in content.items():
+        (ids,) = _sequencer(vocabulary, recipe)(record, record_rng(0, "", 0, 0))
+        assert ids.tolist() == _ids(vocabulary, string), recipe
+    both = [_sequencer(vocabulary, "asr_tts")(record, record_rng(0, "", 0, epoch))[0].tolist() for epoch in range(20)]
+    assert {tuple(ids) for ids in both} == {tuple(_ids(vocabulary, content[recipe])) for recipe in ("asr", "tts")}
+
+
+def test_units_past_the_last_frame_are_kept_in_whole_speech(vocabulary):
+    """The style encoder can give one unit more than HuBERT has seconds (FORMATS.md sections 2 and 3)."""
+    record = utterance(np.random.default_rng(3), 0, 4)
+    units = SpeechUnits(record.units.hubert[:25], record.units.pitch[:13], np.array([5, 6]))
+    record = dataclasses.replace(record, units=units, duration_ms=1040, words=(), spans_ms=np.zeros((0, 2), np.int32))
+    record.validate()
+    (ids,) = _sequencer(vocabulary, "speech")(record, record_rng(0, "", 0, 0))
+    string = units.to_string() if _expressive(vocabulary) else units.without_expression().to_string()
+    assert ids.tolist() == _ids(vocabulary, f"[Speech]{string}")
+
+
+def test_transcription_has_every_word_in_both_modalities(vocabulary):
+    rng = np.random.default_rng(4)
+    for number in range(10):
+        record = utterance(rng, number, 12)
+        spans = [(modality, index, index + 1) for index in range(12) for modality in ("text", "speech")]
+        (ids,) = _sequencer(vocabulary, "transcription")(record, record_rng(0, "", number, 0))
+        assert ids.tolist() == _ids(vocabulary, string_form(record, spans, expressive=_expressive(vocabulary)))
+
+
+def test_words_without_a_frame_are_written_as_text_only(vocabulary):
+    record = utterance(np.random.default_rng(5), 0, 3, pause=0)
+    spans = np.array([[0, 200], [201, 215], [215, 400]], np.int32)  # no frame centre (20, 60, ...) from 201 to 215
+    record = dataclasses.replace(record, spans_ms=spans, units=record.units.cut(0, 10), duration_ms=400)
+    record.validate()
+    (ids,) = _sequencer(vocabulary, "transcription")(record, record_rng(0, "", 0, 0))
+    first, second, third = (
+        unit_string(record, frames_of(record, w, w + 1), expressive=_expressive(vocabulary)) for w in range(3)
+    )
+    a, b, c = record.words
+    assert second == ""
+    assert ids.tolist() == _ids(vocabulary, f"[Text]{a} [Speech]{first}[Text]{b} {c} [Speech]{third}")
+    silent = dataclasses.replace(record, words=("x",), spans_ms=spans[1:2])
+    only_speech = (5, 15), (5, 15)
+    for epoch in range(20):
+        rng = record_rng(0, "", 0, epoch)
+        starts_with_speech = record_rng(0, "", 0, epoch).integers(2) == SPEECH
+        make = _sequencer(vocabulary, "interleaved", text_words=only_speech[0], speech_words=only_speech[1])
+        if starts_with_speech:
+            with pytest.raises(RecordError, match="utterance-0.*no word lasts a frame"):
+                make(silent, rng)
+        else:
+            assert _string(vocabulary, make(silent, rng)[0]) == "[Text]x"
+
+
+def test_merging_many_spans_at_once_equals_merging_each(vocabulary):
+    rng = np.random.default_rng(6)
+    make = _sequencer(vocabulary, "interleaved")
+    for frames in (1, 2, 26, 300, 2400, 2401, 3000, 5000):  # beyond 100 s the order of streams drifts, see FORMATS.md 5
+        record = dataclasses.replace(utterance(rng, 0, 3), units=None)
+        hubert = np.repeat(rng.integers(0, 501, frames), 2)[:frames]
+        units = SpeechUnits(hubert, rng.integers(0, 3, -(-frames // 2)), rng.integers(0, 100, -(-frames // 25)))
+        shorter = SpeechUnits(hubert, units.pitch[: max(1, len(units.pitch) - 3)], units.style[:1])
+        cuts = np.sort(rng.integers(0, frames + 1, 6)).tolist()
+        spans = [(0, frames)] + [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
+        for streams in (units, shorter, units.without_expression()):
+            for got, (a, b) in zip(make._span_ids(streams, spans), spans, strict=True):
+                expected = vocabulary.unit_ids(streams.cut(a, b))
+                assert got.tolist() == expected.tolist(), (frames, a, b)
+        del record
+
+
+@pytest.mark.parametrize("recipe", ["speech", "interleaved", "transcription", "asr", "tts"])
+def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
+    record = utterance(np.random.default_rng(7), 0, 120)
+    max_ids = 130
+    documents = _sequencer(vocabulary, recipe, max_ids)(record, record_rng(0, "", 0, 0))
+    assert len(documents) > 2
+    texts, hubert = [], []
+    for ids in documents:
+        assert len(ids) <= max_ids
+        string = _string(vocabulary, ids)
+        assert ids.tolist() == _ids(vocabulary, string)
+        assert string.startswith(("[Text]", "[Speech]"))
+        texts += string.replace("[ASR]", "[Text]").replace("[TTS]", "[").replace("[", " [").replace("]", "] ").split()
+        hubert.append(string.count("[Hu"))
+    written = [text for text in texts if not text.startswith("[")]
+    if recipe in ("transcription", "asr", "tts"):
+        assert tuple(written) == record.words  # each word once, in order
+    if recipe == "interleaved":
+        # the words of the text spans, in order, each at most once
+        places = [record.words.index(name) for name in written]
+        assert places == sorted(set(places))
+    if recipe == "speech":
+        # nothing is lost but runs that a cut splits in two: at most one unit more for each cut
+        (whole,) = _sequencer(vocabulary, recipe)(record, record_rng(0, "", 0, 0))
+        total = _string(vocabulary, whole).count("[Hu")
+        assert total <= sum(hubert) <= total + len(documents) - 1
+    # each is as long as it can be: one more word would not fit (a word here takes under 45 ids in both modalities)
+    assert all(len(ids) > max_ids - 45 for ids in documents[:-1])
+
+
+def test_speech_without_words_is_cut_at_seconds(vocabulary):
+    record = utterance(np.random.default_rng(8), 0, 60)
+    record = dataclasses.replace(record, words=(), spans_ms=np.zeros((0, 2), np.int32))
+    documents = _sequencer(vocabulary, "speech", 200)(record, record_rng(0, "", 0, 0))
+    frames, start = len(record.units.hubert), 0
+    for ids in documents:
+        assert len(ids) <= 200
+        matching = [
+            end
+            for end in [*range(start + 25, frames, 25), frames]
+            if _string(vocabulary, ids)
+            == "[Speech]" + unit_string(record, list(range(start, end)), expressive=_expressive(vocabulary))
+        ]
+        assert len(matching) == 1
+        start = matching[0]
+    assert start == frames
+
+
+def test_long_text_is_cut_before_words(vocabulary):
+    record = document(np.random.default_rng(9), 0, 700)
+    documents = _sequencer(vocabulary, "text", 101)(record, record_rng(0, "", 0, 0))
+    strings = [_string(vocabulary, ids) for ids in documents]
+    assert "".join(string.removeprefix("[Text]") for string in strings) == record.text
+    assert all(
+        string.startswith("[Text] ") for string in strings[1:]
+    )  # the space before the word, not a part of a word
+    assert all(len(ids) <= 101 for ids in documents)
+    assert all(len(ids) > 101 - 12 for ids in documents[:-1])  # a word here takes at most 12 pieces
+    unbroken = dataclasses.replace(record, text="".join(word(i) for i in range(200)))
+    documents = _sequencer(vocabulary, "text", 101)(unbroken, record_rng(0, "", 0, 0))
+    assert "".join(_string(vocabulary, ids).removeprefix("[Text]") for ids in documents) == unbroken.text
+
+
+def test_what_a_recipe_cannot_use(vocabulary):
+    rng = np.random.default_rng(10)
+    text, spoken = document(rng, 5, 20), utterance(rng, 6, 12)
+    unaligned = dataclasses.replace(spoken, words=(), spans_ms=np.zeros((0, 2), np.int32))
+    key = record_rng(0, "", 0, 0)
+    for recipe in ("speech", "interleaved", "asr"):
+        with pytest.raises(RecordError, match=f"'document-5': recipe '{recipe}' needs speech units"):
+            _sequencer(vocabulary, recipe)(text, key)
+    for recipe in ("interleaved", "transcription"):
+        with pytest.raises(RecordError, match=f"'utterance-6': recipe '{recipe}' needs aligned words"):
+            _sequencer(vocabulary, recipe)(unaligned, key)
+    with pytest.raises(RecordError, match="'utterance-6': word 0 of 1 takes more than the 31 slots of a row"):
+        _sequencer(vocabulary, "asr", 32)(unaligned, key)
