@@ -21,12 +21,11 @@ class TokenLosses(NamedTuple):
     """Whether no other token has a higher score than the target."""
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def next_token_losses(
     hidden_btd: Float[Array, "B T D"],
     head_dv: Float[Array, "D V"],
     targets_bt: Int[Array, "B T"],
-    weights_bt: Float[Array, "B T"],
+    weights_bt: Float[Array, "B T"] | Bool[Array, "B T"],
     z_loss: float = 0.0,
     chunk: int = 512,
 ) -> TokenLosses:
@@ -41,14 +40,18 @@ def next_token_losses(
         weights_bt: weight of each position in the sum; 0 where there is nothing to learn (padding).
         z_loss: coefficient of the squared logsumexp, which keeps the logits from drifting.
     """
+    return _losses(hidden_btd, head_dv, targets_bt, weights_bt.astype(jnp.float32), z_loss, chunk)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _losses(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk):
     return _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients=False)[0]
 
 
 def _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients):
     """The losses and, if asked for, the gradients of their sum by hidden_btd (its dtype) and head_dv (float32)."""
-    b, t, d = hidden_btd.shape
+    b, t = hidden_btd.shape[:2]
     head = head_dv.astype(hidden_btd.dtype)
-    weights_bt = weights_bt.astype(jnp.float32)
 
     def step(head_gradient, inputs):
         h_bcd, targets_bc, weights_bc = inputs
@@ -90,23 +93,23 @@ def _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradien
     return TokenLosses(loss, nll_bt, logsumexp_bt, correct_bt), (join(h_gradient) if gradients else None, head_gradient)
 
 
-def _next_token_losses_fwd(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk):
+def _losses_fwd(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk):
     losses, (h_gradient, head_gradient) = _forward(
         hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients=True
     )
     token_loss_bt = losses.nll_bt + z_loss * losses.logsumexp_bt**2
-    return losses, (h_gradient, head_gradient.astype(head_dv.dtype), token_loss_bt.astype(weights_bt.dtype))
+    return losses, (h_gradient, head_gradient.astype(head_dv.dtype), token_loss_bt)
 
 
-def _next_token_losses_bwd(z_loss, chunk, residuals, cotangents):
+def _losses_bwd(z_loss, chunk, residuals, cotangents):
     h_gradient, head_gradient, token_loss_bt = residuals
     scale = cotangents.loss
     return (
         (h_gradient * scale).astype(h_gradient.dtype),
         (head_gradient * scale).astype(head_gradient.dtype),
         None,
-        (token_loss_bt * scale).astype(token_loss_bt.dtype),
+        token_loss_bt * scale,
     )
 
 
-next_token_losses.defvjp(_next_token_losses_fwd, _next_token_losses_bwd)
+_losses.defvjp(_losses_fwd, _losses_bwd)
