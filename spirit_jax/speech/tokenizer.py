@@ -1,0 +1,170 @@
+"""SpeechTokenizer: audio to units and back, out of the parts of a checkpoint directory."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spirit_jax.checkpoint import (
+    CONFIG,
+    SPEECH_TOKENIZER,
+    CheckpointError,
+    find,
+    load_arrays,
+    new_directory,
+    save_arrays,
+    write_file,
+)
+from spirit_jax.speech.features import MINIMUM_SAMPLES, check_length
+from spirit_jax.speech.griffin_lim import GriffinLim
+from spirit_jax.speech.kmeans import KMeansEncoder
+from spirit_jax.speech.prosody import EnergyStatistics, F0Quantiles
+from spirit_jax.units import SpeechUnits
+
+CHUNK = 1_600_000
+"""Samples (100 s) that are encoded on their own, as the reference does; units of the chunks are joined."""
+
+PARTS = {
+    "base": ("phonetic", "vocoder_base"),
+    "expressive": ("phonetic", "pitch", "style", "vocoder_expressive"),
+}
+"""The directories under `speech_tokenizer/` that each variant consists of."""
+
+KINDS = {part.kind: part for part in (KMeansEncoder, F0Quantiles, EnergyStatistics, GriffinLim)}
+"""What the "kind" of a part's config.json stands for."""
+
+
+class Encoder(Protocol):
+    """A part that makes one stream of units: int32 [frames] out of float32 [R] at 16 kHz."""
+
+    def encode(self, audio: Float[np.ndarray, "R"]) -> Int[np.ndarray, "frames"]: ...
+
+
+class Vocoder(Protocol):
+    """A part that makes float32 [R] at 16 kHz out of units."""
+
+    def decode(
+        self, units: SpeechUnits, *, speaker: int | str, style: int | None, predict_durations: bool
+    ) -> Float[np.ndarray, "R"]: ...
+
+
+class SpeechTokenizer:
+    """Encoders of the phonetic (25 Hz) and, for "expressive", pitch (12.5 Hz) and style (1 Hz) streams, and a vocoder.
+
+    Made by `from_pretrained`. A vocoder may be missing: encoding works, decoding says so.
+    """
+
+    def __init__(
+        self, phonetic: Encoder, pitch: Encoder | None, style: Encoder | None, vocoder: Vocoder | None, fingerprint: str
+    ):
+        self.phonetic, self.pitch, self.style, self.vocoder = phonetic, pitch, style, vocoder
+        self.fingerprint = fingerprint
+        """sha256 (hex) of the encoders' files: what units depend on."""
+
+    @classmethod
+    def from_pretrained(
+        cls, directory: str | os.PathLike, variant: Literal["base", "expressive"] = "expressive"
+    ) -> "SpeechTokenizer":
+        """Load the parts of `variant` from a checkpoint directory.
+
+        Raises:
+            CheckpointError: an encoder is missing or damaged, or of a kind that this version does not know; names it.
+        """
+        if variant not in PARTS:
+            raise ValueError(f"variant must be one of {', '.join(PARTS)}, found {variant!r}")
+        *encoders, vocoder = PARTS[variant]
+        digest = hashlib.sha256()
+        parts = {name: load_part(directory, name, digest) for name in encoders}
+        try:
+            find(directory, f"{SPEECH_TOKENIZER}/{vocoder}")
+        except CheckpointError:
+            voice = None
+        else:
+            voice = load_part(directory, vocoder)
+        return cls(parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, digest.hexdigest())
+
+    def encode(self, audio: Float[np.ndarray, "R"]) -> SpeechUnits:
+        """Units at the frame rate of mono audio, float32 [R] at 16 kHz.
+
+        Audio beyond 100 s is encoded in chunks of 100 s; a rest shorter than 80 ms has no units (FORMATS section 1).
+
+        Raises:
+            AudioError: fewer than 1280 samples (80 ms), not 1-D, or not finite.
+        """
+        audio = np.asarray(audio, np.float32)
+        check_length(audio)
+        chunks = [audio[start : start + CHUNK] for start in range(0, audio.size, CHUNK)]
+        chunks = [chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES]
+        return SpeechUnits(
+            *(
+                None if encoder is None else np.concatenate([encoder.encode(chunk) for chunk in chunks])
+                for encoder in (self.phonetic, self.pitch, self.style)
+            )
+        )
+
+    def encode_batch(self, audios: Sequence[Float[np.ndarray, "R"]]) -> list[SpeechUnits]:
+        """Units of each clip; the same as `encode` of each."""
+        return [self.encode(audio) for audio in audios]
+
+    def decode(
+        self,
+        units: SpeechUnits | str,
+        speaker: int | str = 2,
+        style: int | None = None,
+        predict_durations: bool = True,
+    ) -> Float[np.ndarray, "R"]:
+        """The sound of units, float32 [R] at 16 kHz.
+
+        Args:
+            units: units, or their string form.
+            speaker: index or name of a voice of the vocoder.
+            style: overrides the style of the whole utterance; None takes that of the units, or the vocoder's default.
+            predict_durations: lengthen deduplicated units by the vocoder's durations; frame-rate units that carry pitch keep theirs.
+
+        Raises:
+            CheckpointError: the checkpoint has no vocoder for this variant.
+            UnitError: a malformed string, or no units.
+        """
+        if self.vocoder is None:
+            raise CheckpointError("this checkpoint has no vocoder for the variant that was loaded")
+        if isinstance(units, str):
+            units = SpeechUnits.from_string(units)
+        return self.vocoder.decode(units, speaker=speaker, style=style, predict_durations=predict_durations)
+
+
+def load_part(directory: str | os.PathLike, name: str, digest: Any = None) -> Any:
+    """One part of a checkpoint directory, of the class that its "kind" says; its files go into `digest` (hashlib) if given.
+
+    Raises:
+        CheckpointError: missing, damaged, or of an unknown kind.
+    """
+    path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
+    try:
+        config = json.loads((path / CONFIG).read_text())
+        kind = KINDS[config["kind"]]
+    except (OSError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path / CONFIG}: cannot be read ({error})") from error
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{path / CONFIG}: needs a 'kind' out of {', '.join(sorted(KINDS))}; found {error}"
+        ) from error
+    arrays = load_arrays(path)
+    if digest is not None:
+        digest.update(name.encode())
+        for file in sorted(path.iterdir()):
+            digest.update(file.name.encode() + file.read_bytes())
+    try:
+        return kind.load(config, arrays)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not a whole {config['kind']!r} part ({error})") from error
+
+
+def save_part(directory: str | os.PathLike, part: Any) -> None:
+    """Write a part's config.json and arrays as `directory`, whole or not at all, replacing one that is there."""
+    with new_directory(directory, overwrite=True) as scratch:
+        write_file(scratch / CONFIG, json.dumps({"kind": part.kind, **part.config()}, indent=1, sort_keys=True) + "\n")
+        save_arrays(scratch, part.arrays())
