@@ -6,6 +6,7 @@ resumed. See `streams.py` for how.
 
 import dataclasses
 import gc
+import itertools
 import json
 import logging
 import multiprocessing
@@ -271,6 +272,8 @@ class Loader:
         return self
 
     def __next__(self) -> Batch:
+        if not self._iterator:
+            raise ValueError("data: the loader is closed")
         parts = [next(self._iterator[0]) for _ in range(max(self._workers, 1))]
         batch = {}
         for name in (*ARRAYS, "sources"):
@@ -337,10 +340,10 @@ def held_out_batches(
     index = config.source_names.index(source) if source in config.source_names else -1
     rows = _held_out_rows(opened, sequence_length)
     mine = slice(host_index * batch_size // host_count, (host_index + 1) * batch_size // host_count)
-    while documents := [row for row, _ in zip(rows, range(batch_size), strict=False)]:
+    while filled := list(itertools.islice(rows, batch_size)):
         batch = empty_batch(batch_size, sequence_length)
-        for number, row in enumerate(documents):
-            fill_row(batch, number, row, len(vocabulary.prefix))
+        for number, documents in enumerate(filled):
+            fill_row(batch, number, documents, len(vocabulary.prefix))
         batch["sources"] = np.full(batch_size, index, np.int32)
         yield {name: array[mine] for name, array in batch.items()}
 

@@ -10,6 +10,7 @@ import numpy as np
 from grain.experimental import index_shuffle
 
 _ROUNDS = 4
+_TABLE = 1 << 16  # Grain's shuffle walks a cycle of up to 2^16 steps for smaller ranges: there a table is faster
 _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 _MASK = (1 << 64) - 1
 
@@ -24,8 +25,19 @@ def record_rng(seed: int, source: str, record: int, epoch: int) -> np.random.Gen
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, name_key(source), record, epoch))))
 
 
-def _seed32(*entropy: int) -> int:
-    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+class Permutation:
+    """A random permutation of `0..length - 1` with random access, out of a key; small ones are a table."""
+
+    def __init__(self, length: int, *key: int):
+        seeds = np.random.SeedSequence(key)
+        self._last, self._seed, self._table = length - 1, int(seeds.generate_state(1)[0]), None
+        if length <= _TABLE:
+            self._table = np.random.Generator(np.random.Philox(seeds)).permutation(length).astype(np.uint16)
+
+    def __getitem__(self, index: int) -> int:
+        if self._table is not None:
+            return int(self._table[index])
+        return index_shuffle(index, self._last, self._seed, _ROUNDS)
 
 
 class Shuffle:
@@ -43,21 +55,21 @@ class Shuffle:
     """
 
     def __init__(self, records: int, seed: int, source: str, fraction: float = 1.0):
-        self._records, self._seed, self._key = records, seed, name_key(source)
+        self._seed, self._key = seed, name_key(source)
         self.length = round(records * fraction)
         if self.length < 1:
             raise ValueError(f"source {source!r}: a fraction {fraction} of {records} records is none")
-        self._latest = (-1, 0)  # an epoch and its seed; draws come epoch by epoch
+        self._subset = Permutation(records, self._key) if self.length < records else range(records)
+        self._epochs: dict[int, Permutation] = {}  # the streams of a process are in about the same one
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """`(record, epoch)` at a position of the sequence."""
         epoch, index = divmod(position, self.length)
-        if self._latest[0] != epoch:
-            self._latest = (epoch, _seed32(self._seed, self._key, epoch))
-        index = index_shuffle(index, self.length - 1, self._latest[1], _ROUNDS)
-        if self.length < self._records:
-            index = index_shuffle(index, self._records - 1, self._key & 0xFFFFFFFF, _ROUNDS)
-        return index, epoch
+        if epoch not in self._epochs:
+            if len(self._epochs) == 8:
+                self._epochs.pop(min(self._epochs))
+            self._epochs[epoch] = Permutation(self.length, self._seed, self._key, epoch)
+        return self._subset[self._epochs[epoch][index]], epoch
 
 
 class Mixture:

@@ -46,7 +46,7 @@ def document(rng: np.random.Generator, number: int, words: int) -> UnitRecord:
 def make_corpus(directory: pathlib.Path, *, records: int = 40, words: tuple[int, int] = (3, 30), seed: int = 0) -> None:
     """Record directories `speech`, `aligned` and `prose`, each with a train split and a small test split."""
     rng = np.random.default_rng(seed)
-    for split, count in (("train", records), ("test", 7)):
+    for split, count in (("train", records), ("test", 19)):
         for name in RECIPES:
             with RecordWriter(directory / name, split, shards=3 if split == "train" else 1) as writer:
                 for number in range(count):
