@@ -5,9 +5,10 @@ read is checked in full before anything runs: an unknown key, a wrong type or a 
 """
 
 import dataclasses
+import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 import jsonargparse
@@ -44,7 +45,18 @@ def load(cls: type[Config], path: str | os.PathLike, overrides: Sequence[str] = 
     Raises:
         ConfigError: in one line, what is wrong with it.
     """
-    return _instantiate(cls, parser(cls, "config", ""), ["--config", str(path), *overrides])
+    built = parser(cls, "config", "")
+    return _instantiate(cls, built, lambda: built.parse_args(["--config", str(path), *overrides]))
+
+
+def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+    """A config out of plain values, what `to_dict` gives.
+
+    Raises:
+        ConfigError: in one line, what is wrong with them.
+    """
+    built = parser(cls, "config", "")
+    return _instantiate(cls, built, lambda: built.parse_object(values))
 
 
 def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, description: str) -> Config:
@@ -55,7 +67,7 @@ def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, descrip
         built.print_help()
         sys.exit(BAD_ARGUMENT)
     try:
-        return _instantiate(cls, built, arguments)
+        return _instantiate(cls, built, lambda: built.parse_args(arguments))
     except ConfigError as error:
         fail(prog, error, BAD_ARGUMENT)
 
@@ -66,10 +78,9 @@ def fail(prog: str, error: Exception | str, code: int) -> NoReturn:
     sys.exit(code)
 
 
-def _instantiate(cls: type[Config], built: jsonargparse.ArgumentParser, arguments: Sequence[str]) -> Config:
+def _instantiate(cls: type[Config], built: jsonargparse.ArgumentParser, read: Callable[[], Any]) -> Config:
     try:
-        namespace = built.parse_args(list(arguments))
-        values = built.instantiate(namespace)
+        values = built.instantiate(read())
         return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})
     except (jsonargparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
@@ -77,7 +88,7 @@ def _instantiate(cls: type[Config], built: jsonargparse.ArgumentParser, argument
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain values, as `config.json` holds it."""
-    return dataclasses.asdict(config)
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def to_yaml(config: Any) -> str:

@@ -38,7 +38,7 @@ class Program:
         init: key -> fresh `TrainState`.
         start_from: params -> `TrainState` with a fresh optimiser.
         train_step: (state, batch) -> (state, metrics); the state passed in is consumed.
-        eval_step: (params, batch) -> metrics.
+        eval_step: (params, batch) -> metrics, among them how often each id is a target [V].
     """
 
     shardings: TrainState
@@ -123,7 +123,8 @@ def make_program(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def eval_step(params: llama.Params, batch: Batch) -> Metrics:
-        return sums(params, batch, 1.0)[1]
+        targets_v = jnp.zeros(model.vocab_size).at[batch["targets"]].add(batch["loss_mask"].astype(jnp.float32))
+        return sums(params, batch, 1.0)[1] | {"targets": targets_v}
 
     def start_from(params: llama.Params) -> TrainState:
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))

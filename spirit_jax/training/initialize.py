@@ -1,0 +1,114 @@
+"""Starting a run from other weights: a converted Llama, a released Spirit LM, a step of another run."""
+
+import dataclasses
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spirit_jax import checkpoint
+from spirit_jax.config import from_dict
+from spirit_jax.models import llama
+from spirit_jax.parallel.sharding import with_shardings
+from spirit_jax.vocabulary import Vocabulary, VocabularyError
+
+# Fields of a LlamaConfig that decide what its weights mean, the vocabulary's size apart. RoPE is not among them: the paper
+# itself goes on from Llama 2 with another base.
+_SHAPE = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_size",
+    "tie_word_embeddings",
+)
+
+
+def load_initial_params(
+    directory: str | os.PathLike, model: llama.LlamaConfig, vocabulary: Vocabulary, shardings: Any, seed: int
+) -> llama.Params:
+    """Parameters of a checkpoint directory for a run with this model and vocabulary, straight into their shards.
+
+    Rows of the embedding and the head whose ids the checkpoint knew are kept bit for bit; the rows of new ids are drawn
+    like those of a fresh model.
+
+    Args:
+        shardings: of the run's parameters, leaf by leaf.
+
+    Raises:
+        CheckpointError: no such checkpoint, or a network of another shape.
+        VocabularyError: the checkpoint's text tokenizer is not the run's.
+    """
+    theirs = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
+    for field in _SHAPE:
+        if getattr(theirs, field) != getattr(model, field):
+            raise checkpoint.CheckpointError(
+                f"{directory}: its {field} is {getattr(theirs, field)}, the config's model has {getattr(model, field)}"
+            )
+    known = _known_ids(directory, theirs, vocabulary)
+    stored = dataclasses.replace(theirs, param_dtype=model.param_dtype)
+    params = checkpoint.load_llm(directory, _abstract(stored, shardings))
+    if known == model.vocab_size == theirs.vocab_size:
+        return params
+
+    def extend(name: str, axis: int) -> jax.Array:
+        """The old rows and, from `known` on, new ones."""
+
+        def rows(old):
+            shape = [*old.shape]
+            shape[axis] = model.vocab_size - known
+            key = jax.random.fold_in(jax.random.key(seed), axis)
+            new = model.initializer_range * jax.random.normal(key, shape, old.dtype)
+            return jnp.concatenate([jax.lax.slice_in_dim(old, 0, known, axis=axis), new], axis)
+
+        return jax.jit(rows, out_shardings=shardings[name])(params[name])
+
+    for name, axis in (("embed_tokens", 0), ("lm_head", 1)):
+        if name in params:
+            params[name] = extend(name, axis)
+    return params
+
+
+def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
+    """The checkpoint's parameters in the run's shardings; a vocabulary that those do not divide comes in whole."""
+    shapes = llama.abstract_params(config)
+
+    def fitting(shape, sharding):
+        ways = [math.prod(sharding.mesh.shape[axis] for axis in _axes(part)) for part in sharding.spec]
+        if all(size % way == 0 for size, way in zip(shape.shape, ways, strict=False)):
+            return sharding
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+
+    return with_shardings(shapes, jax.tree.map(fitting, shapes, shardings))
+
+
+def _axes(part: Any) -> tuple[str, ...]:
+    return () if part is None else (part,) if isinstance(part, str) else part
+
+
+def _known_ids(directory: str | os.PathLike, theirs: llama.LlamaConfig, vocabulary: Vocabulary) -> int:
+    """How many ids, from 0 on, mean the same in the checkpoint and in the run."""
+    try:
+        path = checkpoint.find(directory, checkpoint.TOKENIZER)
+    except checkpoint.CheckpointError:
+        if theirs.vocab_size in (vocabulary.padded_size, vocabulary.text_size):
+            return theirs.vocab_size  # a Spirit LM, or a plain text model, of this vocabulary
+        raise VocabularyError(
+            f"{directory}: no tokenizer there to tell what the {theirs.vocab_size} rows of its embedding stand for; "
+            f"the run's vocabulary has {vocabulary.text_size} text pieces, {vocabulary.padded_size} rows with speech"
+        ) from None
+    try:
+        other = Vocabulary.load(path)
+        known = min(other.size, vocabulary.size)
+    except VocabularyError:
+        other = Vocabulary.load(path, vocabulary.variant)  # a text tokenizer without speech tokens
+        known = other.text_size
+    sample = "The quick brown fox: 12 jumps, caf\u00e9!\n"
+    if other.text_size != vocabulary.text_size or other.encode_text(sample) != vocabulary.encode_text(sample):
+        raise VocabularyError(
+            f"{path}: its {other.text_size} text pieces are not those of the run's tokenizer ({vocabulary.text_size} pieces)"
+        )
+    return known

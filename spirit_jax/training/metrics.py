@@ -1,0 +1,133 @@
+"""What a run reports: losses by kind of token, throughput, utilisation; JSONL always, TensorBoard beside it."""
+
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from spirit_jax.checkpoint import write_file
+from spirit_jax.vocabulary import KINDS
+
+# Dense peak of one device in FLOP/s at bfloat16, by a piece of `device_kind`; the makers' datasheets.
+_PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5e": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6": 918e12,
+    "TPU7x": 2307e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+}
+
+
+def peak_flops(device: jax.Device) -> float:
+    """Floating-point operations per second that a device can do at most; measured for a CPU, NaN where unknown."""
+    if device.platform == "cpu":
+        return _measured_matmul_flops() / jax.local_device_count()
+    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device.device_kind), math.nan)
+
+
+def _measured_matmul_flops(size: int = 1024, repeats: int = 8) -> float:
+    """The best of a few float32 matrix products: what this process can reach on this machine's CPU."""
+    product = jax.jit(jnp.matmul)
+    x = jnp.ones((size, size), jnp.float32)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times)
+
+
+def by_kind(sums: Mapping[str, Any]) -> dict[str, float]:
+    """Mean loss (nats) and accuracy over all tokens and by kind, out of the per-kind sums of a step or of many.
+
+    Kinds without a token are left out.
+    """
+    nll, correct, tokens = (np.asarray(sums[name], np.float64) for name in ("nll", "correct", "tokens"))
+    total = max(tokens.sum(), 1.0)
+    values = {"loss": nll.sum() / total, "accuracy": correct.sum() / total}
+    for index, kind in enumerate(KINDS[: len(tokens)]):
+        if tokens[index]:
+            values[f"loss_{kind}"] = nll[index] / tokens[index]
+            values[f"accuracy_{kind}"] = correct[index] / tokens[index]
+    return values
+
+
+def unigram_entropy(counts: Int[np.ndarray, " V"], token_kinds: Int[np.ndarray, " V"]) -> dict[str, float]:
+    """Entropy in nats of the tokens of each kind: the least loss of a model that knows the kind and no context.
+
+    Args:
+        counts: how often each id occurs.
+        token_kinds: the kind of each id (`Vocabulary.token_kinds`).
+    """
+    values = {}
+    for index, kind in enumerate(KINDS):
+        share = counts[(token_kinds == index) & (counts > 0)]
+        if share.size:
+            share = share / share.sum()
+            values[f"unigram_entropy_{kind}"] = float(-(share * np.log(share)).sum())
+    return values
+
+
+class MetricsLog:
+    """`metrics.jsonl`, a line for each record, and TensorBoard events beside it.
+
+    Resuming at a step drops the lines after it, so that the file reads like an unbroken run.
+    """
+
+    def __init__(self, directory: str | os.PathLike, step: int):
+        directory = pathlib.Path(directory)
+        self.path = directory / "metrics.jsonl"
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the last line of a run that was killed while it wrote
+                if step and record["step"] <= step:
+                    kept.append(line)
+        write_file(self.path, "".join(f"{line}\n" for line in kept))
+        from tensorboardX import SummaryWriter
+
+        self._file = self.path.open("a")
+        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def write(self, step: int, values: Mapping[str, float], prefix: str = "train") -> None:
+        """Log a record; names are stored as `prefix/name`."""
+        record = {f"{prefix}/{name}": _plain(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        for name, value in record.items():
+            if value is not None:
+                self._writer.add_scalar(name, value, step)
+
+    def audio(self, step: int, name: str, audio: np.ndarray, sample_rate: int) -> None:
+        """Put a clip, float32 [R] in [-1, 1], into TensorBoard."""
+        self._writer.add_audio(name, np.asarray(audio)[:, None], step, sample_rate=sample_rate)
+
+    def text(self, step: int, name: str, text: str) -> None:
+        """Put a text into TensorBoard."""
+        self._writer.add_text(name, text, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._writer.close()
+
+
+def _plain(value: Any) -> float | None:
+    value = float(value)
+    return value if math.isfinite(value) else None  # JSON has no NaN
