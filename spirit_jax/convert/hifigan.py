@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,19 +13,12 @@ from spirit_jax.convert.table import Row, Rows, shapes_of
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
 
 
-def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The vocoder part's config.json out of the released one.
+def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles: Sequence[str] = ()) -> dict[str, Any]:
+    """The vocoder part's config.json out of the released one and the lines of `speakers.txt` and `styles.txt`.
 
     Raises `ConversionError` for a network that ours is not, naming the field.
     """
     duration = config.get("dur_predictor_params") or {}
-    for where, found, expected in (
-        ("resblock", str(config.get("resblock", "1")), "1"),
-        ("dur_predictor_params.var_pred_kernel_size", duration.get("var_pred_kernel_size", 3), 3),
-        ("dur_predictor_params.encoder_embed_dim", duration.get("encoder_embed_dim"), config["embedding_dim"]),
-    ):
-        if found != expected and not (found is None and not duration):
-            raise ConversionError(f"config.json: {where} is {found!r}: only {expected!r} is supported")
     optional = ("sampling_rate", "f0_hop_size", "style_hop_size", "num_f0_tokens", "num_style_tokens")
     try:
         network = HifiGanConfig(
@@ -46,11 +39,20 @@ def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
         raise ConversionError(f"config.json: {error.args[0]} is missing") from error
     except ValueError as error:
         raise ConversionError(f"config.json: {error}") from error
-    if config.get("model_in_dim", network.model_in_dim) != network.model_in_dim:
-        raise ConversionError(
-            f"config.json: model_in_dim is {config['model_in_dim']}: the embeddings give {network.model_in_dim}"
-        )
-    return {"kind": "hifigan", **dataclasses.asdict(network)}
+    checks = [
+        ("resblock", str(config.get("resblock", "1")), "1"),
+        ("model_in_dim", config.get("model_in_dim", network.model_in_dim), network.model_in_dim),
+    ]
+    if duration:
+        checks += [
+            ("dur_predictor_params.var_pred_kernel_size", duration.get("var_pred_kernel_size"), 3),
+            ("dur_predictor_params.encoder_embed_dim", duration.get("encoder_embed_dim"), network.embedding_dim),
+        ]
+    for where, found, expected in checks:
+        if found != expected:
+            raise ConversionError(f"config.json: {where} is {found!r}, expected {expected!r}")
+    names = {"speakers": list(speakers), "styles": list(styles)}
+    return {"kind": "hifigan", "hifigan": dataclasses.asdict(network), **names}
 
 
 def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
@@ -86,7 +88,7 @@ def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes of our arrays by path, weight norm in its two factors; `config` is the part's config.json."""
-    model = HifiGan(HifiGanConfig.from_dict(config))
+    model = HifiGan(HifiGanConfig.from_dict(config["hifigan"]))
     units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(lambda key, x: split_weight_norm(model.init(key, x)["params"]), jax.random.key(0), units)
     return shapes_of(params)

@@ -74,19 +74,19 @@ class HifiGanConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "HifiGanConfig":
-        """Out of a part's config.json (`kind` is skipped; lists become tuples).
+        """Out of plain values, as JSON holds them.
 
         Raises:
             ValueError: a field that this config does not have, or values that do not go together.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known - {"kind"}):
+        if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown HiFi-GAN config field {unknown[0]}; known are {', '.join(sorted(known))}")
 
         def frozen(value):
             return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
 
-        return cls(**{name: frozen(value) for name, value in values.items() if name in known})
+        return cls(**{name: frozen(value) for name, value in values.items()})
 
     @property
     def model_in_dim(self) -> int:

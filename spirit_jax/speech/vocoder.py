@@ -5,20 +5,18 @@ around it that its audio depends on (`HifiGanConfig.context`). So the audio of a
 windows of many clips share a batch.
 """
 
+import dataclasses
 import functools
-import json
 import operator
-import os
-import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.checkpoint import CheckpointError, flatten, load_arrays
+from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm
 from spirit_jax.units import SpeechUnits
 
@@ -34,8 +32,6 @@ MAX_BATCH = 8
 
 DURATION_CONTEXT = 2
 """Units on either side that a predicted duration depends on."""
-
-NAME_FILES = {"speaker": "speakers.txt", "style": "styles.txt"}
 
 UnitsLike = SpeechUnits | str | Mapping[str, Sequence[int]]
 
@@ -55,53 +51,56 @@ class Utterance(NamedTuple):
 
 
 class HifiGanVocoder:
-    """A unit HiFi-GAN, Base or Expressive: what a `vocoder_*` part of kind `hifigan` holds.
+    """Part kind "hifigan": a unit HiFi-GAN, Base or Expressive.
 
     Args:
-        config: the network's shape.
-        params: its parameters as in a checkpoint; weight norm, if there, is folded here, once.
+        network: its shape.
+        params: its parameters as in a checkpoint; weight norm, where it is kept in two factors, is folded here, once.
         speakers, styles: names of the first rows of the speaker and global style tables.
+
+    Raises:
+        CheckpointError: the parameters are not those of the network; names the first array.
     """
 
-    def __init__(self, config: HifiGanConfig, params: dict, speakers: Sequence[str] = (), styles: Sequence[str] = ()):
-        self.config = config
-        self.names = {"speaker": tuple(speakers), "style": tuple(styles)}
-        self._model = HifiGan(config)
-        self._params = {"params": jax.tree.map(jnp.asarray, fold_weight_norm(params))}
+    kind: ClassVar[str] = "hifigan"
 
-    @classmethod
-    def from_pretrained(cls, directory: str | os.PathLike) -> "HifiGanVocoder":
-        """Load a part: `config.json`, its arrays and, where there, `speakers.txt` and `styles.txt`.
-
-        Raises:
-            CheckpointError: a file is missing or not what it should be; named.
-        """
-        directory = pathlib.Path(directory)
-        try:
-            config = HifiGanConfig.from_dict(json.loads((directory / "config.json").read_text()))
-        except (OSError, TypeError, ValueError) as error:
-            raise CheckpointError(f"{directory / 'config.json'}: {error}") from error
-        names = {
-            kind: (directory / file).read_text().splitlines() if (directory / file).is_file() else ()
-            for kind, file in NAME_FILES.items()
-        }
-        params, model = fold_weight_norm(load_arrays(directory)), HifiGan(config)
-        wanted = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32))["params"]
+    def __init__(self, network: HifiGanConfig, params: dict, speakers: Sequence[str] = (), styles: Sequence[str] = ()):
+        self.network, self.speakers, self.styles = network, tuple(speakers), tuple(styles)
+        self._model = HifiGan(network)
+        self._stored = params
+        params = fold_weight_norm(params)
+        units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        wanted = jax.eval_shape(self._model.init, jax.random.key(0), units)["params"]
         wanted, found = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (wanted, params))
         for path in sorted(wanted.keys() | found.keys()):
             if found.get(path) != wanted.get(path):
-                what = f"array {path} has shape {found.get(path)}, config.json asks for {wanted.get(path)}"
-                raise CheckpointError(f"{directory}: {what}")
-        return cls(config, params, names["speaker"], names["style"])
+                what = f"array {path} has shape {found.get(path)}, its config asks for {wanted.get(path)}"
+                raise CheckpointError(f"vocoder: {what}")
+        self._params = {"params": jax.tree.map(jnp.asarray, params)}
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "HifiGanVocoder":
+        """Out of a part's config.json and arrays."""
+        network = HifiGanConfig.from_dict(config["hifigan"])
+        return cls(network, arrays, config.get("speakers", ()), config.get("styles", ()))
+
+    def config(self) -> dict[str, Any]:
+        """What the part's config.json holds beside its kind."""
+        fields = dataclasses.asdict(self.network)
+        return {"hifigan": fields, "speakers": list(self.speakers), "styles": list(self.styles)}
+
+    def arrays(self) -> dict[str, Any]:
+        """The parameters as they were given, weight norm in its two factors."""
+        return self._stored
 
     @property
     def sample_rate(self) -> int:
-        return self.config.sampling_rate
+        return self.network.sampling_rate
 
     @property
     def is_expressive(self) -> bool:
         """Whether pitch and style units are read."""
-        return self.config.num_f0_tokens > 0
+        return self.network.num_f0_tokens > 0
 
     def latency(self, predict_durations: bool = True) -> tuple[int, int]:
         """`(units, frames)` that must have arrived beyond a frame before `stream` can speak it: the receptive field.
@@ -109,7 +108,7 @@ class HifiGanVocoder:
         A frame is `code_hop_size` samples (40 ms); the released vocoders look 20 frames (0.8 s) ahead, and 2 units more
         where durations are predicted.
         """
-        return DURATION_CONTEXT if predict_durations else 0, self.config.context[1]
+        return DURATION_CONTEXT if predict_durations else 0, self.network.context[1]
 
     def decode(
         self,
@@ -136,7 +135,8 @@ class HifiGanVocoder:
             batch: units, their string form, or a mapping with `hubert` and, for an expressive vocoder, `pitch` and
                 `style` as integers. Negative phonetic units of a mapping are padding and dropped.
             speaker: a row of the speaker table or a name of `speakers.txt`; one for all or one for each.
-            style: a row of the global style table or a name of `styles.txt`: vocoders that have one (Base) only.
+            style: Base: a row of the global style table or a name of `styles.txt`. Expressive: a style unit to speak
+                everything in, instead of those among the units.
             predict_durations: let the duration predictor say how many frames each unit lasts, as deduplicated units
                 need. Otherwise a unit is a frame. As in the reference, pitch of another length than the phonetic units
                 (frame-rate units) turns prediction off, and Base units are predicted whether deduplicated or not.
@@ -152,12 +152,12 @@ class HifiGanVocoder:
             raise VocoderError(
                 f"{len(batch)} items to speak and {len(speakers)} speakers: expected one for all or each"
             )
-        style_row = self._style(style)
+        style_row, style_unit = self._style(style)
         prepared, predicted = [], []
         for i, (units, who) in enumerate(zip(batch, speakers, strict=True)):
             try:
-                row = _row("speaker", who, self.names["speaker"], self.config.num_speakers)
-                codes, predict = self._codes(units, predict_durations, deduplicate)
+                row = _row("speaker", who, self.speakers, self.network.num_speakers)
+                codes, predict = self._codes(units, style_unit, predict_durations, deduplicate)
             except ValueError as error:
                 raise VocoderError(f"item {i}: {error}" if len(batch) > 1 else str(error)) from error
             prepared.append(Utterance(*codes, row, style_row))
@@ -188,8 +188,8 @@ class HifiGanVocoder:
             speaker, style, predict_durations: as in `decode_batch`.
             chunk_frames: at least 1.
         """
-        row = _row("speaker", speaker, self.names["speaker"], self.config.num_speakers)
-        style_row = self._style(style)
+        row = _row("speaker", speaker, self.speakers, self.network.num_speakers)
+        style_row, style_unit = self._style(style)
         if chunk_frames < 1:
             raise VocoderError(f"chunk_frames must be at least 1, found {chunk_frames}")
         units_ahead, frames_ahead = self.latency(predict_durations)
@@ -214,11 +214,11 @@ class HifiGanVocoder:
                     return
                 stop = spoken + min(count, chunk_frames)
                 yield self._audio([(ready, spoken, stop)], windows=(chunk_frames,))[0]
-                drop = max(stop - self.config.context[0], 0)
+                drop = max(stop - self.network.context[0], 0)
                 ready, spoken = _slice(ready, drop, None), stop - drop
 
         for piece in pieces:
-            codes, predict = self._codes(piece, predict_durations, aligned=True)
+            codes, predict = self._codes(piece, style_unit, predict_durations, aligned=True)
             if predict != predict_durations:
                 raise VocoderError("streaming needs one pitch and one style unit for each phonetic unit")
             waiting = _join(waiting, Utterance(*codes, row, style_row))
@@ -227,16 +227,27 @@ class HifiGanVocoder:
             raise VocoderError("no phonetic units to speak")
         yield from advance(ended=True)
 
-    def _style(self, style: int | str | None) -> int:
-        if style is not None and not self.config.num_styles:
-            raise VocoderError(f"this vocoder has no global styles (asked for {style!r}): style comes from the units")
-        return _row("style", DEFAULT_STYLE if style is None else style, self.names["style"], self.config.num_styles)
+    def _style(self, style: int | str | None) -> tuple[int, int | None]:
+        """The row of the global style table, and the style unit that replaces those of the units, if any."""
+        cfg = self.network
+        if cfg.num_styles:
+            return _row("style", DEFAULT_STYLE if style is None else style, self.styles, cfg.num_styles), None
+        if style is None:
+            return 0, None
+        if not cfg.num_style_tokens:
+            raise VocoderError(f"this vocoder has no styles; asked for {style!r}")
+        return 0, _row("style", style, (), cfg.num_style_tokens)
 
     def _codes(
-        self, units: UnitsLike, predict: bool, deduplicate: bool = False, aligned: bool = False
+        self,
+        units: UnitsLike,
+        style: int | None,
+        predict: bool,
+        deduplicate: bool = False,
+        aligned: bool = False,
     ) -> tuple[tuple[np.ndarray, ...], bool]:
         """Checked (unit, pitch, style) codes, one each per unit, and whether durations are to be predicted."""
-        cfg = self.config
+        cfg = self.network
         streams = _streams(units)
         codes, pitch = streams["hubert"], streams["pitch"]
         predict = predict and (pitch is None or len(pitch) == len(codes))
@@ -246,6 +257,8 @@ class HifiGanVocoder:
         if not codes.size:
             raise VocoderError("no phonetic units to speak")
         _check_range("phonetic", codes, cfg.num_embeddings)
+        if style is not None:
+            streams["style"] = np.full(len(codes), style, np.int32)
         if predict and not cfg.duration_hidden_dim:
             raise VocoderError(
                 "this vocoder has no duration predictor: give a unit a frame and predict_durations=False"
@@ -284,7 +297,7 @@ class HifiGanVocoder:
             constants = [np.array([utterance[k] for utterance, _ in rows], np.int32) for k in (3, 4)]
             return np.asarray(_generate(self._model, self._params, *streams, *constants, first, last))
 
-        return _in_windows(jobs, windows, self.config.context, self.config.code_hop_size, run)
+        return _in_windows(jobs, windows, self.network.context, self.network.code_hop_size, run)
 
 
 @functools.partial(jax.jit, static_argnames="model")
