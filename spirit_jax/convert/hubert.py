@@ -93,11 +93,6 @@ def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     raise ConversionError(f"conv_feature_layers {text!r}: expected sums of lists of (channels, kernel, stride)")
 
 
-def encoder_config(fields: Mapping[str, Any]) -> Wav2Vec2Config:
-    """A Wav2Vec2Config out of JSON."""
-    return Wav2Vec2Config(**{**fields, "conv_layers": tuple(map(tuple, fields["conv_layers"]))})
-
-
 def encoder_rows(config: Wav2Vec2Config, ours: str = "encoder/") -> Rows:
     """The fairseq encoder; `ours` is its place in our tree."""
     extractor, layers = "feature_extractor.conv_layers.", "encoder.layers.{l}."
@@ -177,7 +172,7 @@ def quantizer_rows() -> Rows:
 
 def rows(config: Mapping[str, Any]) -> Rows:
     """Of both files: their names do not overlap."""
-    return encoder_rows(encoder_config(config["encoder"])) + quantizer_rows()
+    return encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])) + quantizer_rows()
 
 
 def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
@@ -187,7 +182,9 @@ def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the phonetic part: `encoder/...` and `quantizer/...`."""
-    encoder = {f"encoder/{path}": shape for path, shape in encoder_shapes(encoder_config(config["encoder"])).items()}
+    encoder = {
+        f"encoder/{path}": shape for path, shape in encoder_shapes(Wav2Vec2Config.from_dict(config["encoder"])).items()
+    }
     fields = {name: config["quantizer"][name] for name in ("dim", "upstream_dim", "units")}
     features = jax.ShapeDtypeStruct((1, fields["dim"]), jnp.float32)
     quantizer = jax.eval_shape(LinearQuantizer(**fields).init, jax.random.key(0), features)["params"]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from spirit_jax.convert.files import ConversionError
-from spirit_jax.convert.hubert import dense_rows, encoder_config, norm_rows, weight_norm_rows
+from spirit_jax.convert.hubert import dense_rows, norm_rows, weight_norm_rows
 from spirit_jax.convert.table import Kept, Row, Rows, shapes_of
 from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier
 
@@ -108,7 +108,7 @@ def hf_encoder_rows(config: Wav2Vec2Config, theirs: str = "wav2vec2.", ours: str
 
 def rows(config: Mapping[str, Any]) -> Rows:
     return (
-        *hf_encoder_rows(encoder_config(config["encoder"])),
+        *hf_encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])),
         Row("projector.weight", "projector/kernel", "o i -> i o"),
         Row("projector.bias", "projector/bias", "o -> o"),
         Row("classifier.weight", "classifier/kernel", "o i -> i o"),
@@ -119,7 +119,9 @@ def rows(config: Mapping[str, Any]) -> Rows:
 
 def classifier(config: Mapping[str, Any]) -> WindowClassifier:
     """The network that a style part's config.json describes."""
-    return WindowClassifier(encoder_config(config["encoder"]), config["projection_size"], config["num_labels"])
+    return WindowClassifier(
+        Wav2Vec2Config.from_dict(config["encoder"]), config["projection_size"], config["num_labels"]
+    )
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -67,6 +67,11 @@ class Wav2Vec2Config:
                 f"and of position_groups {self.position_groups}"
             )
 
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "Wav2Vec2Config":
+        """The inverse of `dataclasses.asdict`, also after a way through JSON."""
+        return cls(**{**fields, "conv_layers": tuple(map(tuple, fields["conv_layers"]))})
+
     @property
     def hop(self) -> int:
         """Samples from one frame to the next."""

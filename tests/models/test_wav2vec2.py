@@ -55,7 +55,7 @@ def check_codes(ours, theirs, margin):
 def hubert_outputs(directory):
     """Every golden clip in one noisy padded batch, so that each comparison is also one of batch against alone."""
     config, params = released.hubert_part(golden(directory))
-    model, encoder = truncate(hubert.encoder_config(config["encoder"]), params["encoder"], config["layer"])
+    model, encoder = truncate(Wav2Vec2Config.from_dict(config["encoder"]), params["encoder"], config["layer"])
     fields = {name: config["quantizer"][name] for name in ("dim", "upstream_dim", "units")}
 
     @jax.jit
@@ -105,7 +105,7 @@ def test_libri_clips(directory):
     names = ["libri_a", "gap_a"] + [f"short_{n}" for n in (1280, 1281, 1359, 1360, 1999, 2000, 2001)] * batch_norm
     suffix = "" if batch_norm else ".wav"
     config, params = released.hubert_part(golden(directory))
-    model, encoder = truncate(hubert.encoder_config(config["encoder"]), params["encoder"], config["layer"])
+    model, encoder = truncate(Wav2Vec2Config.from_dict(config["encoder"]), params["encoder"], config["layer"])
     clips = [load_audio(shared_golden(f"audio/{name}.wav")) for name in names]
     features, frames = jax.jit(functools.partial(model.apply, {"params": encoder}))(*padded(clips))
     manifest = json.loads(shared_golden("goldens/manifest.json").read_text())
@@ -207,7 +207,7 @@ def test_full_size(component, count):
         released_, quantizer = full["hubert_25hz/mhubert_base_25hz.pt"], full["hubert_25hz/L11_quantizer_500.pt"]
         config = hubert.part_config(released_["model_cfg"], released_["task_cfg"], quantizer["model_cfg"])
         state, module = {**released_["state"], **quantizer["state"]}, hubert
-        assert hubert.encoder_config(config["encoder"]) == Wav2Vec2Config()
+        assert Wav2Vec2Config.from_dict(config["encoder"]) == Wav2Vec2Config()
     else:
         state, module = full["style_encoder_w2v2"]["state"], style
         config = style.part_config({"num_labels": 100, "classifier_proj_size": 256})

@@ -1,0 +1,95 @@
+"""HuBERT units end to end: the reference's unit strings, whatever the batch, and the blank rule."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.speech import batches
+from spirit_jax.speech.phonetic import HubertEncoder, replace_blanks
+from tests import released
+from tests.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.models.test_wav2vec2 import CLIPS, HUBERT, check_codes
+
+
+@pytest.fixture(autouse=True)
+def one_length(monkeypatch):
+    """One padded length: each length is compiled, and any must give the same units."""
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
+
+
+def test_units_of_the_reference(encoder):
+    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    arrays, strings = golden_arrays("hubert.npz"), golden_json("speech_tokenizer.json")
+    found = encoder.encode_batch(clips)
+    for clip, units in zip(CLIPS, found, strict=True):
+        assert units.dtype == np.int32
+        check_codes(units, arrays[f"{clip}.wav/units"], arrays[f"{clip}.wav/top2_margin"])
+        assert strings[f"{clip}.wav"]["base"]["ok"]["units"]["hubert"] == " ".join(map(str, units))
+    for clip, units in zip(clips[:2], found, strict=False):
+        np.testing.assert_array_equal(encoder.encode(clip), units)
+
+
+def test_a_batch_norm_encoder_gives_each_clip_its_own_units():
+    """Of the released kind: where padding is not zeroed after the norm, units change with the batch."""
+    encoder = HubertEncoder.load(*released.hubert_part(golden("variants/hubert_25hz_batch_norm")))
+    arrays, clips = golden_arrays("hubert_batch_norm.npz"), CLIPS[1:]
+    for clip, units in zip(
+        clips, encoder.encode_batch([load_audio(golden(f"audio/{c}.wav")) for c in clips]), strict=True
+    ):
+        check_codes(units, arrays[f"{clip}/units"], arrays[f"{clip}/top2_margin"])
+
+
+def test_edge_lengths(encoder):
+    """The first n samples of a clip, n around each threshold, all in one batch; the reference fails below 720."""
+    cases = json.loads(shared_golden("goldens/hubert_edge_lengths.json").read_text())
+    clip = load_audio(shared_golden(f"audio/{cases['clip']}"))
+    lengths = [int(n) for n, case in cases["results"].items() if "ok" in case]
+    for n, units in zip(lengths, encoder.encode_batch([clip[:n] for n in lengths]), strict=True):
+        assert units.tolist() == cases["results"][str(n)]["ok"], n
+    for n in (1, 399, 400, 719):
+        assert "raises" in cases["results"][str(n)]
+        with pytest.raises(AudioError, match=rf"phonetic units need 720 to 1600000 samples \(16 kHz\), found {n}"):
+            encoder.encode(clip[:n])
+
+
+def test_k_means_quantizer(encoder):
+    """Centroids instead of the linear head: the nearest to each of the same features."""
+    config, arrays = encoder.config(), encoder.arrays()
+    centroids = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32)
+    other = HubertEncoder.load(
+        {**config, "quantizer": {"kind": "kmeans"}}, {**arrays, "quantizer": {"centroids": centroids}}
+    )
+    clip = load_audio(golden("audio/noise_a.wav"))
+    (features,) = encoder.features([clip])
+    expected = np.square(features[:, None] - centroids).sum(-1).argmin(-1)
+    np.testing.assert_array_equal(other.encode(clip), expected)
+
+
+@pytest.mark.parametrize("case", golden_json("blank_replacement.json"), ids=lambda case: str(case["argmax"])[:30])
+def test_blank_replacement(case):
+    """The reference rolls over the flattened batch; ours is given one utterance."""
+    codes, expected = np.concatenate(case["argmax"]), np.concatenate(case["units"])
+    second = np.arange(len(codes))
+    if (codes == 500).all():  # the reference leaves blanks, which its vocoder has no embedding for
+        expected = second
+    np.testing.assert_array_equal(replace_blanks(codes, 500, second), expected)
+
+
+def test_bad_audio_is_named(encoder):
+    good = np.zeros(2000, np.float32)
+    with pytest.raises(AudioError, match=r"clip 1: .* found 100"):
+        encoder.encode_batch([good, good[:100]])
+    with pytest.raises(AudioError, match=r"float32 \[R\] at 16 kHz, found float64"):
+        encoder.encode(good.astype(np.float64))
+    with pytest.raises(AudioError, match=r"found float32 \[2, 1000\]"):
+        encoder.encode(good.reshape(2, -1))
+    with pytest.raises(AudioError, match="found 1600001"):
+        encoder.encode(np.zeros(1_600_001, np.float32))
+    assert encoder.encode_batch([]) == []

@@ -1,0 +1,100 @@
+"""Pitch units end to end: FCPE or pYAAPT, normalisation and VQ-VAE, against the reference's."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.speech import batches
+from spirit_jax.speech.pitch import VQVAEPitch, pyaapt
+from tests import released
+from tests.goldens import golden, golden_arrays, golden_json
+from tests.models.test_fcpe import TINY
+from tests.models.test_wav2vec2 import CLIPS
+
+VQVAE = f"{released.SPEECH}/vqvae_f0_quantizer"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY)))
+
+
+@pytest.fixture(autouse=True)
+def one_length(monkeypatch):
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
+
+
+def audio(clip):
+    return load_audio(golden(f"audio/{clip}.wav"))
+
+
+def test_units_of_the_reference(tiny):
+    cases = golden_json("speech_tokenizer_tinyfcpe.json")
+    for clip, units in zip(CLIPS, tiny.encode_batch([audio(clip) for clip in CLIPS]), strict=True):
+        assert units.dtype == np.int32
+        assert " ".join(map(str, units)) == cases[f"{clip}.wav"]["ok"]["units"]["pitch"], clip
+
+
+def test_units_of_the_reference_with_the_real_f0_weights():
+    """And where it raises, on clips with nothing voiced, a code each 80 ms, the same in the middle of a clip."""
+    encoder = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), released.bundled_fcpe()))
+    cases = golden_json("speech_tokenizer.json")
+    for clip, units in zip(CLIPS, encoder.encode_batch([audio(clip) for clip in CLIPS]), strict=True):
+        case = cases[f"{clip}.wav"]["expressive"]
+        if "ok" in case:
+            assert " ".join(map(str, units)) == case["ok"]["units"]["pitch"], clip
+        else:
+            assert case["raises"] == "IndexError"
+            assert len(units) == (len(audio(clip)) // 80 + 1) // 16
+            assert len(set(units[4:-4].tolist())) == 1
+
+
+def test_a_given_mean_replaces_the_clips_own(tiny):
+    clip = audio("tone_a")
+    (contour,) = tiny.contours([clip])
+    own = contour[0][contour[1] > 0].mean()
+    np.testing.assert_array_equal(tiny.quantize(*contour), tiny.encode(clip, f0_mean=own))
+    assert (tiny.encode(clip, f0_mean=own + 40) != tiny.encode(clip, f0_mean=own)).any()
+    odd = golden_json("vqvae_odd.json")["speaker stats given, f0=100, mean=140"]["ok"]
+    assert tiny.quantize(np.full(64, 100.0), np.ones(64), 140.0).tolist() == odd
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # AMFM-decompy's own, on silence
+@pytest.mark.parametrize("clip", CLIPS)
+def test_pyaapt(clip):
+    pytest.importorskip("amfm_decompy")
+    arrays = golden_arrays("pyaapt.npz")
+    resampled = golden_arrays("resample.npz").get(
+        f"{clip}.wav/16k"
+    )  # torchaudio's bits: a lag can flip on the last one
+    f0, voiced = pyaapt(audio(clip) if resampled is None else resampled)
+    # 1e-6 relative: float64 throughout, so only another build's last digits
+    np.testing.assert_allclose(f0, arrays[f"{clip}.wav/f0"], rtol=1e-6)
+    np.testing.assert_array_equal(voiced, arrays[f"{clip}.wav/vuv"])
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
+def test_units_by_pyaapt(tiny):
+    """One fewer F0 frame than FCPE; silence, which has no F0, has units."""
+    pytest.importorskip("amfm_decompy")
+    config = {name: value for name, value in tiny.config().items() if name != "fcpe"}
+    encoder = VQVAEPitch.load(config, {"vqvae": tiny.arrays()["vqvae"]}, f0="pyaapt")
+    clips = [audio("tone_a"), audio("silence")]
+    for clip, units in zip(clips, encoder.encode_batch(clips), strict=True):
+        assert len(units) == len(clip) // 80 // 16
+    with pytest.raises(AudioError, match="pitch units need 1280 samples"):
+        encoder.encode(clips[0][:1279])
+
+
+def test_errors(tiny, monkeypatch):
+    with pytest.raises(ValueError, match="f0 must be one of"):
+        VQVAEPitch.load(tiny.config(), tiny.arrays(), f0="crepe")
+    with pytest.raises(ValueError, match="no FCPE weights"):
+        VQVAEPitch.load({"vqvae": {}}, {})
+    with pytest.raises(AudioError, match="pitch units need 1200 to 1600000 samples"):
+        tiny.encode(np.zeros(1199, np.float32))
+    monkeypatch.setitem(sys.modules, "amfm_decompy", None)
+    with pytest.raises(ImportError, match="spirit_jax\\[pyaapt\\]"):
+        pyaapt(np.zeros(1600, np.float32))
