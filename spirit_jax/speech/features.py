@@ -42,7 +42,7 @@ _LAG_PENALTY = 0.1  # taken from the score of the longest lag: breaks ties betwe
 _QUIET = 10 ** (-45 / 20)  # frames quieter than the loudest by 45 dB are unvoiced
 
 
-def check_length(audio: Float[np.ndarray, "R"]) -> None:
+def check_length(audio: Float[np.ndarray, " R"]) -> None:
     """Raises AudioError unless `audio` is 1-D, finite and at least 1280 samples long."""
     if audio.ndim != 1:
         raise AudioError(f"audio must be 1-D (mono, 16 kHz), found shape {audio.shape}")
@@ -82,7 +82,7 @@ def mel_filters() -> Float[np.ndarray, "bands bins"]:
 
 
 @functools.cache
-def mel_centres() -> Float[np.ndarray, "bands"]:
+def mel_centres() -> Float[np.ndarray, " bands"]:
     """The middle frequency of each band in Hz."""
     return mel_filters() @ _BINS
 
@@ -98,7 +98,7 @@ def _mel(hertz: float | np.ndarray) -> float | np.ndarray:
 
 
 @functools.cache
-def hann(length: int) -> Float[np.ndarray, "length"]:
+def hann(length: int) -> Float[np.ndarray, " length"]:
     """The periodic Hann window."""
     return (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(length) / length)).astype(np.float32)
 
@@ -111,7 +111,7 @@ def _windows(audio: np.ndarray, count: int, hop: int, length: int, centre: float
     return np.lib.stride_tricks.sliding_window_view(padded, length)[: (count - 1) * hop + 1 : hop]
 
 
-def log_mel(audio: Float[np.ndarray, "R"]) -> Float[np.ndarray, "frames bands"]:
+def log_mel(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "frames bands"]:
     """Natural log of the amplitude in each mel band, four frames for each HuBERT unit."""
     units = hubert_frames(audio.size)
     # Middles of the four: symmetric about the middle of the unit's receptive field.
@@ -121,13 +121,13 @@ def log_mel(audio: Float[np.ndarray, "R"]) -> Float[np.ndarray, "frames bands"]:
     return 0.5 * np.log(np.maximum(power @ mel_filters().T, LOG_FLOOR**2))
 
 
-def level(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, "bands"]:
+def level(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, " bands"]:
     """The mean log spectrum of the frames that hold sound (within 30 dB of the loudest): voice and recording, not words."""
     loudness = spectrum.mean(axis=1)
     return spectrum[loudness >= loudness.max() - 3.45].mean(axis=0)
 
 
-def f0(audio: Float[np.ndarray, "R"], frames: int) -> tuple[Float[np.ndarray, "frames"], Bool[np.ndarray, "frames"]]:
+def f0(audio: Float[np.ndarray, " R"], frames: int) -> tuple[Float[np.ndarray, " frames"], Bool[np.ndarray, " frames"]]:
     """F0 in Hz (0 where unvoiced) and voicing of `frames` frames of 20 ms, by normalised autocorrelation."""
     windows = _windows(audio, frames, F0_HOP, F0_WINDOW, F0_HOP // 2)
     windows = windows - windows.mean(axis=1, keepdims=True)

@@ -49,7 +49,7 @@ class Spoken(Protocol):
     id: str
     speaker: str
 
-    def load(self) -> Float[np.ndarray, "R"]: ...
+    def load(self) -> Float[np.ndarray, " R"]: ...
 
 
 def train_speech_tokenizer(

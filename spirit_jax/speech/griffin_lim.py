@@ -16,8 +16,11 @@ from spirit_jax.speech.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
 _WINDOW = 3 * HOP
-_ITERATIONS = 8  # more change the spectral distance by less than 1 %
+_ITERATIONS = (
+    4  # the source brings good phases: of its units, heard again, 92 % agree after none and 94 % after four or more
+)
 _LOUDNESS = 0.95  # peak of the result
+_CONTRAST = 1.15  # means are flatter than speech: this gives spectra 96 % of its spread over time instead of 86 %
 _QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
 _SILENCE = -3.0  # ... and gets this much quieter still: the level's clipping kept it audible
 _MEDIAN_F0 = np.log2(150.0)  # of a voice that was never heard to speak with one
@@ -34,8 +37,8 @@ class Observed:
     speaker: str
     units: SpeechUnits
     spectrum: Float[np.ndarray, "frames bands"]
-    level: Float[np.ndarray, "bands"]
-    octaves: Float[np.ndarray, "pitch_frames"]
+    level: Float[np.ndarray, " bands"]
+    octaves: Float[np.ndarray, " pitch_frames"]
     mean_log2_f0: float
 
 
@@ -58,18 +61,18 @@ class GriffinLim:
     kind: ClassVar[str] = "griffin_lim"
 
     spectrum: Float[np.ndarray, "K 4 bands"]
-    voicing: Float[np.ndarray, "K"]
-    duration: Float[np.ndarray, "K"]
-    octaves: Float[np.ndarray, "P"]
-    gain: Float[np.ndarray, "S"]
-    contour: Float[np.ndarray, "16"]
+    voicing: Float[np.ndarray, " K"]
+    duration: Float[np.ndarray, " K"]
+    octaves: Float[np.ndarray, " P"]
+    gain: Float[np.ndarray, " S"]
+    contour: Float[np.ndarray, " 16"]
     level: Float[np.ndarray, "N bands"]
-    log2_f0: Float[np.ndarray, "N"]
+    log2_f0: Float[np.ndarray, " N"]
     speakers: tuple[str, ...]
 
     @classmethod
     def fit(
-        cls, observed: Sequence[Observed], octaves: Float[np.ndarray, "P"], units: int, styles: int
+        cls, observed: Sequence[Observed], octaves: Float[np.ndarray, " P"], units: int, styles: int
     ) -> "GriffinLim":
         """Means over utterances; `octaves` are those of the pitch units, `units` and `styles` how many of those there are."""
         spectra, frames = np.zeros((units, MEL_FRAMES, BANDS)), np.zeros(units)
@@ -115,7 +118,7 @@ class GriffinLim:
 
     def decode(
         self, units: SpeechUnits, *, speaker: int | str = 2, style: int | None = None, predict_durations: bool = True
-    ) -> Float[np.ndarray, "R"]:
+    ) -> Float[np.ndarray, " R"]:
         """The sound of units, float32 [R] at 16 kHz, 640 samples for each frame of 40 ms.
 
         Args:
@@ -132,7 +135,7 @@ class GriffinLim:
         """
         voice = self._speaker(speaker)
         hubert, pitch, gain = self._frames(units, style, predict_durations)
-        log_amplitude = self.spectrum[hubert].reshape(-1, BANDS)
+        log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, BANDS)
         quiet = np.clip((_QUIET + 0.4 - log_amplitude.mean(axis=1)) / 0.4, 0, 1)
         log_amplitude = log_amplitude + self.level[voice] + (np.repeat(gain, MEL_FRAMES) + _SILENCE * quiet)[:, None]
         padded = np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge")
@@ -225,7 +228,7 @@ def _style_gain(observed: Sequence[Observed], mean: np.ndarray, styles: int) -> 
     return total / np.maximum(count, 1)
 
 
-def _stretch(units: Int[np.ndarray, "N"], factor: int, length: int) -> Int[np.ndarray, "length"]:
+def _stretch(units: Int[np.ndarray, " N"], factor: int, length: int) -> Int[np.ndarray, " length"]:
     """Units of a slower stream at the HuBERT rate: repeated, cut, or the last one held."""
     return units[np.minimum(np.arange(length) // factor, len(units) - 1)] if len(units) else units
 
@@ -237,7 +240,7 @@ def _bands_to_bins() -> Float[np.ndarray, "bins bands"]:
     return np.stack([np.interp(bins, mel_centres(), row) for row in np.eye(BANDS)], axis=1).astype(np.float32)
 
 
-def _source(log2_f0: Float[np.ndarray, "frames"], voicing: Float[np.ndarray, "frames"]) -> Float[np.ndarray, "R"]:
+def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " R"]:
     """Harmonics of F0 where voiced and noise elsewhere, 640 samples a frame, unit power and a flat spectrum either way."""
     samples = len(log2_f0) * FRAME
     place = (np.arange(samples) + 0.5) / FRAME - 0.5
@@ -253,14 +256,14 @@ def _source(log2_f0: Float[np.ndarray, "frames"], voicing: Float[np.ndarray, "fr
     return (np.sqrt(voiced) * harmonics + np.sqrt(1 - voiced) * noise).astype(np.float32)
 
 
-def _stft(audio: Float[np.ndarray, "R"]) -> np.ndarray:
+def _stft(audio: Float[np.ndarray, " R"]) -> np.ndarray:
     """complex64 [R / 160 + 2, bins]: frames of 30 ms, 10 ms apart, the first one 20 ms early, so that all samples are under three."""
     padded = np.pad(audio, 2 * HOP)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
     return scipy.fft.rfft(frames * hann(_WINDOW), FFT, axis=1)
 
 
-def _istft(spectrum: np.ndarray, samples: int) -> Float[np.ndarray, "R"]:
+def _istft(spectrum: np.ndarray, samples: int) -> Float[np.ndarray, " R"]:
     """The least-squares inverse of `_stft`."""
     frames = scipy.fft.irfft(spectrum, FFT, axis=1)[:, :_WINDOW] * hann(_WINDOW)
     parts = frames.reshape(len(frames), 3, HOP)
@@ -272,7 +275,7 @@ def _istft(spectrum: np.ndarray, samples: int) -> Float[np.ndarray, "R"]:
     return (audio / np.maximum(total, 1e-8)).reshape(-1)[2 * HOP : 2 * HOP + samples]
 
 
-def _griffin_lim(target: np.ndarray, samples: int) -> Float[np.ndarray, "R"]:
+def _griffin_lim(target: np.ndarray, samples: int) -> Float[np.ndarray, " R"]:
     """A signal whose spectrum comes near the amplitudes of `target`, starting from its phases (Griffin and Lim 1984)."""
     amplitude, audio = np.abs(target), _istft(target, samples)
     for _ in range(_ITERATIONS):

@@ -23,7 +23,7 @@ def normalised(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray,
     return np.clip(spectrum - level(spectrum), -_RANGE, _RANGE)
 
 
-def unit_features(audio: Float[np.ndarray, "R"]) -> Float[np.ndarray, "units features"]:
+def unit_features(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "units features"]:
     """What is clustered: the four normalised mel frames of each HuBERT unit, side by side."""
     return normalised(log_mel(audio)).reshape(-1, MEL_FRAMES * BANDS)
 
@@ -65,7 +65,7 @@ def cluster(
         return model.fit(features).cluster_centers_.astype(np.float32)
 
 
-def nearest(features: Float[np.ndarray, "N F"], centroids: Float[np.ndarray, "K F"]) -> Int[np.ndarray, "N"]:
+def nearest(features: Float[np.ndarray, "N F"], centroids: Float[np.ndarray, "K F"]) -> Int[np.ndarray, " N"]:
     """The nearest centroid of each row."""
     distance = np.sum(centroids**2, axis=1) - 2 * (features @ centroids.T)
     return np.argmin(distance, axis=1).astype(np.int32)
@@ -88,7 +88,7 @@ class KMeansEncoder:
         """Cluster `unit_features` of many utterances."""
         return cls(cluster(np.concatenate(features), units, seed, restarts=3))
 
-    def encode(self, audio: Float[np.ndarray, "R"]) -> Int[np.ndarray, "units"]:
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """int32 units at 25 Hz, floor((R - 720) / 640) + 1 of them."""
         return nearest(unit_features(audio), self.centroids)
 

@@ -18,7 +18,7 @@ _STYLE_FRAMES = 16_000 // HOP  # mel frames in one style unit
 _SOUND = 3.45  # nats (30 dB) below the level, where sound ends
 
 
-def log_f0(audio: Float[np.ndarray, "R"]) -> tuple[Float[np.ndarray, "frames"], float]:
+def log_f0(audio: Float[np.ndarray, " R"]) -> tuple[Float[np.ndarray, " frames"], float]:
     """log2 of F0 above the clip's mean, in octaves (NaN where unvoiced), four frames for each pitch unit; and that mean, log2 Hz.
 
     A clip without a voice has the mean NaN.
@@ -32,8 +32,8 @@ def log_f0(audio: Float[np.ndarray, "R"]) -> tuple[Float[np.ndarray, "frames"], 
 
 
 def _pitch_of_units(
-    octaves: Float[np.ndarray, "frames"],
-) -> tuple[Float[np.ndarray, "units"], Bool[np.ndarray, "units"]]:
+    octaves: Float[np.ndarray, " frames"],
+) -> tuple[Float[np.ndarray, " units"], Bool[np.ndarray, " units"]]:
     """The median of each unit's voiced frames, and whether at least half of its frames are voiced."""
     frames = octaves.reshape(-1, _F0_FRAMES)
     voiced = np.isfinite(frames).sum(axis=1) * 2 >= _F0_FRAMES
@@ -55,11 +55,11 @@ class F0Quantiles:
 
     kind: ClassVar[str] = "f0_quantiles"
 
-    edges: Float[np.ndarray, "E"]
-    octaves: Float[np.ndarray, "P"]
+    edges: Float[np.ndarray, " E"]
+    octaves: Float[np.ndarray, " P"]
 
     @classmethod
-    def fit(cls, contours: Sequence[Float[np.ndarray, "frames"]], units: int) -> "F0Quantiles":
+    def fit(cls, contours: Sequence[Float[np.ndarray, " frames"]], units: int) -> "F0Quantiles":
         """Bins from the contours (`log_f0`) of many utterances.
 
         Raises:
@@ -75,11 +75,11 @@ class F0Quantiles:
         means = np.bincount(bins, values, minlength=units - 1) / np.maximum(counts, 1)
         return cls(edges, np.concatenate([[0], means]).astype(np.float32))
 
-    def encode(self, audio: Float[np.ndarray, "R"]) -> Int[np.ndarray, "units"]:
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """int32 units at 12.5 Hz, (R // 80 + 1) // 16 of them; silence and noise give unit 0."""
         return self.quantize(log_f0(audio)[0])
 
-    def quantize(self, octaves: Float[np.ndarray, "frames"]) -> Int[np.ndarray, "units"]:
+    def quantize(self, octaves: Float[np.ndarray, " frames"]) -> Int[np.ndarray, " units"]:
         """Units of a contour of `log_f0`."""
         median, voiced = _pitch_of_units(octaves)
         return np.where(voiced, 1 + np.searchsorted(self.edges, median, side="right"), UNVOICED).astype(np.int32)
@@ -136,7 +136,7 @@ class EnergyStatistics:
 
     kind: ClassVar[str] = "energy_statistics"
 
-    scale: Float[np.ndarray, "6"]
+    scale: Float[np.ndarray, " 6"]
     centroids: Float[np.ndarray, "K 6"]
 
     @classmethod
@@ -146,11 +146,11 @@ class EnergyStatistics:
         scale = (1 / np.maximum(points.std(axis=0), 1e-6)).astype(np.float32)
         return cls(scale, cluster(points * scale, units, seed, restarts=10))
 
-    def encode(self, audio: Float[np.ndarray, "R"]) -> Int[np.ndarray, "units"]:
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """int32 units at 1 Hz, one for every 50 frames of 20 ms begun."""
         return self.quantize(style_features(log_mel(audio), style_frames(audio.size)))
 
-    def quantize(self, features: Float[np.ndarray, "units 6"]) -> Int[np.ndarray, "units"]:
+    def quantize(self, features: Float[np.ndarray, "units 6"]) -> Int[np.ndarray, " units"]:
         """Units of `style_features`."""
         return nearest(features * self.scale, self.centroids)
 

@@ -40,7 +40,7 @@ class Utterance:
     spans_ms: Int[np.ndarray, "W 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
     speaker: str = ""
 
-    def load(self) -> Float[np.ndarray, "R"]:
+    def load(self) -> Float[np.ndarray, " R"]:
         """The decoded audio, float32 [R] at 16 kHz, of a sound utterance.
 
         Raises:
@@ -93,7 +93,12 @@ class Corpus(Sequence[Utterance]):
         import tensorflow_datasets as tfds  # a second to import; needs no TensorFlow for what we do
 
         self.directory, self.split = _version_directory(pathlib.Path(directory)), split
-        builder = tfds.builder_from_directory(self.directory)
+        try:
+            builder = tfds.builder_from_directory(self.directory)
+        except Exception as error:  # TFDS raises what its files and features raise
+            raise CorpusError(
+                f"{self.directory}: cannot be opened as a TFDS directory ({' '.join(str(error).split())})"
+            ) from error
         if split not in builder.info.splits:
             raise CorpusError(
                 f"{self.directory} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}"

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
+from spirit_jax.checkpoint import new_directory
 from spirit_jax.data.corpora.reading import CorpusError, Utterance
 
 _VERSION = "1.0.0"
@@ -73,12 +74,9 @@ def write_corpus(
 
     Builder.name = name
     target = pathlib.Path(directory) / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}.") as scratch:
+    with new_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
         Builder(data_dir=scratch, file_format="array_record").download_and_prepare()
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(pathlib.Path(scratch) / name, target)
+        shutil.copytree(pathlib.Path(scratch) / name, whole, dirs_exist_ok=True)
     return target / _VERSION
 
 
