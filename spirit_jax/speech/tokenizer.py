@@ -41,7 +41,7 @@ KINDS = {part.kind: part for part in (KMeansEncoder, F0Quantiles, EnergyStatisti
 class Encoder(Protocol):
     """A part that makes one stream of units: int32 [frames] out of float32 [R] at 16 kHz."""
 
-    def encode(self, audio: Float[np.ndarray, "R"]) -> Int[np.ndarray, "frames"]: ...
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " frames"]: ...
 
 
 class Vocoder(Protocol):
@@ -49,7 +49,7 @@ class Vocoder(Protocol):
 
     def decode(
         self, units: SpeechUnits, *, speaker: int | str, style: int | None, predict_durations: bool
-    ) -> Float[np.ndarray, "R"]: ...
+    ) -> Float[np.ndarray, " R"]: ...
 
 
 class SpeechTokenizer:
@@ -87,7 +87,7 @@ class SpeechTokenizer:
             voice = load_part(directory, vocoder)
         return cls(parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, digest.hexdigest())
 
-    def encode(self, audio: Float[np.ndarray, "R"]) -> SpeechUnits:
+    def encode(self, audio: Float[np.ndarray, " R"]) -> SpeechUnits:
         """Units at the frame rate of mono audio, float32 [R] at 16 kHz.
 
         Audio beyond 100 s is encoded in chunks of 100 s; a rest shorter than 80 ms has no units (FORMATS section 1).
@@ -106,7 +106,7 @@ class SpeechTokenizer:
             )
         )
 
-    def encode_batch(self, audios: Sequence[Float[np.ndarray, "R"]]) -> list[SpeechUnits]:
+    def encode_batch(self, audios: Sequence[Float[np.ndarray, " R"]]) -> list[SpeechUnits]:
         """Units of each clip; the same as `encode` of each."""
         return [self.encode(audio) for audio in audios]
 
@@ -116,7 +116,7 @@ class SpeechTokenizer:
         speaker: int | str = 2,
         style: int | None = None,
         predict_durations: bool = True,
-    ) -> Float[np.ndarray, "R"]:
+    ) -> Float[np.ndarray, " R"]:
         """The sound of units, float32 [R] at 16 kHz.
 
         Args:
