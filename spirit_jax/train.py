@@ -21,13 +21,14 @@ from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.processes import is_primary, report, wait_for_all
 from spirit_jax.parallel.sharding import local_rows
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.initialize import load_initial_params
 from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import Program, TrainState, make_program
+from spirit_jax.training.step import Program, TrainState, check_mesh, make_program
 from spirit_jax.vocabulary import KINDS, Variant, Vocabulary, added_tokens
 
 PROG = "python -m spirit_jax.train"
@@ -120,6 +121,7 @@ def run(settings: TrainConfig) -> TrainState:
     directory = pathlib.Path(settings.run_directory)
     mesh = make_mesh(settings.mesh)
     schedule = make_schedule(settings.optimizer, settings.loop.steps)
+    check_mesh(settings.model, mesh, settings.global_batch_size, settings.accumulate)
     check_vocabulary_size(settings)
     check_resumable(settings, directory)
 
@@ -134,7 +136,7 @@ def run(settings: TrainConfig) -> TrainState:
         accumulate=settings.accumulate,
         z_loss=settings.optimizer.z_loss,
     )
-    if jax.process_index() == 0:
+    if is_primary():
         checkpoint.write_file(directory / checkpoint.CONFIG, json.dumps(config.to_dict(settings), indent=1))
         checkpoint.write_file(directory / "config.yaml", config.to_yaml(settings))
 
@@ -152,7 +154,7 @@ def run(settings: TrainConfig) -> TrainState:
         shares,
         streams,
     )
-    log = MetricsLog(directory, step)
+    log = MetricsLog(directory, step, active=is_primary())
     sampler = Sampler(settings.sample, settings.model, vocabulary, directory, mesh, log, settings.seed)
     announce(settings, directory, step, mesh)
     loop = Loop(
@@ -175,7 +177,7 @@ def run(settings: TrainConfig) -> TrainState:
         state = loop.run(state)
     for name, count in loader.skipped.items():
         if count:
-            print(f"source {name}: {count} records could not be used and were skipped")
+            report(f"source {name}: {count} records could not be used and were skipped")
     log.close()
     farewell(settings, directory, int(state.step))
     return state
@@ -211,10 +213,12 @@ def check_resumable(settings: TrainConfig, directory: pathlib.Path) -> None:
 def make_vocabulary(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
     """The run's vocabulary, kept in the run; prepares corpora where the config says so."""
     path = directory / checkpoint.TOKENIZER
-    if settings.prepare is not None:
-        prepare(settings.prepare, directory, settings.variant, settings.seed)
-    if not path.exists():
-        Vocabulary.load(settings.tokenizer, settings.variant).save(path)
+    if is_primary():
+        if settings.prepare is not None:
+            prepare(settings.prepare, directory, settings.variant, settings.seed)
+        if not path.exists():
+            Vocabulary.load(settings.tokenizer, settings.variant).save(path)
+    wait_for_all("prepared")
     return Vocabulary.load(path, settings.variant)
 
 
@@ -270,7 +274,7 @@ def announce(settings: TrainConfig, directory: pathlib.Path, step: int, mesh: Me
     count = llama.parameter_count(settings.model)
     device = jax.devices()[0]
     axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
-    print(
+    report(
         f"{'Resuming' if step else 'Starting'} {directory} at step {step} of {settings.loop.steps}: {count / 1e6:,.1f} M parameters "
         f"on {jax.device_count()} {device.device_kind} device(s) ({axes}), "
         f"{settings.global_batch_size} rows x {settings.sequence_length} tokens a step"
@@ -282,7 +286,7 @@ def farewell(settings: TrainConfig, directory: pathlib.Path, step: int) -> None:
     if step < settings.loop.steps:
         return
     last = directory / checkpoint.STEPS / str(step)
-    print(
+    report(
         f"Done: {step} steps.\n"
         f"  checkpoints  {directory / checkpoint.STEPS}/\n"
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard\n"

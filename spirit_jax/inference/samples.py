@@ -13,6 +13,7 @@ from spirit_jax.audio import SAMPLE_RATE, save_audio
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import LlamaConfig, Params
+from spirit_jax.parallel.processes import is_primary
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.vocabulary import Vocabulary
 
@@ -93,6 +94,8 @@ class Sampler:
             except ValueError as error:  # a model that is not trained yet says things that no voice can
                 lines.append(f"(cannot be spoken: {error})")
                 audio = None
+            if not is_primary():
+                continue
             checkpoint.write_file(directory / f"{number}.txt", "\n".join(lines) + "\n")
             self._log.text(step, f"sample/{number}", "\n\n".join(lines))
             if audio is not None:

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 
 from spirit_jax.models.llama import Params
-from spirit_jax.parallel.processes import gather_json
+from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.parallel.sharding import put_batch
 from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.interruption import Interruption
@@ -85,7 +85,6 @@ class Loop:
     flops_per_token: float
     token_kinds: np.ndarray
     profile_directory: str
-    quiet: bool = False
 
     def run(self, state: TrainState) -> TrainState:
         """Train from `state` to the last step, or until a signal asks to stop; the last state is saved either way.
@@ -97,7 +96,7 @@ class Loop:
         if step == 0:
             self._evaluate(state, 0)
         pace = _Pace(self.flops_per_token, jax.device_count() * peak_flops(jax.devices()[0]))
-        progress = tqdm(total=config.steps, initial=step, unit="step", disable=self.quiet, dynamic_ncols=True)
+        progress = tqdm(total=config.steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
         pending: tuple[int, dict, float] | None = None
         with Interruption() as interruption:
             while step < config.steps and not interruption.signal:
@@ -120,7 +119,7 @@ class Loop:
                     pending = None
                     with pace.paused():
                         if evaluate:
-                            self._evaluate(state, step, progress)
+                            self._evaluate(state, step)
                         if save:
                             self._save(state)
                         if sample:
@@ -129,7 +128,7 @@ class Loop:
                 self._report(*pending, pace, progress)
             progress.close()
             if interruption.signal:
-                print(f"{interruption.signal}: saving step {step} and stopping; the same command goes on from there")
+                report(f"{interruption.signal}: saving step {step} and stopping; the same command goes on from there")
             self._save(state)
             self.checkpoints.close()
         return state
@@ -159,7 +158,7 @@ class Loop:
         )
         self.log.write(step, values)
 
-    def _evaluate(self, state: TrainState, step: int, progress: tqdm | None = None) -> None:
+    def _evaluate(self, state: TrainState, step: int) -> None:
         """Held-out losses of each source and of all, beside the entropy that a unigram model could reach at best."""
         if not self.config.evaluate_every:
             return
@@ -179,7 +178,8 @@ class Loop:
             values = by_kind(total)
             self.log.write(step, values | unigram_entropy(total["targets"], self.token_kinds), "validation")
             losses = ", ".join(f"{kind} {values[f'loss_{kind}']:.3f}" for kind in KINDS if f"loss_{kind}" in values)
-            tqdm.write(f"step {step}: held-out loss {values['loss']:.3f} ({losses})")
+            if is_primary():
+                tqdm.write(f"step {step}: held-out loss {values['loss']:.3f} ({losses})")
 
     def _profile(self, step: int) -> None:
         start = self.config.profile_start

@@ -85,10 +85,14 @@ def unigram_entropy(counts: Int[np.ndarray, " V"], token_kinds: Int[np.ndarray, 
 class MetricsLog:
     """`metrics.jsonl`, a line for each record, and TensorBoard events beside it.
 
-    Resuming at a step drops the lines after it, so that the file reads like an unbroken run.
+    Resuming at a step drops the lines after it, so that the file reads like an unbroken run. Processes other than the
+    primary one pass `active=False` and write nothing.
     """
 
-    def __init__(self, directory: str | os.PathLike, step: int):
+    def __init__(self, directory: str | os.PathLike, step: int, active: bool = True):
+        self._file = self._writer = None
+        if not active:
+            return
         directory = pathlib.Path(directory)
         self.path = directory / "metrics.jsonl"
         kept = []
@@ -108,6 +112,8 @@ class MetricsLog:
 
     def write(self, step: int, values: Mapping[str, float], prefix: str = "train") -> None:
         """Log a record; names are stored as `prefix/name`."""
+        if self._file is None:
+            return
         record = {f"{prefix}/{name}": _plain(value) for name, value in values.items()}
         self._file.write(json.dumps({"step": step, **record}) + "\n")
         self._file.flush()
@@ -117,15 +123,18 @@ class MetricsLog:
 
     def audio(self, step: int, name: str, audio: np.ndarray, sample_rate: int) -> None:
         """Put a clip, float32 [R] in [-1, 1], into TensorBoard."""
-        self._writer.add_audio(name, np.asarray(audio)[:, None], step, sample_rate=sample_rate)
+        if self._writer is not None:
+            self._writer.add_audio(name, np.asarray(audio)[:, None], step, sample_rate=sample_rate)
 
     def text(self, step: int, name: str, text: str) -> None:
         """Put a text into TensorBoard."""
-        self._writer.add_text(name, text, step)
+        if self._writer is not None:
+            self._writer.add_text(name, text, step)
 
     def close(self) -> None:
-        self._file.close()
-        self._writer.close()
+        if self._file is not None:
+            self._file.close()
+            self._writer.close()
 
 
 def _plain(value: Any) -> float | None:

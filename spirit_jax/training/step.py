@@ -49,6 +49,20 @@ class Program:
     eval_step: Callable[[llama.Params, Batch], Metrics]
 
 
+def check_mesh(model: llama.LlamaConfig, mesh: Mesh, rows: int, accumulate: int) -> None:
+    """Refuse a mesh that does not fit a run.
+
+    Raises:
+        ValueError: the devices do not divide the rows, times the parts they are worked through in, or a weight; names it.
+    """
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    if rows % (accumulate * ways):
+        raise ValueError(
+            f"global_batch_size {rows} is not a multiple of accumulate {accumulate} x {ways} devices of the mesh axes data and fsdp"
+        )
+    tree_shardings(mesh, llama.logical_axes(model), llama.abstract_params(model))
+
+
 def make_program(
     model: llama.LlamaConfig,
     optimizer: optax.GradientTransformation,
@@ -71,11 +85,7 @@ def make_program(
     Raises:
         ValueError: the mesh does not divide the rows or a weight, or the parts do not divide the rows.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    if rows % (accumulate * ways):
-        raise ValueError(
-            f"global_batch_size {rows} is not a multiple of accumulate {accumulate} x {ways} devices of the mesh axes data and fsdp"
-        )
+    check_mesh(model, mesh, rows, accumulate)
     kinds_count = int(token_kinds.max()) + 1
     kinds_v = jnp.asarray(token_kinds, jnp.int32)
     network = llama.Llama(model)

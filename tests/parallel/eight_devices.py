@@ -1,0 +1,77 @@
+"""Run by test_sharding.py in a process of its own: eight simulated devices must be asked for before JAX starts."""
+
+import os
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+from spirit_jax.models import llama
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.sharding import put_batch
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.step import make_program
+
+ROWS, LENGTH, VOCABULARY = 8, 16, 64
+MODEL = llama.LlamaConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def losses(mesh_config: MeshConfig, devices: int, accumulate: int, batch: dict) -> list[float]:
+    mesh = make_mesh(mesh_config, jax.devices()[:devices])
+    optimizer = OptimizerConfig(learning_rate=1e-2, z_loss=1e-3)
+    program = make_program(
+        MODEL,
+        make_optimizer(optimizer, 4),
+        make_schedule(optimizer, 4),
+        mesh,
+        rows=ROWS,
+        token_kinds=np.arange(VOCABULARY) % 5,
+        accumulate=accumulate,
+        z_loss=optimizer.z_loss,
+    )
+    state, values = program.init(jax.random.key(0)), []
+    for _ in range(3):
+        state, metrics = program.train_step(state, put_batch(mesh, batch, ROWS))
+        values += [float(metrics["loss"]), float(metrics["gradient_norm"]), *np.asarray(metrics["nll"]).tolist()]
+    if devices == 8:
+        held = {sharding.spec for sharding in jax.tree.leaves(jax.tree.map(lambda x: x.sharding, state.opt_state))}
+        assert len(held) > 2, "the optimiser's moments are split like the weights"
+    return values
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+    segments = np.sort(rng.integers(1, 3, (ROWS, LENGTH)), axis=1).astype(np.int32)
+    batch = {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": segments,
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "loss_mask": rng.random((ROWS, LENGTH)) < 0.8,
+    }
+    reference = losses(MeshConfig(), 1, 1, batch)
+    assert reference[-7] < reference[0], "the loss falls"
+    for config, devices, accumulate in [
+        (MeshConfig(), 1, 4),
+        (MeshConfig(data=8, fsdp=1), 8, 1),
+        (MeshConfig(fsdp=8), 8, 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8, 1),
+        (MeshConfig(data=2, fsdp=2, tensor=2), 8, 2),
+    ]:
+        found = losses(config, devices, accumulate, batch)
+        # float32 sums in another order, through three updates
+        np.testing.assert_allclose(found, reference, rtol=2e-5, err_msg=f"{config} x {devices}, {accumulate} parts")
+
+
+if __name__ == "__main__":
+    main()

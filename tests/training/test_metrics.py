@@ -1,0 +1,39 @@
+"""The metrics log reads like an unbroken run, whatever happened to the run."""
+
+import json
+
+from spirit_jax.training.metrics import MetricsLog
+
+
+def _lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    for step in range(1, 6):
+        log.write(step, {"loss": 10.0 - step})
+    log.close()
+    with log.path.open("a") as file:
+        file.write('{"step": 6, "train/lo')  # killed while it wrote
+    log = MetricsLog(tmp_path, 3)
+    log.write(4, {"loss": 6.5, "mfu": float("nan")})
+    log.close()
+    assert [line["step"] for line in _lines(log.path)] == [1, 2, 3, 4]
+    assert _lines(log.path)[-1] == {"step": 4, "train/loss": 6.5, "train/mfu": None}
+
+
+def test_a_fresh_run_starts_a_fresh_log(tmp_path):
+    for _ in range(2):
+        log = MetricsLog(tmp_path, 0)
+        log.write(0, {"loss": 1.0}, "validation")
+        log.close()
+    assert _lines(log.path) == [{"step": 0, "validation/loss": 1.0}]
+
+
+def test_other_processes_write_nothing(tmp_path):
+    log = MetricsLog(tmp_path, 0, active=False)
+    log.write(1, {"loss": 1.0})
+    log.text(1, "a", "b")
+    log.close()
+    assert list(tmp_path.iterdir()) == []

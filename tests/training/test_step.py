@@ -1,0 +1,129 @@
+"""The step against torch's autograd on Hugging Face's Llama, and its sums against counting by hand."""
+
+import jax
+import numpy as np
+import torch
+import transformers
+
+from spirit_jax.models import llama
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.sharding import put_batch
+from spirit_jax.training.metrics import by_kind, unigram_entropy
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.step import make_program
+from spirit_jax.vocabulary import KINDS
+
+ROWS, LENGTH, VOCABULARY = 4, 12, 50
+TOKEN_KINDS = np.arange(VOCABULARY) % len(KINDS)
+MODEL = llama.LlamaConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+def _program(accumulate=1, **optimizer):
+    config = OptimizerConfig(**optimizer)
+    return make_program(
+        MODEL,
+        make_optimizer(config, 10),
+        make_schedule(config, 10),
+        make_mesh(MeshConfig(), jax.devices()[:1]),
+        rows=ROWS,
+        token_kinds=TOKEN_KINDS,
+        accumulate=accumulate,
+        z_loss=config.z_loss,
+    )
+
+
+def _batch(seed=0):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
+    return {
+        "inputs": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "segment_ids": np.ones((ROWS, LENGTH), np.int32),
+        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "loss_mask": rng.random((ROWS, LENGTH)) < 0.7,
+    }
+
+
+def _to_torch(params):
+    """Hugging Face's model with our parameters."""
+    config = transformers.LlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, rms_norm_eps=MODEL.rms_norm_eps, attn_implementation="eager",
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    state = {
+        "model.embed_tokens.weight": params["embed_tokens"],
+        "model.norm.weight": params["norm"]["weight"],
+        "lm_head.weight": params["lm_head"].T,
+    }
+    layers = params["layers"]
+    for index in range(2):
+        prefix = f"model.layers.{index}."
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            state[f"{prefix}{name}.weight"] = layers[name]["weight"][index]
+        for name, weight in layers["self_attn"].items():
+            inner = weight[index].reshape(-1, 32) if name == "o_proj" else weight[index].reshape(32, -1)
+            state[f"{prefix}self_attn.{name}.weight"] = inner.T
+        for name, weight in layers["mlp"].items():
+            state[f"{prefix}mlp.{name}.weight"] = weight[index].T
+    model.load_state_dict({name: torch.tensor(np.array(value)) for name, value in state.items()})
+    return model
+
+
+def test_loss_and_gradient_norm_equal_torch():
+    program, batch = _program(clip_norm=0.0), _batch()
+    state = program.init(jax.random.key(1))
+    model = _to_torch(jax.device_get(state.params))
+    _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    logits = model(torch.tensor(batch["inputs"], dtype=torch.long)).logits
+    nll = torch.nn.functional.cross_entropy(
+        logits.transpose(1, 2), torch.tensor(batch["targets"], dtype=torch.long), reduction="none"
+    )
+    mask = torch.tensor(batch["loss_mask"])
+    loss = (nll * mask).sum() / mask.sum()
+    loss.backward()
+    norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
+    np.testing.assert_allclose(float(metrics["loss"]), loss.item(), atol=1e-5)  # float32 noise of 50-way logits
+    np.testing.assert_allclose(float(metrics["gradient_norm"]), norm.item(), rtol=1e-4)
+    nll, kinds = (nll * mask).detach().numpy(), TOKEN_KINDS[batch["targets"]]
+    values = by_kind(metrics)
+    for index, kind in enumerate(KINDS):
+        here = (kinds == index) & batch["loss_mask"]
+        np.testing.assert_allclose(values[f"loss_{kind}"], nll[here].mean(), atol=1e-5)
+        hits = (logits.argmax(-1).numpy() == batch["targets"])[here]
+        np.testing.assert_allclose(values[f"accuracy_{kind}"], hits.mean(), atol=1e-7)
+
+
+def test_masked_positions_teach_nothing():
+    program, mesh = _program(), make_mesh(MeshConfig(), jax.devices()[:1])
+    batch, other = _batch(), _batch()
+    other["targets"] = np.where(batch["loss_mask"], batch["targets"], 7).astype(np.int32)
+    results = []
+    for each in (batch, other):
+        state, _ = program.train_step(program.init(jax.random.key(1)), put_batch(mesh, each, ROWS))
+        results.append(jax.device_get(state.params))
+    jax.tree.map(np.testing.assert_array_equal, *results)
+
+
+def test_eval_counts_targets():
+    program, batch = _program(), _batch()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    counts = np.asarray(
+        program.eval_step(program.init(jax.random.key(0)).params, put_batch(mesh, batch, ROWS))["targets"]
+    )
+    np.testing.assert_array_equal(counts, np.bincount(batch["targets"][batch["loss_mask"]], minlength=VOCABULARY))
+
+
+def test_unigram_entropy_by_hand():
+    kinds = np.array([0, 0, 0, 1, 1])
+    values = unigram_entropy(np.array([2.0, 2.0, 0.0, 1.0, 3.0]), kinds)
+    assert set(values) == {"unigram_entropy_text", "unigram_entropy_hubert"}
+    np.testing.assert_allclose(values["unigram_entropy_text"], np.log(2))
+    np.testing.assert_allclose(values["unigram_entropy_hubert"], -(0.25 * np.log(0.25) + 0.75 * np.log(0.75)))
