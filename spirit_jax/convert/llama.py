@@ -109,9 +109,3 @@ def to_hf_config(config: LlamaConfig, dtype: np.dtype, bos_id: int, eos_id: int)
         "eos_token_id": eos_id,
         "torch_dtype": np.dtype(dtype).name,
     }
-
-
-def from_our_config(config: Mapping[str, Any]) -> LlamaConfig:
-    """The `model` entry of our `config.json`."""
-    scaling = config.get("rope_scaling")
-    return LlamaConfig(**{**config, "rope_scaling": RopeScaling(**scaling) if scaling else None})

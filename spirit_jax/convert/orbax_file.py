@@ -14,8 +14,7 @@ import tensorstore
 from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import LLM, unflatten
-from spirit_jax.convert.files import nbytes
-from spirit_jax.convert.table import Stacked
+from spirit_jax.convert.table import Stacked, shapes_of
 
 CHUNK_BYTES = 64 * 2**20
 CACHE_BYTES = 2**30  # for reading: chunks of a training run span layers, and an export goes layer by layer
@@ -29,6 +28,7 @@ def save_llm(
     The memory needed beyond the sources is a few chunks. Each chunk carries a checksum.
     """
     placeholders = unflatten({path: np.zeros(1, array.dtype) for path, array in arrays.items()})
+    directory = directory.resolve()  # Orbax takes absolute paths only
     ocp.save_checkpointables(directory, {LLM: placeholders})
     for path, array in arrays.items():
         store = _create(directory, path, array)
@@ -112,10 +112,4 @@ def open_llm(directory: pathlib.Path, paths: Mapping[str, Any]) -> dict[str, Sto
 
 def stored_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """{path: shape} of `llm/`, as Orbax lists it."""
-    from spirit_jax.convert.table import shapes_of
-
-    return shapes_of(ocp.checkpointables_metadata(directory).metadata[LLM])
-
-
-def total_bytes(arrays: Mapping[str, Any]) -> int:
-    return sum(nbytes(array) for array in arrays.values())
+    return shapes_of(ocp.metadata(directory.resolve(), LLM).metadata)

@@ -121,7 +121,7 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Imported:
-    """A released part, checked and mapped but not yet read."""
+    """A released part, checked and mapped but not yet read. `tensors` and `unused` are the released ones, by FILE:KEY."""
 
     config: dict[str, Any]
     arrays: dict[str, Any]
@@ -129,7 +129,7 @@ class Imported:
     descriptions: dict[str, Any]
     files: list[pathlib.Path]
     notes: list[str]
-    tensors: int
+    tensors: dict[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -175,14 +175,13 @@ def read_released(part: Part, folder: pathlib.Path) -> Imported:
         if not mine:
             continue
         rows, shapes = file.table(config)
-        tensors = {key: tensor for state in mine.values() for key, tensor in state.items()}
-        where = " + ".join(str(states[name][1]) for name in mine)
-        found, kept = to_ours(rows, tensors, shapes, where)
+        merged = {key: tensor for state in mine.values() for key, tensor in state.items()}
+        found, kept = to_ours(rows, merged, shapes, " + ".join(str(states[name][1]) for name in mine))
         arrays |= found
         for name, state in mine.items():
             unused |= {f"{name}:{key}": kept[key] for key in state if key in kept}
-    count = sum(len(state) for _, _, state in states.values())
-    return Imported(config, arrays, unused, descriptions, files, notes, count)
+    tensors = {f"{name}:{key}": tensor for name, (_, _, state) in states.items() for key, tensor in state.items()}
+    return Imported(config, arrays, unused, descriptions, files, notes, tensors)
 
 
 def _open(file: WeightFile, folder: pathlib.Path, notes: list[str]) -> list[tuple[pathlib.Path, Any, dict[str, Any]]]:

@@ -1,0 +1,115 @@
+"""Convert checkpoints between the released PyTorch layout and ours.
+
+    python tools/convert_torch_weights.py import --source RELEASED --target OURS [--only llm,hubert,pitch,style,vocoder] [--model base|expressive]
+    python tools/convert_torch_weights.py export --source OURS --target RELEASED [--only ...]
+    python tools/convert_torch_weights.py verify --source RELEASED --target OURS [--only ...] [--model ...]
+
+RELEASED: a released tree (`speech_tokenizer/`, `spiritlm_model/`), one of its folders, or a Hugging Face Llama directory, whose
+vocabulary is then extended for `--model`. OURS: a checkpoint directory; for export also a training run's step. PyTorch is not needed.
+Exit code 2: the arguments cannot be used. 1: the conversion failed; the target is as it was.
+"""
+
+import argparse
+import pathlib
+import signal
+import sys
+
+import tqdm
+
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.convert import convert
+from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.verify import verify
+from spirit_jax.vocabulary import VocabularyError
+
+PROG = "convert_torch_weights.py"
+BAD_ARGUMENT, FAILED_JOB = 2, 1
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        PROG, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="import | export | verify")
+    for name, help_ in (
+        ("import", "released PyTorch files to our checkpoint directory"),
+        ("export", "our checkpoint directory, or a step, to released PyTorch files"),
+        ("verify", "compare every tensor of both sides, and what the networks compute where PyTorch is installed"),
+    ):
+        command = commands.add_parser(name, help=help_, allow_abbrev=False)
+        command.add_argument("--source", type=pathlib.Path, required=True, help="directory to read")
+        command.add_argument(
+            "--target", type=pathlib.Path, required=True, help="directory to write (verify: to compare with)"
+        )
+        command.add_argument(
+            "--only", type=lambda text: text.split(","), help=f"comma-separated among {','.join(convert.ONLY)}"
+        )
+        if name != "export":
+            command.add_argument(
+                "--model", choices=sorted(convert.MODELS), help="which language model, or which to extend a Llama to"
+            )
+        if name != "verify":
+            command.add_argument("--dry-run", action="store_true", help="check everything and list it, write nothing")
+            command.add_argument(
+                "--overwrite", action="store_true", help="replace the converted parts of a target that exists"
+            )
+    return parser.parse_args(arguments)
+
+
+def table(rows: list[tuple], head: tuple) -> str:
+    """Columns aligned, numbers to the right."""
+    cells = [tuple(map(str, row)) for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(head))]
+    lines = (
+        "  ".join(c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)) for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    source, target = arguments.source, arguments.target
+    if arguments.command == "verify":
+        rows = verify(source, target, arguments.only, arguments.model)
+        print(table(rows, ("part", "tensors", "bytes", "equal", "sha256", "network")))
+        different = [row[0] for row in rows if row[3] != "yes"]
+        if different:
+            raise ConversionError(f"{', '.join(different)}: tensors differ between {source} and {target}")
+        return
+    if target.exists() and not (arguments.overwrite or arguments.dry_run):
+        raise convert.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
+    if arguments.command == "import":
+        jobs = convert.plan_import(source, arguments.only, arguments.model)
+    else:
+        jobs = convert.plan_export(source, arguments.only)
+    print(
+        table(
+            [(j.name, j.source, j.place, j.tensors, j.nbytes) for j in jobs], ("part", "from", "to", "tensors", "bytes")
+        )
+    )
+    for note in (note for job in jobs for note in job.notes):
+        print(f"note: {note}")
+    if arguments.dry_run:
+        print(f"dry run: nothing written to {target}")
+        return
+    with tqdm.tqdm(total=sum(job.nbytes for job in jobs), unit="B", unit_scale=True, disable=None) as bar:
+        convert.run(jobs, target, arguments.overwrite, bar.update)
+    print(f"wrote {target}")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parsed = parse(arguments)
+    # As Ctrl-C: what was begun is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        run(parsed)
+    except (convert.UsageError, FileExistsError) as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        sys.exit(BAD_ARGUMENT)
+    except (ConversionError, CheckpointError, VocabularyError, OSError) as error:
+        print(f"{PROG}: error: {error}", file=sys.stderr)
+        sys.exit(FAILED_JOB)
+
+
+if __name__ == "__main__":
+    main()
