@@ -3,6 +3,7 @@
 Nothing here has state, so any position can be asked for at once; that is what makes resumption and any number of hosts cheap.
 """
 
+import functools
 import hashlib
 from collections.abc import Sequence
 
@@ -15,6 +16,7 @@ _GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
 _MASK = (1 << 64) - 1
 
 
+@functools.lru_cache(maxsize=256)
 def name_key(name: str) -> int:
     """A 64-bit integer that stands for a name in seeds, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")

@@ -70,8 +70,47 @@ def interleaving(
 
 
 def word_frames(record: UnitRecord) -> Int[np.ndarray, "W 2"]:
-    """First frame and last frame + 1 of each word: the frames whose centre lies in `start <= centre < end`."""
-    return np.clip((record.spans_ms + (_FRAME_MS // 2 - 1)) // _FRAME_MS, 0, len(record.units.hubert))
+    """First frame and last frame + 1 of each word: the frames whose centre lies in `start <= centre < end`, ms >= 0."""
+    return np.minimum((record.spans_ms + (_FRAME_MS // 2 - 1)) // _FRAME_MS, len(record.units.hubert))
+
+
+class WordPieces:
+    """`vocabulary.encode_text` with the pieces of each word remembered: four times as fast, with the same ids.
+
+    A SentencePiece model (as trained with Llama's settings) has no piece with a space inside or at its end but for runs of
+    spaces, so each word with the one space before it has its own pieces. Texts with longer runs of spaces, and other kinds
+    of tokenizers, go to the tokenizer whole.
+    """
+
+    _MOST = 1 << 19  # words remembered, some 100 MB
+
+    def __init__(self, vocabulary: Vocabulary):
+        self._encode = vocabulary.encode_text
+        self._known: dict[str, list[int]] = {}  # a word to its pieces after a space
+        sample = "This is one of the things that we had to do in order to be at the end of it."
+        self._by_word = len(vocabulary.prefix) == 2 and self._joined(sample) == self._encode(sample)
+
+    def __call__(self, text: str) -> list[int]:
+        """Pieces of text as it stands after a special token."""
+        if not self._by_word or "  " in text:
+            return self._encode(text)
+        ids = self._joined(text)
+        return self._encode(text) if ids is None else ids
+
+    def _joined(self, text: str) -> list[int] | None:
+        first, *words = text.split(" ")
+        ids, known = self._encode(first), self._known
+        for word in words:
+            pieces = known.get(word)
+            if pieces is None:
+                if len(word.replace("\n", "").split()) > 1:  # white space that a normaliser could make a space of
+                    return None
+                if len(known) >= self._MOST:
+                    known.clear()
+                # after a letter, so that the space is not at the start of the text
+                pieces = known[word] = self._encode("a " + word)[len(self._encode("a")) :]
+            ids += pieces
+        return ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +130,20 @@ class Sequencer:
     text_words: tuple[int, int] = (10, 30)
     speech_words: tuple[int, int] = (5, 15)
 
-    def __call__(self, record: UnitRecord, rng: np.random.Generator) -> list[Int[np.ndarray, " N"]]:
+    def __post_init__(self):
+        object.__setattr__(self, "_encode", WordPieces(self.vocabulary))
+
+    @property
+    def is_random(self) -> bool:
+        """Whether documents differ from epoch to epoch."""
+        return self.recipe in ("interleaved", "asr_tts")
+
+    def __call__(self, record: UnitRecord, rng: np.random.Generator | None) -> list[Int[np.ndarray, " N"]]:
         """Documents of a record, one unless it is longer than `max_ids`; int32 [N], 2 <= N <= max_ids.
 
         Args:
             record: valid (`UnitRecord.validate`).
-            rng: of this record and epoch; all that is random comes from it.
+            rng: of this record and epoch; all that is random comes from it. None will do where nothing is (`is_random`).
 
         Raises:
             RecordError: naming the id; the recipe needs units or words that the record lacks, or one word (or a pair
@@ -166,9 +213,6 @@ class Sequencer:
         return self._pairs(
             record, lambda text, units: [text_id, self._encode(text + TTS), self.vocabulary.unit_ids(units)]
         )
-
-    def _encode(self, text: str) -> list[int]:
-        return self.vocabulary.encode_text(text)
 
     def _need_words(self, record: UnitRecord) -> None:
         if not record.words:

@@ -47,7 +47,8 @@ class Source:
         try:
             data = self.records[record]
             data.validate()
-            return self.sequencer(data, record_rng(self.seed, self.name, record, epoch))
+            rng = record_rng(self.seed, self.name, record, epoch) if self.sequencer.is_random else None
+            return self.sequencer(data, rng)
         except RecordError as error:
             raise RecordError(f"source {self.name!r}: {error}") from error
 

@@ -6,13 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
-from spirit_jax.data.records import RecordError
+from spirit_jax.data.corpora import open_corpus
+from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.data.sampling import record_rng
-from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, interleaving, word_frames
+from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, WordPieces, interleaving, word_frames
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 from tests.data.synthetic import document, frames_of, spans_of, string_form, unit_string, utterance, word
-from tests.goldens import golden
+from tests.goldens import golden, shared_golden
 
 LONG = 100_000  # ids: nothing is cut
 
@@ -40,6 +41,40 @@ def _string(vocabulary, ids):
 
 def _expressive(vocabulary):
     return vocabulary.variant == "expressive"
+
+
+TEXTS = [
+    "the cat sat on the mat",
+    "",
+    "word",
+    " leading, and trailing ",
+    "two  spaces   and four    more",
+    "lines\nand\n\nparagraphs \n with spaces\taround\r\n them",
+    "no\u00a0break, \u3000 ideographic \u2003em \u00a0 spaces",
+    "na\u00efve caf\u00e9 \u4f60\u597d \U0001f600 \u0301combining",
+    "[Text] and [Speech][Hu3] or [Hu 3] written out, [ASR]too[TTS]",
+    "<s> </s> <unk> 1234 5,678.90 a1b2",
+    "\u2581 the piece's own mark \u2581\u2581x",
+]
+
+
+@pytest.mark.parametrize("which", ["base", "expressive", "trained", "released"])
+def test_pieces_by_word_are_those_of_the_whole_text(which):
+    if which == "trained":
+        vocabulary = Vocabulary.train(
+            ["the cat sat on the mat, the dog ran\tafter it", "of the and to the in the"] * 9, 300
+        )
+    elif which == "released":
+        vocabulary = Vocabulary.load(shared_golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"))
+    else:
+        vocabulary = Vocabulary.load(golden(f"tokenizers/small_{which}_userdef"))
+    pieces, rng = WordPieces(vocabulary), np.random.default_rng(0)
+    assert pieces._by_word
+    letters = list("abcdefghij  \n.,'-0123\u00e9\u4f60[]")
+    texts = TEXTS + ["".join(rng.choice(letters, rng.integers(1, 80))) for _ in range(300)]
+    for _ in range(2):  # unknown words, then known ones
+        for text in texts:
+            assert pieces(text) == vocabulary.encode_text(text), repr(text)
 
 
 def test_word_frames_are_those_with_their_centre_in_the_word():
@@ -82,6 +117,47 @@ def test_interleaved(vocabulary, pause):
             assert last - first in (range(10, 31) if modality == "text" else range(5, 16))
         switches += len(spans) - 1
     assert switches > 25
+
+
+def test_switching_points_of_a_real_utterance(vocabulary):
+    """Real speech and word times; each unit is the number of its frame, so that a span says which time it was cut from."""
+    corpus = open_corpus("spirit_mini", "train")
+    spoken = max((corpus[index] for index in range(20)), key=lambda utterance: len(utterance.words))
+    samples = len(spoken.load())
+    frames = (samples - 720) // 640 + 1  # HuBERT's
+    assert len(spoken.words) >= 8
+    assert frames <= 501
+    record = UnitRecord(
+        spoken.id,
+        spoken.text,
+        spoken.words,
+        spoken.spans_ms,
+        SpeechUnits(np.arange(frames)),
+        samples // 16,
+        spoken.speaker,
+    )
+    record.validate()
+    make = _sequencer(vocabulary, "interleaved", text_words=(2, 4), speech_words=(1, 3))
+    switches = 0
+    for epoch in range(20):
+        (ids,) = make(record, record_rng(0, "mini", 0, epoch))
+        string, heard_or_read = _string(vocabulary, ids), []
+        for piece in string.replace("[Text]", "\n[Text]").replace("[Speech]", "\n[Speech]").split("\n")[1:]:
+            if piece.startswith("[Text]"):
+                heard_or_read += piece.removeprefix("[Text]").split()
+                continue
+            cut = SpeechUnits.from_string(piece).hubert
+            assert cut.tolist() == list(range(cut[0], cut[-1] + 1))
+            start, end = 40 * int(cut[0]), 40 * int(cut[-1]) + 40
+            middles = record.spans_ms.mean(1)
+            inside = np.flatnonzero((middles >= start) & (middles < end))
+            # the audio begins and ends with these words, within half a frame
+            assert abs(start - record.spans_ms[inside[0], 0]) <= 20
+            assert abs(end - min(record.spans_ms[inside[-1], 1], 40 * frames)) <= 20
+            heard_or_read += [record.words[index] for index in inside]
+        assert tuple(heard_or_read) == record.words
+        switches += string.count("[Text]") + string.count("[Speech]") - 1
+    assert switches > 20
 
 
 def test_interleaving_is_drawn_anew_every_epoch_and_only_from_its_key(vocabulary):

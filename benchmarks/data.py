@@ -1,0 +1,195 @@
+"""python benchmarks/data.py [--batches 150] [--workers 0 2] [--tokenizer DIR]
+
+The whole data pipeline, from record files to batches, on realistic synthetic records: a third each of speech (utterances of
+2-16 s), interleaved aligned speech and text documents (some 200-2000 tokens), mixed by tokens, packed into rows of 4096.
+Prints tokens/s per core (a token is a slot of a row that is not padding), the share of each stage, packing efficiency, the
+time to the first batch and the longest wait for a batch after it. Goals: 500 k tokens/s per core, 97 %, 1 s.
+"""
+
+import argparse
+import contextlib
+import itertools
+import pathlib
+import tempfile
+import time
+
+import numpy as np
+
+from spirit_jax.data import packing, pipeline, sampling
+from spirit_jax.data.pipeline import DataConfig, Loader, SourceConfig
+from spirit_jax.data.records import RecordSource, RecordWriter, UnitRecord
+from spirit_jax.data.sequences import Sequencer
+from spirit_jax.units import SpeechUnits
+from spirit_jax.vocabulary import Vocabulary
+
+SOURCES = {"speech": "speech", "aligned": "interleaved", "prose": "text"}
+SEQUENCE_LENGTH, ROWS, SEED = 4096, 8, 0
+
+
+class Language:
+    """Pseudo-words of one to four syllables with Zipf's frequencies: text that a tokenizer finds about as hard as English."""
+
+    def __init__(self, rng: np.random.Generator, words: int = 60_000):
+        onsets, vowels = "b c d f g h j k l m n p r s t v w st tr ch sh th pl".split(), "a e i o u ea ou".split()
+        codas = ["", "", "", "n", "r", "s", "t", "l", "ng", "ck"]
+        syllables = ["".join(parts) for parts in itertools.product(onsets, vowels, codas)]
+        lengths = rng.integers(1, 5, 3 * words)
+        drawn = ("".join(rng.choice(syllables, length)) for length in lengths)
+        self._words = np.array(list(itertools.islice(dict.fromkeys(drawn), words)))
+        self._words = self._words[np.argsort(np.char.str_len(self._words), kind="stable")]  # frequent words are short
+        frequency = 1 / (np.arange(len(self._words)) + 5)
+        self._cumulative = np.cumsum(frequency / frequency.sum())
+
+    def words(self, rng: np.random.Generator, count: int) -> list[str]:
+        return self._words[np.searchsorted(self._cumulative, rng.random(count))].tolist()
+
+    def text(self, rng: np.random.Generator, count: int) -> str:
+        """Words in sentences, sentences in paragraphs."""
+        words, sentence = self.words(rng, count), 0
+        for index in range(count):
+            if sentence == 0:
+                words[index], sentence = words[index].capitalize(), int(rng.integers(4, 25))
+            sentence -= 1
+            if sentence == 0 and index + 1 < count:
+                words[index] += "." if rng.random() < 0.8 else ".\n\n" + words[index + 1]
+        return " ".join(words) + "."
+
+
+def runs(rng: np.random.Generator, length: int, size: int, mean: float) -> np.ndarray:
+    """Units in geometric runs of that mean length."""
+    starts = rng.random(length) < 1 / mean
+    starts[0] = True
+    return rng.integers(0, size, length)[np.maximum.accumulate(np.where(starts, np.arange(length), 0))]
+
+
+def utterance(rng: np.random.Generator, language: Language, number: int, aligned: bool) -> UnitRecord:
+    """LibriSpeech-like: mostly 10-16 s, 2.7 words a second, 60 % of the HuBERT units left after deduplication."""
+    seconds = 16 - 14 * rng.beta(1.2, 3)
+    words = language.words(rng, int(2.7 * seconds))
+    edges = np.sort(rng.choice(int(seconds * 100), 2 * len(words), replace=False)).reshape(-1, 2) * 10
+    frames = int(seconds * 25)
+    units = SpeechUnits(
+        runs(rng, frames, 501, 1.7), runs(rng, -(-frames // 2), 64, 1.5), rng.integers(0, 100, -(-frames // 25))
+    )
+    words, spans = (tuple(words), edges.astype(np.int32)) if aligned else ((), np.zeros((0, 2), np.int32))
+    text = " ".join(words) or language.text(rng, 30)
+    return UnitRecord(f"utterance-{number}", text, words, spans, units, int(seconds * 1000))
+
+
+def write_records(directory: pathlib.Path, language: Language, records: int) -> None:
+    rng = np.random.default_rng(1)
+    for name in SOURCES:
+        with RecordWriter(directory / name, "train", shards=4) as writer:
+            for number in range(records):
+                if name == "prose":
+                    text = language.text(rng, int(rng.integers(150, 1500)))
+                    writer.write(UnitRecord(f"document-{number}", text))
+                else:
+                    writer.write(utterance(rng, language, number, name == "aligned"))
+
+
+STAGES = {
+    "read (file, msgpack)": (RecordSource, "__getitem__"),
+    "check the record": (UnitRecord, "validate"),
+    "shuffle": (sampling.Shuffle, "__getitem__"),
+    "draw spans": (pipeline.data_streams, "record_rng"),
+    "tokenise text": (Vocabulary, "encode_text"),
+    "interleave, merge units": (Sequencer, "__call__"),
+    "choose documents": (packing.Packer, "take"),
+    "lay out rows": (pipeline, "fill_row"),
+}
+
+
+@contextlib.contextmanager
+def timed_stages():
+    """Seconds in each stage, without what a stage spends in another."""
+    seconds, stack, originals = dict.fromkeys(STAGES, 0.0), [], {}
+
+    def timed(name, function):
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            stack.append(0.0)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                spent, inside = time.perf_counter() - start, stack.pop()
+                seconds[name] += spent - inside
+                if stack:
+                    stack[-1] += spent
+
+        return call
+
+    for name, (owner, attribute) in STAGES.items():
+        originals[name] = getattr(owner, attribute)
+        setattr(owner, attribute, timed(name, originals[name]))
+    try:
+        yield seconds
+    finally:
+        for name, (owner, attribute) in STAGES.items():
+            setattr(owner, attribute, originals[name])
+
+
+def measure(config: DataConfig, vocabulary: Vocabulary, batches: int) -> dict[str, float]:
+    """Take batches as fast as they come."""
+    start = time.perf_counter()
+    with Loader(config, vocabulary, SEQUENCE_LENGTH, ROWS, SEED) as loader:
+        next(loader)
+        first, longest, tokens, by_source = time.perf_counter() - start, 0.0, 0, np.zeros(len(SOURCES))
+        start, cpu = time.perf_counter(), time.process_time()
+        for _ in range(batches):
+            before = time.perf_counter()
+            batch = next(loader)
+            longest = max(longest, time.perf_counter() - before)
+            used = (batch["segment_ids"] > 0).sum(1)
+            tokens += int(used.sum())
+            np.add.at(by_source, batch["sources"], used)
+        wall, cpu = time.perf_counter() - start, time.process_time() - cpu
+    filled = tokens / (batches * ROWS * SEQUENCE_LENGTH)
+    return {"first": first, "longest": longest, "wall": tokens / wall, "cpu": tokens / cpu, "filled": filled} | {
+        name: count / tokens for name, count in zip(SOURCES, by_source, strict=True)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, default=150, help=f"of {ROWS} rows of {SEQUENCE_LENGTH}")
+    parser.add_argument("--records", type=int, default=3000, help="of each source")
+    parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
+    parser.add_argument(
+        "--tokenizer", help="directory; by default one of 32000 pieces is trained on the synthetic text"
+    )
+    arguments = parser.parse_args()
+
+    language = Language(np.random.default_rng(0))
+    start = time.perf_counter()
+    if arguments.tokenizer:
+        vocabulary = Vocabulary.load(arguments.tokenizer)
+    else:
+        rng = np.random.default_rng(2)
+        vocabulary = Vocabulary.train([language.text(rng, 1000) for _ in range(600)], 32_000)
+    print(f"tokenizer of {vocabulary.text_size} pieces, {time.perf_counter() - start:.1f} s")
+    with tempfile.TemporaryDirectory() as directory:
+        start = time.perf_counter()
+        write_records(pathlib.Path(directory), language, arguments.records)
+        print(f"{3 * arguments.records} records written, {time.perf_counter() - start:.1f} s")
+        sources = {name: SourceConfig(f"{directory}/{name}", recipe) for name, recipe in SOURCES.items()}
+        for workers in arguments.workers:
+            got = measure(DataConfig(sources, workers=workers), vocabulary, arguments.batches)
+            print(f"\nworkers {workers}: {got['wall'] / 1e3:.0f} k tokens/s", end="")
+            print(f", {got['cpu'] / 1e3:.0f} k tokens per CPU second of the one process" if not workers else "")
+            print(
+                f"  rows filled {got['filled']:.2%}; first batch after {got['first']:.2f} s, longest wait {got['longest']:.3f} s"
+            )
+            print("  tokens: " + ", ".join(f"{name} {got[name]:.2%}" for name in SOURCES))
+        with timed_stages() as seconds:
+            got = measure(DataConfig(sources), vocabulary, arguments.batches)
+        whole = arguments.batches * ROWS * SEQUENCE_LENGTH * got["filled"] / got["wall"]
+        print("\nshare of each stage (timing them costs some itself):")
+        for name, spent in sorted(
+            (seconds | {"rest": whole - sum(seconds.values())}).items(), key=lambda item: -item[1]
+        ):
+            print(f"  {name:24s} {spent / whole:6.1%}")
+
+
+if __name__ == "__main__":
+    main()
