@@ -27,8 +27,8 @@ HOP, WINDOW, FFT = 160, 400, 512
 MEL_FRAMES = FRAME // HOP
 """Mel frames of one HuBERT unit."""
 
-LOG_FLOOR = 1e-4
-"""Amplitude below which the mel spectrum is not followed (16-bit noise lies near it)."""
+LOG_FLOOR = 1e-5
+"""Amplitude below which the mel spectrum is not followed (-100 dB, the rounding of 16-bit samples)."""
 
 F0_HOP, F0_WINDOW, F0_RANGE = 320, 800, (60.0, 420.0)
 """F0 frames: 20 ms apart, 50 ms long, searched in this range of Hz."""
