@@ -16,6 +16,7 @@ of the KV cache. `spirit_jax.parallel` maps them to mesh axes.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -209,6 +210,29 @@ def _weight(
     return module.param(name, init, shape, DTYPES[config.param_dtype]).astype(DTYPES[config.dtype])
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def project(x: Float[Array, "B T ..."], weight: Float[Array, "..."], contracted: int = 1) -> Float[Array, "B T ..."]:
+    """x times weight, summed over the last `contracted` dimensions of x and as many first ones of weight.
+
+    The same as `jnp.tensordot`, but for the weight's gradient, which sums over both batch and sequence: as derived, XLA
+    transposes the large gradient of the result first, which makes that product half as fast on CPU.
+    """
+    return jnp.tensordot(x, weight, contracted)
+
+
+def _project_forward(x, weight, contracted):
+    return jnp.tensordot(x, weight, contracted), (x, weight)
+
+
+def _project_backward(contracted, residuals, gradient):
+    x, weight = residuals
+    x_gradient = jnp.tensordot(gradient, weight, (tuple(range(2, gradient.ndim)), tuple(range(contracted, weight.ndim))))
+    return x_gradient, jnp.tensordot(x, gradient, ((0, 1), (0, 1)))
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight, computed in float32 and returned in the dtype of x."""
 
@@ -246,11 +270,11 @@ class Attention(nn.Module):
         wo = _weight(self, c, "o_proj", (n, h, d), ("heads", "head_dim", "embed"))
 
         kv_axes = ("batch", "sequence", "activation_kv_heads", "head_dim")
-        q_btnh = apply_rotary(jnp.einsum("btd,dnh->btnh", x_btd, wq), *rotary)
+        q_btnh = apply_rotary(project(x_btd, wq), *rotary)
         q_btnh = nn.with_logical_constraint(q_btnh, ("batch", "sequence", "activation_heads", "head_dim"))
-        k_btkh = apply_rotary(jnp.einsum("btd,dkh->btkh", x_btd, wk), *rotary)
+        k_btkh = apply_rotary(project(x_btd, wk), *rotary)
         k_btkh = nn.with_logical_constraint(k_btkh, kv_axes)
-        v_btkh = nn.with_logical_constraint(jnp.einsum("btd,dkh->btkh", x_btd, wv), kv_axes)
+        v_btkh = nn.with_logical_constraint(project(x_btd, wv), kv_axes)
 
         with jax.named_scope("attention"):
             if cache is None:
@@ -258,7 +282,7 @@ class Attention(nn.Module):
             else:
                 cache = cache.write(layer, positions_bt, k_btkh, v_btkh)
                 out_btnh = attention(q_btnh, cache.k_lbskh[layer], cache.v_lbskh[layer], slots_bt=positions_bt)
-        return jnp.einsum("btnh,nhd->btd", out_btnh, wo), cache
+        return project(out_btnh, wo, 2), cache
 
 
 class MLP(nn.Module):
@@ -273,9 +297,9 @@ class MLP(nn.Module):
         gate = _weight(self, c, "gate_proj", (d, f), ("embed", "mlp"))
         up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
         down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
-        hidden_btf = nn.silu(x_btd @ gate) * (x_btd @ up)
+        hidden_btf = nn.silu(project(x_btd, gate)) * project(x_btd, up)
         hidden_btf = nn.with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
-        return hidden_btf @ down
+        return project(hidden_btf, down)
 
 
 class Block(nn.Module):
