@@ -23,7 +23,8 @@ _LOUDNESS = 0.95  # peak of the result
 _CONTRAST = 1.15  # means are flatter than speech: this gives spectra 96 % of its spread over time instead of 86 %
 _QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
 _SILENCE = -3.0  # ... and gets this much quieter still: the level's clipping kept it audible
-_MEDIAN_F0 = np.log2(150.0)  # of a voice that was never heard to speak with one
+_DISPERSION = 0.016  # radians x harmonic squared: delays 4 kHz of a 100 Hz voice by 2 ms, so that pulses buzz less
+_USUAL_F0 = np.log2(150.0)  # of a speaker without voiced speech
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ class GriffinLim:
             own = [seen for seen in observed if seen.speaker == name]
             level[index] = np.mean([seen.level for seen in own], axis=0)
             pitches = [seen.mean_log2_f0 for seen in own if np.isfinite(seen.mean_log2_f0)]
-            log2_f0[index] = np.mean(pitches) if pitches else _MEDIAN_F0
+            log2_f0[index] = np.mean(pitches) if pitches else _USUAL_F0
         return cls(
             *(
                 array.astype(np.float32)
@@ -249,7 +250,7 @@ def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " 
     phase = 2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE
     harmonics = np.zeros(samples)
     for number in range(1, int(SAMPLE_RATE / 2 / frequency.min()) + 1):
-        harmonics += np.cos(number * phase) * (number * frequency < SAMPLE_RATE / 2)
+        harmonics += np.cos(number * phase + _DISPERSION * number**2) * (number * frequency < SAMPLE_RATE / 2)
     harmonics *= np.sqrt(2 * frequency / (SAMPLE_RATE / 2))
     noise = np.random.default_rng(0).standard_normal(samples)  # the same units always sound the same
     voiced = np.interp(place, frames, np.clip(2 * voicing - 0.5, 0, 1))

@@ -1,5 +1,7 @@
 """Writing corpora: a TFDS builder over utterances, prepared as ArrayRecord without TensorFlow."""
 
+import contextlib
+import io
 import os
 import pathlib
 import shutil
@@ -75,7 +77,9 @@ def write_corpus(
     Builder.name = name
     target = pathlib.Path(directory) / name
     with new_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
-        Builder(data_dir=scratch, file_format="array_record").download_and_prepare()
+        silence = io.StringIO()  # TFDS announces a download and a place that are none
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            Builder(data_dir=scratch, file_format="array_record").download_and_prepare()
         shutil.copytree(pathlib.Path(scratch) / name, whole, dirs_exist_ok=True)
     return target / _VERSION
 
