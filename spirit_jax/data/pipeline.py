@@ -87,8 +87,8 @@ class DataConfig:
     """Logical streams the batch is made of, by default one a row; must divide the rows and be divisible by the hosts.
     Part of what decides the batches: keep it when the batch size changes in the middle of a run."""
     workers: int = 0
-    """Processes on each host that prepare batches ahead; 0 prepares them in the training process, when asked for.
-    Does not change the batches."""
+    """Processes on each host that prepare batches ahead, at most one a stream; 0 prepares them in the training process,
+    when asked for. Does not change the batches."""
     prefetch: int = 2
     """Batches that each worker prepares ahead."""
     on_bad_record: Literal["error", "skip"] = "error"
@@ -109,8 +109,10 @@ class DataConfig:
         return [name for name, source in self.sources.items() if source.weight and source.fraction]
 
 
-def _open(config: DataConfig, name: str, vocabulary: Vocabulary, length: int, seed: int, split: str):
+def _open(config: DataConfig, name: str, vocabulary: Vocabulary, length: int, seed: int, held_out: bool = False):
+    """A source's training split, or its held-out split (all of it)."""
     source = config.sources[name]
+    split, fraction = (source.held_out_split, 1.0) if held_out else (source.split, source.fraction)
     try:
         records = RecordSource(source.path, split)
         if not len(records):
@@ -118,7 +120,7 @@ def _open(config: DataConfig, name: str, vocabulary: Vocabulary, length: int, se
     except RecordError as error:
         raise RecordError(f"source {name!r}: {error}") from error
     sequencer = Sequencer(vocabulary, source.recipe, length + 1, tuple(source.text_words), tuple(source.speech_words))
-    order = Shuffle(len(records), seed, name, source.fraction if split == source.split else 1.0)
+    order = Shuffle(len(records), seed, name, fraction)
     return data_streams.Source(name, records, order, sequencer, seed, config.on_bad_record == "skip")
 
 
@@ -237,10 +239,7 @@ class Loader:
         if sequence_length < 16:
             raise ValueError(f"data: a sequence length of {sequence_length} is too short, 16 is the least")
         self.source_names = config.source_names
-        sources = [
-            _open(config, name, vocabulary, sequence_length, seed, config.sources[name].split)
-            for name in self.source_names
-        ]
+        sources = [_open(config, name, vocabulary, sequence_length, seed) for name in self.source_names]
         mixture = Mixture([config.sources[name].weight for name in self.source_names], seed)
         local = streams // host_count
         self._numbers = list(range(host_index * local, (host_index + 1) * local))
@@ -336,7 +335,7 @@ def held_out_batches(
         raise ValueError(f"data: source {source!r} has no held_out_split")
     if batch_size % host_count:
         raise ValueError(f"data: {host_count} hosts do not divide the batch of {batch_size} rows")
-    opened = _open(config, source, vocabulary, sequence_length, seed, config.sources[source].held_out_split)
+    opened = _open(config, source, vocabulary, sequence_length, seed, held_out=True)
     index = config.source_names.index(source) if source in config.source_names else -1
     rows = _held_out_rows(opened, sequence_length)
     mine = slice(host_index * batch_size // host_count, (host_index + 1) * batch_size // host_count)

@@ -93,21 +93,27 @@ def test_hosts_share_the_same_batches(reference, corpus, vocabulary, hosts):
     assert _equal(_joined([_take(loader, 12) for loader in loaders]), reference)
 
 
-def test_workers_make_the_same_batches_and_resume(reference, corpus, vocabulary):
-    """One host with 3 workers (which do not divide 8 streams), then two hosts with one each from its state, then none."""
+def test_workers_make_the_same_batches_and_resume(corpus, vocabulary):
+    """Two workers that share three streams unevenly, then one worker from their state, then none from its."""
 
-    def run(workers, host, hosts, count, state):
-        settings = config(corpus, workers=workers, prefetch=3)
-        with Loader(settings, vocabulary, LENGTH, ROWS, SEED, host, hosts, state) as loader:
-            batches = _take(loader, count)
-            return batches, json.loads(json.dumps(loader.state()))
+    def run(workers, count, state=None, host=0, hosts=2):
+        with Loader(
+            config(corpus, workers=workers, prefetch=3), vocabulary, LENGTH, 6, SEED, host, hosts, state
+        ) as loader:
+            return _take(loader, count), json.loads(json.dumps(loader.state()))
 
-    batches, state = run(3, 0, 1, 4, None)  # the state is that of 4 batches, though the workers have prepared more
-    assert _equal(batches, reference[:4])
+    whole, _ = run(0, 9, host=0, hosts=1)
+    upper_half = [{name: batch[name][:3] for name in ARRAYS} for batch in whole]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:  # starting a process takes seconds
-        halves = list(pool.map(lambda host: run(1, host, 2, 5, state), range(2)))
-    assert _equal(_joined([batches for batches, _ in halves]), reference[4:9])
-    assert _equal(run(0, 0, 1, 3, halves[0][1] | halves[1][1])[0], reference[9:])
+        first = pool.submit(run, 2, 4)
+        alone = pool.submit(run, 1, 4, None, 1)
+        (first, state), (alone, lower) = first.result(), alone.result()
+    assert _equal(_joined([first, alone]), whole[:4])
+    # the state is that of the four batches taken, though the workers had prepared more
+    second, state = run(1, 2, state)
+    assert _equal(second, upper_half[4:6])
+    assert _equal(run(0, 3, state)[0], upper_half[6:])
+    assert _equal(run(0, 5, state | lower, host=1)[0], [{n: b[n][3:] for n in ARRAYS} for b in whole[4:]])
 
 
 def test_resumed_at_every_batch(reference, corpus, vocabulary):
