@@ -113,15 +113,18 @@ def _open(config: DataConfig, name: str, vocabulary: Vocabulary, length: int, se
     """A source's training split, or its held-out split (all of it)."""
     source = config.sources[name]
     split, fraction = (source.held_out_split, 1.0) if held_out else (source.split, source.fraction)
+    skip_bad = config.on_bad_record == "skip"
     try:
-        records = RecordSource(source.path, split)
+        records = RecordSource(source.path, split, allow_damaged=skip_bad)
+        for problem in records.damaged.values():
+            _log.warning("all its records will be skipped: source %r: %s", name, problem)
         if not len(records):
             raise RecordError(f"{source.path}: split {split!r} has no records")
     except RecordError as error:
         raise RecordError(f"source {name!r}: {error}") from error
     sequencer = Sequencer(vocabulary, source.recipe, length + 1, tuple(source.text_words), tuple(source.speech_words))
     order = Shuffle(len(records), seed, name, fraction)
-    return data_streams.Source(name, records, order, sequencer, seed, config.on_bad_record == "skip")
+    return data_streams.Source(name, records, order, sequencer, seed, skip_bad)
 
 
 class _Shares(grain.IterDataset):

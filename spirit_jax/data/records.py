@@ -143,8 +143,13 @@ class UnitRecord:
                     ),
                 )
             spans = np.frombuffer(fields["spans"], "<i4").reshape(-1, 2)
+            for name, kind in (("id", str), ("text", str), ("words", list), ("ms", int), ("speaker", str)):
+                if not isinstance(fields[name], kind):
+                    raise TypeError(f"{name} is {type(fields[name]).__name__}, expected {kind.__name__}")
+            if not all(isinstance(word, str) for word in fields["words"]):
+                raise TypeError("words that are not strings")
             return cls(
-                str(fields["id"]), fields["text"], tuple(fields["words"]), spans, units, fields["ms"], fields["speaker"]
+                fields["id"], fields["text"], tuple(fields["words"]), spans, units, fields["ms"], fields["speaker"]
             )
         except (KeyError, ValueError, TypeError, UnitError) as error:
             raise RecordError(f"record {fields.get('id')!r}: {error}") from error
@@ -273,16 +278,18 @@ class RecordSource:
     Args:
         directory: as `RecordWriter` writes it.
         split: a name in its metadata.
+        allow_damaged: open it although files are missing or truncated; only their own records then raise, when read.
 
     Attributes:
         name: of the corpus.
         fingerprint: sha256 hex of the split's names, counts and sizes.
+        damaged: what is wrong with which file, by number of the file.
 
     Raises:
         RecordError: no such split, or a file that is missing or has another size than it was written with.
     """
 
-    def __init__(self, directory: str | os.PathLike, split: str):
+    def __init__(self, directory: str | os.PathLike, split: str, *, allow_damaged: bool = False):
         metadata = read_metadata(directory)
         if split not in metadata["splits"]:
             raise RecordError(f"{directory}: no split {split!r}, it has {sorted(metadata['splits'])}")
@@ -290,11 +297,16 @@ class RecordSource:
         files = sorted((file, entry) for file, entry in metadata["files"].items() if _split_of(file) == split)
         self._paths = [str(self.directory / file) for file, _ in files]
         counts = [entry["records"] for _, entry in files]
-        for path, (_, entry) in zip(self._paths, files, strict=True):
+        self.damaged: dict[int, str] = {}
+        for shard, (path, (_, entry)) in enumerate(zip(self._paths, files, strict=True)):
             if not os.path.exists(path):
-                raise RecordError(f"{path}: missing, {METADATA} lists it")
-            if os.path.getsize(path) != entry["bytes"]:
-                raise RecordError(f"{path}: {os.path.getsize(path)} bytes, {entry['bytes']} were written; truncated?")
+                self.damaged[shard] = f"{path}: missing, {METADATA} lists it"
+            elif os.path.getsize(path) != entry["bytes"]:
+                self.damaged[shard] = (
+                    f"{path}: {os.path.getsize(path)} bytes, {entry['bytes']} were written; truncated?"
+                )
+        if self.damaged and not allow_damaged:
+            raise RecordError(next(iter(self.damaged.values())))
         self._starts = [0, *np.cumsum(counts).tolist()]
         if self._starts[-1] != metadata["splits"][split]:
             raise RecordError(
@@ -311,6 +323,8 @@ class RecordSource:
         return {**self.__dict__, "_readers": {}}
 
     def _reader(self, shard: int) -> array_record_module.ArrayRecordReader:
+        if shard in self.damaged:
+            raise RecordError(self.damaged[shard])
         if self._pid != os.getpid():  # a reader's file position must not be shared with a parent process
             self._readers, self._pid = {}, os.getpid()
         if shard not in self._readers:

@@ -262,6 +262,23 @@ def test_bad_records_stop_the_run_by_default(bad_corpus, vocabulary):
     assert sum(len(_documents(batch)) for batch in skipping) == 17
 
 
+def test_a_truncated_file_is_an_error_or_skipped_and_counted(tmp_path, vocabulary, caplog):
+    make_corpus(tmp_path)
+    file = tmp_path / "speech" / "train-00001-of-00003.array_record"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(RecordError, match="source 'speech': .*train-00001-of-00003.*truncated"):
+        Loader(config(tmp_path), vocabulary, LENGTH, 2, SEED)
+    with caplog.at_level(logging.WARNING):
+        loader = Loader(config(tmp_path, on_bad_record="skip", streams=1), vocabulary, LENGTH, 2, SEED)
+    assert "all its records will be skipped: source 'speech': " in caplog.text
+    _take(loader, 20)
+    order = Shuffle(40, SEED, "speech")
+    drawn = [order[draw][0] for draw in range(loader.state()["0"]["sources"]["speech"]["next"])]
+    # 40 records in three files of 14, 13 and 13
+    assert loader.skipped == {"speech": sum(14 <= record < 27 for record in drawn), "aligned": 0, "prose": 0}
+    assert loader.skipped["speech"] > 10
+
+
 def test_nothing_usable_is_an_error_and_not_an_endless_loop(tmp_path, vocabulary):
     with RecordWriter(tmp_path, "train") as writer:
         for number in range(5):
