@@ -33,6 +33,7 @@ LOG_FLOOR = 1e-5
 F0_HOP, F0_WINDOW, F0_RANGE = 320, 800, (60.0, 420.0)
 """F0 frames: 20 ms apart, 50 ms long, searched in this range of Hz."""
 
+_QUIETEST = -8.0  # nats
 _F0_FFT = 2048
 _VOICED = (
     0.5  # normalised autocorrelation from which on a frame is voiced; pYAAPT then agrees on 90 % of mini-corpus frames,
@@ -122,9 +123,13 @@ def log_mel(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "frames bands"]
 
 
 def level(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, " bands"]:
-    """The mean log spectrum of the frames that hold sound (within 30 dB of the loudest): voice and recording, not words."""
+    """The mean log spectrum of the frames that hold sound (within 30 dB of the loudest): voice and recording, not words.
+
+    At least -70 dB on average, so that silence stays below it.
+    """
     loudness = spectrum.mean(axis=1)
-    return spectrum[loudness >= loudness.max() - 3.45].mean(axis=0)
+    mean = spectrum[loudness >= loudness.max() - 3.45].mean(axis=0)
+    return mean + max(0.0, _QUIETEST - float(mean.mean()))
 
 
 def f0(audio: Float[np.ndarray, " R"], frames: int) -> tuple[Float[np.ndarray, " frames"], Bool[np.ndarray, " frames"]]:

@@ -184,6 +184,14 @@ def test_silence_and_noise_are_unvoiced_and_a_buzz_is_not(tokenizer):
     assert rising[0] < steady[0] < rising[-1]
 
 
+def test_silence_is_the_unit_of_pauses_and_stays_silent(tokenizer, heard):
+    (unit,) = set(tokenizer.encode(np.zeros(RATE, np.float32)).hubert.tolist())
+    pauses = [unit for _, _, units in heard for unit in units.hubert[:2]]  # speech starts after 60 ms and more
+    assert pauses.count(unit) >= len(pauses) / 3
+    speech, silence = (np.std(tokenizer.decode(units)) for units in (heard[0][2], SpeechUnits(np.full(25, unit))))
+    assert silence < 0.01 * speech
+
+
 def test_pitch_units_do_not_depend_on_the_voice(tokenizer):
     contour = np.geomspace(1.0, 1.4, RATE)
     low, high = (tokenizer.encode(_voice(mean * contour)).pitch for mean in (100, 200))
