@@ -26,6 +26,7 @@ Choices where the paper says nothing:
 
 import bisect
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Literal, get_args
 
@@ -74,6 +75,9 @@ def word_frames(record: UnitRecord) -> Int[np.ndarray, "W 2"]:
     return np.minimum((record.spans_ms + (_FRAME_MS // 2 - 1)) // _FRAME_MS, len(record.units.hubert))
 
 
+_GRID = np.arange(_GRID_FRAMES)
+
+
 class WordPieces:
     """`vocabulary.encode_text` with the pieces of each word remembered: four times as fast, with the same ids.
 
@@ -87,6 +91,7 @@ class WordPieces:
     def __init__(self, vocabulary: Vocabulary):
         self._encode = vocabulary.encode_text
         self._known: dict[str, list[int]] = {}  # a word to its pieces after a space
+        self._first: dict[str, list[int]] = {}  # and at the start of a text
         sample = "This is one of the things that we had to do in order to be at the end of it."
         self._by_word = len(vocabulary.prefix) == 2 and self._joined(sample) == self._encode(sample)
 
@@ -99,7 +104,12 @@ class WordPieces:
 
     def _joined(self, text: str) -> list[int] | None:
         first, *words = text.split(" ")
-        ids, known = self._encode(first), self._known
+        known, pieces = self._known, self._first.get(first)
+        if pieces is None:
+            if len(self._first) >= self._MOST:
+                self._first.clear()
+            pieces = self._first[first] = self._encode(first)
+        ids = pieces.copy()
         for word in words:
             pieces = known.get(word)
             if pieces is None:
@@ -286,30 +296,31 @@ class Sequencer:
         Every frame of a stretch has three places in the order style, pitch, HuBERT, which is the order of start times up to
         100 s; a place is in use where a unit of that stream begins and, but for style, differs from the one before.
         """
-        lengths = [last - first for first, last in spans]
-        if not spans or max(lengths) > _GRID_FRAMES:
+        if not spans or max(last - first for first, last in spans) > _GRID_FRAMES:
             return [self.vocabulary.unit_ids(units.cut(first, last)) for first, last in spans]
-        starts = np.cumsum([0, *lengths])
-        local = np.arange(starts[-1]) - np.repeat(starts[:-1], lengths)
-        frames = np.arange(starts[-1]) + np.repeat([a - s for (a, _), s in zip(spans, starts, strict=False)], lengths)
+        frames = np.concatenate([np.arange(first, last) for first, last in spans])
+        local = np.concatenate([_GRID[: last - first] for first, last in spans])
+        ends = list(itertools.accumulate(last - first for first, last in spans))
+        starts = [0, *ends[:-1]]
+        pitch = units.pitch if self.vocabulary.pitch_offset is not None else None
+        style = units.style if self.vocabulary.style_offset is not None else None
+        columns = 1 + (pitch is not None) + (style is not None)
+        ids, keep = np.empty((len(frames), columns), np.int32), np.empty((len(frames), columns), bool)
+        if style is not None:
+            np.add(style[np.minimum(frames // _SECOND, len(style) - 1)], self.vocabulary.style_offset, out=ids[:, 0])
+            np.equal(local % _SECOND, 0, out=keep[:, 0])
+        if pitch is not None:
+            pitch = pitch[np.minimum(frames >> 1, len(pitch) - 1)]
+            np.add(pitch, self.vocabulary.pitch_offset, out=ids[:, -2])
+            begins = keep[:, -2]
+            np.not_equal(pitch[2:], pitch[:-2], out=begins[2:])
+            begins[starts] = True
+            begins &= local & 1 == 0
         hubert = units.hubert[frames]
-        changed = np.empty(len(frames), bool)
-        np.not_equal(hubert[1:], hubert[:-1], out=changed[1:])
-        changed[starts[:-1]] = True
-        ids, keep = [hubert + self.vocabulary.hubert_offset], [changed]
-        if self.vocabulary.pitch_offset is not None and units.pitch is not None:
-            pitch = units.pitch[np.minimum(frames >> 1, len(units.pitch) - 1)]
-            begins = local & 1 == 0
-            begins[2:] &= (pitch[2:] != pitch[:-2]) | (local[2:] == 0)
-            ids.insert(0, pitch + self.vocabulary.pitch_offset)
-            keep.insert(0, begins)
-        if self.vocabulary.style_offset is not None and units.style is not None:
-            style = units.style[np.minimum(frames // _SECOND, len(units.style) - 1)]
-            ids.insert(0, style + self.vocabulary.style_offset)
-            keep.insert(0, local % _SECOND == 0)
-        kept = np.stack(keep, 1)
-        counts = np.add.reduceat(kept.sum(1), starts[:-1])
-        return np.split(np.stack(ids, 1)[kept], np.cumsum(counts)[:-1])
+        np.add(hubert, self.vocabulary.hubert_offset, out=ids[:, -1])
+        np.not_equal(hubert[1:], hubert[:-1], out=keep[1:, -1])
+        keep[starts, -1] = True
+        return [ids[start:end][keep[start:end]] for start, end in zip(starts, ends, strict=True)]
 
 
 def _without_silent(spans: list[Span], frames: list[list[int]]) -> list[Span]:
