@@ -7,7 +7,7 @@ rows beside it: each has its own positions, its own draws and its own limits, an
 import dataclasses
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int
 
 from spirit_jax.inference import network, sampling
+from spirit_jax.inference.grammar import NO_GRAMMAR, Grammar
 from spirit_jax.inference.sampling import Knobs, Sampling
 from spirit_jax.models.llama import KVCache, LlamaConfig, Params, init_cache
 from spirit_jax.parallel.sharding import logical_rules
@@ -34,6 +35,8 @@ class Request:
     max_new_tokens: int
     modality: int
     sampling: Sampling = Sampling()
+    grammar: Sequence[int] | None = None
+    """The state of the unit grammar after the prompt; None: anything that the modality allows may come."""
 
 
 class Rows(NamedTuple):
@@ -42,6 +45,8 @@ class Rows(NamedTuple):
     knobs: Knobs
     modality: Int[Array, " B"]
     limit: Int[Array, " B"]
+    grammar: Int[Array, "B 3"]
+    """The unit grammar's state after the prompt."""
 
     @classmethod
     def of(cls, requests: Sequence[Request | None]) -> "Rows":
@@ -51,6 +56,7 @@ class Rows(NamedTuple):
             Knobs.of([request.sampling for request in filled]),
             np.array([request.modality for request in filled], np.int32),
             np.array([request.max_new_tokens for request in filled], np.int32),
+            np.array([NO_GRAMMAR if request.grammar is None else request.grammar for request in filled], np.int32),
         )
 
 
@@ -70,6 +76,8 @@ class State(NamedTuple):
     """The generated tokens."""
     occurred: Bool[Array, "B V"]
     """Tokens of the prompt and of the output; no columns where no row has a repetition penalty."""
+    grammar: Int[Array, "B 3"]
+    """The unit grammar's state after the newest token."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +91,16 @@ class Program:
     """Whether any row has a temperature."""
     penalised: bool
     """Whether any row has a repetition penalty."""
+    grammatical: bool
+    """Whether any row has a unit grammar."""
+
+
+class Tables(NamedTuple):
+    """What follows from the vocabulary."""
+
+    forbidden_mv: Bool[Array, "M V"]
+    """Ids that a request of each modality may not generate."""
+    grammar: Grammar
 
 
 def bucket(length: int, largest: int | None = None) -> int:
@@ -91,14 +109,17 @@ def bucket(length: int, largest: int | None = None) -> int:
     return padded if largest is None else min(padded, largest)
 
 
-def _next(
-    program: Program, params: Params, forbidden_mv, rows: Rows, hidden_bd, count_b, occurred_bv
-) -> Int[Array, " B"]:
+def _next(program: Program, params: Params, tables: Tables, rows: Rows, hidden_bd, count_b, occurred_bv, grammar_b3):
+    """The next token of each row, and the state of its grammar after it."""
     logits_bv = network.logits(program.config, params, hidden_bd)
     if program.penalised:
         logits_bv = sampling.penalise(logits_bv, occurred_bv, rows.knobs.repetition_penalty)
-    logits_bv = jnp.where(forbidden_mv[rows.modality], -jnp.inf, logits_bv)
-    return sampling.choose(logits_bv, rows.knobs, count_b, program.sampled)
+    forbidden_bv = tables.forbidden_mv[rows.modality]
+    if program.grammatical:
+        forbidden_bv |= tables.grammar.forbidden(grammar_b3)
+    logits_bv = jnp.where(forbidden_bv, -jnp.inf, logits_bv)
+    token_b = sampling.choose(logits_bv, rows.knobs, count_b, program.sampled)
+    return token_b, tables.grammar.advance(grammar_b3, token_b) if program.grammatical else grammar_b3
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -115,6 +136,7 @@ def _empty(program: Program, slots: int, length: int, output: int) -> State:
         jnp.ones(slots, bool),
         jnp.zeros((slots, output), jnp.int32),
         jnp.zeros((slots, width), bool),
+        jnp.zeros((slots, 3), jnp.int32),
     )
 
 
@@ -122,7 +144,7 @@ def _empty(program: Program, slots: int, length: int, output: int) -> State:
 def _prefill(
     program: Program,
     params: Params,
-    forbidden_mv,
+    tables: Tables,
     state: State,
     rows: Rows,
     slots_b,
@@ -153,7 +175,7 @@ def _prefill(
         occurred_bv = occurred_bv.at[jnp.arange(len(read))[:, None], kept_bt].set(True, mode="drop")
     hidden_bd = jnp.take_along_axis(hidden_btd, jnp.maximum(length_b - 1, 0)[:, None, None], axis=1)[:, 0]
     zero_b = jnp.zeros_like(slots_b)
-    token_b = _next(program, params, forbidden_mv, rows, hidden_bd, zero_b, occurred_bv)
+    token_b, grammar_b3 = _next(program, params, tables, rows, hidden_bd, zero_b, occurred_bv, rows.grammar)
     if program.penalised:
         occurred_bv = occurred_bv.at[jnp.arange(len(read)), token_b].set(True)
         occurred_bv = state.occurred.at[slots_b].set(occurred_bv, mode="drop")
@@ -168,11 +190,12 @@ def _prefill(
         state.done.at[slots_b].set(finished_b, mode="drop"),
         state.output.at[slots_b, 0].set(token_b, mode="drop"),
         occurred_bv,
+        state.grammar.at[slots_b].set(grammar_b3, mode="drop"),
     )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
-def _decode(program: Program, params: Params, forbidden_mv, state: State, rows: Rows, steps, until_free) -> State:
+def _decode(program: Program, params: Params, tables: Tables, state: State, rows: Rows, steps, until_free) -> State:
     """Up to `steps` new tokens for every running row; with `until_free`, stop as soon as one more row is done."""
     row = jnp.arange(state.token.shape[0])
     running = jnp.sum(~state.done)
@@ -187,7 +210,9 @@ def _decode(program: Program, params: Params, forbidden_mv, state: State, rows: 
         active_b = ~state.done
         positions_b1 = jnp.where(active_b, state.position, -1)[:, None]
         hidden_btd, cache = network.forward(program.config, params, state.token[:, None], positions_b1, state.cache)
-        token_b = _next(program, params, forbidden_mv, rows, hidden_btd[:, 0], state.count, state.occurred)
+        token_b, grammar_b3 = _next(
+            program, params, tables, rows, hidden_btd[:, 0], state.count, state.occurred, state.grammar
+        )
         occurred_bv = state.occurred
         if program.penalised:
             occurred_bv = occurred_bv.at[row, token_b].max(active_b)
@@ -202,6 +227,7 @@ def _decode(program: Program, params: Params, forbidden_mv, state: State, rows: 
             state.done | ends_b,
             state.output.at[row, written].set(token_b, mode="drop"),
             occurred_bv,
+            jnp.where(active_b[:, None], grammar_b3, state.grammar),
         )
 
     return jax.lax.while_loop(more, body, (0, state))[1]
@@ -219,23 +245,27 @@ class _Reading:
 class Engine:
     """Runs requests in the slots of one KV cache."""
 
-    def __init__(self, params: Params, config: LlamaConfig, mesh: Mesh, forbidden_mv: np.ndarray, eos_id: int):
+    def __init__(self, params: Params, config: LlamaConfig, mesh: Mesh, tables: Tables, eos_id: int):
         """
         Args:
             params: the Llama's parameters, sharded over `mesh` as the table of rules says.
-            forbidden_mv: bool [M, V], ids that a request of each modality may not generate.
         """
         self.params, self.config, self.mesh, self.eos_id = params, config, mesh, eos_id
-        self.forbidden_mv = jax.device_put(forbidden_mv, network.whole(mesh))
+        self.tables = jax.device_put(tables, network.whole(mesh))
 
     def run(
-        self, requests: Sequence[Request], slots: int, steps: int | None = None
+        self,
+        requests: Sequence[Request],
+        slots: int,
+        steps: int | None = None,
+        stop: Callable[[int, np.ndarray], bool] | None = None,
     ) -> Iterator[tuple[int, np.ndarray, bool]]:
         """Yield (index of a request, all its new tokens so far, whether it is finished), every request finished once.
 
         Args:
             slots: how many prompts are worked on at a time; the next one starts where one finishes.
             steps: yield running requests too, every so many tokens.
+            stop: asked of a running request (index, tokens so far) whenever it would be yielded; true finishes it.
         """
         ways = network.batch_ways(self.mesh)
         slots = -(-min(slots, len(requests)) // ways) * ways
@@ -247,38 +277,44 @@ class Engine:
             self.eos_id,
             any(r.sampling.temperature > 0 for r in requests),
             any(r.sampling.repetition_penalty != 1 for r in requests),
+            any(r.grammar is not None for r in requests),
         )
         waiting = deque(range(len(requests)))
         reading: list[_Reading] = []
         running: dict[int, int] = {}  # slot -> request
         with logical_rules(self.mesh):
             state = _empty(program, slots, length, output)
-            while waiting or reading or running:
-                free = set(range(slots)) - running.keys() - {prompt.slot for prompt in reading}
-                for slot in sorted(free)[: len(waiting)]:
-                    reading.append(_Reading(waiting.popleft(), slot))
-                if reading:
-                    state = self._read(program, state, requests, reading, ways)
-                    running |= {p.slot: p.index for p in reading if p.read == len(requests[p.index].ids)}
-                    reading = [p for p in reading if p.slot not in running]
-                if running:
-                    rows = Rows.of([requests[running[slot]] if slot in running else None for slot in range(slots)])
-                    most = _BETWEEN if reading else steps or output
-                    arguments = (rows, np.int32(most), np.bool_(bool(waiting)))
-                    state = _decode(program, self.params, self.forbidden_mv, state, *arguments)
-                    done, count, tokens = jax.device_get((state.done, state.count, state.output))
-                    for slot, index in sorted(running.items(), key=lambda item: item[1]):
-                        if done[slot] or steps is not None:
-                            yield index, tokens[slot, : count[slot]], bool(done[slot])
-                    running = {slot: index for slot, index in running.items() if not done[slot]}
+        while waiting or reading or running:
+            free = set(range(slots)) - running.keys() - {prompt.slot for prompt in reading}
+            for slot in sorted(free)[: len(waiting)]:
+                reading.append(_Reading(waiting.popleft(), slot))
+            if reading:
+                state = self._read(program, state, requests, reading, ways)
+                running |= {p.slot: p.index for p in reading if p.read == len(requests[p.index].ids)}
+                reading = [p for p in reading if p.slot not in running]
+            if not running:
+                continue
+            rows = Rows.of([requests[running[slot]] if slot in running else None for slot in range(slots)])
+            most = _BETWEEN if reading else steps or output
+            with logical_rules(self.mesh):
+                arguments = (rows, np.int32(most), np.bool_(bool(waiting)))
+                state = _decode(program, self.params, self.tables, state, *arguments)
+            done, count, tokens = (np.array(x) for x in jax.device_get((state.done, state.count, state.output)))
+            for slot, index in sorted(running.items(), key=lambda item: item[1]):
+                new = tokens[slot, : count[slot]]
+                if not done[slot] and stop is not None and stop(index, new):
+                    done[slot] = True
+                    state = state._replace(done=state.done.at[slot].set(True))
+                if done[slot] or steps is not None:
+                    yield index, new, bool(done[slot])
+            running = {slot: index for slot, index in running.items() if not done[slot]}
 
     def _read(
         self, program: Program, state: State, requests: Sequence[Request], reading: list[_Reading], ways: int
     ) -> State:
         """One prefill: the next piece of every prompt that is being read."""
         pieces = [requests[p.index].ids[p.read : p.read + _PREFILL] for p in reading]
-        rows = max(1 << (len(reading) - 1).bit_length(), ways)
-        rows = -(-rows // ways) * ways
+        rows = -(-(1 << (len(reading) - 1).bit_length()) // ways) * ways
         tokens_bt = np.zeros((rows, bucket(max(map(len, pieces)))), np.int32)
         slots_b = np.full(rows, state.token.shape[0], np.int32)
         start_b, length_b, end_b = np.zeros(rows, np.int32), np.zeros(rows, np.int32), np.zeros(rows, bool)
@@ -289,6 +325,6 @@ class Engine:
             prompt.read += len(piece)
             asked[row] = requests[prompt.index]
             end_b[row] = prompt.read == len(asked[row].ids)
-        return _prefill(
-            program, self.params, self.forbidden_mv, state, Rows.of(asked), slots_b, tokens_bt, start_b, length_b, end_b
-        )
+        with logical_rules(self.mesh):
+            arguments = (Rows.of(asked), slots_b, tokens_bt, start_b, length_b, end_b)
+            return _prefill(program, self.params, self.tables, state, *arguments)

@@ -1,11 +1,15 @@
-"""The Llama as generation runs it: a loop over layers with the KV cache carried along, on a mesh."""
+"""The Llama as generation runs it: a loop over layers that carries the KV cache, weights in full or as int8, on a mesh."""
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.inference.int8 import dense
 from spirit_jax.models import llama
-from spirit_jax.models.llama import KVCache, LlamaConfig, Params
+from spirit_jax.models.llama import DTYPES, KVCache, LlamaConfig, Params
 from spirit_jax.parallel.sharding import named_sharding, tree_shardings, with_shardings
 
 _CACHE_AXES = ("layers", "batch", "cache_sequence", "activation_kv_heads", "head_dim")
@@ -18,14 +22,38 @@ def forward(
     positions_bt: Int[Array, "B T"] | None = None,
     cache: KVCache | None = None,
 ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-    """Final hidden states and the cache with these tokens in it; arguments as `Llama.__call__`."""
-    return llama.Llama(config).apply({"params": params}, tokens_bt, positions_bt, cache=cache)
+    """Final hidden states and the cache with these tokens in it; as `Llama.__call__`, but for int8 weights too.
+
+    Weights in int8 become dense a layer at a time, so that only one layer exists in full.
+    """
+    dtype = DTYPES[config.dtype]
+    if positions_bt is None:
+        positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
+    rotary = llama.rotary_embedding(config, positions_bt)
+    block, norm = llama.Block(config), llama.RMSNorm(config)
+    rows = jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"])
+    x_btd = dense(rows, dtype)
+
+    def layer(carry, inputs):
+        weights, index = inputs
+        return block.apply({"params": dense(weights, dtype)}, carry, index, rotary, positions_bt, None)
+
+    layers = (params["layers"], jnp.arange(config.num_hidden_layers))
+    (x_btd, cache), _ = jax.lax.scan(layer, (x_btd, cache), layers)
+    return norm.apply({"params": params["norm"]}, x_btd), cache
+
+
+def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
+    """The matrix from final hidden states to logits, dense, in the compute dtype."""
+    dtype = DTYPES[config.dtype]
+    if config.tie_word_embeddings:
+        return dense(params["embed_tokens"], dtype).T
+    return dense(params["lm_head"], dtype)
 
 
 def logits(config: LlamaConfig, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Scores of the next token, float32."""
-    head = llama.head_weight(config, params).astype(hidden.dtype)
-    return jnp.einsum("...d,dv->...v", hidden, head, preferred_element_type=jnp.float32)
+    return jnp.einsum("...d,dv->...v", hidden, head_weight(config, params), preferred_element_type=jnp.float32)
 
 
 def cache_sharding(config: LlamaConfig, mesh: Mesh) -> NamedSharding:
@@ -44,7 +72,11 @@ def batch_ways(mesh: Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def param_shardings(config: LlamaConfig, mesh: Mesh) -> Any:
+    """Where each parameter lies on a mesh, by the table of rules."""
+    return tree_shardings(mesh, llama.logical_axes(config), llama.abstract_params(config))
+
+
 def sharded_abstract_params(config: LlamaConfig, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of the parameters: what loads straight into shards."""
-    shapes = llama.abstract_params(config)
-    return with_shardings(shapes, tree_shardings(mesh, llama.logical_axes(config), shapes))
+    return with_shardings(llama.abstract_params(config), param_shardings(config, mesh))

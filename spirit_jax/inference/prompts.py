@@ -69,7 +69,7 @@ class Segment:
         if isinstance(source, SpeechUnits):
             return cls("speech", source)
         if isinstance(source, str) and source.lstrip().startswith("["):
-            return cls("speech", SpeechUnits.from_string(source), "".join(_UNIT.findall(source)))
+            return cls("speech", SpeechUnits.from_string(source), unit_tokens(source))
         if isinstance(source, (str, os.PathLike, bytes)):
             return cls("speech", load_audio(source))
         audio = np.asarray(source)
@@ -79,6 +79,11 @@ class Segment:
                 "read files with load_audio, which mixes channels and resamples"
             )
         return cls("speech", audio.astype(np.float32, copy=False))
+
+
+def unit_tokens(string: str) -> str:
+    """The unit tokens of a string, without all else."""
+    return "".join(_UNIT.findall(string))
 
 
 def check_modality(modality: str) -> None:
@@ -213,7 +218,7 @@ def split_output(
     if modality == "text":
         return [Segment("text", new)]
     if modality == "speech":
-        return [Segment("speech", voice(new), "".join(_UNIT.findall(new)))]
+        return [Segment("speech", voice(new), unit_tokens(new))]
     start = last_speech_start(prompt) if ends_with_speech(prompt) and starts_with_speech(new) else None
     segments = []
     for index, (run, kind) in enumerate(parse_runs(new if start is None else decoded[start:])):
@@ -227,5 +232,5 @@ def split_output(
             continue
         if isinstance(sound, np.ndarray):
             sound = sound[math.ceil(sound.size * prompted / units) :]
-        segments.append(Segment("speech", sound, "".join(_UNIT.findall(run))))
+        segments.append(Segment("speech", sound, unit_tokens(run)))
     return segments

@@ -1,19 +1,20 @@
 """SpiritLM: a checkpoint that continues text and speech with text and speech."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Int
+from jaxtyping import Array, Float, Int
 
 from spirit_jax import checkpoint
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.inference import network
-from spirit_jax.inference.engine import Engine, Request
+from spirit_jax.inference import network, scoring
+from spirit_jax.inference.engine import Engine, Request, Tables
+from spirit_jax.inference.grammar import Grammar
+from spirit_jax.inference.int8 import quantise_params
 from spirit_jax.inference.prompts import (
-    _UNIT,
     MODALITIES,
     PromptError,
     Segment,
@@ -22,9 +23,11 @@ from spirit_jax.inference.prompts import (
     check_tokens,
     forbidden_ids,
     split_output,
+    unit_tokens,
     units_string,
 )
 from spirit_jax.inference.sampling import Sampling
+from spirit_jax.inference.streaming import NEUTRAL_PITCH, NEUTRAL_STYLE, pieces_of
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params, RopeScaling
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.speech.tokenizer import SpeechTokenizer
@@ -33,6 +36,8 @@ from spirit_jax.vocabulary import Vocabulary
 
 Prompt = str | Segment | Sequence[Segment]
 """A token string, `[Text]the cat[Speech][Hu3]`, or segments of text and speech in any order."""
+
+_STOP_STEPS = 16  # tokens between two looks for a stop string
 
 
 class SpiritLM:
@@ -54,8 +59,11 @@ class SpiritLM:
     ):
         """
         Args:
-            params: sharded over `mesh` by the table of rules (`inference.network.sharded_abstract_params`).
+            params: sharded over `mesh` by the table of rules (`inference.network.param_shardings`), int8 or not.
             mesh: None for the first local device.
+
+        Raises:
+            ValueError: the model is too small for the vocabulary.
         """
         if config.vocab_size < vocabulary.size:
             raise ValueError(
@@ -65,18 +73,20 @@ class SpiritLM:
         self.params, self.config, self.vocabulary = params, config, vocabulary
         self.speech_tokenizer = speech_tokenizer
         self.mesh = _one_device() if mesh is None else mesh
-        forbidden = forbidden_ids(vocabulary, config.vocab_size)
-        self._engine = Engine(params, config, self.mesh, forbidden, vocabulary.eos_id)
+        self._grammar = Grammar.of(vocabulary, config.vocab_size)
+        tables = Tables(forbidden_ids(vocabulary, config.vocab_size), self._grammar)
+        self._engine = Engine(params, config, self.mesh, tables, vocabulary.eos_id)
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike, dtype: str | None = None, mesh: Mesh | None = None
+        cls, directory: str | os.PathLike, dtype: str | None = None, mesh: Mesh | None = None, int8: bool = False
     ) -> "SpiritLM":
         """Load a converted checkpoint, or any step of a training run.
 
         Args:
             dtype: "float32" or "bfloat16", of weights and computation; None: what the checkpoint's config says.
             mesh: devices to spread the model over, weights go straight into their shards; None for one device.
+            int8: keep matrices in 8 bits, half of bfloat16's memory; they pass through the host's memory.
 
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
@@ -85,7 +95,10 @@ class SpiritLM:
         config = _model_config(settings, directory, dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
         mesh = _one_device() if mesh is None else mesh
-        params = checkpoint.load_llm(directory, network.sharded_abstract_params(config, mesh))
+        host = make_mesh(MeshConfig(1, 1, 1), jax.local_devices(backend="cpu")[:1])
+        params = checkpoint.load_llm(directory, network.sharded_abstract_params(config, host if int8 else mesh))
+        if int8:
+            params = quantise_params(params, network.param_shardings(config, mesh))
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
         except CheckpointError:
@@ -101,18 +114,11 @@ class SpiritLM:
             PromptError: nothing in it, a token that the checkpoint does not have, or speech that it cannot hear.
         """
         check_modality(output_modality)
-        if isinstance(prompt, Segment):
-            prompt = [prompt]
         if not isinstance(prompt, str):
-            prompt = list(prompt)
-            for segment in prompt:
-                if not isinstance(segment, Segment):
-                    raise PromptError(
-                        f"a prompt is a string or a list of Segment.text(...) and Segment.speech(...), found {type(segment).__name__}"
-                    )
-            if not prompt:
+            segments = _segments(prompt)
+            if not segments:
                 raise PromptError("the prompt is empty: give at least one segment, or a string")
-            prompt = build_prompt(prompt, output_modality, self._unit_string)
+            prompt = build_prompt(segments, output_modality, self._unit_string)
         check_tokens(prompt, self.vocabulary)
         return prompt
 
@@ -122,9 +128,7 @@ class SpiritLM:
         units = segment.content
         if not isinstance(units, SpeechUnits):
             if self.speech_tokenizer is None:
-                raise CheckpointError(
-                    "this checkpoint has no speech_tokenizer/ to hear audio with: give speech as units"
-                )
+                raise CheckpointError("this checkpoint has no speech_tokenizer/ to hear audio with: give units instead")
             units = self.speech_tokenizer.encode(units)
         return units_string(units)
 
@@ -136,7 +140,11 @@ class SpiritLM:
         temperature: float = 0.0,
         top_k: int | None = None,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
         seed: int = 0,
+        stop: str | Sequence[str] = (),
+        grammar: bool = False,
         speaker: int | str = 2,
         return_prompt: bool = False,
     ) -> list[Segment] | tuple[list[Segment], str]:
@@ -149,7 +157,11 @@ class SpiritLM:
             temperature: 0 takes the most likely token each time; above, tokens are drawn.
             top_k: draw from this many tokens; None for 50, as the released code does; 0 for all.
             top_p: draw from the fewest tokens that have this probability together.
+            min_p: draw from tokens with at least this fraction of the most likely one's probability.
+            repetition_penalty: above 1, tokens that have occurred become less likely.
             seed: the same seed gives the same tokens, whatever else is in the batch.
+            stop: strings at whose first occurrence the answer ends; they are not part of it.
+            grammar: keep speech well formed (`spirit_jax.inference.grammar`), which a poorly trained model may need.
             speaker: voice of the vocoder, by number or name.
             return_prompt: return also the string form of the prompt.
 
@@ -159,19 +171,72 @@ class SpiritLM:
         Raises:
             PromptError: a prompt that cannot be used: empty, longer than the context, with unknown tokens.
             CheckpointError: speech in the prompt and no speech tokenizer in the checkpoint.
+            AudioError: speech that is too short or cannot be read.
         """
+        options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
+        options |= {"repetition_penalty": repetition_penalty, "stop": stop, "grammar": grammar, "speaker": speaker}
         string = self.prompt_string(prompt, output_modality)
-        ids = self.vocabulary.encode(string)
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        new = self.generate_ids(ids, output_modality, max_new_tokens, **sampling)
-        segments = self._segments(ids, new, output_modality, speaker)
+        (segments,) = self.generate_batch([string], output_modality, max_new_tokens, **options)
         return (segments, string) if return_prompt else segments
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], output_modality: str = "any", max_new_tokens: int = 200, **options
+    ) -> list[list[Segment]]:
+        """`generate` for many prompts at once: the same answers, in the order of the prompts. Arguments as there, and
+        `slots` as in `as_completed`."""
+        answers = dict(self.as_completed(prompts, output_modality, max_new_tokens, **options))
+        return [answers[index] for index in range(len(prompts))]
+
+    def as_completed(
+        self,
+        prompts: Sequence[Prompt],
+        output_modality: str = "any",
+        max_new_tokens: int = 200,
+        *,
+        slots: int = 16,
+        stop: str | Sequence[str] = (),
+        grammar: bool = False,
+        speaker: int | str = 2,
+        **sampling,
+    ) -> Iterator[tuple[int, list[Segment]]]:
+        """Yield (index of a prompt, its answer) as they finish. Arguments as in `generate`.
+
+        Args:
+            slots: prompts that are worked on at a time. Where one finishes the next one starts.
+        """
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        encoded = [self.vocabulary.encode(self.prompt_string(prompt, output_modality)) for prompt in prompts]
+        method = Sampling(**sampling)
+        requests = [self._request(ids, output_modality, max_new_tokens, method, grammar) for ids in encoded]
+
+        def stopped(index: int, new: np.ndarray) -> bool:
+            return _find_stop(self._new_text(encoded[index], new), stops) is not None
+
+        steps = {"steps": _STOP_STEPS, "stop": stopped} if stops else {}
+        for index, new, finished in self._engine.run(requests, slots, **steps) if requests else ():
+            if finished:
+                yield index, self._answer(encoded[index], new, output_modality, stops, speaker)
+
+    def _answer(
+        self, ids: Sequence[int], new: Sequence[int], modality: str, stops: Sequence[str], speaker: int | str
+    ) -> list[Segment]:
+        """New ids as segments."""
+        prompt, text = self.vocabulary.decode(ids), self._new_text(ids, new)
+        decoded = prompt + text[: _find_stop(text, stops)]
+        return split_output(prompt, decoded, modality, self._voice(decoded, speaker))
+
+    def _new_text(self, ids: Sequence[int], new: Sequence[int]) -> str:
+        """The string form of what comes after a prompt."""
+        prompt, decoded = self.vocabulary.decode(ids), self.vocabulary.decode([*ids, *new])
+        return decoded[len(prompt) :] if decoded.startswith(prompt) else self.vocabulary.decode(new)
 
     def generate_ids(
         self,
         ids: Sequence[int],
         output_modality: str = "any",
         max_new_tokens: int = 200,
+        *,
+        grammar: bool = False,
         **sampling,
     ) -> Int[np.ndarray, " N"]:
         """The new ids after those of a prompt, int32 [N]; `</s>` is the last where the document ends.
@@ -182,40 +247,155 @@ class SpiritLM:
         Raises:
             PromptError: no ids, ids outside the vocabulary, or a prompt longer than the context.
         """
-        request = self._request(ids, output_modality, max_new_tokens, Sampling(**sampling))
+        request = self._request(ids, output_modality, max_new_tokens, Sampling(**sampling), grammar)
         ((_, new, _),) = self._engine.run([request], slots=1)
         return new
 
-    def _request(self, ids: Sequence[int], modality: str, max_new_tokens: int, sampling: Sampling) -> Request:
+    def stream(
+        self,
+        prompt: Prompt,
+        output_modality: str = "any",
+        max_new_tokens: int = 200,
+        *,
+        grammar: bool = False,
+        speaker: int | str = 2,
+        steps: int = 8,
+        **sampling,
+    ) -> Iterator[Segment]:
+        """Yield text pieces and stretches of audio as they come; arguments as in `generate`.
+
+        The tokens are those of `generate`. All speech is spoken, however short, and speech that goes on from the prompt
+        starts anew. Audio comes in chunks where the vocoder can (HiFi-GAN), else a run of units at a time.
+
+        Args:
+            steps: tokens that are generated between two looks.
+        """
+        ids = self.vocabulary.encode(self.prompt_string(prompt, output_modality))
+        request = self._request(ids, output_modality, max_new_tokens, Sampling(**sampling), grammar)
+
+        def arrivals() -> Iterator[list[int]]:
+            seen = 0
+            for _, new, _ in self._engine.run([request], slots=1, steps=steps):
+                yield new[seen:].tolist()
+                seen = len(new)
+
+        vocoder = None if self.speech_tokenizer is None else self.speech_tokenizer.vocoder
+        speak = getattr(vocoder, "stream", None)
+        yield from pieces_of(
+            arrivals(),
+            self.vocabulary,
+            None if speak is None else lambda pieces: speak(pieces, speaker=speaker),
+            self._voice(self.vocabulary.decode(ids), speaker),
+        )
+
+    def log_likelihood(self, prompt: Prompt, continuation: Prompt) -> tuple[float, int]:
+        """Log-probability in nats of a continuation after a prompt, and its number of tokens; see `log_likelihood_batch`."""
+        return self.log_likelihood_batch([(prompt, continuation)])[0]
+
+    def log_likelihood_batch(self, pairs: Sequence[tuple[Prompt, Prompt]]) -> list[tuple[float, int]]:
+        """Sum of log-probabilities in nats, and number of tokens, of each continuation given its prompt.
+
+        Prompt and continuation are strings, or both segments; a modality token between them belongs to the prompt. They
+        are encoded together, as one document without its end, and what differs from the prompt's own ids counts. An
+        empty prompt ("") is `<s>` alone.
+
+        Raises:
+            PromptError: an empty continuation, a string beside segments, or more tokens than the context has.
+        """
+        documents = [self._document(prompt, continuation) for prompt, continuation in pairs]
+        sums = scoring.log_likelihoods(self.config, self.mesh, self.params, documents)
+        return [(float(total), len(ids) - start) for total, (ids, start) in zip(sums, documents, strict=True)]
+
+    def _document(self, prompt: Prompt, continuation: Prompt) -> tuple[list[int], int]:
+        """Ids of a prompt with its continuation, and where the continuation starts."""
+        if isinstance(prompt, str) != isinstance(continuation, str):
+            raise PromptError("prompt and continuation must both be strings, or both segments")
+        if isinstance(prompt, str):
+            before, whole = prompt, prompt + continuation
+        else:
+            first, second = _segments(prompt), _segments(continuation)
+            before = build_prompt(first, second[0].kind if second else "any", self._unit_string)
+            whole = build_prompt([*first, *second], "any", self._unit_string)
+        check_tokens(whole, self.vocabulary)
+        head, ids = self.vocabulary.encode(before), self.vocabulary.encode(whole)
+        start = next((i for i, (a, b) in enumerate(zip(head, ids, strict=False)) if a != b), min(len(head), len(ids)))
+        if start == len(ids):
+            raise PromptError("the continuation is empty: there is nothing to score")
+        self._check_length(len(ids) - 1)
+        return ids, start
+
+    def logits(self, ids: Int[np.ndarray, "B T"] | Sequence[int]) -> Float[Array, "B T V"]:
+        """Scores of the token after each id, float32; a single row of ids gives a batch of one."""
+        ids = np.atleast_2d(np.asarray(ids, np.int32))
+        self._check_ids(ids)
+        return scoring.logits(self.config, self.mesh, self.params, ids)
+
+    def _request(
+        self, ids: Sequence[int], modality: str, max_new_tokens: int, sampling: Sampling, grammar: bool
+    ) -> Request:
         check_modality(modality)
         ids = np.asarray(ids, np.int32)
-        context = self.config.max_position_embeddings
         if ids.ndim != 1 or not ids.size:
             raise PromptError(f"a prompt is one or more ids, found shape {ids.shape}")
-        if ids.min() < 0 or ids.max() >= self.vocabulary.size:
-            raise PromptError(f"ids go from 0 to {self.vocabulary.size - 1}, found {ids.min()}..{ids.max()}")
+        self._check_ids(ids)
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
-        if ids.size >= context:
+        state = self._grammar.start(ids, modality == "speech") if grammar else None
+        most = min(max_new_tokens, self.config.max_position_embeddings - ids.size)
+        return Request(ids, most, MODALITIES.index(modality), sampling, state)
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary.size):
+            raise PromptError(f"ids go from 0 to {self.vocabulary.size - 1}, found {ids.min()}..{ids.max()}")
+        self._check_length(ids.shape[-1])
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.config.max_position_embeddings:
             raise PromptError(
-                f"the prompt has {ids.size} tokens, the model's context is {context}: shorten it "
-                "(a second of speech is about 20 to 40 tokens)"
+                f"the prompt has {tokens} tokens, the model's context is {self.config.max_position_embeddings}: "
+                "shorten it (a second of speech is about 20 to 40 tokens)"
             )
-        return Request(ids, min(max_new_tokens, context - ids.size), MODALITIES.index(modality), sampling)
 
-    def _segments(self, ids: Iterable[int], new: Iterable[int], modality: str, speaker: int | str) -> list[Segment]:
-        """New ids as segments of text and speech."""
-        prompt, decoded = self.vocabulary.decode(ids), self.vocabulary.decode([*ids, *new])
-        return split_output(prompt, decoded, modality, lambda string: self._voice(string, speaker))
+    def _voice(self, context: str, speaker: int | str):
+        """What speaks a run of unit tokens: no sound where there is no phonetic unit, units where there is no vocoder.
 
-    def _voice(self, string: str, speaker: int | str) -> np.ndarray | SpeechUnits:
-        """The sound of a run of unit tokens; no sound where there is no phonetic unit; units where there is no vocoder."""
-        units = SpeechUnits.from_string("".join(_UNIT.findall(string)))
-        if self.speech_tokenizer is None or self.speech_tokenizer.vocoder is None:
-            return units
-        if not units.hubert.size:
-            return np.zeros(0, np.float32)
-        return self.speech_tokenizer.decode(units, speaker=speaker)
+        An expressive vocoder needs pitch and style: a run without any takes the first of the context, or a neutral one.
+        """
+        vocoder = None if self.speech_tokenizer is None else self.speech_tokenizer.vocoder
+
+        def voice(string: str) -> np.ndarray | SpeechUnits:
+            units = SpeechUnits.from_string(unit_tokens(string))
+            if vocoder is None:
+                return units
+            if not units.hubert.size:
+                return np.zeros(0, np.float32)
+            if self.vocabulary.variant == "expressive" and None in (units.pitch, units.style):
+                around = SpeechUnits.from_string(unit_tokens(context) + "[Hu0]")  # a phonetic unit to hold them
+                fill = [
+                    np.full_like(units.hubert, neutral if known is None else known[0])
+                    for known, neutral in ((around.pitch, NEUTRAL_PITCH), (around.style, NEUTRAL_STYLE))
+                ]
+                pitch, style = (a if b is None else b for a, b in zip(fill, units.streams[1:], strict=True))
+                units = SpeechUnits(units.hubert, pitch, style)
+            return self.speech_tokenizer.decode(units, speaker=speaker)
+
+        return voice
+
+
+def _segments(prompt: Prompt) -> list[Segment]:
+    segments = [prompt] if isinstance(prompt, Segment) else list(prompt)
+    for segment in segments:
+        if not isinstance(segment, Segment):
+            raise PromptError(
+                "a prompt is a string or a list of Segment.text(...) and Segment.speech(...), "
+                f"found {type(segment).__name__}"
+            )
+    return segments
+
+
+def _find_stop(text: str, stops: Sequence[str]) -> int | None:
+    """Where the first stop string begins, None where there is none."""
+    return min((place for place in map(text.find, stops) if place >= 0), default=None)
 
 
 def _one_device() -> Mesh:

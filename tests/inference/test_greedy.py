@@ -11,8 +11,8 @@ from tests.goldens import golden, golden_arrays, golden_json
 from tests.inference import checkpoints
 from tests.models.test_llama import golden_model
 
-sys.modules.setdefault("torchaudio", None)
-from transformers import LlamaForCausalLM
+sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
+from transformers import LlamaForCausalLM  # noqa: E402
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]
