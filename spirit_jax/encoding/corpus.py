@@ -1,4 +1,8 @@
-"""A corpus of audio and a speech tokenizer give unit records; a corpus of text gives text records."""
+"""A corpus of audio and a speech tokenizer give unit records; a corpus of text gives text records.
+
+The work is cut into blocks of consecutive utterances. Each finished block lies, whole, in `DIR/.encoding-SPLIT/` until all
+are there and become the record files; so a job that was killed goes on where it was, and hosts share out the blocks.
+"""
 
 import contextlib
 import dataclasses
@@ -6,9 +10,13 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
+import msgpack
 import numpy as np
 import tqdm
 
@@ -16,9 +24,15 @@ from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.checkpoint import write_file
 from spirit_jax.data.corpora import Corpus, Utterance, open_corpus
 from spirit_jax.data.records import RecordError, RecordSource, RecordWriter, UnitRecord
+from spirit_jax.encoding.inputs import AudioFiles
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.kmeans import one_thread
-from spirit_jax.units import NAMES
+from spirit_jax.units import NAMES, SIZES, SpeechUnits
+
+BLOCK = 64
+"""Utterances that are encoded, written and resumed together."""
+
+_BLOCK_FORMAT = 1
 
 
 class EncodingError(ValueError):
@@ -45,7 +59,9 @@ class EncodingSummary:
     tokens_per_second: dict[str, float]
     """Of speech, in each stream after deduplication ("Hu", "Pi", "St")."""
     seconds: float
-    """That encoding took."""
+    """That encoding took, summed over hosts and over interruptions."""
+    histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    """How often each unit of each stream occurs, at the frame rate."""
 
     @property
     def real_time_factor(self) -> float:
@@ -57,7 +73,17 @@ class EncodingSummary:
         if self.hours:
             rates = ", ".join(f"{rate:.1f} {name}" for name, rate in self.tokens_per_second.items())
             text += f", {self.hours:.2f} h of speech at {rates} tokens/s, encoded {self.real_time_factor:.0f} x faster than real time"
-        return text + (f"; {self.bad} bad ones left out" if self.bad else "")
+        text += f"; {self.bad} bad ones left out" if self.bad else ""
+        return "\n".join([text, *(f"  {name} {_describe(counts)}" for name, counts in self.histograms.items())])
+
+
+def _describe(counts: Sequence[int]) -> str:
+    """A histogram in words: how many units are in use, how evenly, and which most."""
+    share = np.array(counts) / max(sum(counts), 1)
+    used = share[share > 0]
+    most = ", ".join(f"{unit} {share[unit]:.1%}" for unit in np.argsort(-share, kind="stable")[:5] if share[unit])
+    perplexity = np.exp(-np.sum(used * np.log(used)))
+    return f"{len(used)} of {len(share)} units in use, perplexity {perplexity:.0f}; most frequent: {most}"
 
 
 def encode_corpus(
@@ -97,15 +123,21 @@ def encode_corpus(
 
 
 def encode_split(
-    corpus: Corpus,
+    corpus: Corpus | AudioFiles,
     tokenizer: SpeechTokenizer | None,
     directory: str | os.PathLike,
     *,
     shards: int = 1,
     skip_bad: bool = True,
     progress: bool = True,
-) -> EncodingSummary:
-    """Encode one opened split; see `encode_corpus`."""
+    host: int = 0,
+    hosts: int = 1,
+) -> EncodingSummary | None:
+    """Encode one opened split; see `encode_corpus`. Killed and called again, it goes on where it was.
+
+    With several hosts, each is called with its number and the same shared directory and encodes every `hosts`-th block.
+    Host 0 waits for the others and writes the records; the others give None.
+    """
     if corpus.has_speech and tokenizer is None:
         raise EncodingError(f"corpus {corpus.name!r} holds speech: a speech tokenizer is needed to encode it")
     directory, split = pathlib.Path(directory), corpus.split
@@ -114,31 +146,174 @@ def encode_split(
     done = _finished(directory, split)
     if done and (done.corpus, done.units) == (fingerprint, units):
         return done
-    started, bad, samples, words, tokens = time.perf_counter(), 0, 0, 0, np.zeros(len(NAMES), int)
-    bar = tqdm.tqdm(range(len(corpus)), desc=f"{corpus.name} {split}", unit="utterance", disable=not progress)
-    with one_thread(), RecordWriter(directory, split, shards, name=corpus.name, units=units) as writer:
-        for index in bar:
-            try:
-                record, length = _encode(corpus[index], tokenizer if corpus.has_speech else None)
-                writer.write(record)
-            except ValueError as error:  # CorpusError, AudioError, UnitError, RecordError: they name the utterance
-                if not skip_bad:
-                    raise
-                logging.warning("left out: %s", error)
-                bad += 1
-                continue
-            samples += length
-            words += len(record.words or record.text.split())
-            if record.units is not None:
-                tokens += np.bincount(record.units.merged()[0], minlength=len(NAMES))
-                factor = samples / SAMPLE_RATE / (time.perf_counter() - started)
-                bar.set_postfix_str(f"{factor:.0f} x real time, {bad} bad", refresh=False)
+    blocks = _Blocks(directory / f".encoding-{split}", fingerprint, units, len(corpus))
+    tokenizer = tokenizer if corpus.has_speech else None
+    _encode_blocks(corpus, tokenizer, blocks, range(host, blocks.count, hosts), skip_bad, progress)
+    if host:
+        return None
+    while missing := sum(not blocks.path(block).exists() for block in range(blocks.count)):
+        logging.warning("%d blocks of other hosts are not there yet", missing)
+        time.sleep(5)
+    summary = _gather(corpus, blocks, directory, shards, units)
+    write_file(_summary_path(directory, split), json.dumps(dataclasses.asdict(summary), indent=1) + "\n")
+    shutil.rmtree(blocks.directory)
+    return summary
+
+
+class _Blocks:
+    """The finished blocks of one split. Those of other files or other encoders are thrown away."""
+
+    def __init__(self, directory: pathlib.Path, corpus: str, units: str, utterances: int):
+        self.directory, self.count = directory, -(-utterances // BLOCK)
+        self._job = {"format": _BLOCK_FORMAT, "corpus": corpus, "units": units, "block": BLOCK}
+
+    def path(self, block: int) -> pathlib.Path:
+        return self.directory / f"{block:08d}.msgpack"
+
+    def read(self, block: int) -> dict[str, Any] | None:
+        """A finished block, None where it is not there or is another job's."""
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            content = msgpack.unpackb(self.path(block).read_bytes())
+            if content["job"] == self._job:
+                return content
+            self.path(block).unlink()
+        return None
+
+    def write(self, block: int, content: dict[str, Any]) -> None:
+        write_file(self.path(block), msgpack.packb({**content, "job": self._job}))
+
+
+def _encode_blocks(
+    corpus: Corpus | AudioFiles,
+    tokenizer: SpeechTokenizer | None,
+    blocks: _Blocks,
+    mine: Iterable[int],
+    skip_bad: bool,
+    progress: bool,
+) -> None:
+    todo = []
+    for block in mine:
+        if (content := blocks.read(block)) is None:
+            todo.append(block)
+        else:
+            _log_bad(content["bad"])
+
+    def indices(block: int) -> range:
+        return range(block * BLOCK, min((block + 1) * BLOCK, len(corpus)))
+
+    def load(index: int) -> tuple[Utterance, np.ndarray | None] | ValueError:
+        try:
+            utterance = corpus[index]
+            if tokenizer is None:
+                utterance.check_text()
+                return utterance, None
+            return utterance, utterance.load()
+        except ValueError as error:  # CorpusError, AudioError: they name the utterance
+            return error
+
+    started, samples, bad = time.perf_counter(), 0, 0
+    bar = tqdm.tqdm(
+        total=sum(len(indices(block)) for block in todo),
+        desc=f"{corpus.name} {corpus.split}",
+        unit="utterance",
+        disable=not progress,
+    )
+    with bar, one_thread(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        ahead: list[list[Future]] = []
+        for position, block in enumerate(todo):
+            for later in todo[position + len(ahead) : position + 2]:  # files are read while the block before is encoded
+                ahead.append([pool.submit(load, index) for index in indices(later)])
+            began = time.perf_counter()
+            content = _encode_block([future.result() for future in ahead.pop(0)], tokenizer, skip_bad)
+            blocks.write(block, {**content, "seconds": time.perf_counter() - began})
+            _log_bad(content["bad"])
+            samples, bad = samples + content["samples"], bad + len(content["bad"])
+            bar.update(len(indices(block)))
+            factor = samples / SAMPLE_RATE / (time.perf_counter() - started)
+            bar.set_postfix_str(f"{factor:.0f} x real time, {bad} bad" if samples else f"{bad} bad", refresh=False)
+
+
+def _log_bad(reasons: Iterable[str]) -> None:
+    for reason in reasons:
+        logging.warning("left out: %s", reason)
+
+
+def _encode_block(
+    loaded: Sequence[tuple[Utterance, np.ndarray | None] | ValueError],
+    tokenizer: SpeechTokenizer | None,
+    skip_bad: bool,
+) -> dict[str, Any]:
+    """The records of a block, why others were left out, and what the summary counts."""
+    errors = [item for item in loaded if isinstance(item, ValueError)]
+    if errors and not skip_bad:
+        raise errors[0]
+    bad = [str(error) for error in errors]
+    good = [item for item in loaded if not isinstance(item, ValueError)]
+    encoded = tokenizer.encode_batch([audio for _, audio in good]) if tokenizer else [None] * len(good)
+    records, samples, words = [], 0, 0
+    tokens = np.zeros(len(NAMES), int)
+    histograms = [np.zeros(size, int) for size in SIZES]
+    for (utterance, audio), units in zip(good, encoded, strict=True):
+        record = _record(utterance, audio, units)
+        try:
+            record.validate()
+        except RecordError as error:
+            if not skip_bad:
+                raise
+            bad.append(str(error))
+            continue
+        records.append(record.to_bytes())
+        words += len(record.words or record.text.split())
+        if units is not None:
+            samples += audio.size
+            tokens += np.bincount(units.merged()[0], minlength=len(NAMES))
+            for counts, stream in zip(histograms, units.streams, strict=True):
+                if stream is not None:
+                    counts += np.bincount(stream, minlength=len(counts))
+    return {
+        "records": records,
+        "bad": bad,
+        "samples": samples,
+        "words": words,
+        "tokens": tokens.tolist(),
+        "histograms": [counts.tolist() for counts in histograms],
+    }
+
+
+def _record(utterance: Utterance, audio: np.ndarray | None, units: SpeechUnits | None) -> UnitRecord:
+    if audio is None:
+        return UnitRecord(utterance.id, utterance.text)
+    milliseconds = round(audio.size * 1000 / SAMPLE_RATE)
+    spans = np.minimum(utterance.spans_ms, milliseconds)
+    return UnitRecord(utterance.id, utterance.text, utterance.words, spans, units, milliseconds, utterance.speaker)
+
+
+def _gather(
+    corpus: Corpus | AudioFiles, blocks: _Blocks, directory: pathlib.Path, shards: int, units: str
+) -> EncodingSummary:
+    """All blocks as the split's record files, in the order of the corpus."""
+    samples, words, bad, seconds = 0, 0, 0, 0.0
+    tokens, histograms = np.zeros(len(NAMES), int), [np.zeros(size, int) for size in SIZES]
+    with RecordWriter(directory, corpus.split, shards, name=corpus.name, units=units) as writer:
+        for block in range(blocks.count):
+            content = blocks.read(block)
+            if content is None:
+                raise EncodingError(f"{blocks.path(block)}: was written by another job; run one job a split at a time")
+            for record in content["records"]:
+                writer.write_bytes(record)
+            samples, words = samples + content["samples"], words + content["words"]
+            bad, seconds = bad + len(content["bad"]), seconds + content["seconds"]
+            tokens += content["tokens"]
+            for counts, more in zip(histograms, content["histograms"], strict=True):
+                counts += more
         if not writer.count:
-            raise EncodingError(f"{corpus.directory}: none of {len(corpus)} utterances of split {split!r} can be used")
-    summary = EncodingSummary(
-        corpus=fingerprint,
+            raise EncodingError(
+                f"{corpus.directory}: none of {len(corpus)} utterances of split {corpus.split!r} can be used"
+            )
+    return EncodingSummary(
+        corpus=corpus.fingerprint,
         units=units,
-        split=split,
+        split=corpus.split,
         records=writer.count,
         bad=bad,
         hours=samples / SAMPLE_RATE / 3600,
@@ -146,30 +321,8 @@ def encode_split(
         tokens_per_second={
             name: count * SAMPLE_RATE / samples for name, count in zip(NAMES, tokens.tolist(), strict=True) if count
         },
-        seconds=time.perf_counter() - started,
-    )
-    write_file(_summary_path(directory, split), json.dumps(dataclasses.asdict(summary), indent=1) + "\n")
-    return summary
-
-
-def _encode(utterance: Utterance, tokenizer: SpeechTokenizer | None) -> tuple[UnitRecord, int]:
-    """A record and the samples it was made from."""
-    if tokenizer is None:
-        utterance.check_text()
-        return UnitRecord(utterance.id, utterance.text), 0
-    audio = utterance.load()
-    duration_ms = round(audio.size * 1000 / SAMPLE_RATE)
-    return (
-        UnitRecord(
-            utterance.id,
-            utterance.text,
-            utterance.words,
-            np.minimum(utterance.spans_ms, duration_ms),
-            tokenizer.encode(audio),
-            duration_ms,
-            utterance.speaker,
-        ),
-        audio.size,
+        seconds=seconds,
+        histograms={name: counts.tolist() for name, counts in zip(NAMES, histograms, strict=True) if counts.any()},
     )
 
 

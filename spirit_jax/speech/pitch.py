@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.audio import SAMPLE_RATE, AudioError
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.models.fcpe import FCPE, PITCH_HOP, FCPEConfig, contour, f0_from_bins, log_mel
 from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
 from spirit_jax.speech.batches import PADDED_LENGTHS, encode_clips, exact, replicate
@@ -57,7 +58,7 @@ class VQVAEPitch:
         if f0 not in F0_EXTRACTORS:
             raise ValueError(f"f0 must be one of {F0_EXTRACTORS}, found {f0!r}")
         if f0 == "fcpe" and "fcpe" not in config:
-            raise ValueError("this pitch part holds no FCPE weights: convert with them, or use f0='pyaapt'")
+            raise CheckpointError("the pitch part holds no FCPE weights: convert with them, or use f0='pyaapt'")
         self._config, self._arrays, self.f0 = config, arrays, f0
         vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
         self.minimum = PITCH_HOP * (vqvae.config.hop - (f0 == "fcpe"))  # FCPE gives R // 80 + 1 frames, pYAAPT R // 80

@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from jaxtyping import Float, Int
 
+from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import (
     CONFIG,
     SPEECH_TOKENIZER,
@@ -22,7 +23,11 @@ from spirit_jax.checkpoint import (
 from spirit_jax.speech.features import MINIMUM_SAMPLES, check_length
 from spirit_jax.speech.griffin_lim import GriffinLim
 from spirit_jax.speech.kmeans import KMeansEncoder
+from spirit_jax.speech.phonetic import HubertEncoder
+from spirit_jax.speech.pitch import VQVAEPitch
 from spirit_jax.speech.prosody import EnergyStatistics, F0Quantiles
+from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.speech.vocoder import HifiGanVocoder
 from spirit_jax.units import SpeechUnits
 
 CHUNK = 1_600_000
@@ -34,7 +39,10 @@ PARTS = {
 }
 """The directories under `speech_tokenizer/` that each variant consists of."""
 
-KINDS = {part.kind: part for part in (KMeansEncoder, F0Quantiles, EnergyStatistics, GriffinLim)}
+_FROM_SCRATCH = (KMeansEncoder, F0Quantiles, EnergyStatistics, GriffinLim)
+_RELEASED = (HubertEncoder, VQVAEPitch, Wav2Vec2Style, HifiGanVocoder)
+
+KINDS = {part.kind: part for part in (*_FROM_SCRATCH, *_RELEASED)}
 """What the "kind" of a part's config.json stands for."""
 
 
@@ -67,9 +75,15 @@ class SpeechTokenizer:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike, variant: Literal["base", "expressive"] = "expressive"
+        cls,
+        directory: str | os.PathLike,
+        variant: Literal["base", "expressive"] = "expressive",
+        f0: Literal["fcpe", "pyaapt"] = "fcpe",
     ) -> "SpeechTokenizer":
         """Load the parts of `variant` from a checkpoint directory.
+
+        Args:
+            f0: the extractor of a released pitch part; other kinds have one of their own.
 
         Raises:
             CheckpointError: an encoder is missing or damaged, or of a kind that this version does not know; names it.
@@ -78,7 +92,9 @@ class SpeechTokenizer:
             raise ValueError(f"variant must be one of {', '.join(PARTS)}, found {variant!r}")
         *encoders, vocoder = PARTS[variant]
         digest = hashlib.sha256()
-        parts = {name: load_part(directory, name, digest) for name in encoders}
+        parts = {name: load_part(directory, name, digest, f0) for name in encoders}
+        if isinstance(parts.get("pitch"), VQVAEPitch):
+            digest.update(f0.encode())
         try:
             find(directory, f"{SPEECH_TOKENIZER}/{vocoder}")
         except CheckpointError:
@@ -88,27 +104,26 @@ class SpeechTokenizer:
         return cls(parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, digest.hexdigest())
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> SpeechUnits:
-        """Units at the frame rate of mono audio, float32 [R] at 16 kHz.
+        """Units at the frame rate of mono audio, float32 [R] at 16 kHz; the channels of [2, R] are averaged.
 
         Audio beyond 100 s is encoded in chunks of 100 s; a rest shorter than 80 ms has no units (FORMATS section 1).
 
         Raises:
-            AudioError: fewer than 1280 samples (80 ms), not 1-D, or not finite.
+            AudioError: fewer than 1280 samples (80 ms), not floating point of these shapes, or not finite.
         """
-        audio = np.asarray(audio, np.float32)
-        check_length(audio)
-        chunks = [audio[start : start + CHUNK] for start in range(0, audio.size, CHUNK)]
-        chunks = [chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES]
-        return SpeechUnits(
-            *(
-                None if encoder is None else np.concatenate([encoder.encode(chunk) for chunk in chunks])
-                for encoder in (self.phonetic, self.pitch, self.style)
-            )
-        )
+        return self.encode_batch([audio])[0]
 
     def encode_batch(self, audios: Sequence[Float[np.ndarray, " R"]]) -> list[SpeechUnits]:
-        """Units of each clip; the same as `encode` of each."""
-        return [self.encode(audio) for audio in audios]
+        """Units of each clip, the same as `encode` of each, in batches where a part can."""
+        clips = [_mono(audio) for audio in audios]
+        pieces = [[clip[start : start + CHUNK] for start in range(0, clip.size, CHUNK)] for clip in clips]
+        pieces = [[chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES] for chunks in pieces]
+        flat = [chunk for chunks in pieces for chunk in chunks]
+        streams = []
+        for encoder in (self.phonetic, self.pitch, self.style):
+            units = None if encoder is None else iter(_encode_all(encoder, flat))
+            streams.append([units and np.concatenate([next(units) for _ in chunks]) for chunks in pieces])
+        return [SpeechUnits(*units) for units in zip(*streams, strict=True)]
 
     def decode(
         self,
@@ -136,8 +151,28 @@ class SpeechTokenizer:
         return self.vocoder.decode(units, speaker=speaker, style=style, predict_durations=predict_durations)
 
 
-def load_part(directory: str | os.PathLike, name: str, digest: Any = None) -> Any:
+def _mono(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+    audio = np.asarray(audio)
+    if not np.issubdtype(audio.dtype, np.floating):
+        raise AudioError(f"audio must be floating point in [-1, 1], found {audio.dtype}")
+    audio = audio.astype(np.float32, copy=False)
+    if audio.ndim == 2 and audio.shape[0] <= 2:
+        audio = audio.mean(axis=0)
+    check_length(audio)
+    return audio
+
+
+def _encode_all(encoder: Encoder, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """In batches where the part can."""
+    if hasattr(encoder, "encode_batch"):
+        return encoder.encode_batch(clips)
+    return [encoder.encode(clip) for clip in clips]
+
+
+def load_part(directory: str | os.PathLike, name: str, digest: Any = None, f0: str = "fcpe") -> Any:
     """One part of a checkpoint directory, of the class that its "kind" says; its files go into `digest` (hashlib) if given.
+
+    `f0` is for a part of kind "vqvae".
 
     Raises:
         CheckpointError: missing, damaged, or of an unknown kind.
@@ -155,10 +190,10 @@ def load_part(directory: str | os.PathLike, name: str, digest: Any = None) -> An
     arrays = load_arrays(path)
     if digest is not None:
         digest.update(name.encode())
-        for file in sorted(path.iterdir()):
+        for file in sorted(file for file in path.iterdir() if file.is_file()):
             digest.update(file.name.encode() + file.read_bytes())
     try:
-        return kind.load(config, arrays)
+        return kind.load(config, arrays, f0) if kind is VQVAEPitch else kind.load(config, arrays)
     except (KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: not a whole {config['kind']!r} part ({error})") from error
 

@@ -1,0 +1,91 @@
+"""Manifests, folders and globs of audio files as corpora."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import save_audio
+from spirit_jax.data.corpora import CorpusError
+from spirit_jax.encoding.inputs import open_input
+
+
+def make_files(folder, names, samples=4000):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        save_audio(folder / name, np.full(samples, 0.1, np.float32))
+
+
+def test_a_folder_and_a_glob(tmp_path):
+    make_files(tmp_path, ["b/two.flac", "a.wav", "b/one.wav"])
+    (tmp_path / "b/one.txt").write_text("a transcript\n")
+    (tmp_path / "notes.md").write_text("not audio")
+    corpus = open_input(str(tmp_path), "dev")
+    assert [clip.id for clip in corpus] == ["a", "b/one", "b/two"]
+    assert [clip.text for clip in corpus] == ["", "a transcript", ""]
+    assert (corpus.split, corpus.has_speech, corpus.name) == ("dev", True, tmp_path.name)
+    np.testing.assert_allclose(corpus[1].load(), 0.1, atol=1e-4)  # 16-bit samples
+    assert [clip.id for clip in open_input(f"{tmp_path}/b/*.wav", "dev")] == ["one"]
+    assert [clip.id for clip in open_input(f"{tmp_path}/**/*.flac", "dev")] == ["b/two"]
+
+
+def test_manifests(tmp_path):
+    make_files(tmp_path / "wav", ["x.wav", "y.wav"])
+    words = [{"word": "hello", "start_ms": 0, "end_ms": 90}, {"word": "you", "start_ms": 90, "end_ms": 250}]
+    lines = [
+        {"audio": "wav/y.wav", "text": "Hello you.", "words": words, "speaker": "s1", "id": "first"},
+        {"audio": str(tmp_path / "wav/x.wav")},
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    first, second = open_input(str(tmp_path / "m.jsonl"), "train")
+    assert (first.id, first.text, first.speaker, first.words) == ("first", "Hello you.", "s1", ("hello", "you"))
+    assert first.spans_ms.tolist() == [[0, 90], [90, 250]]
+    assert (second.id, len(second.load())) == ("wav/x", 4000)
+    (tmp_path / "m.tsv").write_text('audio\ttext\nwav/x.wav\tSay "no".\nwav/y.wav\t\n')
+    assert [clip.text for clip in open_input(str(tmp_path / "m.tsv"), "train")] == ['Say "no".', ""]
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("m.jsonl", '{"audio": "a.wav"}\n{"audio": ', "m.jsonl:2: not JSON"),
+        ("m.jsonl", '{"text": "x"}', "m.jsonl:1: needs an 'audio' path"),
+        ("m.jsonl", '{"audio": "a.wav", "transcript": "x"}', "m.jsonl:1: unknown field 'transcript'"),
+        ("m.jsonl", '{"audio": "a.wav", "words": [["x", 0, 1]]}', "m.jsonl:1: words must be a list"),
+        ("m.jsonl", '{"audio": "a.wav", "id": "x"}\n{"audio": "b.wav", "id": "x"}', "two clips have the id 'x'"),
+        ("m.jsonl", "", "no audio files"),
+        ("m.tsv", "audio\ttext\na.wav", "m.tsv:2: 1 columns, the first line names 2"),
+        ("other.txt", "", "no prepared corpus"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, file, content, message):
+    (tmp_path / file).write_text(content)
+    with pytest.raises(CorpusError, match=message):
+        open_input(str(tmp_path / file), "train")
+
+
+def test_missing_things_are_named(tmp_path):
+    with pytest.raises(CorpusError, match="no such manifest"):
+        open_input(str(tmp_path / "m.jsonl"), "train")
+    with pytest.raises(CorpusError, match="no audio files"):
+        open_input(str(tmp_path), "train")
+    (tmp_path / "m.jsonl").write_text('{"audio": "gone.wav", "text": "t"}')
+    (clip,) = open_input(str(tmp_path / "m.jsonl"), "train")
+    with pytest.raises(CorpusError, match=r"utterance 'gone': .*gone.wav: No such file"):
+        clip.load()
+
+
+def test_the_fingerprint_follows_files_and_transcripts(tmp_path):
+    make_files(tmp_path, ["a.wav"])
+    before = open_input(str(tmp_path), "train").fingerprint
+    assert open_input(str(tmp_path), "train").fingerprint == before
+    (tmp_path / "a.txt").write_text("said")
+    said = open_input(str(tmp_path), "train").fingerprint
+    make_files(tmp_path, ["a.wav"], samples=5000)
+    assert len({before, said, open_input(str(tmp_path), "train").fingerprint}) == 3
+
+
+def test_a_bundled_corpus_by_name():
+    corpus = open_input("spirit_mini", "validation")
+    assert corpus.has_speech
+    assert corpus[0].words

@@ -1,0 +1,151 @@
+"""The whole released tokenizer: the reference's units and strings end to end, chunks of 100 s, stereo, errors."""
+
+import json
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.speech import SpeechTokenizer, batches
+from spirit_jax.speech.phonetic import HubertEncoder
+from spirit_jax.speech.pitch import VQVAEPitch
+from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.speech.tokenizer import save_part
+from spirit_jax.units import SpeechUnits
+from tests import released
+from tests.goldens import golden, golden_json, shared_golden
+from tests.models.test_fcpe import TINY
+from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE
+
+
+@pytest.fixture(autouse=True, scope="module")
+def two_lengths():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
+        yield
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A converted checkpoint with the tiny FCPE."""
+    directory = tmp_path_factory.mktemp("checkpoint")
+    parts = {
+        "phonetic": HubertEncoder.load(*released.hubert_part(golden(HUBERT))),
+        "pitch": VQVAEPitch.load(*released.pitch_part(golden(f"{released.SPEECH}/vqvae_f0_quantizer"), golden(TINY))),
+        "style": Wav2Vec2Style.load(*released.style_part(golden(STYLE))),
+    }
+    for name, part in parts.items():
+        save_part(directory / "speech_tokenizer" / name, part)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def tokenizer(directory):
+    return SpeechTokenizer.from_pretrained(directory, "expressive")
+
+
+def same(units: SpeechUnits, case: dict):
+    for name, stream in zip(("hubert", "pitch", "style"), units.streams, strict=True):
+        assert " ".join(map(str, stream)) == case["units"][name], name
+    assert units.to_string() == case["string"]
+
+
+def test_units_and_strings_of_the_reference(tokenizer):
+    """Silence and noise among them: this F0 network calls some of their frames voiced."""
+    cases = golden_json("speech_tokenizer_tinyfcpe.json")
+    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    for clip, units in zip(CLIPS, tokenizer.encode_batch(clips), strict=True):
+        same(units, cases[f"{clip}.wav"]["ok"])
+    assert tokenizer.encode(clips[1]) == tokenizer.encode_batch(clips)[1]
+
+
+def test_libri_clips_and_edge_lengths(tokenizer):
+    cases = json.loads(shared_golden("goldens/speech_tokenizer_tinyfcpe.json").read_text())
+    names = [name for name in cases if name.removesuffix(".wav") not in CLIPS and cases[name]["ok"]["string"]]
+    clips = [load_audio(shared_golden(f"audio/{name}")) for name in names]
+    for name, units in zip(names, tokenizer.encode_batch(clips), strict=True):
+        same(units, cases[name]["ok"])
+    with pytest.raises(AudioError, match="at least 1280"):  # the reference gives empty strings
+        tokenizer.encode(load_audio(shared_golden("audio/short_1279.wav")))
+
+
+def test_stereo_is_averaged(tokenizer):
+    case = json.loads(shared_golden("goldens/speech_tokenizer.json").read_text())["stereo_a.wav|channel_id=None"]
+    import soundfile
+
+    stereo, _ = soundfile.read(shared_golden("audio/stereo_a.wav"), dtype="float32")
+    for audio in (stereo.T, stereo.mean(1)):
+        units = tokenizer.encode(audio)
+        assert " ".join(map(str, units.hubert)) == case["base"]["ok"]["units"]["hubert"]
+    with pytest.raises(AudioError, match=r"1-D .* found shape \(25613, 2\)"):
+        tokenizer.encode(stereo)
+
+
+def test_chunks_of_100_seconds(tokenizer):
+    """Around 100 s and 100.08 s, where a rest becomes long enough for units; F0 mean and windows start anew."""
+    cases = json.loads(shared_golden("goldens/long_chunking.json").read_text())["results"]
+    clip = load_audio(shared_golden("audio/libri_full.flac"))
+    long = np.tile(clip, 1_620_001 // len(clip) + 1)
+    for n, case in cases.items():
+        units = tokenizer.encode(long[: int(n)])
+        for name, stream in zip(("hubert", "pitch", "style"), units.streams, strict=True):
+            if name in case:
+                assert " ".join(map(str, stream)) == case[name], (n, name)
+        if "hubert_count" in case:
+            assert len(units.hubert) == case["hubert_count"]
+            assert " ".join(map(str, units.hubert[-30:])) == case["hubert_last30"]
+
+
+def test_padding_and_neighbours_do_not_matter(tokenizer, monkeypatch):
+    clip = load_audio(golden("audio/tone_a.wav"))
+    expected = tokenizer.encode(clip)
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", (len(clip), batches.MAX_SAMPLES))
+    assert tokenizer.encode(clip) == expected
+
+
+def test_base_has_phonetic_units_only(directory):
+    clip = load_audio(golden("audio/noise_a.wav"))
+    units = SpeechTokenizer.from_pretrained(directory, "base").encode(clip)
+    assert units.pitch is None
+    assert units.to_string() == golden_json("speech_tokenizer.json")["noise_a.wav"]["base"]["ok"]["string"]
+
+
+def test_the_f0_extractor_is_part_of_the_fingerprint(directory, tokenizer):
+    pytest.importorskip("amfm_decompy")
+    other = SpeechTokenizer.from_pretrained(directory, f0="pyaapt")
+    assert other.pitch.f0 == "pyaapt"
+    assert other.fingerprint != tokenizer.fingerprint
+    assert SpeechTokenizer.from_pretrained(directory).fingerprint == tokenizer.fingerprint
+
+
+def test_errors(directory, tokenizer, tmp_path):
+    with pytest.raises(AudioError, match="floating point in .* found int16"):
+        tokenizer.encode(np.zeros(16_000, np.int16))
+    with pytest.raises(AudioError, match="not finite"):
+        tokenizer.encode(np.full(16_000, np.nan, np.float32))
+    with pytest.raises(CheckpointError, match="no speech_tokenizer/phonetic there"):
+        SpeechTokenizer.from_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="no vocoder"):
+        tokenizer.decode("[St1][Pi1][Hu1]")
+    with pytest.raises(ValueError, match="f0 must be one of"):
+        SpeechTokenizer.from_pretrained(directory, f0="crepe")
+
+
+def test_published_units():
+    """What the released weights give for one LibriSpeech clip, on the day they are at hand."""
+    import os
+
+    if "SPIRITLM_CHECKPOINTS_DIR" not in os.environ:
+        pytest.skip("released weights not at hand: set SPIRITLM_CHECKPOINTS_DIR to their folder")
+    import pathlib
+
+    folder = pathlib.Path(os.environ["SPIRITLM_CHECKPOINTS_DIR"]) / "speech_tokenizer"
+    encoder = HubertEncoder.load(*released.hubert_part(folder / "hubert_25hz"))
+    pitch = VQVAEPitch.load(*released.pitch_part(folder / "vqvae_f0_quantizer", released.bundled_fcpe()))
+    style = Wav2Vec2Style.load(*released.style_part(folder / "style_encoder_w2v2"))
+    published = json.loads(shared_golden("published_units.json").read_text())["units"]
+    audio = load_audio(shared_golden("audio/libri_full.flac"))
+    for name, part in (("hubert", encoder), ("pitch", pitch), ("style", style)):
+        if name in published:
+            assert " ".join(map(str, part.encode(audio))) == published[name], name
