@@ -37,7 +37,7 @@ def test_yaml_round_trip(tmp_path):
     [
         (["--model.hidden_sise", "8"], "model.hidden_sise"),
         (["--model.hidden_size", "wide"], 'Parser key "model.hidden_size"'),
-        (["--model.hidden_size", "100"], "hidden_size 100 is not a multiple of num_attention_heads 6"),
+        (["--model.hidden_size", "100"], "hidden_size 100 is not a multiple of num_attention_heads 3"),
         (["--optimizer.learning_rate", "-1"], "optimizer.learning_rate must be positive"),
         (["--data.sources.text.recipe", "sing"], "recipe"),
         (["--sequence_length", "4096"], "longer than the model's max_position_embeddings 1024"),

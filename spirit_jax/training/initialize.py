@@ -51,8 +51,8 @@ def load_initial_params(
     known = _known_ids(directory, theirs, vocabulary)
     stored = dataclasses.replace(theirs, param_dtype=model.param_dtype)
     params = checkpoint.load_llm(directory, _abstract(stored, shardings))
-    if known == model.vocab_size == theirs.vocab_size:
-        return params
+    if known >= vocabulary.size and theirs.vocab_size == model.vocab_size:
+        return params  # the same vocabulary: rows that only pad it stay too
 
     def extend(name: str, axis: int) -> jax.Array:
         """The old rows and, from `known` on, new ones."""

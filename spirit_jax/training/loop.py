@@ -97,7 +97,6 @@ class Loop:
             self._evaluate(state, 0)
         pace = _Pace(self.flops_per_token, jax.device_count() * peak_flops(jax.devices()[0]))
         progress = tqdm(total=config.steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
-        pending: tuple[int, dict, float] | None = None
         with Interruption() as interruption:
             while step < config.steps and not interruption.signal:
                 self._profile(step)
@@ -107,25 +106,23 @@ class Loop:
                 state, metrics = self.program.train_step(state, put_batch(self.mesh, batch, self.rows))
                 step += 1
                 progress.update()
-                if pending:  # fetched only now, so that the device has the next step to work on meanwhile
-                    self._report(*pending, pace, progress)
-                pending = (step, metrics, waited)
+                pace.step(metrics["tokens"], waited)
                 last = step == config.steps
+                log, save = last or step % config.log_every == 0, last or step % self.checkpoint_every == 0
                 evaluate = config.evaluate_every and (last or step % config.evaluate_every == 0)
-                save = last or step % self.checkpoint_every == 0
                 sample = config.sample_every and (last or step % config.sample_every == 0)
-                if evaluate or save or sample:
-                    self._report(*pending, pace, progress)
-                    pending = None
-                    with pace.paused():
-                        if evaluate:
-                            self._evaluate(state, step)
-                        if save:
-                            self._save(state)
-                        if sample:
-                            self.sample(state.params, step)
-            if pending:
-                self._report(*pending, pace, progress)
+                if not (log or save or evaluate or sample):
+                    continue  # nothing is fetched, so that the device has the next step to work on meanwhile
+                self._check(step, metrics, progress)
+                if log:
+                    self._report(step, metrics, pace, progress)
+                with pace.paused():
+                    if evaluate:
+                        self._evaluate(state, step)
+                    if save:
+                        self._save(state)
+                    if sample:
+                        self.sample(state.params, step)
             progress.close()
             if interruption.signal:
                 report(f"{interruption.signal}: saving step {step} and stopping; the same command goes on from there")
@@ -139,18 +136,17 @@ class Loop:
             streams |= part
         self.checkpoints.save(state, {**self.extra, "data": streams})
 
-    def _report(self, step: int, metrics: Mapping[str, Any], waited: float, pace: "_Pace", progress: tqdm) -> None:
-        """Check a step's loss, and log it where it is due."""
-        tokens = float(metrics["tokens"].sum())
-        pace.step(tokens, waited)
+    def _check(self, step: int, metrics: Mapping[str, Any], progress: tqdm) -> None:
+        """Stop a run whose loss is not finite, before its weights are saved."""
         if not math.isfinite(float(metrics["loss"])):
             progress.close()
             raise TrainingError(f"the loss of step {step} is {float(metrics['loss'])}; the last checkpoint stands")
-        if step % self.config.log_every and step != self.config.steps:
-            return
+
+    def _report(self, step: int, metrics: Mapping[str, Any], pace: "_Pace", progress: tqdm) -> None:
+        """Log a step's values, and the pace since the last report."""
         values = by_kind(metrics)
-        values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")} | {"tokens": tokens}
-        values |= pace.take()
+        values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")}
+        values |= {"tokens": float(metrics["tokens"].sum()), **pace.take()}
         progress.set_postfix_str(
             f"loss {values['loss']:.3f} "
             + " ".join(f"{kind} {values[f'loss_{kind}']:.2f}" for kind in KINDS[:4] if f"loss_{kind}" in values)
@@ -175,11 +171,17 @@ class Loop:
                 for key, value in sums.items():
                     total[key] = total[key] + value
         if total:
-            values = by_kind(total)
-            self.log.write(step, values | unigram_entropy(total["targets"], self.token_kinds), "validation")
-            losses = ", ".join(f"{kind} {values[f'loss_{kind}']:.3f}" for kind in KINDS if f"loss_{kind}" in values)
+            values = by_kind(total) | unigram_entropy(total["targets"], self.token_kinds)
+            self.log.write(step, values, "validation")
+            kinds = [kind for kind in KINDS if f"loss_{kind}" in values]
+            within = ", ".join(
+                f"{kind} {values[f'loss_within_{kind}']:.2f} / {values[f'unigram_entropy_{kind}']:.2f}"
+                for kind in kinds
+            )
             if is_primary():
-                tqdm.write(f"step {step}: held-out loss {values['loss']:.3f} ({losses})")
+                tqdm.write(
+                    f"step {step}: held-out loss {values['loss']:.3f}; within each kind / unigram entropy: {within}"
+                )
 
     def _profile(self, step: int) -> None:
         start = self.config.profile_start
@@ -196,11 +198,15 @@ class _Pace:
 
     def __init__(self, flops_per_token: float, peak: float):
         self._flops_per_token, self._peak = flops_per_token, peak
-        self._tokens = self._waited = 0.0
-        self._start = time.perf_counter()
+        self._restart()
 
-    def step(self, tokens: float, waited: float) -> None:
-        self._tokens += tokens
+    def _restart(self) -> None:
+        self._tokens: list[jax.Array] = []
+        self._waited, self._start = 0.0, time.perf_counter()
+
+    def step(self, tokens: jax.Array, waited: float) -> None:
+        """Count a step: its tokens, still on their way, and the seconds that its batch was waited for."""
+        self._tokens.append(tokens)
         self._waited += waited
 
     @contextlib.contextmanager
@@ -212,13 +218,13 @@ class _Pace:
 
     def take(self) -> dict[str, float]:
         """The figures since the last call."""
+        tokens = float(sum(np.asarray(part).sum() for part in self._tokens))
         seconds = time.perf_counter() - self._start
-        rate = self._tokens / seconds
+        rate = tokens / seconds
         values = {
             "tokens_per_second": rate,
             "mfu": rate * self._flops_per_token / self._peak,
             "data_wait": self._waited / seconds,
         }
-        self._tokens = self._waited = 0.0
-        self._start = time.perf_counter()
+        self._restart()
         return values

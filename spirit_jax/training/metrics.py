@@ -54,7 +54,8 @@ def _measured_matmul_flops(size: int = 1024, repeats: int = 8) -> float:
 def by_kind(sums: Mapping[str, Any]) -> dict[str, float]:
     """Mean loss (nats) and accuracy over all tokens and by kind, out of the per-kind sums of a step or of many.
 
-    Kinds without a token are left out.
+    Kinds without a token are left out. Where it was taken (evaluation), `loss_within_KIND` is the loss of a token among
+    the ids of its own kind, as if the kind were told: what `unigram_entropy` compares with.
     """
     nll, correct, tokens = (np.asarray(sums[name], np.float64) for name in ("nll", "correct", "tokens"))
     total = max(tokens.sum(), 1.0)
@@ -63,6 +64,8 @@ def by_kind(sums: Mapping[str, Any]) -> dict[str, float]:
         if tokens[index]:
             values[f"loss_{kind}"] = nll[index] / tokens[index]
             values[f"accuracy_{kind}"] = correct[index] / tokens[index]
+            if "within" in sums:
+                values[f"loss_within_{kind}"] = float(sums["within"][index]) / tokens[index]
     return values
 
 

@@ -38,7 +38,7 @@ class Program:
         init: key -> fresh `TrainState`.
         start_from: params -> `TrainState` with a fresh optimiser.
         train_step: (state, batch) -> (state, metrics); the state passed in is consumed.
-        eval_step: (params, batch) -> metrics, among them how often each id is a target [V].
+        eval_step: (params, batch) -> metrics, among them how often each id is a target [V], and the loss within its kind.
     """
 
     shardings: TrainState
@@ -90,25 +90,32 @@ def make_program(
     kinds_v = jnp.asarray(token_kinds, jnp.int32)
     network = llama.Llama(model)
 
-    def sums(params: llama.Params, batch: Batch, scale: Any) -> tuple[Array, Metrics]:
-        """Weighted loss of one part, times scale, and per-kind sums over its tokens."""
-        mask_bt = batch["loss_mask"].astype(jnp.float32)
+    def one_hot_kinds(batch: Batch) -> Array:
+        """Which kind each target is of, nothing where the mask is off: [B, T, K]."""
+        return jax.nn.one_hot(kinds_v[batch["targets"]], kinds_count) * batch["loss_mask"][..., None]
+
+    def forward(params: llama.Params, batch: Batch, scale: Any = 1.0) -> tuple[Array, Metrics]:
+        """Hidden states, and sums over tokens: of the loss times scale, and by kind."""
         hidden_btd, _ = network.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
-        losses = next_token_losses(
-            hidden_btd, llama.head_weight(model, params), batch["targets"], mask_bt * scale, z_loss
-        )
-        kind_btk = jax.nn.one_hot(kinds_v[batch["targets"]], kinds_count) * mask_bt[..., None]
-        return losses.loss, {
+        weights_bt = batch["loss_mask"].astype(jnp.float32) * scale
+        losses = next_token_losses(hidden_btd, llama.head_weight(model, params), batch["targets"], weights_bt, z_loss)
+        kind_btk = one_hot_kinds(batch)
+        return hidden_btd, {
+            "loss": losses.loss,
             "nll": jnp.einsum("bt,btk->k", losses.nll_bt, kind_btk),
             "correct": jnp.einsum("bt,btk->k", losses.correct_bt.astype(jnp.float32), kind_btk),
             "tokens": kind_btk.sum((0, 1)),
         }
 
+    def objective(params: llama.Params, batch: Batch, scale: Any) -> tuple[Array, Metrics]:
+        metrics = forward(params, batch, scale)[1]
+        return metrics["loss"], metrics
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         scale = 1 / jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
-        gradient = jax.value_and_grad(sums, has_aux=True)
+        gradient = jax.value_and_grad(objective, has_aux=True)
         if accumulate == 1:
-            (loss, metrics), grads = gradient(state.params, batch, scale)
+            (_, metrics), grads = gradient(state.params, batch, scale)
         else:
             # row r goes to part r % accumulate: each device splits its own rows
             parts = jax.tree.map(
@@ -122,10 +129,9 @@ def make_program(
                 lambda s: jnp.zeros(s.shape, s.dtype),
                 jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), scale),
             )
-            ((loss, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
+            ((_, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics |= {
-            "loss": loss,
             "gradient_norm": optax.global_norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step)),
         }
@@ -133,8 +139,25 @@ def make_program(
         return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 
     def eval_step(params: llama.Params, batch: Batch) -> Metrics:
-        targets_v = jnp.zeros(model.vocab_size).at[batch["targets"]].add(batch["loss_mask"].astype(jnp.float32))
-        return sums(params, batch, 1.0)[1] | {"targets": targets_v}
+        mask_bt = batch["loss_mask"].astype(jnp.float32)
+        hidden_btd, metrics = forward(params, batch)
+        head_dv = llama.head_weight(model, params)
+
+        def row(inputs):
+            """Of one row, so that no more logits exist: the loss of each target among the ids of its own kind."""
+            hidden_td, targets_t = inputs
+            logits_tv = jnp.einsum(
+                "td,dv->tv", hidden_td, head_dv.astype(hidden_td.dtype), preferred_element_type=jnp.float32
+            )
+            same_tv = kinds_v == kinds_v[targets_t][:, None]
+            total_t = jax.nn.logsumexp(jnp.where(same_tv, logits_tv, -jnp.inf), axis=-1)
+            return total_t - jnp.take_along_axis(logits_tv, targets_t[:, None], axis=-1)[:, 0]
+
+        within_bt = jax.lax.map(row, (hidden_btd, batch["targets"]))
+        return metrics | {
+            "within": jnp.einsum("bt,btk->k", within_bt, one_hot_kinds(batch)),
+            "targets": jnp.zeros(model.vocab_size).at[batch["targets"]].add(mask_bt),
+        }
 
     def start_from(params: llama.Params) -> TrainState:
         return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))

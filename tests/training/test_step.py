@@ -112,6 +112,20 @@ def test_masked_positions_teach_nothing():
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
+def test_loss_within_a_kind_equals_torch():
+    program, batch = _program(), _batch()
+    params = program.init(jax.random.key(1)).params
+    metrics = program.eval_step(params, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    with torch.no_grad():
+        logits = _to_torch(jax.device_get(params))(torch.tensor(batch["inputs"], dtype=torch.long)).logits.numpy()
+    kinds, values = TOKEN_KINDS[batch["targets"]], by_kind(metrics)
+    for index, kind in enumerate(KINDS):
+        here = (kinds == index) & batch["loss_mask"]
+        own = torch.log_softmax(torch.tensor(logits[here][:, TOKEN_KINDS == index]), -1).numpy()
+        position = np.searchsorted(np.flatnonzero(TOKEN_KINDS == index), batch["targets"][here])
+        np.testing.assert_allclose(values[f"loss_within_{kind}"], -own[np.arange(len(own)), position].mean(), atol=1e-5)
+
+
 def test_eval_counts_targets():
     program, batch = _program(), _batch()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])

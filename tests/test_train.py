@@ -1,0 +1,157 @@
+"""The train command as its users meet it: from a corpus to a run; interrupted and killed, it ends as if it had not been."""
+
+import json
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from spirit_jax.checkpoint import latest_step
+from spirit_jax.data.corpora import open_corpus, write_corpus
+
+TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
+STEPS = 30
+ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """The first utterances of the bundled corpora."""
+    directory = tmp_path_factory.mktemp("corpora")
+    for name, count in (("spirit_mini", 24), ("spirit_mini_text", 60)):
+        splits = {}
+        for split in ("train", "validation"):
+            corpus = open_corpus(name, split)
+            splits[split] = [corpus[index] for index in range(min(count, len(corpus)))]
+        write_corpus(directory, name, splits, "The start of a bundled corpus.")
+    return directory
+
+
+def _command(run, corpora, *more):
+    return [
+        sys.executable, "-m", "spirit_jax.train", "--config", str(TINY), "--run_directory", str(run),
+        "--prepare.corpora", json.dumps([str(corpora / "spirit_mini"), str(corpora / "spirit_mini_text")]),
+        "--prepare.text_pieces", "320", "--prepare.speech_tokenizer.phonetic_units", "32",
+        "--prepare.speech_tokenizer.pitch_units", "8", "--prepare.speech_tokenizer.style_units", "4",
+        "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
+        "--model.num_attention_heads", "2", "--model.num_key_value_heads", "1", "--model.num_hidden_layers", "2",
+        "--sequence_length", "128", "--global_batch_size", "4", "--loop.steps", str(STEPS), "--loop.log_every", "1",
+        "--loop.evaluate_every", "15", "--loop.sample_every", "30", "--sample.max_new_tokens", "30", "--checkpoint.every", "6",
+        *more,
+    ]  # fmt: skip
+
+
+def _train(run, corpora, *more, code=0):
+    result = subprocess.run(_command(run, corpora, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == code, result.stderr[-3000:]
+    return result
+
+
+def _curve(run):
+    """Every logged value but those of the clock."""
+    clock = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+
+
+def _weights(run):
+    """Every array of the newest checkpoint: parameters and optimiser."""
+    leaves = jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(latest_step(run)))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def unbroken(corpora, tmp_path_factory):
+    run = tmp_path_factory.mktemp("unbroken") / "run"
+    result = _train(run, corpora)
+    return run, result
+
+
+def test_a_run_leaves_what_it_promises(unbroken):
+    run, result = unbroken
+    assert f"Done: {STEPS} steps" in result.stdout
+    assert f"--checkpoint {run}/checkpoints/{STEPS}" in result.stdout
+    for name in (
+        "config.json",
+        "config.yaml",
+        "metrics.jsonl",
+        "tensorboard",
+        "tokenizer",
+        "speech_tokenizer",
+        f"samples/{STEPS}/0.txt",
+    ):
+        assert (run / name).exists(), name
+    steps = sorted(int(path.name) for path in (run / "checkpoints").iterdir() if path.name.isdigit())
+    assert steps == [18, 24, 30]  # the newest three
+    curve = _curve(run)
+    assert [line["step"] for line in curve if "train/loss" in line] == list(range(1, STEPS + 1))
+    first, last = (next(line["train/loss"] for line in lines if "train/loss" in line) for lines in (curve, curve[::-1]))
+    assert last < first - 0.5
+    evaluated = [line for line in curve if "validation/loss" in line]
+    assert [line["step"] for line in evaluated] == [0, 15, 30]
+    # before the first step every id is about as likely as any other
+    np.testing.assert_allclose(evaluated[0]["validation/loss"], np.log(1024), atol=0.2)
+
+
+def test_the_same_seed_gives_the_same_run(unbroken, corpora, tmp_path):
+    again = tmp_path / "run"
+    _train(again, corpora)
+    assert _curve(again) == _curve(unbroken[0])
+    first, second = _weights(unbroken[0]), _weights(again)
+    assert first.keys() == second.keys()
+    assert len(first) > 20
+    for name, value in first.items():
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+
+
+@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
+def test_a_broken_run_ends_like_an_unbroken_one(blow, unbroken, corpora, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("tokenizer", "speech_tokenizer", "records"):  # prepared alike: shown by the test above
+        shutil.copytree(unbroken[0] / name, run / name)
+    at = random.SystemRandom().randrange(1, STEPS - 4)
+    process = subprocess.Popen(
+        _command(run, corpora), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log, deadline = run / "metrics.jsonl", time.monotonic() + 200
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and log.read_text().count("train/loss") >= at:
+            break
+        time.sleep(0.002)
+    process.send_signal(blow)
+    output, _ = process.communicate(timeout=100)
+    assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 0), output
+    if blow == signal.SIGTERM:
+        assert "SIGTERM: saving step" in output
+        assert "the same command goes on from there" in output
+    resumed = _train(run, corpora)
+    if blow == signal.SIGTERM:
+        assert "Resuming" in resumed.stdout
+    assert _curve(run) == _curve(unbroken[0]), f"killed after step {at}"
+    for name, value in _weights(unbroken[0]).items():
+        np.testing.assert_array_equal(_weights(run)[name], value, err_msg=f"{name}, killed after step {at}")
+
+
+def test_another_config_is_not_mixed_into_a_run(unbroken, corpora):
+    result = _train(unbroken[0], corpora, "--optimizer.learning_rate", "1", code=2)
+    assert "optimizer.learning_rate 0.003 -> 1.0" in result.stderr
+
+
+def test_starting_from_another_run(unbroken, corpora, tmp_path):
+    """`init_from` a step: the first held-out loss is that step's own."""
+    run = tmp_path / "run"
+    before = [line for line in _curve(unbroken[0]) if "validation/loss" in line][-1]
+    _train(run, corpora, "--init_from", str(latest_step(unbroken[0])), "--loop.steps", "1", "--loop.sample_every", "0")
+    after = next(line for line in _curve(run) if "validation/loss" in line)
+    assert after["step"] == 0
+    np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)

@@ -1,0 +1,98 @@
+"""Starting from other weights: what is known stays bit for bit, what is new is drawn, what does not fit is refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from spirit_jax import checkpoint
+from spirit_jax.config import to_dict
+from spirit_jax.models import llama
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.sharding import tree_shardings
+from spirit_jax.training.initialize import load_initial_params
+from spirit_jax.vocabulary import Vocabulary, VocabularyError
+
+TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!"] * 30
+MODEL = llama.LlamaConfig(
+    vocab_size=1024,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+)
+
+
+def _checkpoint(directory, model, vocabulary=None):
+    params = llama.init_params(model, jax.random.key(7))
+    ocp.save_checkpointables(directory, {checkpoint.LLM: params})
+    checkpoint.write_file(directory / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))
+    if vocabulary is not None:
+        vocabulary.save(directory / checkpoint.TOKENIZER)
+    return params
+
+
+def _load(directory, model, vocabulary, seed=0):
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    shardings = tree_shardings(mesh, llama.logical_axes(model), llama.abstract_params(model))
+    return load_initial_params(directory, model, vocabulary, shardings, seed)
+
+
+@pytest.fixture(scope="module")
+def vocabularies():
+    return {variant: Vocabulary.train(TEXTS, 300, variant) for variant in ("base", "expressive")}
+
+
+def test_a_base_model_becomes_an_expressive_one(tmp_path, vocabularies):
+    base, expressive = vocabularies["base"], vocabularies["expressive"]
+    old = _checkpoint(tmp_path / "base", dataclasses.replace(MODEL, vocab_size=base.padded_size), base)
+    new = _load(tmp_path / "base", MODEL, expressive)
+    known = (
+        base.size
+    )  # the ids of text and HuBERT units are the same; rows that only padded the old vocabulary are not kept
+    np.testing.assert_array_equal(new["embed_tokens"][:known], old["embed_tokens"][:known])
+    np.testing.assert_array_equal(new["lm_head"][:, :known], old["lm_head"][:, :known])
+    assert new["embed_tokens"].shape == (1024, 32)
+    drawn = np.asarray(new["embed_tokens"][known:])
+    np.testing.assert_allclose(drawn.std(), MODEL.initializer_range, rtol=0.1)
+    assert not np.array_equal(drawn, np.asarray(new["lm_head"][:, known:]).T)
+    jax.tree.map(np.testing.assert_array_equal, new["layers"], old["layers"])
+    again, other = _load(tmp_path / "base", MODEL, expressive), _load(tmp_path / "base", MODEL, expressive, seed=1)
+    np.testing.assert_array_equal(again["embed_tokens"], new["embed_tokens"])
+    assert not np.array_equal(other["embed_tokens"], new["embed_tokens"])
+
+
+def test_a_text_model_without_a_tokenizer(tmp_path, vocabularies):
+    vocabulary = vocabularies["expressive"]
+    old = _checkpoint(
+        tmp_path / "text", dataclasses.replace(MODEL, vocab_size=vocabulary.text_size, tie_word_embeddings=True)
+    )
+    model = dataclasses.replace(MODEL, tie_word_embeddings=True)
+    new = _load(tmp_path / "text", model, vocabulary)
+    assert "lm_head" not in new
+    np.testing.assert_array_equal(new["embed_tokens"][: vocabulary.text_size], old["embed_tokens"])
+
+
+def test_the_same_vocabulary_keeps_every_row(tmp_path, vocabularies):
+    vocabulary = vocabularies["expressive"]
+    old = _checkpoint(tmp_path / "same", MODEL, vocabulary)
+    jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / "same", MODEL, vocabulary), old)
+
+
+def test_what_does_not_fit_is_refused(tmp_path, vocabularies):
+    vocabulary = vocabularies["expressive"]
+    _checkpoint(tmp_path / "llm", MODEL, vocabulary)
+    with pytest.raises(checkpoint.CheckpointError, match="its hidden_size is 32, the config's model has 64"):
+        _load(tmp_path / "llm", dataclasses.replace(MODEL, hidden_size=64), vocabulary)
+    other = Vocabulary.train(["zebras quack in the quiet fjord by night, 7 wax jugs"] * 50, 300)
+    with pytest.raises(VocabularyError, match="300 text pieces are not those of the run's tokenizer"):
+        _load(tmp_path / "llm", MODEL, other)
+    _checkpoint(tmp_path / "odd", dataclasses.replace(MODEL, vocab_size=999))
+    with pytest.raises(VocabularyError, match="no tokenizer there to tell what the 999 rows"):
+        _load(tmp_path / "odd", MODEL, vocabulary)
+    with pytest.raises(checkpoint.CheckpointError, match="no such checkpoint directory"):
+        _load(tmp_path / "none", MODEL, vocabulary)
