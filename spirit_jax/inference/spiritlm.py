@@ -359,7 +359,8 @@ class SpiritLM:
     def _voice(self, context: str, speaker: int | str):
         """What speaks a run of unit tokens: no sound where there is no phonetic unit, units where there is no vocoder.
 
-        An expressive vocoder needs pitch and style: a run without any takes the first of the context, or a neutral one.
+        An expressive vocoder needs pitch and style: a run without any is spoken in the first pitch of the context, or a
+        neutral one, and in the first of the styles that the reference draws from.
         """
         vocoder = None if self.speech_tokenizer is None else self.speech_tokenizer.vocoder
 
@@ -369,14 +370,14 @@ class SpiritLM:
                 return units
             if not units.hubert.size:
                 return np.zeros(0, np.float32)
-            if self.vocabulary.variant == "expressive" and None in (units.pitch, units.style):
-                around = SpeechUnits.from_string(unit_tokens(context) + "[Hu0]")  # a phonetic unit to hold them
-                fill = [
-                    np.full_like(units.hubert, neutral if known is None else known[0])
-                    for known, neutral in ((around.pitch, NEUTRAL_PITCH), (around.style, NEUTRAL_STYLE))
-                ]
-                pitch, style = (a if b is None else b for a, b in zip(fill, units.streams[1:], strict=True))
-                units = SpeechUnits(units.hubert, pitch, style)
+            if self.vocabulary.variant == "expressive":
+                known = SpeechUnits.from_string(unit_tokens(context) + "[Hu0]").pitch  # a phonetic unit to hold it
+                pitch = NEUTRAL_PITCH if known is None else known[0]
+                units = SpeechUnits(
+                    units.hubert,
+                    np.full_like(units.hubert, pitch) if units.pitch is None else units.pitch,
+                    np.full_like(units.hubert, NEUTRAL_STYLE) if units.style is None else units.style,
+                )
             return self.speech_tokenizer.decode(units, speaker=speaker)
 
         return voice

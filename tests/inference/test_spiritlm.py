@@ -1,0 +1,239 @@
+"""SpiritLM on a golden checkpoint: batches, streams, stops, grammar, scores, int8, and what is refused."""
+
+import sys
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from spirit_jax import Segment, SpiritLM
+from spirit_jax.audio import AudioError
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.inference import engine
+from spirit_jax.inference.prompts import PromptError
+from spirit_jax.units import SpeechUnits
+from tests.goldens import golden
+from tests.inference import checkpoints
+
+sys.modules.setdefault("torchaudio", None)
+from transformers import LlamaForCausalLM  # noqa: E402
+
+PROMPTS = [
+    "[Text]hello",
+    "[Text]The morning bus was late[Speech]",
+    "[Text]a",
+    "[Text]" + "a much longer prompt than the others " * 30,
+    "[Speech][St1][Pi2][Hu3]",
+]
+
+
+@pytest.fixture(scope="module")
+def lm() -> SpiritLM:
+    return checkpoints.load("small_expressive")
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    torch.set_num_threads(1)
+    return LlamaForCausalLM.from_pretrained(golden("variants/llama_small_expressive"), dtype=torch.float32).eval()
+
+
+def told(segments: list[Segment]) -> list[tuple]:
+    return [(s.kind, s.content if s.kind == "text" else s.tokens) for s in segments]
+
+
+def test_a_batch_gives_what_each_prompt_gives(lm, monkeypatch):
+    """Prompts of 3 to 400 tokens through 2 slots, the long one read in pieces beside the others; greedy and drawn."""
+    monkeypatch.setattr(engine, "_PREFILL", 64)
+    for temperature in (0.0, 1.0):
+        alone = [told(lm.generate(p, "any", 24, temperature=temperature, seed=3)) for p in PROMPTS]
+        together = lm.generate_batch(PROMPTS, "any", 24, temperature=temperature, seed=3, slots=2)
+        assert list(map(told, together)) == alone
+        assert len({str(a) for a in alone}) == len(PROMPTS)
+
+
+def test_requests_with_their_own_settings_share_slots(lm):
+    """Each request alone, and all in three slots: the same ids."""
+    ids = [lm.vocabulary.encode(p) for p in PROMPTS]
+    settings = [
+        {},
+        {"temperature": 1.0, "seed": 1},
+        {"repetition_penalty": 1.5},
+        {"temperature": 0.7, "top_p": 0.9},
+        {},
+    ]
+    lengths = [30, 3, 17, 9, 1]
+    requests = [
+        lm._request(i, "any", n, engine.Sampling(**s), k == 1)
+        for k, (i, n, s) in enumerate(zip(ids, lengths, settings, strict=True))
+    ]
+    together = {i: new.tolist() for i, new, _ in lm._engine.run(requests, slots=3)}
+    for k, request in enumerate(requests):
+        ((_, alone, _),) = lm._engine.run([request], slots=1)
+        assert together[k] == alone.tolist()
+        assert len(alone) <= lengths[k]
+
+
+def test_repetition_penalty_runs_as_hugging_face_s(lm, model):
+    ids = lm.vocabulary.encode(PROMPTS[1])
+    bad = [[i] for i in range(lm.vocabulary.size, lm.config.vocab_size)]
+    options = {
+        "repetition_penalty": 1.8,
+        "do_sample": False,
+        "max_new_tokens": 24,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    want = model.generate(torch.tensor([ids]), bad_words_ids=bad, **options)[0, len(ids) :].tolist()
+    assert lm.generate_ids(ids, "any", 24, repetition_penalty=1.8).tolist() == want
+    assert lm.generate_ids(ids, "any", 24).tolist() != want
+
+
+def test_logits_and_log_likelihood_are_those_of_hugging_face(lm, model):
+    """Logits within 1e-4 (they are up to 20, float32), log-likelihoods of single tokens within 1e-4 and of batches too."""
+    rows = [lm.vocabulary.encode("[Text]hello world"), lm.vocabulary.encode("[Text]hi[Speech][St1][Hu3]")]
+    width = min(map(len, rows))
+    ids = np.array([row[:width] for row in rows])
+    with torch.no_grad():
+        want = model(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(lm.logits(ids), want, atol=1e-4)
+
+    pairs = [("[Text]hello", " world"), ("", "[Speech][St1][Pi3][Hu3]"), (PROMPTS[3], "and the end"), ("[Text]a", "b")]
+    together = lm.log_likelihood_batch(pairs)
+    for (prompt, continuation), (total, tokens) in zip(pairs, together, strict=True):
+        whole = lm.vocabulary.encode(prompt + continuation)
+        with torch.no_grad():
+            scores = torch.log_softmax(model(torch.tensor([whole])).logits[0].double(), -1).numpy()
+        want = [scores[i - 1, whole[i]] for i in range(len(whole) - tokens, len(whole))]
+        assert total == pytest.approx(sum(want), abs=1e-4 * tokens)
+        assert lm.vocabulary.decode(whole[len(whole) - tokens :]).strip() == continuation.strip()
+    assert lm.log_likelihood(*pairs[0]) == pytest.approx(together[0], abs=1e-3)
+
+
+def test_log_likelihood_of_segments(lm):
+    """The modality token between text and speech belongs to the prompt."""
+    got = lm.log_likelihood([Segment.text("hi")], [Segment.speech("[St1][Pi3][Hu3]")])
+    assert got == lm.log_likelihood("[Text]hi[Speech]", "[St1][Pi3][Hu3]")
+    assert got[1] == 3
+
+
+def test_stop_strings(lm):
+    (whole,) = lm.generate(PROMPTS[0], "text", 40)
+    stop = whole.content[9:11]
+    (cut,) = lm.generate(PROMPTS[0], "text", 40, stop=["never there", stop])
+    assert cut.content == whole.content[: whole.content.index(stop)].strip()
+
+
+def test_stream(lm):
+    """Pieces joined are the whole answer, in the same order of kinds."""
+    for modality in ("text", "any"):
+        pieces = list(lm.stream(PROMPTS[0], modality, 40, temperature=1.0, seed=2, steps=5))
+        ids = lm.generate_ids(lm.vocabulary.encode(PROMPTS[0]), modality, 40, temperature=1.0, seed=2)
+        joined = "".join(piece.content if piece.kind == "text" else piece.tokens for piece in pieces)
+        expected = lm.vocabulary.decode([lm.vocabulary.text_id, *ids]).removeprefix("[Text]")
+        assert joined == expected.replace("[Speech]", "").replace("[Text]", "")
+        assert len(pieces) > 1
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_grammar(lm, seed):
+    """Every run of speech starts with style, pitch, phonetic unit; nothing repeats in a stream; no unit outside speech."""
+    v = lm.vocabulary
+    prompt = v.encode("[Text]hello[Speech]")
+    new = lm.generate_ids(prompt, "any", 120, temperature=2.0, top_k=0, seed=seed, grammar=True).tolist()
+    inside, run, last = True, [], {}
+    for index in new:
+        kind = v.token_kinds[index]
+        if index == v.speech_id:
+            assert not inside
+            inside, run, last = True, [], {}
+        elif kind in (1, 2, 3):
+            assert inside
+            assert kind == 3 or last.get(kind) != index
+            last[kind] = index
+            run.append(kind)
+            assert run[:3] == [3, 2, 1][: len(run)]
+        else:
+            assert not inside or (index in (v.text_id, v.eos_id) or kind == 4)
+            inside = False
+    speech = lm.generate_ids(v.encode("[Text]hello"), "speech", 30, temperature=2.0, seed=seed, grammar=True)
+    assert v.token_kinds[speech[:3]].tolist() == [3, 2, 1]
+
+
+def test_int8(lm):
+    """Each weight within half a step of its channel's scale; log-likelihoods change little; a quarter of the memory."""
+    small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", int8=True)
+    kept, weight = small.params["layers"]["mlp"]["up_proj"], lm.params["layers"]["mlp"]["up_proj"]
+    assert kept["int8"].dtype == np.int8
+    error = np.abs(np.asarray(kept["int8"]) * np.asarray(kept["scale"]) - np.asarray(weight))
+    assert (error <= np.asarray(kept["scale"]) * 0.5001).all()
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(m.params)) for m in (small, lm)]
+    assert sizes[0] < 0.3 * sizes[1]
+    pairs = [("[Text]hello", " world and more"), ("[Speech]", "[St1][Pi3][Hu3][Hu4][Hu5]")]
+    for (a, n), (b, _) in zip(small.log_likelihood_batch(pairs), lm.log_likelihood_batch(pairs), strict=True):
+        assert 0 < abs(a - b) / n < 0.5  # nats a token, of a random model whose logits spread over +-15
+    assert small.generate(PROMPTS[0], "text", 8)
+
+
+def test_bfloat16_runs():
+    lm = SpiritLM.from_pretrained(checkpoints.converted("small_base"), dtype="bfloat16")
+    assert {x.dtype.name for x in jax.tree.leaves(lm.params)} == {"bfloat16"}
+    assert lm.generate("[Text]hi[Speech]", "speech", 30)[0].tokens.count("[Hu") > 20
+
+
+def test_a_prompt_may_fill_the_context():
+    lm = checkpoints.load("small_expressive")
+    ids = [1, *[300] * (lm.config.max_position_embeddings - 4)]
+    assert len(lm.generate_ids(ids, "text", 100)) <= 3
+
+
+def test_nothing_compiles_for_another_prompt(lm):
+    lm.generate(PROMPTS[0], "text", 20)
+    before = engine._prefill._cache_size(), engine._decode._cache_size()
+    lm.generate("[Text]something else entirely", "speech", 31)
+    assert (engine._prefill._cache_size(), engine._decode._cache_size()) == before
+
+
+REFUSED = {
+    "empty": ([], PromptError, "the prompt is empty"),
+    "not segments": ([("text", "hi")], PromptError, "found tuple"),
+    "long": (
+        "[Text]" + "[Hu3]" * 5000,
+        PromptError,
+        "the prompt has 500[0-9] tokens, the model's context is 4096: shorten it",
+    ),
+    "unit": ("[Text]hi[Speech][Hu700]", PromptError, r"\[Hu700\] at position 16 is no token"),
+    "audio": (
+        [Segment.speech(np.zeros(16000, np.float32))],
+        CheckpointError,
+        "no speech_tokenizer/ to hear audio with",
+    ),
+}
+
+
+@pytest.mark.parametrize(("prompt", "error", "message"), REFUSED.values(), ids=REFUSED.keys())
+def test_refused_prompts(lm, prompt, error, message):
+    with pytest.raises(error, match=message):
+        lm.generate(prompt)
+
+
+def test_other_refusals(lm, tmp_path):
+    base = checkpoints.load("small_base")
+    expressive = SpeechUnits(np.array([1, 2]), np.array([3]), np.array([4]))
+    with pytest.raises(PromptError, match=r"Spirit LM base has no (style|pitch) units; use an expressive checkpoint"):
+        base.generate([Segment.speech(expressive)])
+    with pytest.raises(PromptError, match="output modality must be one of text, speech, any, found 'song'"):
+        lm.generate("[Text]hi", "song")
+    with pytest.raises(PromptError, match="max_new_tokens must be 1 or more, found 0"):
+        lm.generate("[Text]hi", max_new_tokens=0)
+    with pytest.raises(PromptError, match="ids go from 0 to 1306, found 5..1307"):
+        lm.generate_ids([5, 1307])
+    with pytest.raises(PromptError, match="the continuation is empty"):
+        lm.log_likelihood("[Text]hi", "")
+    with pytest.raises(AudioError, match="no such file"):
+        Segment.speech(tmp_path / "nothing.wav")
+    with pytest.raises(ValueError, match="they belong to different checkpoints"):
+        SpiritLM(base.params, base.config, lm.vocabulary)
+    with pytest.raises(CheckpointError, match="no such checkpoint directory"):
+        SpiritLM.from_pretrained(tmp_path / "nothing")
