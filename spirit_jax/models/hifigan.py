@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 STAGE_SLOPE = 0.1
@@ -160,7 +161,8 @@ def split_weight_norm(params: dict) -> dict:
 
 def _norm(kernel: Array, shape: tuple[int, ...]) -> Array:
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), axis=axes, keepdims=True))
+    xp = np if isinstance(kernel, np.ndarray) else jnp  # NumPy in, NumPy out: nothing to compile when a checkpoint loads
+    return xp.sqrt(xp.sum(xp.square(kernel), axis=axes, keepdims=True))
 
 
 def convolve(

@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 
 from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm
-from spirit_jax.units import SpeechUnits
+from spirit_jax.units import SpeechUnits, UnitError
 
 DEFAULT_SPEAKER = 2
 DEFAULT_STYLE = 8
@@ -36,8 +36,12 @@ DURATION_CONTEXT = 2
 UnitsLike = SpeechUnits | str | Mapping[str, Sequence[int]]
 
 
-class VocoderError(ValueError):
-    """Units, a speaker or a style that this vocoder cannot speak; the message says what it can."""
+class VocoderError(UnitError):
+    """Units that this vocoder cannot speak; the message says which, and what it can."""
+
+
+class VoiceError(ValueError):
+    """A speaker or a style that this vocoder does not have; the message lists those that it has."""
 
 
 class Utterance(NamedTuple):
@@ -69,9 +73,7 @@ class HifiGanVocoder:
         self._model = HifiGan(network)
         self._stored = params
         params = fold_weight_norm(params)
-        units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        wanted = jax.eval_shape(self._model.init, jax.random.key(0), units)["params"]
-        wanted, found = ({path: leaf.shape for path, leaf in flatten(tree).items()} for tree in (wanted, params))
+        wanted, found = _shapes(self._model), {path: leaf.shape for path, leaf in flatten(params).items()}
         for path in sorted(wanted.keys() | found.keys()):
             if found.get(path) != wanted.get(path):
                 what = f"array {path} has shape {found.get(path)}, its config asks for {wanted.get(path)}"
@@ -144,21 +146,19 @@ class HifiGanVocoder:
 
         Raises:
             VocoderError: nothing to speak, a unit out of range, pitch or style missing or of a length that does not
-                fit, an unknown speaker or style, or durations asked of a vocoder that has no predictor. Says which
-                item of a batch of several.
+                fit, or durations asked of a vocoder that has no predictor. Says which item of a batch of several.
+            VoiceError: an unknown speaker or style.
         """
         speakers = [speaker] * len(batch) if isinstance(speaker, int | str | np.integer) else list(speaker)
         if len(speakers) != len(batch):
-            raise VocoderError(
-                f"{len(batch)} items to speak and {len(speakers)} speakers: expected one for all or each"
-            )
+            raise VoiceError(f"{len(batch)} items to speak and {len(speakers)} speakers: expected one for all or each")
         style_row, style_unit = self._style(style)
         prepared, predicted = [], []
         for i, (units, who) in enumerate(zip(batch, speakers, strict=True)):
             try:
                 row = _row("speaker", who, self.speakers, self.network.num_speakers)
                 codes, predict = self._codes(units, style_unit, predict_durations, deduplicate)
-            except ValueError as error:
+            except UnitError as error:
                 raise VocoderError(f"item {i}: {error}" if len(batch) > 1 else str(error)) from error
             prepared.append(Utterance(*codes, row, style_row))
             predicted.append(predict)
@@ -191,7 +191,7 @@ class HifiGanVocoder:
         row = _row("speaker", speaker, self.speakers, self.network.num_speakers)
         style_row, style_unit = self._style(style)
         if chunk_frames < 1:
-            raise VocoderError(f"chunk_frames must be at least 1, found {chunk_frames}")
+            raise ValueError(f"chunk_frames must be at least 1, found {chunk_frames}")
         units_ahead, frames_ahead = self.latency(predict_durations)
         empty = np.zeros(0, np.int32)
         waiting = Utterance(empty, empty, empty, row, style_row)  # units, of which the first `timed` are in `ready`
@@ -235,7 +235,7 @@ class HifiGanVocoder:
         if style is None:
             return 0, None
         if not cfg.num_style_tokens:
-            raise VocoderError(f"this vocoder has no styles; asked for {style!r}")
+            raise VoiceError(f"this vocoder has no styles; asked for {style!r}")
         return 0, _row("style", style, (), cfg.num_style_tokens)
 
     def _codes(
@@ -298,6 +298,13 @@ class HifiGanVocoder:
             return np.asarray(_generate(self._model, self._params, *streams, *constants, first, last))
 
         return _in_windows(jobs, windows, self.network.context, self.network.code_hop_size, run)
+
+
+@functools.cache
+def _shapes(model: HifiGan) -> dict[str, tuple[int, ...]]:
+    units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(model.init, jax.random.key(0), units)["params"]
+    return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
 @functools.partial(jax.jit, static_argnames="model")
@@ -407,4 +414,4 @@ def _row(kind: str, wanted: int | str, names: Sequence[str], rows: int) -> int:
     elif 0 <= operator.index(wanted) < rows:
         return operator.index(wanted)
     known = ", ".join(f"{i} {name}" for i, name in enumerate(names))
-    raise VocoderError(f"unknown {kind} {wanted!r}; known are {known + ', ' if known else ''}ids 0..{rows - 1}")
+    raise VoiceError(f"unknown {kind} {wanted!r}; known are {known + ', ' if known else ''}ids 0..{rows - 1}")
