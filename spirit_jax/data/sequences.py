@@ -20,8 +20,9 @@ Choices where the paper says nothing:
   switch is in neither modality. A span without any frame (a word under 40 ms) is left out.
 - The released vocabulary has no `[ASR]` and `[TTS]`: they are written as ordinary text pieces, unless the tokenizer has them.
 - A document longer than a row is cut into several, each with its own prefix and modality token: text before a word, speech
-  and aligned documents at a word boundary (at every second where there is no alignment), so that each part is a document as
-  if its words were all of the utterance.
+  and aligned documents at a word boundary (whole speech without word times also at seconds), so that each part is a document
+  as if its words were all of the utterance. What cannot be cut is a record that cannot be used: an `asr` or `tts` pair
+  without word times, one word longer than a row.
 """
 
 import bisect
@@ -47,6 +48,7 @@ Span = tuple[int, int, int]
 
 _FRAME_MS = 40
 _SECOND = 25  # frames
+_UNALIGNED = 5 * _SECOND  # no word is so long: speech without alignment, or a pause
 _WORD_PIECES = 64  # how far back from the end of a row a word's start is looked for
 _GRID_FRAMES = 2400  # up to here (100 s) the order of merged streams is a fixed pattern, see _span_ids
 
@@ -92,6 +94,7 @@ class WordPieces:
         self._encode = vocabulary.encode_text
         self._known: dict[str, list[int]] = {}  # a word to its pieces after a space
         self._first: dict[str, list[int]] = {}  # and at the start of a text
+        self._letter = len(self._encode("a"))
         sample = "This is one of the things that we had to do in order to be at the end of it."
         self._by_word = len(vocabulary.prefix) == 2 and self._joined(sample) == self._encode(sample)
 
@@ -118,7 +121,7 @@ class WordPieces:
                 if len(known) >= self._MOST:
                     known.clear()
                 # after a letter, so that the space is not at the start of the text
-                pieces = known[word] = self._encode("a " + word)[len(self._encode("a")) :]
+                pieces = known[word] = self._encode("a " + word)[self._letter :]
             ids += pieces
         return ids
 
@@ -190,10 +193,11 @@ class Sequencer:
         return documents
 
     def _speech(self, record, rng):
-        count, frames = len(record.units.hubert), word_frames(record)[1:, 0] if record.words else None
-        if frames is None:
-            frames = np.arange(_SECOND, count, _SECOND)
-        bounds = sorted({0, *frames.tolist(), count})
+        bounds = sorted({0, *word_frames(record)[1:, 0].tolist(), len(record.units.hubert)})
+        for first, last in itertools.pairwise(bounds.copy()):
+            if last - first > _UNALIGNED:
+                bounds.extend(range(first + _SECOND, last, _SECOND))
+        bounds.sort()
 
         def content(first: int, last: int) -> list:
             whole = (first, last) == (0, len(bounds) - 1)
@@ -291,7 +295,7 @@ class Sequencer:
         return [self.vocabulary.decode([*anchor, index])[1:2].isspace() for index in ids]
 
     def _span_ids(self, units: SpeechUnits, spans: list[tuple[int, int]]) -> list[np.ndarray]:
-        """`vocabulary.unit_ids(units.cut(first, last))` of many spans at once, in some 25 array operations.
+        """`vocabulary.unit_ids(units.cut(first, last))` of many spans in one go.
 
         Every frame of a stretch has three places in the order style, pitch, HuBERT, which is the order of start times up to
         100 s; a place is in use where a unit of that stream begins and, but for style, differs from the one before.

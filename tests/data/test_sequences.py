@@ -279,17 +279,21 @@ def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
     assert all(len(ids) > max_ids - 45 for ids in documents[:-1])
 
 
-def test_speech_without_words_is_cut_at_seconds(vocabulary):
+@pytest.mark.parametrize("words", [0, 2])
+def test_speech_without_words_is_cut_at_seconds(vocabulary, words):
+    """And so is a long stretch without words after an aligned one."""
     record = utterance(np.random.default_rng(8), 0, 60)
-    record = dataclasses.replace(record, words=(), spans_ms=np.zeros((0, 2), np.int32))
+    record = dataclasses.replace(record, words=record.words[:words], spans_ms=record.spans_ms[:words])
     documents = _sequencer(vocabulary, "speech", 200)(record, record_rng(0, "", 0, 0))
     frames, start = len(record.units.hubert), 0
+    origin = frames_of(record, 1, 2)[0] if words else 0
     for ids in documents:
         assert len(ids) <= 200
         matching = [
             end
-            for end in [*range(start + 25, frames, 25), frames]
-            if _string(vocabulary, ids)
+            for end in [*range(origin + 25, frames, 25), frames]
+            if end > start
+            and _string(vocabulary, ids)
             == "[Speech]" + unit_string(record, list(range(start, end)), expressive=_expressive(vocabulary))
         ]
         assert len(matching) == 1
