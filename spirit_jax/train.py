@@ -21,7 +21,7 @@ from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.processes import is_primary, report, wait_for_all
+from spirit_jax.parallel.processes import is_primary, join_processes, report, wait_for_all
 from spirit_jax.parallel.sharding import local_rows
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.initialize import load_initial_params
@@ -108,6 +108,7 @@ _FREE = {"run_directory", "loop", "checkpoint", "sample", "mesh", "accumulate", 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a config that cannot be used, 1 for a run that failed."""
     settings = config.parse(TrainConfig, arguments, PROG, "Train a Spirit LM, or resume the run of the same directory.")
+    join_processes()
     try:
         run(settings.resolved())
     except (ValueError, FileExistsError) as error:
@@ -292,7 +293,7 @@ def farewell(settings: TrainConfig, directory: pathlib.Path, step: int) -> None:
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard\n"
         f"  samples      {directory}/samples/{step}/\n"
         f"Next, let it speak:\n"
-        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"the small dog" --output-modality speech --output {directory}/generated'
+        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" --output-modality speech --output {directory}/generated'
     )
 
 

@@ -6,6 +6,7 @@ import pathlib
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -140,6 +141,42 @@ def test_a_broken_run_ends_like_an_unbroken_one(blow, unbroken, corpora, tmp_pat
     assert _curve(run) == _curve(unbroken[0]), f"killed after step {at}"
     for name, value in _weights(unbroken[0]).items():
         np.testing.assert_array_equal(_weights(run)[name], value, err_msg=f"{name}, killed after step {at}")
+
+
+def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_path):
+    """Two hosts with parameters and rows split over them, killed in the middle; a single one takes over."""
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("tokenizer", "speech_tokenizer", "records"):
+        shutil.copytree(unbroken[0] / name, run / name)
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    job = {**ENVIRONMENT, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            _command(run, corpora, "--loop.sample_every", "10"),
+            env={**job, "JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
+        if latest_step(run) is not None and int(latest_step(run).name) >= 12:
+            break
+        time.sleep(0.02)
+    for process in processes:
+        process.kill()
+    outputs = [process.communicate(timeout=60)[0] for process in processes]
+    assert latest_step(run) is not None, outputs
+    assert "2 cpu device(s) (data 1 x fsdp 2 x tensor 1)" in outputs[0]
+    assert outputs[1].count("held-out") == 0  # the first process speaks for all
+    resumed = _train(run, corpora)
+    assert "Resuming" in resumed.stdout
+    for found, expected in zip(_curve(run), _curve(unbroken[0]), strict=True):
+        assert found.keys() == expected.keys()
+        # the same batches; float32 sums in another order, through up to 30 updates
+        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3, atol=1e-3)
 
 
 def test_another_config_is_not_mixed_into_a_run(unbroken, corpora):

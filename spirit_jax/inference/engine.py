@@ -122,14 +122,19 @@ def _next(program: Program, params: Params, tables: Tables, rows: Rows, hidden_b
     return token_b, tables.grammar.advance(grammar_b3, token_b) if program.grammatical else grammar_b3
 
 
+def _placed(program: Program, state: State) -> State:
+    """The cache in shards, all else whole on every device, so that every process can read it."""
+    rest = jax.lax.with_sharding_constraint(state._replace(cache=None), network.whole(program.mesh))
+    cache = jax.lax.with_sharding_constraint(state.cache, network.cache_sharding(program.config, program.mesh))
+    return rest._replace(cache=cache)
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _empty(program: Program, slots: int, length: int, output: int) -> State:
     width = program.config.vocab_size if program.penalised else 0
-    cache = init_cache(program.config, slots, length)
-    cache = jax.lax.with_sharding_constraint(cache, network.cache_sharding(program.config, program.mesh))
     zeros = jnp.zeros(slots, jnp.int32)
-    return State(
-        cache,
+    state = State(
+        init_cache(program.config, slots, length),
         zeros,
         zeros,
         zeros,
@@ -138,6 +143,7 @@ def _empty(program: Program, slots: int, length: int, output: int) -> State:
         jnp.zeros((slots, width), bool),
         jnp.zeros((slots, 3), jnp.int32),
     )
+    return _placed(program, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -182,7 +188,7 @@ def _prefill(
 
     slots_b = jnp.where(end_b, slots_b, state.token.shape[0])
     finished_b = (token_b == program.eos_id) | (rows.limit <= 1)
-    return State(
+    state = State(
         cache,
         state.token.at[slots_b].set(token_b, mode="drop"),
         state.position.at[slots_b].set(start_b + length_b, mode="drop"),
@@ -192,6 +198,7 @@ def _prefill(
         occurred_bv,
         state.grammar.at[slots_b].set(grammar_b3, mode="drop"),
     )
+    return _placed(program, state)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
@@ -230,7 +237,12 @@ def _decode(program: Program, params: Params, tables: Tables, state: State, rows
             jnp.where(active_b[:, None], grammar_b3, state.grammar),
         )
 
-    return jax.lax.while_loop(more, body, (0, state))[1]
+    return _placed(program, jax.lax.while_loop(more, body, (0, state))[1])
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _set(done_b: Bool[Array, " B"], slot) -> Bool[Array, " B"]:
+    return done_b.at[slot].set(True)
 
 
 @dataclasses.dataclass
@@ -252,6 +264,8 @@ class Engine:
         """
         self.params, self.config, self.mesh, self.eos_id = params, config, mesh, eos_id
         self.tables = jax.device_put(tables, network.whole(mesh))
+        # every process of a job sees all rows, so that all of them decide alike
+        self._fetch = jax.jit(lambda *arrays: arrays, out_shardings=network.whole(mesh))
 
     def run(
         self,
@@ -299,12 +313,12 @@ class Engine:
             with logical_rules(self.mesh):
                 arguments = (rows, np.int32(most), np.bool_(bool(waiting)))
                 state = _decode(program, self.params, self.tables, state, *arguments)
-            done, count, tokens = (np.array(x) for x in jax.device_get((state.done, state.count, state.output)))
+            done, count, tokens = (np.array(x) for x in self._fetch(state.done, state.count, state.output))
             for slot, index in sorted(running.items(), key=lambda item: item[1]):
                 new = tokens[slot, : count[slot]]
                 if not done[slot] and stop is not None and stop(index, new):
                     done[slot] = True
-                    state = state._replace(done=state.done.at[slot].set(True))
+                    state = state._replace(done=_set(state.done, slot))
                 if done[slot] or steps is not None:
                     yield index, new, bool(done[slot])
             running = {slot: index for slot, index in running.items() if not done[slot]}

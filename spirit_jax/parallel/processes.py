@@ -1,11 +1,26 @@
 """Small agreements between the processes of a job."""
 
 import json
+import os
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+
+def join_processes() -> None:
+    """Join the other processes of a job, where its environment says that there are any; before anything else uses JAX.
+
+    Said by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or by what a TPU pod and
+    Slurm set themselves.
+    """
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is not None:
+        count, index = (int(os.environ[name]) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+        jax.distributed.initialize(address, count, index)
+    elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        jax.distributed.initialize()
 
 
 def is_primary() -> bool:

@@ -1,0 +1,90 @@
+"""python tools/plot_run.py RUN [--output DIR]: pictures of a training run.
+
+Draws `losses.png`, the training and held-out losses of each kind of token beside the entropy that a model without context
+would be left with, and `sample.png`, waveform, spectrogram and F0 of the longest clip of the newest samples. Needs matplotlib.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+
+import librosa
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.vocabulary import KINDS
+
+
+def plot_losses(records: list[dict], path: pathlib.Path) -> None:
+    """Training loss as a line, held-out loss within the kind as points, the unigram entropy as a dashed line."""
+    kinds = [kind for kind in KINDS if any(f"train/loss_{kind}" in record for record in records)]
+    figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3), constrained_layout=True)
+    for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
+        train = [(record["step"], record[f"train/loss_{kind}"]) for record in records if f"train/loss_{kind}" in record]
+        axis.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, label="training")
+        held = [record for record in records if f"validation/loss_within_{kind}" in record]
+        if held:
+            steps = [record["step"] for record in held]
+            axis.plot(
+                steps,
+                [r[f"validation/loss_within_{kind}"] for r in held],
+                "o-",
+                color="tab:orange",
+                label="held out, kind given",
+            )
+            axis.axhline(
+                held[-1][f"validation/unigram_entropy_{kind}"], color="gray", linestyle="--", label="unigram entropy"
+            )
+        axis.set(title=kind, xlabel="step")
+        axis.set_ylim(bottom=0)
+    np.atleast_1d(axes)[0].set_ylabel("nats a token")
+    np.atleast_1d(axes)[0].legend(fontsize=7)
+    figure.savefig(path, dpi=90)
+
+
+def plot_sample(clip: pathlib.Path, path: pathlib.Path) -> None:
+    """Waveform, log spectrogram and F0 of a clip."""
+    audio = load_audio(clip)
+    time = np.arange(audio.size) / SAMPLE_RATE
+    spectrum = librosa.amplitude_to_db(np.abs(librosa.stft(audio, n_fft=512, hop_length=80)), ref=np.max)
+    f0, voiced, _ = librosa.pyin(audio, fmin=60, fmax=500, sr=SAMPLE_RATE, frame_length=1024)
+    figure, (upper, lower) = plt.subplots(
+        2, 1, figsize=(9, 4), sharex=True, height_ratios=[1, 3], constrained_layout=True
+    )
+    upper.plot(time, audio, linewidth=0.4)
+    upper.set(ylabel="amplitude", title=f"{clip.parent.name}/{clip.name}")
+    extent = (0, time[-1], 0, SAMPLE_RATE / 2000)
+    lower.imshow(spectrum, origin="lower", aspect="auto", extent=extent, vmin=-70, cmap="magma")
+    lower.set(xlabel="s", ylabel="kHz", xlim=(0, time[-1]))
+    pitch = lower.twinx()
+    pitch.plot(np.arange(f0.size) * 256 / SAMPLE_RATE, np.where(voiced, f0, np.nan), color="cyan", linewidth=1.5)
+    pitch.set(ylabel="F0 in Hz (cyan)", ylim=(0, 500))
+    figure.savefig(path, dpi=90)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[2], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("run", type=pathlib.Path, help="directory of a training run")
+    parser.add_argument("--output", type=pathlib.Path, help="where the pictures go (default: RUN/plots)")
+    arguments = parser.parse_args()
+    log = arguments.run / "metrics.jsonl"
+    if not log.is_file():
+        sys.exit(f"{log}: no such file; name the directory of a training run")
+    output = arguments.output or arguments.run / "plots"
+    output.mkdir(parents=True, exist_ok=True)
+    plot_losses([json.loads(line) for line in log.read_text().splitlines()], output / "losses.png")
+    clips = sorted(arguments.run.glob("samples/*/*.wav"), key=lambda clip: (int(clip.parent.name), clip.stat().st_size))
+    if clips:
+        plot_sample(clips[-1], output / "sample.png")
+    print(f"wrote {', '.join(str(path) for path in sorted(output.glob('*.png')))}")
+
+
+if __name__ == "__main__":
+    main()
