@@ -2,21 +2,30 @@
 
     python -m spirit_jax.generate --checkpoint DIR --input text:"Once upon a time" --output-modality speech --output DIR
     python -m spirit_jax.generate --checkpoint DIR --input speech:question.flac --input text:" The answer is" --output DIR
+    python -m spirit_jax.generate --checkpoint DIR --prompts prompts.jsonl --few-shot examples.jsonl --output DIR
 
-Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. DIR gets the text and the
-WAV files of what was generated, and `results.jsonl`, a line a prompt.
+Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a prompts file is
+`{"id": "a", "input": ["speech:a.flac", "text: Is it?"]}` or `{"id": "b", "prompt": "[Text]Once"}`; files are relative to it. The
+output directory gets `results.jsonl`, a line a prompt in their order, and ID-N.wav for speech.
 """
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
+import jax
 import numpy as np
+from tqdm import tqdm
 
-from spirit_jax import config
+from spirit_jax import checkpoint, config
+from spirit_jax.audio import save_audio
+from spirit_jax.inference.prompts import Segment
+from spirit_jax.inference.spiritlm import SpiritLM
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
 PROG = "python -m spirit_jax.generate"
 
@@ -30,7 +39,11 @@ class GenerateConfig:
     output: str
     """Directory for the results; made if missing."""
     input: list[str] = dataclasses.field(default_factory=list)
-    """Segments of the prompt in order: text:..., speech:FILE or units:[Hu1][Hu2]..."""
+    """Next segment of the prompt: text:..., speech:FILE or units:[Hu1][Hu2]...; may be repeated."""
+    prompts: str | None = None
+    """JSONL file of prompts, in the place of --input."""
+    few_shot: str | None = None
+    """JSONL file of the same form whose prompts, one after the other, stand before every prompt."""
     output_modality: Literal["text", "speech", "any"] = "any"
     """What comes out; any: whatever the model says."""
     max_new_tokens: int = 200
@@ -38,91 +51,170 @@ class GenerateConfig:
     temperature: float = 0.0
     """0 takes the most likely token each time; 0.8 is the paper's for open-ended answers."""
     top_k: int | None = None
-    """Draw from this many tokens; null is 50, 0 is all."""
+    """Draw from this many tokens; null is 50, as the released code does, 0 is all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together."""
+    """Draw from the fewest tokens that have this probability together; the paper's is 0.95."""
+    min_p: float = 0.0
+    """Draw from tokens with at least this fraction of the most likely one's probability."""
+    repetition_penalty: float = 1.0
+    """Above 1, tokens that have occurred become less likely."""
     seed: int = 0
-    """The same seed gives the same answer."""
+    """The same seed gives the same answers."""
+    stop: list[str] = dataclasses.field(default_factory=list)
+    """Strings at which an answer ends; may be repeated."""
+    grammar: bool = False
+    """Keep generated speech well formed, whatever the model thinks."""
     speaker: int = 2
     """Voice of the vocoder."""
+    slots: int = 16
+    """Prompts that are worked on at a time."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and computation; null: the checkpoint's."""
+    int8: bool = False
+    """Keep the weights in 8 bits."""
+    mesh: MeshConfig = MeshConfig(1, 1, 1)
+    """Devices: tensor spreads one model, data spreads the prompts."""
 
 
 class InputError(ValueError):
-    """An `--input` that is not of the form KIND:CONTENT."""
+    """A prompt on the command line or in a file that cannot be read as one."""
 
 
-def segment_of(text: str):
-    """The segment that an `--input` describes."""
-    from spirit_jax import Segment
+_REPEATED = ("input", "stop")
 
-    makers = {"text": Segment.text, "speech": Segment.speech, "units": Segment.speech}
+
+def segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segment:
+    """The segment that `text:...`, `speech:FILE` or `units:[Hu1]...` describes; files are looked for in `directory`."""
     kind, separator, content = text.partition(":")
+    makers = {
+        "text": Segment.text,
+        "speech": lambda name: Segment.speech(directory / name),
+        "units": Segment.speech,
+    }
     if not separator or kind not in makers:
-        raise InputError(f"--input {text[:40]!r}: expected text:..., speech:FILE or units:[Hu1][Hu2]...")
-    if kind == "speech":
-        return makers[kind](pathlib.Path(content))
+        raise InputError(f"{text[:40]!r}: expected text:..., speech:FILE or units:[Hu1][Hu2]...")
     return makers[kind](content)
+
+
+def read_prompts(path: str) -> list[tuple[str, str | list[Segment]]]:
+    """(id, prompt) of each line of a JSONL file; the id of a line without one is its number.
+
+    Raises:
+        InputError: names the file and the line.
+    """
+    prompts: list[tuple[str, str | list[Segment]]] = []
+    try:
+        lines = pathlib.Path(path).read_text().splitlines()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            if not isinstance(entry, dict) or ("prompt" in entry) == ("input" in entry):
+                raise InputError('expected {"id": ..., "input": [...]} or {"id": ..., "prompt": "..."}')
+            name = str(entry.get("id", number))
+            if pathlib.PurePath(name).name != name:
+                raise InputError(f"id {name!r} cannot be part of a file name")
+            directory = pathlib.Path(path).parent
+            prompt = entry.get("prompt") or [segment(text, directory) for text in entry["input"]]
+        except (ValueError, TypeError, AttributeError) as error:
+            raise InputError(f"{path}, line {number}: {error}") from error
+        prompts.append((name, prompt))
+    names = [name for name, _ in prompts]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or not prompts:
+        raise InputError(f"{path}: " + (f"id {twice!r} comes twice" if prompts else "no prompts in it"))
+    return prompts
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     settings = config.parse(GenerateConfig, [_option(word) for word in given], PROG, __doc__)
-    if not settings.input:
-        config.fail(PROG, "no prompt: give --input text:... or --input speech:FILE", config.BAD_ARGUMENT)
+    if bool(settings.input) == (settings.prompts is not None):
+        config.fail(PROG, "give either --input (text:..., speech:FILE), or --prompts FILE", config.BAD_ARGUMENT)
     try:
-        prompt = [segment_of(text) for text in settings.input]
-    except (InputError, ValueError) as error:
-        config.fail(PROG, error, config.BAD_ARGUMENT)
-    from spirit_jax import SpiritLM
-
-    try:
-        model = SpiritLM.from_pretrained(settings.checkpoint, dtype=settings.dtype)
-        segments, string = model.generate(
-            prompt,
-            settings.output_modality,
-            settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_k=settings.top_k,
-            top_p=settings.top_p,
-            seed=settings.seed,
-            speaker=settings.speaker,
-            return_prompt=True,
+        prompts = (
+            read_prompts(settings.prompts) if settings.prompts else [("output", list(map(segment, settings.input)))]
         )
-        write_result(pathlib.Path(settings.output), "output", string, segments)
+        shots = [] if settings.few_shot is None else read_prompts(settings.few_shot)
+    except ValueError as error:
+        config.fail(PROG, error, config.BAD_ARGUMENT)
+    try:
+        run(settings, prompts, [shot for _, shot in shots])
     except (ValueError, OSError) as error:
         config.fail(PROG, " ".join(str(error).split()), config.FAILED_JOB)
 
 
-def write_result(directory: pathlib.Path, name: str, prompt: str, segments) -> None:
-    """Write the sound of an answer as NAME-1.wav, NAME-2.wav, ..., and append a line to results.jsonl."""
-    from spirit_jax.audio import save_audio
-
+def run(
+    settings: GenerateConfig, prompts: list[tuple[str, str | list[Segment]]], shots: list[str | list[Segment]]
+) -> None:
+    """Generate all answers and write them; the results file comes last, whole."""
+    sizes = dataclasses.astuple(settings.mesh)
+    devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
+    mesh = make_mesh(settings.mesh, devices)
+    model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8)
+    strings = list(_strings(model, settings.output_modality, prompts, shots))
+    names = (
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "seed",
+        "stop",
+        "grammar",
+        "speaker",
+        "slots",
+    )
+    options = {name: getattr(settings, name) for name in names}
+    directory = pathlib.Path(settings.output)
     directory.mkdir(parents=True, exist_ok=True)
-    outputs = []
-    for index, segment in enumerate(segments, 1):
-        if segment.kind == "text":
-            outputs.append({"text": segment.content})
-            print(segment.content)
-            continue
-        outputs.append({"speech": None, "units": segment.tokens})
-        if isinstance(segment.content, np.ndarray) and segment.content.size:
-            path = directory / f"{name}-{index}.wav"
-            save_audio(path, segment.content)
-            outputs[-1]["speech"] = path.name
-            print(path)
-    with open(directory / "results.jsonl", "a") as file:
-        file.write(json.dumps({"id": name, "prompt": prompt, "outputs": outputs}, ensure_ascii=False) + "\n")
+    answers = model.as_completed(strings, settings.output_modality, settings.max_new_tokens, **options)
+    results: dict[int, str] = {}
+    for index, segments in tqdm(answers, total=len(strings), unit="prompt", disable=len(strings) == 1):
+        name = prompts[index][0]
+        outputs = [_write(directory / f"{name}-{number}.wav", part) for number, part in enumerate(segments, 1)]
+        results[index] = json.dumps({"id": name, "prompt": strings[index], "outputs": outputs}, ensure_ascii=False)
+        if len(strings) == 1:
+            for output in outputs:
+                print(output.get("text") or output.get("speech") or output["units"])
+    path = directory / "results.jsonl"
+    checkpoint.write_file(path, "".join(results[index] + "\n" for index in sorted(results)))
+    print(path)
+
+
+def _strings(model: SpiritLM, modality: str, prompts, shots) -> Iterator[str]:
+    """String forms of the prompts, examples in front."""
+    for name, prompt in prompts:
+        try:
+            if any(isinstance(part, str) for part in (prompt, *shots)):
+                before = "".join(part if isinstance(part, str) else model.prompt_string(part) for part in shots)
+                yield before + model.prompt_string(prompt, modality)
+            else:
+                yield model.prompt_string([part for shot in (*shots, prompt) for part in shot], modality)
+        except ValueError as error:
+            raise InputError(f"{name}: {error}" if len(prompts) > 1 else str(error)) from error
+
+
+def _write(path: pathlib.Path, part: Segment) -> dict[str, Any]:
+    """What the results say of a segment; its sound is written."""
+    if part.kind == "text":
+        return {"text": part.content}
+    heard = isinstance(part.content, np.ndarray) and part.content.size > 0
+    if heard:
+        save_audio(path, part.content)
+    return {"speech": path.name if heard else None, "units": part.tokens}
 
 
 def _option(word: str) -> str:
-    """An option as the parser knows it: `--output-modality` as well as `--output_modality`, and every `--input` adds one."""
+    """An option as the parser knows it: `--output-modality` as well as `--output_modality`, and lists grow by repetition."""
     if not word.startswith("--"):
         return word
     name, separator, value = word[2:].partition("=")
     name = name.replace("-", "_")
-    return f"--{name}{'+' if name == 'input' else ''}{separator}{value}"
+    return f"--{name}{'+' if name in _REPEATED else ''}{separator}{value}"
 
 
 if __name__ == "__main__":

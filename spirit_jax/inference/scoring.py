@@ -25,7 +25,8 @@ def _log_likelihoods(config: LlamaConfig, mesh: Mesh, params: Params, tokens_bt,
     targets_bt = jnp.roll(tokens_bt, -1, axis=1)
     weights_bt = jnp.roll(weights_bt.at[:, 0].set(0), -1, axis=1)
     head_dv = network.head_weight(config, params)
-    return -jnp.sum(next_token_losses(hidden_btd, head_dv, targets_bt, weights_bt).nll_bt * weights_bt, axis=1)
+    nll_bt = next_token_losses(hidden_btd, head_dv, targets_bt, weights_bt).nll_bt
+    return jax.lax.with_sharding_constraint(-jnp.sum(nll_bt * weights_bt, axis=1), network.whole(mesh))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

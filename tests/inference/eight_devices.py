@@ -1,0 +1,45 @@
+"""Run by test_sharded.py in a process of its own, on 8 simulated devices."""
+
+import os
+import sys
+
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+
+import jax
+import numpy as np
+
+from spirit_jax import SpiritLM
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+
+PROMPTS = ["[Text]hello", "[Text]The morning bus was late[Speech]", "[Speech][St1][Pi2][Hu3]"]
+PAIR = ("[Text]hello", " world and more")
+
+
+def main(directory: str) -> None:
+    one = SpiritLM.from_pretrained(directory, dtype="float32")
+    want = [segment.content for answer in one.generate_batch(PROMPTS, "text", 16) for segment in answer]
+    score = one.log_likelihood(*PAIR)[0]
+    for sizes in ((1, 1, 4), (2, 2, 2)):
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
+        for int8 in (False, True) if sizes == (2, 2, 2) else (False,):
+            lm = SpiritLM.from_pretrained(directory, dtype="float32", mesh=mesh, int8=int8)
+            weight = lm.params["layers"]["mlp"]["up_proj"]
+            weight = weight["int8"] if int8 else weight
+            shard = weight.addressable_shards[0].data.shape
+            assert shard == (weight.shape[0], weight.shape[1] // sizes[1], weight.shape[2] // sizes[2]), (sizes, shard)
+            got = [segment.content for answer in lm.generate_batch(PROMPTS, "text", 16) for segment in answer]
+            assert int8 or got == want, (sizes, got, want)
+            assert abs(lm.log_likelihood(*PAIR)[0] - score) < (2 if int8 else 1e-3), sizes
+            if int8:
+                continue
+            drawn = lm.generate_ids(lm.vocabulary.encode(PROMPTS[1]), "speech", 8, temperature=1.0, seed=1)
+            assert (
+                drawn.tolist()
+                == one.generate_ids(one.vocabulary.encode(PROMPTS[1]), "speech", 8, temperature=1.0, seed=1).tolist()
+            )
+            assert lm.logits(lm.vocabulary.encode(PROMPTS[0])).shape[-1] == lm.config.vocab_size
+    print("equal")
+
+
+main(sys.argv[1])
