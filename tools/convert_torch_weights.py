@@ -109,6 +109,9 @@ def main(arguments: list[str] | None = None) -> None:
     except (ConversionError, CheckpointError, VocabularyError, OSError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         sys.exit(FAILED_JOB)
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted; {parsed.target} is as it was", file=sys.stderr)
+        sys.exit(FAILED_JOB)
 
 
 if __name__ == "__main__":

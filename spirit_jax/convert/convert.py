@@ -13,7 +13,7 @@ import numpy as np
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert import extend, hf_weights, llama, orbax_file, parts, released
-from spirit_jax.convert.files import ConversionError, counted, nbytes
+from spirit_jax.convert.files import ConversionError, counted, nbytes, read_json
 from spirit_jax.convert.table import to_ours, to_theirs
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.vocabulary import Variant, Vocabulary, VocabularyError
@@ -89,6 +89,15 @@ def wanted(only: Iterable[str] | None) -> set[str]:
     return {part for name in (only or ONLY) for part in ONLY[name]}
 
 
+def _complete(jobs: list[Job], source: pathlib.Path, only: Iterable[str] | None) -> list[Job]:
+    """The jobs, if each name that `--only` gave is among them; without `--only`, if there are any."""
+    found = {job.name for job in jobs}
+    missing = [name for name in only or () if not found & set(ONLY[name])]
+    if missing or not jobs:
+        raise UsageError(f"--source {source}: no {' and no '.join(missing or ONLY)} there")
+    return jobs
+
+
 # ---------------------------------------------------------------- import
 
 
@@ -110,15 +119,13 @@ def plan_import(source: pathlib.Path, only: Iterable[str] | None = None, model: 
         place = next((path for path in places if path.is_dir()), None)
         if part.name in chosen and place is not None:
             jobs.append(_import_part(part, place))
-    if not jobs:
-        raise UsageError(f"--source {source}: none of {', '.join(sorted(chosen))} there")
-    return jobs
+    return _complete(jobs, source, only)
 
 
 def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | None:
     """The folder of the language model, None where there is none."""
     if (source / "config.json").is_file():
-        found = json.loads((source / "config.json").read_bytes())
+        found = read_json(source / "config.json")
         return source if isinstance(found, dict) and found.get("model_type") == "llama" else None
     folders = {
         variant: folder
@@ -145,15 +152,17 @@ def _import_part(part: parts.Part, folder: pathlib.Path) -> Job:
 
 
 def _import_llm(folder: pathlib.Path, model: Variant | None) -> Job:
-    hf_config = json.loads((folder / "config.json").read_bytes())
-    found = llama.from_hf_config(hf_config, f"{folder}/config.json")
+    found = llama.from_hf_config(read_json(folder / "config.json"), f"{folder}/config.json")
     tensors, shards = hf_weights.load_weights(folder)
     arrays, unused = to_ours(llama.rows(found), tensors, llama.shapes(found), str(folder))
     notes: list[str] = []
     files: list[pathlib.Path] = []
+    # An index of weights in the other format, which are not carried, would lead nowhere.
+    stem = "model." if next(iter(shards)).endswith(".safetensors") else "pytorch_model."
+    weights = {*shards, *(name for name in hf_weights.NAMES if not name.startswith(stem))}
     if not any((folder / name).is_file() for name in extend.TOKENIZER_FILES[:2]):
         vocabulary, plain = None, False
-        files, notes = released.carried(folder, but=shards)
+        files, notes = released.carried(folder, but=weights)
         notes.append(f"no tokenizer in {folder}: put one into {checkpoint.TOKENIZER}/ before use")
         ours = {"variant": model}
     else:
@@ -172,7 +181,7 @@ def _import_llm(folder: pathlib.Path, model: Variant | None) -> Job:
             raise ConversionError(
                 f"{folder}: {found.vocab_size} rows in the embedding, {vocabulary.size} tokens in the tokenizer"
             )
-        files, notes = released.carried(folder, but=(*extend.TOKENIZER_FILES, *shards))
+        files, notes = released.carried(folder, but=(*extend.TOKENIZER_FILES, *weights))
     ours["model"] = config.to_dict(found)
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
@@ -222,22 +231,21 @@ def plan_export(source: pathlib.Path, only: Iterable[str] | None = None) -> list
         raise UsageError(f"--source {source}: no such directory")
     chosen = wanted(only)
     jobs = []
-    if "llm" in chosen and _part_of(source, checkpoint.LLM, only) is not None:
+    if "llm" in chosen and _part_of(source, checkpoint.LLM) is not None:
         jobs.append(_export_llm(source))
     for part in parts.PARTS:
-        place = _part_of(source, f"{checkpoint.SPEECH_TOKENIZER}/{part.name}", None) if part.name in chosen else None
+        place = _part_of(source, f"{checkpoint.SPEECH_TOKENIZER}/{part.name}") if part.name in chosen else None
         if place is not None:
             jobs.append(_export_part(part, place))
-    if not jobs:
-        raise UsageError(f"--source {source}: none of {', '.join(sorted(chosen))} there")
-    return jobs
+    return _complete(jobs, source, only)
 
 
-def _part_of(source: pathlib.Path, name: str, only: Iterable[str] | None) -> pathlib.Path | None:
+def _part_of(source: pathlib.Path, name: str) -> pathlib.Path | None:
+    """Where a part is, None if it is missing; `CheckpointError` if `source` is a training run, of which a step must be named."""
     try:
         return checkpoint.find(source, name)
     except checkpoint.CheckpointError:
-        if only is not None or (source / checkpoint.STEPS).is_dir():
+        if name == checkpoint.LLM and (source / checkpoint.STEPS).is_dir():
             raise
         return None
 
@@ -272,7 +280,7 @@ def open_our_llm(source: pathlib.Path) -> OurLlm:
     found = config.from_dict(LlamaConfig, stored["model"])
     directory = checkpoint.find(source, checkpoint.LLM).parent
     variant = stored.get("variant")
-    tokenizer = _part_of(source, checkpoint.TOKENIZER, None)
+    tokenizer = _part_of(source, checkpoint.TOKENIZER)
     vocabulary = Vocabulary.load(tokenizer, variant) if tokenizer else None
     expected, present = llama.shapes(found), orbax_file.stored_shapes(directory)
     wrong = [
@@ -287,7 +295,7 @@ def open_our_llm(source: pathlib.Path) -> OurLlm:
     files: list[pathlib.Path] = []
     keys: dict[str, list[str]] = {}
     unused: dict[str, Any] = {}
-    if _part_of(source, released.FOLDER, None) is not None:
+    if _part_of(source, released.FOLDER) is not None:
         files, descriptions, kept = released.load(checkpoint.find(source, released.FOLDER))
         keys = {name: released.keys(description) for name, description in descriptions.items()}
         unused = {key: tensor for found_in in kept.values() for key, tensor in found_in.items()}

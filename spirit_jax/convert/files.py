@@ -1,6 +1,7 @@
 """What every file format here shares: the error, arrays read late, files written whole or not at all, memory maps."""
 
 import contextlib
+import json
 import mmap
 import os
 from collections.abc import Callable, Iterator
@@ -62,6 +63,14 @@ def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or `ConversionError`."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path}: {error if isinstance(error, OSError) else f'not JSON ({error})'}") from error
 
 
 def plain_name(name: Any, where: Any) -> str:

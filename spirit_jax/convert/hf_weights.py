@@ -27,13 +27,13 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     if not index.name.endswith(".index.json"):
         return [index]
     try:
-        shards = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+        shards = list(dict.fromkeys(json.loads(index.read_bytes())["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index}: not an index of shards ({type(error).__name__}: {error})") from error
     for shard in shards:
         if not (directory / plain_name(shard, index)).is_file():
             raise ConversionError(f"{index}: shard {shard} is missing")
-    return [directory / shard for shard in shards]
+    return [directory / shard for shard in sorted(shards)]
 
 
 def load_weights(directory: pathlib.Path) -> tuple[dict[str, Any], Shards]:

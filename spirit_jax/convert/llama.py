@@ -36,6 +36,8 @@ _SHAPE_FIELDS = (
     "rms_norm_eps",
     "max_position_embeddings",
 )
+# transformers' own, where a config does not say.
+_DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
 # What our network has only one of.
 _FIXED = (("model_type", "llama"), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
 
@@ -60,6 +62,7 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     for field, expected in _FIXED:
         if config.get(field, expected) != expected:
             raise ConversionError(f"{where}: {field} is {config[field]!r}: only {expected!r} is supported")
+    config = _DEFAULTS | dict(config)
     missing = [field for field in _SHAPE_FIELDS if field not in config]
     if missing:
         raise ConversionError(f"{where}: {', '.join(missing)} missing: not the config of a Llama")

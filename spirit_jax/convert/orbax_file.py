@@ -33,9 +33,13 @@ def save_llm(
     for path, array in arrays.items():
         store = _create(directory, path, array)
         for index, piece in _pieces(array):
+            place = store[index]
+            place = (
+                place[tensorstore.d[:].translate_to[0]] if place.rank else place
+            )  # slices keep their indices otherwise
             for block in _blocks(np.shape(piece), np.dtype(array.dtype).itemsize):
-                part = np.ascontiguousarray(piece[block])
-                store[index][block].write(part).result()
+                part = np.asarray(piece[block], order="C")
+                place[block].write(part).result()
                 progress(part.nbytes)
 
 

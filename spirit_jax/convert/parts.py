@@ -15,7 +15,7 @@ import yaml
 
 from spirit_jax import checkpoint
 from spirit_jax.convert import fcpe, hf_weights, hifigan, hubert, released, style, vqvae
-from spirit_jax.convert.files import ConversionError, counted, nbytes
+from spirit_jax.convert.files import ConversionError, counted, nbytes, read_json
 from spirit_jax.convert.table import Rows, to_ours, to_theirs
 from spirit_jax.convert.torch_file import load_torch, save_torch
 
@@ -159,10 +159,10 @@ def read_released(part: Part, folder: pathlib.Path) -> Imported:
     for path in files:
         try:
             if path.suffix == ".json":
-                contents[path.name] = json.loads(path.read_bytes())
+                contents[path.name] = read_json(path)
             elif path.suffix in (".yaml", ".yml"):
                 contents[path.name] = yaml.safe_load(path.read_bytes())
-        except (ValueError, yaml.YAMLError) as error:
+        except yaml.YAMLError as error:
             raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
     try:
         config = part.config(contents)
@@ -262,7 +262,7 @@ def read_ours(part: Part, directory: pathlib.Path) -> Exported:
             "released config is unknown"
         )
     files, descriptions, unused = released.load(directory / released.FOLDER)
-    config = json.loads((directory / checkpoint.CONFIG).read_bytes())
+    config = read_json(directory / checkpoint.CONFIG)
     arrays = checkpoint.flatten(checkpoint.load_arrays(directory))
     folders: dict[str, tuple[dict[str, Any], list[pathlib.Path]]] = {part.folder: ({}, files)}
     tensors: dict[str, dict[str, Any]] = {}

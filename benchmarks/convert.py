@@ -1,0 +1,95 @@
+"""Memory and time of converting a language model: a synthetic Llama of Spirit LM's width, import and export.
+
+    python benchmarks/convert.py [--layers 4] [--directory /tmp]
+
+With 32 layers it is the full 7 B (13.5 GB in bfloat16, three times on disk). Memory does not depend on the number of layers: what is
+held at once is a block of one tensor. Each command runs in a process of its own; "memory" is the peak of its anonymous resident
+pages, that is without the mapped pages of files, which the kernel takes back when it needs them; "start" is that peak for
+an import of nothing but the libraries.
+"""
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+import ml_dtypes
+import numpy as np
+
+from spirit_jax.convert import hf_weights, llama
+from spirit_jax.convert.files import LazyArray, nbytes
+from spirit_jax.convert.table import slots
+from spirit_jax.models.llama import LlamaConfig
+
+REPOSITORY = pathlib.Path(__file__).parents[1]
+TOOL = REPOSITORY / "tools/convert_torch_weights.py"
+TOKENIZER = REPOSITORY / "tests/golden/tokenizers/small_expressive_userdef"
+
+
+def write_released(folder: pathlib.Path, layers: int) -> int:
+    """A released folder with random bfloat16 weights in shards; returns its bytes."""
+    config = LlamaConfig(vocab_size=32768, num_hidden_layers=layers)
+    bfloat16 = np.dtype(ml_dtypes.bfloat16)
+    # Random bits of the exponents that weights have; drawn once, so that making the file takes no time to speak of.
+    noise = np.random.default_rng(0).integers(0x3C00, 0x3D00, 32768 * 4096, np.uint16).view(bfloat16)
+
+    def read(shape):
+        return lambda: noise[: int(np.prod(shape))].reshape(shape)
+
+    tensors = {
+        slot.names[0]: LazyArray(slot.shape, bfloat16, read(slot.shape))
+        for slot in slots(llama.rows(config), llama.shapes(config))
+    }
+    folder.mkdir(parents=True)
+    hf_weights.save_weights(folder, tensors, hf_weights.default_shards(tensors))
+    (folder / "config.json").write_text(json.dumps(llama.to_hf_config(config, bfloat16, 1, 2)))
+    for path in TOKENIZER.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    return sum(nbytes(tensor) for tensor in tensors.values())
+
+
+def measure(*arguments: str) -> tuple[float, float]:
+    """(seconds, GB of anonymous memory at the peak) of one command."""
+    begin = time.monotonic()
+    peak = 0
+    with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL) as process:
+        while process.poll() is None:
+            try:
+                status = pathlib.Path(f"/proc/{process.pid}/status").read_text()
+            except OSError:
+                break
+            found = [int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")]
+            peak = max([peak, *found])
+            time.sleep(0.02)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}")
+    return time.monotonic() - begin, peak * 1024 / 1e9
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=4, help="32 is 7 B")
+    parser.add_argument(
+        "--directory", type=pathlib.Path, default=pathlib.Path(tempfile.gettempdir()), help="for the files"
+    )
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as scratch:
+        released, ours, back = (pathlib.Path(scratch) / name for name in ("released", "ours", "back"))
+        size = write_released(released, arguments.layers) / 1e9
+        print(f"{arguments.layers} layers of Spirit LM 7B's width, bfloat16: {size:.2f} GB")
+        _, start = measure("-c", "import spirit_jax.convert.verify")
+        print(f"{'command':8} {'s':>7} {'s/GB':>6} {'memory GB':>10} {'over start GB':>14}")
+        for command, source, target in (("import", released, ours), ("export", ours, back)):
+            seconds, memory = measure(str(TOOL), command, "--source", str(source), "--target", str(target))
+            print(f"{command:8} {seconds:7.1f} {seconds / size:6.2f} {memory:10.2f} {memory - start:14.2f}")
+        files = sorted(path for path in released.iterdir() if path.suffix == ".safetensors")
+        exported = back / "spiritlm_model/spirit-lm-expressive-7b"
+        same = all(path.read_bytes() == (exported / path.name).read_bytes() for path in files)
+        print(f"exported files equal the source byte for byte: {'yes' if same else 'NO'}")
+
+
+if __name__ == "__main__":
+    main()

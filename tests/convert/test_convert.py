@@ -1,0 +1,530 @@
+"""Import, export and verify of whole trees. Conversion moves bytes, so everything is compared for equality."""
+
+import collections
+import json
+import pathlib
+import pickle
+import runpy
+import shutil
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+from orbax.checkpoint import v1 as ocp
+from sentencepiece import sentencepiece_model_pb2
+
+from spirit_jax import checkpoint, config
+from spirit_jax.convert import convert, hf_weights, hubert, llama, orbax_file, parts
+from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.table import same_bits, to_ours
+from spirit_jax.convert.torch_file import load_torch, save_torch
+from spirit_jax.convert.verify import verify
+from spirit_jax.models.llama import Llama, abstract_params
+from spirit_jax.vocabulary import Vocabulary
+from tests.goldens import golden
+
+sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
+import transformers  # noqa: E402
+
+SPEECH = golden("checkpoints/speech_tokenizer")
+LLAMAS = {  # weights, tokenizer, model
+    "base": (golden("variants/llama_small_base"), golden("tokenizers/small_base_added")),
+    "expressive": (golden("variants/llama_small_expressive"), golden("tokenizers/small_expressive_userdef")),
+}
+main = runpy.run_path(str(pathlib.Path(__file__).parents[2] / "tools/convert_torch_weights.py"))["main"]
+
+
+def run_import(source, target, **options):
+    convert.run(convert.plan_import(source, **options), target, overwrite=False)
+    return target
+
+
+def run_export(source, target):
+    convert.run(convert.plan_export(source), target, overwrite=False)
+    return target
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """A released tree with both language models and every part; FCPE's small weights in the place of the package's."""
+    root = tmp_path_factory.mktemp("released")
+    shutil.copytree(SPEECH, root / "speech_tokenizer")
+    (root / "speech_tokenizer/fcpe").mkdir()
+    shutil.copy(golden("variants/fcpe_tiny/fcpe_tiny.pt"), root / "speech_tokenizer/fcpe/fcpe_c_v001.pt")
+    for variant, halves in LLAMAS.items():
+        for half in halves:
+            shutil.copytree(half, root / "spiritlm_model" / convert.MODELS[variant], dirs_exist_ok=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def ours(released, tmp_path_factory):
+    return run_import(released, tmp_path_factory.mktemp("ours") / "checkpoint", model="expressive")
+
+
+def check_equal(found, expected, where):
+    """Two objects that torch loaded: containers, order, types, shapes and bytes."""
+    assert type(found) is type(expected), where
+    if isinstance(expected, torch.Tensor):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
+        pair = [t.contiguous().reshape(-1).view(torch.uint8) for t in (found, expected)]
+        assert torch.equal(*pair), where
+    elif isinstance(expected, dict):
+        assert list(found) == list(expected), where
+        for key in expected:
+            check_equal(found[key], expected[key], f"{where}/{key}")
+    else:
+        assert found == expected, where
+
+
+def check_tree(found, expected, but=()):
+    """Two released trees: the same files, weights equal, everything else byte for byte."""
+    names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (found, expected)]
+    assert names[0] == [name for name in names[1] if not name.startswith(tuple(but))]
+    for name in names[0]:
+        if name.endswith((".pt", ".bin")):
+            check_equal(*(torch.load(root / name, weights_only=True) for root in (found, expected)), name)
+        else:
+            assert (found / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_import_then_export_gives_the_released_tree_back(released, ours, tmp_path):
+    back = run_export(ours, tmp_path / "back")
+    check_tree(back, released, but=["spiritlm_model/spirit-lm-base-7b"])
+
+
+@pytest.mark.parametrize(
+    ("variant", "folder"),
+    [
+        ("llama_small_expressive_bin_sharded", "spiritlm_model/spirit-lm"),  # it comes without a tokenizer
+        ("hubert_25hz_batch_norm", "speech_tokenizer/hubert_25hz"),
+        ("vqvae_f0_quantizer_raw", "speech_tokenizer/vqvae_f0_quantizer"),
+    ],
+)
+def test_variants_come_back(variant, folder, tmp_path):
+    source = tmp_path / "released" / pathlib.Path(folder).name
+    shutil.copytree(golden(f"variants/{variant}"), source)
+    (source.parent / "fcpe").mkdir()  # the small one, in the place of the installed package's
+    shutil.copy(golden("variants/fcpe_tiny/fcpe_tiny.pt"), source.parent / "fcpe/fcpe_c_v001.pt")
+    back = run_export(run_import(source, tmp_path / "ours"), tmp_path / "back")
+    check_tree(back / folder, golden(f"variants/{variant}"))
+
+
+def test_fcpe_comes_from_the_installed_package(tmp_path):
+    (tmp_path / "vqvae_f0_quantizer").mkdir()
+    for path in (SPEECH / "vqvae_f0_quantizer").iterdir():
+        shutil.copy(path, tmp_path / "vqvae_f0_quantizer")
+    found = parts.read_released(parts.PARTS[1], tmp_path / "vqvae_f0_quantizer")
+    installed = parts._installed_fcpe()
+    if installed is None:
+        pytest.skip("torchfcpe (test extra) is not installed")
+    table = load_torch(installed)["model"]["cent_table"]
+    np.testing.assert_array_equal(found.arrays["fcpe/cent_table"], table)
+    assert found.config["fcpe"] == {"hidden_size": 512, "num_layers": 6, "num_bins": 360}
+
+
+def test_weight_norm_under_its_new_name_comes_back(tmp_path):
+    folder = shutil.copytree(SPEECH / "style_encoder_w2v2", tmp_path / "style_encoder_w2v2")
+    state = load_torch(folder / "pytorch_model.bin")
+    names = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+    renamed = {key.replace(old := key.rsplit(".", 1)[-1], names.get(old, old)): state[key] for key in state}
+    save_torch(folder / "pytorch_model.bin", renamed)
+    before = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    assert any("original0" in key for key in before)
+    back = run_export(run_import(folder, tmp_path / "ours"), tmp_path / "back")
+    check_equal(torch.load(back / "speech_tokenizer/style_encoder_w2v2/pytorch_model.bin"), before, "style")
+
+
+def test_fairseq_layout_gives_what_the_converted_layout_gives(tmp_path):
+    folder = shutil.copytree(SPEECH / "hubert_25hz", tmp_path / "hubert_25hz")
+    converted = torch.load(folder / "mhubert_base_25hz.pt")
+    module = types.ModuleType("fairseq.data.dictionary")
+    module.Dictionary = type("Dictionary", (), {"__module__": module.__name__})
+    dictionary = module.Dictionary()
+    dictionary.symbols = ["0", "1"]
+    try:
+        sys.modules |= {"fairseq": types.ModuleType("fairseq"), "fairseq.data": types.ModuleType("fairseq.data")}
+        sys.modules[module.__name__] = module
+        content = {
+            "args": None,
+            "cfg": {"model": converted["model_cfg"], "task": converted["task_cfg"]},
+            "model": converted["model_weight"],
+            "task_state": {"dictionaries": [dictionary]},
+        }
+        torch.save(content, folder / "mhubert_base_25hz.pt", pickle_module=pickle)
+    finally:
+        for name in ("fairseq", "fairseq.data", module.__name__):
+            sys.modules.pop(name, None)
+    found = parts.read_released(parts.PARTS[0], folder)
+    expected = parts.read_released(parts.PARTS[0], SPEECH / "hubert_25hz")
+    assert found.config == expected.config
+    assert all(same_bits(found.arrays[path], expected.arrays[path]) for path in expected.arrays)
+
+
+# ---------------------------------------------------------------- Llama against transformers
+
+
+def hf_llama(folder, **fields):
+    sizes = {
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | fields))
+    model.save_pretrained(folder, max_shard_size="60KB")
+    return model.eval()
+
+
+def our_logits(directory, ids):
+    model = config.from_dict(convert.LlamaConfig, checkpoint.read_config(directory)["model"])
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
+    params = {"params": checkpoint.load_llm(directory, abstract)}
+    hidden, _ = Llama(model).apply(params, ids)
+    return np.asarray(Llama(model).apply(params, hidden, method="logits"))
+
+
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 500_000.0,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True, "head_dim": 12},
+        {"rope_parameters": ROPE, "num_key_value_heads": 1},
+    ],
+    ids=["grouped", "tied", "llama3"],
+)
+def test_llamas_give_the_logits_of_transformers_and_come_back(fields, tmp_path):
+    reference = hf_llama(tmp_path / "hf", **fields)
+    ours = run_import(tmp_path / "hf", tmp_path / "ours")
+    ids = np.random.default_rng(0).integers(0, 120, (2, 40))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(ids)).logits.numpy()
+    # float32 sums of 32 to 48 terms in another order, three layers deep: logits here are about 0.1
+    np.testing.assert_allclose(our_logits(ours, ids), expected, atol=2e-6)
+    back = run_export(ours, tmp_path / "back") / "spiritlm_model/spirit-lm"
+    check_tree(back, tmp_path / "hf")
+    with torch.no_grad():
+        again = transformers.LlamaForCausalLM.from_pretrained(back)(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_a_tied_head_that_the_file_repeats_comes_back_and_must_be_equal(tmp_path):
+    hf_llama(tmp_path / "hf", tie_word_embeddings=True)
+    tensors, _ = hf_weights.load_weights(tmp_path / "hf")
+    for name in tmp_path.glob("hf/model*"):
+        name.unlink()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
+    back = run_export(run_import(tmp_path / "hf", tmp_path / "ours"), tmp_path / "back")
+    check_tree(back / "spiritlm_model/spirit-lm", tmp_path / "hf")
+    tensors["lm_head.weight"] = -tensors["lm_head.weight"]
+    save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
+    with pytest.raises(ConversionError, match=r"different lm_head.weight: should equal model\.embed_tokens\.weight"):
+        convert.plan_import(tmp_path / "hf")
+
+
+def plain_sentencepiece(folder):
+    """A Llama-2 like tokenizer: the pieces of the golden one without the tokens of Spirit LM."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        golden("tokenizers/small_base_userdef/tokenizer.model").read_bytes()
+    )
+    names = [piece.piece for piece in proto.pieces]
+    del proto.pieces[names.index("[Text]") :]
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    return len(proto.pieces)
+
+
+def plain_bpe(folder):
+    """A Llama-3 like tokenizer."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.get_vocab_size()
+
+
+@pytest.mark.parametrize(("make", "tied"), [(plain_sentencepiece, False), (plain_bpe, True)])
+def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
+    source = tmp_path / "hf"
+    source.mkdir()
+    known = make(source)
+    reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # 5 rows that no piece uses
+    with pytest.raises(convert.UsageError, match="--model base or --model expressive"):
+        convert.plan_import(source)
+    first, second = (run_import(source, tmp_path / name, model="expressive") for name in ("one", "two"))
+    vocabulary = Vocabulary.load(first / "tokenizer")
+    assert (vocabulary.text_size, vocabulary.variant) == (known, "expressive")
+    assert checkpoint.read_config(first)["model"]["vocab_size"] == vocabulary.padded_size
+    old = reference.model.embed_tokens.weight.detach().numpy()[:known]
+    arrays = {"embed_tokens": old} if tied else {"embed_tokens": old, "lm_head": None}
+    stored = orbax_file.open_llm(first, arrays)
+    again = orbax_file.open_llm(second, arrays)
+    embedding = np.asarray(stored["embed_tokens"])
+    np.testing.assert_array_equal(embedding[:known], old)
+    new = embedding[known:]
+    assert len(new) == vocabulary.padded_size - known
+    # Means of some 700 draws: five standard errors.
+    error = old.std(0) * 5 / np.sqrt(len(new))
+    assert (np.abs(new.mean(0) - old.mean(0)) < error).all()
+    assert (np.abs(new.std(0) - old.std(0)) < error).all()
+    assert all(same_bits(np.asarray(stored[path]), np.asarray(again[path])) for path in arrays)
+    if not tied:
+        head = np.asarray(stored["lm_head"])
+        np.testing.assert_array_equal(head[:, :known].T, reference.lm_head.weight.detach().numpy()[:known])
+        assert not same_bits(np.ascontiguousarray(head[:, known:].T), new)
+    exported = run_export(first, tmp_path / "back") / "spiritlm_model/spirit-lm-expressive-7b"
+    loaded = transformers.LlamaForCausalLM.from_pretrained(exported)
+    np.testing.assert_array_equal(loaded.model.embed_tokens.weight.detach().numpy(), embedding)
+    assert Vocabulary.load(exported).fingerprint == vocabulary.fingerprint
+    assert [row[3] for row in verify(source, first, model="expressive")] == ["yes"]
+
+
+def test_an_unsupported_llama_is_refused_by_field():
+    base = json.loads((LLAMAS["base"][0] / "config.json").read_text())
+    for change, message in (
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of type 'linear'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            llama.from_hf_config(base | change)
+    with pytest.raises(ConversionError, match="hidden_size missing"):
+        llama.from_hf_config({key: base[key] for key in base if key != "hidden_size"})
+
+
+def test_the_hugging_face_config_and_ours_are_inverse():
+    for fields in ({}, {"rope_scaling": llama.RopeScaling()}, {"tie_word_embeddings": True, "num_key_value_heads": 8}):
+        ours = llama.LlamaConfig(head_dim=128, **fields)
+        back = llama.from_hf_config(llama.to_hf_config(ours, np.dtype(np.float32), 1, 2))
+        assert back == ours
+        assert transformers.LlamaConfig(**llama.to_hf_config(ours, np.dtype(np.float32), 1, 2)).hidden_size == 4096
+
+
+def test_a_training_step_exports(ours, tmp_path):
+    """Orbax's own way of saving sharded jax arrays, as a training run does it; no `released/` beside it."""
+    run = tmp_path / "run"
+    settings = checkpoint.read_config(ours)
+    model = config.from_dict(convert.LlamaConfig, settings["model"])
+    params = jax.tree.map(lambda x: jax.random.normal(jax.random.key(1), x.shape), abstract_params(model))
+    ocp.save_checkpointables(run / "checkpoints/3", {"llm": params, "optimizer": {"count": np.zeros(3)}})
+    shutil.copytree(ours / "tokenizer", run / "tokenizer")
+    (run / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(checkpoint.CheckpointError, match="name one of its steps"):
+        convert.plan_export(run)
+    folder = run_export(run / "checkpoints/3", tmp_path / "back") / "spiritlm_model/spirit-lm-expressive-7b"
+    loaded = transformers.LlamaForCausalLM.from_pretrained(folder).state_dict()
+    q = np.asarray(params["layers"]["self_attn"]["q_proj"][2]).reshape(64, 64).T
+    np.testing.assert_array_equal(loaded["model.layers.2.self_attn.q_proj.weight"].numpy(), q)
+    assert Vocabulary.load(folder).fingerprint == Vocabulary.load(ours / "tokenizer").fingerprint
+    again = run_import(folder, tmp_path / "again")
+    stored = orbax_file.open_llm(again, llama.shapes(model))
+    assert all(same_bits(np.asarray(stored[p]), np.asarray(a)) for p, a in checkpoint.flatten(params).items())
+
+
+def test_large_arrays_are_written_in_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_file, "CHUNK_BYTES", 256)
+    rng = np.random.default_rng(0)
+    arrays = {
+        "a/wide": rng.standard_normal((37, 20), np.float32),
+        "a/flat": rng.standard_normal(500),
+        "b": np.float32(3),
+    }
+    seen = []
+    orbax_file.save_llm(tmp_path / "c", arrays, seen.append)
+    assert sum(seen) == sum(array.nbytes for array in arrays.values())
+    assert max(seen) <= 256
+    stored = orbax_file.open_llm(tmp_path / "c", arrays)
+    assert all(same_bits(np.asarray(stored[path]), np.asarray(arrays[path])) for path in arrays)
+
+
+def test_a_flipped_byte_in_our_llm_is_noticed(tmp_path):
+    array = np.arange(4096, dtype=np.float32)
+    orbax_file.save_llm(tmp_path / "c", {"x": array})
+    hit = 0
+    for path in (tmp_path / "c/llm/d").iterdir():
+        content = path.read_bytes()
+        at = content.find(array[1000:1010].tobytes())
+        if at >= 0:
+            path.write_bytes(content[:at] + b"\xff" + content[at + 1 :])
+            hit += 1
+    assert hit == 1
+    with pytest.raises(ValueError, match="mismatch"):
+        np.asarray(orbax_file.open_llm(tmp_path / "c", {"x": None})["x"])
+    with pytest.raises(ValueError, match="mismatch"):
+        ocp.load(tmp_path / "c", checkpointable_name="llm")
+
+
+# ---------------------------------------------------------------- what stops a conversion
+
+
+def test_missing_unused_and_misshaped_tensors_stop_the_run(tmp_path, capsys):
+    folder = shutil.copytree(SPEECH / "hifigan_spiritlm_base", tmp_path / "hifigan_spiritlm_base")
+    content = load_torch(folder / "generator.pt")
+    state = collections.OrderedDict(content["generator"])
+    state["conv_pre.bias"] = state["conv_pre.bias"][:-1]
+    state["conv_pre.extra"] = state.pop("conv_post.bias")
+    save_torch(folder / "generator.pt", {"generator": state})
+    with pytest.raises(SystemExit) as exit_:
+        main(["import", "--source", str(folder), "--target", str(tmp_path / "ours")])
+    assert exit_.value.code == 1
+    message = capsys.readouterr().err
+    assert "mis-shaped conv_pre.bias: expected [64], found [63]" in message
+    assert "missing  conv_post.bias: expected [1]" in message
+    assert "unused conv_pre.extra: [1]" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hifigan_spiritlm_base"]
+
+
+@pytest.mark.parametrize("name", ["../outside.bin", "/etc/passwd", "sub/x.bin", "..", "", 7, "a\\b"])
+def test_an_index_does_not_lead_outside(name, tmp_path):
+    folder = shutil.copytree(golden("variants/llama_small_expressive_bin_sharded"), tmp_path / "llama")
+    (tmp_path / "outside.bin").write_bytes((folder / "pytorch_model-00001-of-00003.bin").read_bytes())
+    index = json.loads((folder / "pytorch_model.bin.index.json").read_text())
+    index["weight_map"]["lm_head.weight"] = name
+    (folder / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    with pytest.raises(ConversionError, match="is not the name of a file beside it"):
+        convert.plan_import(folder)
+
+
+def test_an_index_must_fit_its_shards(tmp_path):
+    folder = shutil.copytree(golden("variants/llama_small_expressive_bin_sharded"), tmp_path / "llama")
+    index = folder / "pytorch_model.bin.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.embed_tokens.weight"] = "pytorch_model-00003-of-00003.bin"
+    index.write_text(json.dumps(content))
+    with pytest.raises(ConversionError, match=r"embed_tokens.weight: index says .*00003.*, found in .*00001"):
+        convert.plan_import(folder)
+    (folder / "pytorch_model-00002-of-00003.bin").unlink()
+    with pytest.raises(ConversionError, match="shard pytorch_model-00002-of-00003.bin is missing"):
+        convert.plan_import(folder)
+
+
+def test_our_own_checkpoint_does_not_lead_outside(ours, tmp_path):
+    copy = shutil.copytree(ours / "speech_tokenizer", tmp_path / "c/speech_tokenizer")
+    listing = copy / "vocoder_base/released/weights.json"
+    listing.write_text(listing.read_text().replace('"generator.pt"', '"../../escaped.pt"'))
+    with pytest.raises(ConversionError, match=r"'../../escaped.pt' is not the name of a file beside it"):
+        convert.plan_export(tmp_path / "c")
+
+
+@pytest.mark.parametrize("existing", [False, True])
+def test_an_interrupted_conversion_leaves_nothing(existing, released, ours, tmp_path):
+    target = tmp_path / "target"
+    if existing:
+        shutil.copytree(ours / "speech_tokenizer", target / "speech_tokenizer")
+    before = sorted(str(path) for path in tmp_path.rglob("*"))
+
+    def interrupt(size, total=[0]):  # noqa: B006 - a counter
+        total[0] += size
+        if total[0] > 10**6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        convert.run(convert.plan_import(released, model="base"), target, existing, interrupt)
+    assert sorted(str(path) for path in tmp_path.rglob("*")) == before
+
+
+def test_the_command(released, ours, tmp_path, capsys):
+    def run(*arguments, code=None):
+        if code is None:
+            main([*map(str, arguments)])
+        else:
+            with pytest.raises(SystemExit) as exit_:
+                main([*map(str, arguments)])
+            assert exit_.value.code == code
+        return capsys.readouterr()
+
+    target = tmp_path / "target"
+    assert "two language models" in run("import", "--source", released, "--target", target, code=2).err
+    assert "no such directory" in run("import", "--source", released / "x", "--target", target, code=2).err
+    assert (
+        "--only huberts: choose among llm,hubert"
+        in run("import", "--source", released, "--target", target, "--only", "huberts", code=2).err
+    )
+    run("convert", code=2)
+    listing = run("import", "--source", released, "--target", target, "--only", "style,pitch", "--dry-run").out
+    assert "style_encoder_w2v2" in listing
+    assert "dry run: nothing written" in listing
+    assert not target.exists()
+
+    run("import", "--source", released, "--target", target, "--only", "style")
+    (target / "mine.txt").write_text("kept")
+    assert "exists" in run("import", "--source", released, "--target", target, "--only", "hubert", code=2).err
+    run("import", "--source", released, "--target", target, "--only", "hubert,style", "--overwrite")
+    assert sorted(path.name for path in target.iterdir()) == ["mine.txt", "speech_tokenizer"]
+    assert sorted(path.name for path in (target / "speech_tokenizer").iterdir()) == ["phonetic", "style"]
+
+    rows = run(
+        "verify", "--source", released, "--target", ours, "--only", "llm,style,vocoder", "--model", "expressive"
+    ).out
+    lines = {line.split()[0]: line.split() for line in rows.splitlines()[1:]}
+    assert {name: line[3] for name, line in lines.items()} == dict.fromkeys(
+        ("llm", "style", "vocoder_base", "vocoder_expressive"), "yes"
+    )
+    # float32 in another order of summation
+    assert float(lines["llm"][5]) < 1e-5
+    assert float(lines["style"][5]) < 1e-5
+    state = load_torch(released / "speech_tokenizer/hifigan_spiritlm_base/generator.pt")
+    changed = shutil.copytree(released / "speech_tokenizer", tmp_path / "changed/speech_tokenizer")
+    state["generator"]["conv_pre.bias"] = state["generator"]["conv_pre.bias"] + np.float32(1e-6)
+    save_torch(changed / "hifigan_spiritlm_base/generator.pt", state)
+    found = run("verify", "--source", tmp_path / "changed", "--target", ours, "--only", "vocoder", code=1)
+    assert "no: generator.pt:conv_pre.bias" in found.out
+
+
+FULL_SIZE = json.loads(golden("FULL_SIZE.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name, entry in FULL_SIZE.items() if "state" in entry])
+def test_full_size_keys_and_shapes_are_those_of_the_tables(name):
+    """FULL_SIZE.json lists every key of the parts at their published sizes: the tables take all of them and miss none."""
+    entry = FULL_SIZE[name]
+    layers = entry["config"]["num_hidden_layers"] if name.startswith("spirit-lm") else 1  # it lists the first of them
+    tensors = {
+        key.replace("layers.0.", f"layers.{i}.") if layers > 1 else key: np.broadcast_to(np.float32(0), shape)
+        for key, shape in entry["state"].items()
+        for i in range(layers)
+    }
+    if name.startswith("spirit-lm"):
+        model = llama.from_hf_config(entry["config"])
+        rows, shapes = llama.rows(model), llama.shapes(model)
+    else:
+        part = next(part for part in parts.PARTS if part.folder == name.split("/")[0])
+        file = next(file for file in part.files if file.name in ("", name.split("/")[-1]))
+        ours = {
+            "phonetic": lambda: hubert.part_config(
+                *(FULL_SIZE["hubert_25hz/mhubert_base_25hz.pt"][cfg] for cfg in ("model_cfg", "task_cfg")),
+                FULL_SIZE["hubert_25hz/L11_quantizer_500.pt"]["model_cfg"],
+            ),
+            "pitch": lambda: part.config({"config.yaml": entry["config"]}),
+            "style": lambda: part.config({"config.json": {"num_labels": 100}}),
+        }.get(part.name, lambda: part.config({"config.json": entry["config"]}))
+        rows, shapes = file.table(ours())
+    arrays, kept = to_ours(rows, tensors, shapes, name)
+    count = sum(np.prod(array.shape, dtype=np.int64) for array in [*arrays.values(), *kept.values()])
+    assert count == entry.get("params_with_codebook_buffer", entry["params"])
