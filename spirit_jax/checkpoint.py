@@ -122,7 +122,7 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
     """
     from orbax.checkpoint import v1 as ocp
 
-    find(directory, LLM)
+    directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths alone
     stored = ocp.checkpointables_metadata(directory).metadata[LLM]
     _compare_trees(f"{directory}/{LLM}", stored, abstract_params)
     return ocp.load_checkpointables(directory, {LLM: abstract_params})[LLM]

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import random
+import shlex
 import shutil
 import signal
 import socket
@@ -51,8 +52,10 @@ def _command(run, corpora, *more):
     ]  # fmt: skip
 
 
-def _train(run, corpora, *more, code=0):
-    result = subprocess.run(_command(run, corpora, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+def _train(run, corpora, *more, code=0, cwd=None):
+    result = subprocess.run(
+        _command(run, corpora, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, cwd=cwd
+    )
     assert result.returncode == code, result.stderr[-3000:]
     return result
 
@@ -73,14 +76,12 @@ def _weights(run):
 @pytest.fixture(scope="module")
 def unbroken(corpora, tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken") / "run"
-    result = _train(run, corpora)
-    return run, result
+    return run, _train("run", corpora, cwd=run.parent)
 
 
 def test_a_run_leaves_what_it_promises(unbroken):
     run, result = unbroken
     assert f"Done: {STEPS} steps" in result.stdout
-    assert f"--checkpoint {run}/checkpoints/{STEPS}" in result.stdout
     for name in (
         "config.json",
         "config.yaml",
@@ -101,6 +102,17 @@ def test_a_run_leaves_what_it_promises(unbroken):
     assert [line["step"] for line in evaluated] == [0, 15, 30]
     # before the first step every id is about as likely as any other
     np.testing.assert_allclose(evaluated[0]["validation/loss"], np.log(1024), atol=0.2)
+
+
+def test_what_it_says_to_type_next_works(unbroken):
+    run, result = unbroken
+    hint = result.stdout.strip().splitlines()[-1]
+    assert "spirit_jax.generate --checkpoint run/checkpoints/30" in hint
+    command = [sys.executable, *shlex.split(hint)[1:]]
+    generated = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, cwd=run.parent)
+    assert generated.returncode == 0, generated.stderr[-3000:]
+    (answer,) = [json.loads(line) for line in (run / "generated" / "results.jsonl").read_text().splitlines()]
+    assert answer
 
 
 def test_the_same_seed_gives_the_same_run(unbroken, corpora, tmp_path):

@@ -29,7 +29,7 @@ class SpeechTokenizerConfig:
     """k-means clusters at 25 Hz, 2 to 500. Each wants a hundred frames (4 s) or more of training speech."""
     pitch_units: int = 32
     """F0 units at 12.5 Hz, the first of them unvoiced, 3 to 64."""
-    style_units: int = 20
+    style_units: int = 12
     """Clusters of energy statistics at 1 Hz, 1 to 100."""
     max_hours: float = 2.0
     """Learn from at most this much speech, utterances drawn at random; 2 h take about 40 s."""
