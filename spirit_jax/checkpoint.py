@@ -123,9 +123,9 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
     from orbax.checkpoint import v1 as ocp
 
     directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths alone
-    stored = ocp.checkpointables_metadata(directory).metadata[LLM]
+    stored = ocp.metadata(directory, LLM).metadata
     _compare_trees(f"{directory}/{LLM}", stored, abstract_params)
-    return ocp.load_checkpointables(directory, {LLM: abstract_params})[LLM]
+    return ocp.load(directory, abstract_params, checkpointable_name=LLM)
 
 
 def _compare_trees(name: str, stored: Any, wanted: Any) -> None:

@@ -43,11 +43,10 @@ def load_initial_params(
         VocabularyError: the checkpoint's text tokenizer is not the run's.
     """
     theirs = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
-    for field in _SHAPE:
-        if getattr(theirs, field) != getattr(model, field):
-            raise checkpoint.CheckpointError(
-                f"{directory}: its {field} is {getattr(theirs, field)}, the config's model has {getattr(model, field)}"
-            )
+    differ = [field for field in _SHAPE if getattr(theirs, field) != getattr(model, field)]
+    if differ:
+        listed = ", ".join(f"its {field} is {getattr(theirs, field)}, not {getattr(model, field)}" for field in differ)
+        raise checkpoint.CheckpointError(f"{directory}: its network is not the config's model: {listed}")
     known = _known_ids(directory, theirs, vocabulary)
     stored = dataclasses.replace(theirs, param_dtype=model.param_dtype)
     params = checkpoint.load_llm(directory, _abstract(stored, shardings))

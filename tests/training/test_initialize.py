@@ -86,7 +86,7 @@ def test_the_same_vocabulary_keeps_every_row(tmp_path, vocabularies):
 def test_what_does_not_fit_is_refused(tmp_path, vocabularies):
     vocabulary = vocabularies["expressive"]
     _checkpoint(tmp_path / "llm", MODEL, vocabulary)
-    with pytest.raises(checkpoint.CheckpointError, match="its hidden_size is 32, the config's model has 64"):
+    with pytest.raises(checkpoint.CheckpointError, match="its hidden_size is 32, not 64, its head_size is 16, not 32"):
         _load(tmp_path / "llm", dataclasses.replace(MODEL, hidden_size=64), vocabulary)
     other = Vocabulary.train(["zebras quack in the quiet fjord by night, 7 wax jugs"] * 50, 300)
     with pytest.raises(VocabularyError, match="300 text pieces are not those of the run's tokenizer"):
