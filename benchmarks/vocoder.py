@@ -1,0 +1,84 @@
+"""Real-time factor of the unit vocoder against PyTorch's, full size, in one run.
+
+    flock /work/bench.lock python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7]
+
+Both have their weight norms multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is the whole
+`HifiGanVocoder.decode_batch` of frame-rate units (windows, masks, copies to NumPy), PyTorch's is the network alone, written from
+FORMATS.md section 6 (`tests/models/torch_hifigan.py`).
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import time
+
+import numpy as np
+import torch
+
+from spirit_jax.checkpoint import unflatten
+from spirit_jax.convert import hifigan as table
+from spirit_jax.convert.table import to_ours
+from spirit_jax.speech.vocoder import HifiGanVocoder
+from tests.models.torch_hifigan import TorchHifiGan
+
+FULL_SIZE = pathlib.Path(__file__).parents[1] / "tests" / "golden" / "FULL_SIZE.json"
+
+
+def networks() -> tuple[HifiGanVocoder, TorchHifiGan]:
+    """Ours and PyTorch's Base vocoder with the same random weights."""
+    config = json.loads(FULL_SIZE.read_text())["hifigan_spiritlm_base/generator.pt"]["config"]
+    torch.manual_seed(0)
+    theirs = TorchHifiGan(config).eval()
+    part = table.part_config(config)
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    params, _ = to_ours(table.rows(part), state, table.shapes(part), "random weights")
+    return HifiGanVocoder.load(part, unflatten(params)), theirs.fold()
+
+
+def measure(batch: int, seconds: float, rounds: int) -> dict:
+    ours, theirs = networks()
+    units = np.random.default_rng(0).integers(0, 500, (batch, round(seconds * 25)))
+    speaker, style = torch.full((batch,), 2), torch.full((batch,), 8)
+
+    def run_ours():
+        return ours.decode_batch([{"hubert": row} for row in units], predict_durations=False)
+
+    @torch.inference_mode()
+    def run_theirs():
+        return theirs(torch.tensor(units), speaker=speaker, style=style).numpy()
+
+    difference = float(np.abs(np.stack(run_ours()) - run_theirs()).max())  # and both are warm now
+    times: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
+    for _ in range(rounds):
+        for name, run in (("ours", run_ours), ("torch", run_theirs)):
+            wall, busy = time.perf_counter(), time.process_time()
+            run()
+            times[name].append((time.perf_counter() - wall, time.process_time() - busy))
+    wall = {name: statistics.median(wall for wall, _ in pairs) for name, pairs in times.items()}
+    busy = {name: statistics.median(busy for _, busy in pairs) for name, pairs in times.items()}
+    return {
+        "batch": batch,
+        "seconds": seconds,
+        "real_time_factor": {name: round(value / (batch * seconds), 4) for name, value in wall.items()},
+        "cpu_seconds": {
+            name: round(value, 3) for name, value in busy.items()
+        },  # steadier than the clock on a busy machine
+        "speedup": round(wall["torch"] / wall["ours"], 2),
+        "speedup_cpu_seconds": round(busy["torch"] / busy["ours"], 2),
+        "largest_difference": difference,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--seconds", type=float, default=10.0)
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    for batch in arguments.batch:
+        print(json.dumps(measure(batch, arguments.seconds, arguments.rounds)), flush=True)
+
+
+if __name__ == "__main__":
+    main()
