@@ -179,7 +179,8 @@ def run(
         results[index] = json.dumps({"id": name, "prompt": strings[index], "outputs": outputs}, ensure_ascii=False)
         if len(strings) == 1:
             for output in outputs:
-                print(output.get("text") or output.get("speech") or output["units"])
+                speech = output.get("speech") and directory / output["speech"]
+                print(output.get("text") or speech or output.get("units", ""))
     path = directory / "results.jsonl"
     checkpoint.write_file(path, "".join(results[index] + "\n" for index in sorted(results)))
     print(path)

@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 from spirit_jax.inference import network, sampling
 from spirit_jax.inference.grammar import NO_GRAMMAR, Grammar
 from spirit_jax.inference.sampling import Knobs, Sampling
-from spirit_jax.models.llama import KVCache, LlamaConfig, Params, init_cache
+from spirit_jax.models.llama import KVCache, LlamaConfig, Params
 from spirit_jax.parallel.sharding import logical_rules
 
 _SMALLEST = 64
@@ -63,7 +63,7 @@ class Rows(NamedTuple):
 class State(NamedTuple):
     """What the decode loop carries: all [B] but the cache, the output and what has occurred."""
 
-    cache: KVCache
+    cache: KVCache | tuple[KVCache, ...]
     token: Int[Array, " B"]
     """The newest token, which is not in the cache yet."""
     position: Int[Array, " B"]
@@ -129,12 +129,12 @@ def _placed(program: Program, state: State) -> State:
     return rest._replace(cache=cache)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _empty(program: Program, slots: int, length: int, output: int) -> State:
+@functools.partial(jax.jit, static_argnums=(0, 2, 3, 4))
+def _empty(program: Program, params: Params, slots: int, length: int, output: int) -> State:
     width = program.config.vocab_size if program.penalised else 0
     zeros = jnp.zeros(slots, jnp.int32)
     state = State(
-        init_cache(program.config, slots, length),
+        network.empty_cache(program.config, params, slots, length),
         zeros,
         zeros,
         zeros,
@@ -170,9 +170,9 @@ def _prefill(
     offsets_1t = jnp.arange(t)[None]
     positions_bt = jnp.where(offsets_1t < length_b[:, None], start_b[:, None] + offsets_1t, -1)
     read = jnp.minimum(slots_b, state.token.shape[0] - 1)
-    cache = KVCache(*(array[:, read] for array in state.cache))
+    cache = jax.tree.map(lambda array: array[:, read], state.cache)
     hidden_btd, cache = network.forward(program.config, params, tokens_bt, positions_bt, cache)
-    cache = KVCache(*(old.at[:, slots_b].set(new, mode="drop") for old, new in zip(state.cache, cache, strict=True)))
+    cache = jax.tree.map(lambda old, new: old.at[:, slots_b].set(new, mode="drop"), state.cache, cache)
 
     occurred_bv = state.occurred
     if program.penalised:
@@ -297,7 +297,7 @@ class Engine:
         reading: list[_Reading] = []
         running: dict[int, int] = {}  # slot -> request
         with logical_rules(self.mesh):
-            state = _empty(program, slots, length, output)
+            state = _empty(program, self.params, slots, length, output)
         while waiting or reading or running:
             free = set(range(slots)) - running.keys() - {prompt.slot for prompt in reading}
             for slot in sorted(free)[: len(waiting)]:

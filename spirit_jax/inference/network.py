@@ -1,5 +1,8 @@
 """The Llama as generation runs it: a loop over layers that carries the KV cache, weights in full or as int8, on a mesh."""
 
+import dataclasses
+import functools
+import operator
 from typing import Any
 
 import jax
@@ -20,11 +23,12 @@ def forward(
     params: Params,
     tokens_bt: Int[Array, "B T"],
     positions_bt: Int[Array, "B T"] | None = None,
-    cache: KVCache | None = None,
-) -> tuple[Float[Array, "B T D"], KVCache | None]:
+    cache: KVCache | tuple[KVCache, ...] | None = None,
+) -> tuple[Float[Array, "B T D"], KVCache | tuple[KVCache, ...] | None]:
     """Final hidden states and the cache with these tokens in it; as `Llama.__call__`, but for int8 weights too.
 
-    Weights in int8 become dense a layer at a time, so that only one layer exists in full.
+    Weights in int8 become dense a layer at a time, so that only one layer exists in full. With a tuple of layers
+    (`arrange`) the cache is a tuple too.
     """
     dtype = DTYPES[config.dtype]
     if positions_bt is None:
@@ -38,9 +42,37 @@ def forward(
         weights, index = inputs
         return block.apply({"params": dense(weights, dtype)}, carry, index, rotary, positions_bt, None)
 
-    layers = (params["layers"], jnp.arange(config.num_hidden_layers))
-    (x_btd, cache), _ = jax.lax.scan(layer, (x_btd, cache), layers)
+    if isinstance(params["layers"], tuple):
+        caches = []
+        for weights, own in zip(params["layers"], cache or [None] * config.num_hidden_layers, strict=True):
+            (x_btd, own), _ = layer((x_btd, own), (weights, 0))
+            caches.append(own)
+        cache = None if cache is None else tuple(caches)
+    else:
+        layers = (params["layers"], jnp.arange(config.num_hidden_layers))
+        (x_btd, cache), _ = jax.lax.scan(layer, (x_btd, cache), layers)
     return norm.apply({"params": params["norm"]}, x_btd), cache
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _unstack(count: int, layers: Params) -> tuple[Params, ...]:
+    return tuple(jax.tree.map(operator.itemgetter(index), layers) for index in range(count))
+
+
+def arrange(config: LlamaConfig, params: Params, mesh: Mesh) -> Params:
+    """The parameters as `forward` runs them best: on CPUs a tree a layer, because there a loop over stacked layers copies
+    each layer's weights and cache before it reads them, which decoding does for every token."""
+    if mesh.devices.flat[0].platform != "cpu" or isinstance(params["layers"], tuple):
+        return params
+    return {**params, "layers": _unstack(config.num_hidden_layers, params["layers"])}
+
+
+def empty_cache(config: LlamaConfig, params: Params, batch: int, length: int) -> KVCache | tuple[KVCache, ...]:
+    """A cache in the form of the parameters: of all layers, or one a layer."""
+    if not isinstance(params["layers"], tuple):
+        return llama.init_cache(config, batch, length)
+    one = dataclasses.replace(config, num_hidden_layers=1)
+    return tuple(llama.init_cache(one, batch, length) for _ in params["layers"])
 
 
 def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:

@@ -44,7 +44,8 @@ class SpiritLM:
     """A language model with its vocabulary, and the speech tokenizer where the checkpoint has one.
 
     Attributes:
-        params, config: the Llama and its parameters, sharded over `mesh`.
+        params, config: the Llama and its parameters, sharded over `mesh` and arranged as generation reads them
+            (`inference.network.arrange`).
         vocabulary: its tokens; base or expressive.
         speech_tokenizer: hears prompts and speaks answers; None: prompts hold units, and answers are units.
     """
@@ -70,12 +71,12 @@ class SpiritLM:
                 f"the model has {config.vocab_size} rows, the vocabulary {vocabulary.size} tokens: "
                 "they belong to different checkpoints"
             )
-        self.params, self.config, self.vocabulary = params, config, vocabulary
-        self.speech_tokenizer = speech_tokenizer
+        self.config, self.vocabulary, self.speech_tokenizer = config, vocabulary, speech_tokenizer
         self.mesh = _one_device() if mesh is None else mesh
+        self.params = network.arrange(config, params, self.mesh)
         self._grammar = Grammar.of(vocabulary, config.vocab_size)
         tables = Tables(forbidden_ids(vocabulary, config.vocab_size), self._grammar)
-        self._engine = Engine(params, config, self.mesh, tables, vocabulary.eos_id)
+        self._engine = Engine(self.params, config, self.mesh, tables, vocabulary.eos_id)
 
     @classmethod
     def from_pretrained(

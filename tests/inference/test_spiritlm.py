@@ -3,6 +3,7 @@
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ import torch
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.inference import engine
+from spirit_jax.inference import engine, network
 from spirit_jax.inference.prompts import PromptError
 from spirit_jax.units import SpeechUnits
 from tests.goldens import golden
@@ -164,7 +165,7 @@ def test_grammar(lm, seed):
 def test_int8(lm):
     """Each weight within half a step of its channel's scale; log-likelihoods change little; a quarter of the memory."""
     small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", int8=True)
-    kept, weight = small.params["layers"]["mlp"]["up_proj"], lm.params["layers"]["mlp"]["up_proj"]
+    kept, weight = small.params["layers"][1]["mlp"]["up_proj"], lm.params["layers"][1]["mlp"]["up_proj"]
     assert kept["int8"].dtype == np.int8
     error = np.abs(np.asarray(kept["int8"]) * np.asarray(kept["scale"]) - np.asarray(weight))
     assert (error <= np.asarray(kept["scale"]) * 0.5001).all()
@@ -237,3 +238,19 @@ def test_other_refusals(lm, tmp_path):
         SpiritLM(base.params, base.config, lm.vocabulary)
     with pytest.raises(CheckpointError, match="no such checkpoint directory"):
         SpiritLM.from_pretrained(tmp_path / "nothing")
+
+
+def test_layers_stacked_and_apart(lm):
+    """The forms of parameters that accelerators and CPUs run (`network.arrange`) give the same hidden states and caches."""
+    apart = lm.params
+    stacked = {**apart, "layers": jax.tree.map(lambda *layers: jnp.stack(layers), *apart["layers"])}
+    tokens, positions = np.arange(24).reshape(2, 12) + 300, np.tile(np.arange(12), (2, 1))
+
+    def run(params):
+        cache = network.empty_cache(lm.config, params, 2, 16)
+        return jax.jit(lambda p, c: network.forward(lm.config, p, tokens, positions, c))(params, cache)
+
+    (x, caches), (y, cache) = run(apart), run(stacked)
+    np.testing.assert_allclose(x, y, atol=1e-5)
+    for index, one in enumerate(caches):
+        np.testing.assert_allclose(one.k_lbskh[0], cache.k_lbskh[index], atol=1e-5)

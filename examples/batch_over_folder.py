@@ -1,0 +1,20 @@
+"""Continue every recording of a folder, many at a time; each is written as soon as it is finished.
+
+python examples/batch_over_folder.py CHECKPOINT RECORDINGS_DIRECTORY OUTPUT_DIRECTORY
+"""
+
+import pathlib
+import sys
+
+from spirit_jax import Segment, SpiritLM
+from spirit_jax.audio import save_audio
+
+checkpoint, recordings, output = sys.argv[1:]
+paths = sorted(path for path in pathlib.Path(recordings).iterdir() if path.suffix in (".wav", ".flac", ".ogg"))
+pathlib.Path(output).mkdir(parents=True, exist_ok=True)
+model = SpiritLM.from_pretrained(checkpoint)
+prompts = [[Segment.speech(path)] for path in paths]
+for index, segments in model.as_completed(prompts, "speech", max_new_tokens=200, temperature=0.8, top_p=0.95, slots=16):
+    for segment in segments:
+        save_audio(f"{output}/{paths[index].stem}.wav", segment.content)
+    print(paths[index].name)

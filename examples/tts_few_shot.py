@@ -1,0 +1,19 @@
+"""Read a text aloud, after a few texts with their recordings.
+
+python examples/tts_few_shot.py CHECKPOINT "text to read" spoken.wav "its words" first.flac "its words" second.flac ...
+"""
+
+import sys
+
+from spirit_jax import Segment, SpiritLM
+from spirit_jax.audio import save_audio
+
+checkpoint, text, output, *examples = sys.argv[1:]
+model = SpiritLM.from_pretrained(checkpoint)
+prompt = []
+for words, recording in zip(examples[::2], examples[1::2], strict=True):
+    prompt += [Segment.text(f" {words} 'stop' "), Segment.speech(recording)]
+prompt.append(Segment.text(f" {text} 'stop' "))
+for segment in model.generate(prompt, "speech", max_new_tokens=300, temperature=0.8, top_p=0.95):
+    save_audio(output, segment.content)
+    print(f"{output}: {segment.content.size / 16_000:.1f} s")
