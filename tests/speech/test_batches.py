@@ -1,0 +1,61 @@
+"""Clips in padded batches: few shapes, bounded memory, the right row back to each clip, rows split over devices."""
+
+import itertools
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+
+from spirit_jax.speech.batches import MAX_SAMPLES, PADDED_LENGTHS, encode_clips
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def energies(shapes):
+    """A stand-in network: a clip's squares in frames of 100 samples, as jax would give them."""
+
+    def run(audio, lengths):
+        shapes.append(audio.shape)
+        audio = np.asarray(audio, np.float64)
+        frames = audio[:, : audio.shape[1] // 100 * 100].reshape(len(audio), -1, 100)
+        return np.square(frames).sum(-1), np.asarray(lengths) // 100
+
+    return run
+
+
+def test_every_clip_gets_its_own_row_and_shapes_are_few():
+    rng, shapes = np.random.default_rng(0), []
+    clips = [rng.normal(size=int(n)).astype(np.float32) for n in rng.integers(800, 160_000, 60)]
+    for clip, (found,) in zip(clips, encode_clips(energies(shapes), clips, 800, "x"), strict=True):
+        whole = clip[: len(clip) // 100 * 100].astype(np.float64).reshape(-1, 100)
+        np.testing.assert_allclose(found, np.square(whole).sum(-1))
+    assert all(b <= 4 / 3 * a + 1 for a, b in itertools.pairwise(PADDED_LENGTHS))
+    assert {length for _, length in shapes} <= set(PADDED_LENGTHS)
+    assert all(rows * length <= MAX_SAMPLES and rows & (rows - 1) == 0 for rows, length in shapes)
+
+
+def test_rows_are_split_over_the_local_devices():
+    """In a process with four virtual devices: 7 clips make 2 rows a device, and each clip its own sum."""
+    code = """
+import jax, numpy as np
+from spirit_jax.speech.batches import encode_clips, exact, replicate
+seen = []
+scale = replicate(np.float32(2))
+run_ = exact(lambda scale, audio, lengths: (scale * audio.sum(1, keepdims=True), lengths * 0 + 1))
+def run(audio, lengths):
+    seen.append((audio.shape, len(audio.sharding.device_set), len(scale.sharding.device_set)))
+    return run_(scale, audio, lengths)
+clips = [np.full(1000 + i, 1.0, np.float32) for i in range(7)]
+found = [float(x[0]) for (x,) in encode_clips(run, clips, 1, "sums")]
+assert found == [2.0 * len(clip) for clip in clips], found
+assert seen == [((8, 16000), 4, 4)], seen
+"""
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
