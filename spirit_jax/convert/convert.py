@@ -233,10 +233,17 @@ def plan_export(source: pathlib.Path, only: Iterable[str] | None = None) -> list
     jobs = []
     if "llm" in chosen and _part_of(source, checkpoint.LLM) is not None:
         jobs.append(_export_llm(source))
+    notes = []
     for part in parts.PARTS:
         place = _part_of(source, f"{checkpoint.SPEECH_TOKENIZER}/{part.name}") if part.name in chosen else None
-        if place is not None:
+        if place is None:
+            continue
+        if only is None and not (place / released.FOLDER).is_dir():
+            notes.append(f"{place} is left behind: it was trained here and has no released form")
+        else:
             jobs.append(_export_part(part, place))
+    if jobs:
+        jobs[-1] = dataclasses.replace(jobs[-1], notes=(*jobs[-1].notes, *notes))
     return _complete(jobs, source, only)
 
 
