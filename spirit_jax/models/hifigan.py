@@ -6,6 +6,7 @@ Where weight normalisation matters, in checkpoints and training, a kernel is kep
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +20,10 @@ from jaxtyping import Array, Float, Int
 STAGE_SLOPE = 0.1
 FINAL_SLOPE = 0.01
 """Slopes of the leaky ReLUs inside the network and before its last convolution (PyTorch's default there)."""
+
+
+SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 20
+"""Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles; measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +166,9 @@ def split_weight_norm(params: dict) -> dict:
 
 def _norm(kernel: Array, shape: tuple[int, ...]) -> Array:
     axes = tuple(axis for axis, size in enumerate(shape) if size == 1)
-    xp = np if isinstance(kernel, np.ndarray) else jnp  # NumPy in, NumPy out: nothing to compile when a checkpoint loads
+    xp = (
+        np if isinstance(kernel, np.ndarray) else jnp
+    )  # NumPy in, NumPy out: nothing to compile when a checkpoint loads
     return xp.sqrt(xp.sum(xp.square(kernel), axis=axes, keepdims=True))
 
 
@@ -170,22 +177,72 @@ def convolve(
 ) -> Float[Array, "B T O"]:
     """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`.
 
-    A dilated one runs as a plain one over its `dilation` interleaved phases, which lie along a second spatial dimension:
-    the same products in the same order, and twice as fast on CPU.
+    On CPU, wide kernels of many channels take `convolve_by_spectrum`: up to twice as fast there, equal up to rounding.
     """
-    batch, time, _ = x_btc.shape
-    half = kernel_kio.shape[0] // 2
-    spare = -time % dilation
-    if spare:
-        x_btc = jnp.pad(x_btc, ((0, 0), (0, spare), (0, 0)))
-    y_btpc = jax.lax.conv_general_dilated(
-        x_btc.reshape(batch, -1, dilation, x_btc.shape[-1]),
-        kernel_kio[:, None],
+    width, *channels = kernel_kio.shape
+    if width < SPECTRUM_WIDTH or min(channels) < SPECTRUM_CHANNELS:
+        return convolve_directly(x_btc, kernel_kio, dilation=dilation)
+    forms = {"cpu": convolve_by_spectrum, "default": convolve_directly}
+    forms = {platform: functools.partial(form, dilation=dilation) for platform, form in forms.items()}
+    return jax.lax.platform_dependent(x_btc, kernel_kio, **forms)
+
+
+def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
+    """`convolve` as one two-dimensional convolution of height 1: on CPU twice as fast as time along the height."""
+    around = kernel_kio.shape[0] // 2 * dilation
+    y_b1to = jax.lax.conv_general_dilated(
+        x_btc[:, None],
+        kernel_kio[None],
         window_strides=(1, 1),
-        padding=((half, half), (0, 0)),
+        padding=((0, 0), (around, around)),
+        rhs_dilation=(1, dilation),
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
-    return y_btpc.reshape(batch, time + spare, -1)[:, :time]
+    return y_b1to[:, 0]
+
+
+def convolve_by_spectrum(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
+    """`convolve` by products of short spectra: about 2 multiplications an output and channel pair instead of K.
+
+    Each phase is cut into tiles of 20 outputs. With the matrices of `_spectrum` the tiles and the kernel are transformed,
+    multiplied as matrices over channels at each frequency, and transformed back: three matrix products.
+    """
+    batch, time, inputs = x_btc.shape
+    width, _, outputs = kernel_kio.shape
+    signal_rl, kernel_rk, back_tr = _spectrum(SPECTRUM_TILE, width)
+    rank, length = signal_rl.shape
+    tiles = -(-time // (dilation * SPECTRUM_TILE))
+    before = width // 2 * dilation
+    after = (tiles + 1) * SPECTRUM_TILE * dilation - before - time
+    x_bntpc = jnp.pad(x_btc, ((0, 0), (before, after), (0, 0))).reshape(batch, -1, SPECTRUM_TILE, dilation, inputs)
+    x_bnlpc = jnp.concatenate([x_bntpc[:, :-1], x_bntpc[:, 1:, : length - SPECTRUM_TILE]], axis=2)
+    x_rmc = (signal_rl @ x_bnlpc.transpose(2, 0, 1, 3, 4).reshape(length, -1)).reshape(rank, -1, inputs)
+    kernel_rio = (kernel_rk @ kernel_kio.reshape(width, -1)).reshape(rank, inputs, outputs)
+    y_tmo = back_tr @ jnp.matmul(x_rmc, kernel_rio).reshape(rank, -1)
+    y_bntpo = y_tmo.reshape(SPECTRUM_TILE, batch, tiles, dilation, outputs).transpose(1, 2, 0, 3, 4)
+    return y_bntpo.reshape(batch, -1, outputs)[:, :time]
+
+
+@functools.cache
+def _spectrum(tile: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Matrices `signal [R, L], kernel [R, K], back [tile, R]` with `correlate(x, w) = back @ ((signal @ x) * (kernel @ w))`.
+
+    A cyclic correlation of even length L >= tile + K - 1 by the real discrete Fourier transform: one product at frequencies
+    0 and L / 2, and three at each other, which are a complex product (Gauss): with p1 = (xr + xi) wr, p2 = xr (wi - wr),
+    p3 = xi (wr + wi) it is p1 - p3 + i (p1 + p2).
+    """
+    length = tile + width - 1 + (tile + width - 1) % 2
+    angle = 2 * np.pi / length * np.arange(length // 2 + 1)[:, None] * np.arange(length)
+    cos, sin = np.cos(angle), np.sin(angle)
+    ends, inner = [0, -1], slice(1, -1)
+    signal = np.concatenate([cos[ends], (cos - sin)[inner], cos[inner], -sin[inner]])
+    real, imaginary = cos[:, :width], sin[:, :width]  # conjugate: a correlation
+    kernel = np.concatenate([real[ends], real[inner], (imaginary - real)[inner], (real + imaginary)[inner]])
+    weight = np.full((len(angle), 1), 2.0 / length)
+    weight[ends] /= 2
+    real, imaginary = (weight * cos)[:, :tile], (-weight * sin)[:, :tile]
+    back = np.concatenate([real[ends], (real + imaginary)[inner], imaginary[inner], -real[inner]]).T
+    return signal.astype(np.float32), kernel.astype(np.float32), back.astype(np.float32)
 
 
 def upsample(x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], rate: int) -> Float[Array, "B T*rate O"]:
