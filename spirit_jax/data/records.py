@@ -40,7 +40,7 @@ class UnitRecord:
 
     Attributes:
         id: name within the corpus.
-        text: transcript or document.
+        text: transcript or document; "" for speech without a transcript.
         words: the aligned words, in order; their spelling may be normalised, `text` is as published.
         spans_ms: int32 [W, 2], start and end of each word in milliseconds.
         units: at the frame rate, or None for text.
@@ -68,7 +68,8 @@ class UnitRecord:
 
     def _problem(self) -> str | None:
         spans = self.spans_ms
-        if not self.text.strip():
+        untranscribed = self.text == "" and self.units is not None and not self.words
+        if not self.text.strip() and not untranscribed:
             return "empty transcript"
         if spans.shape != (len(self.words), 2):
             return f"{len(self.words)} words but spans of shape {spans.shape}, expected ({len(self.words)}, 2)"

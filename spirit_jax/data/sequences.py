@@ -168,6 +168,8 @@ class Sequencer:
         try:
             if recipe != "text" and record.units is None:
                 raise RecordError(f"recipe {recipe!r} needs speech units, the record has none")
+            if recipe != "speech" and not record.text:
+                raise RecordError(f"recipe {recipe!r} needs a transcript, the record has none")
             documents = getattr(self, "_" + recipe)(record, rng)
             if not documents:
                 raise RecordError("nothing to write: no word lasts a frame")

@@ -329,3 +329,13 @@ def test_what_a_recipe_cannot_use(vocabulary):
             _sequencer(vocabulary, recipe)(unaligned, key)
     with pytest.raises(RecordError, match="'utterance-6': word 0 of 1 takes more than the 31 slots of a row"):
         _sequencer(vocabulary, "asr", 32)(unaligned, key)
+
+
+def test_speech_without_a_transcript_is_speech_alone(vocabulary):
+    record = UnitRecord("clip-9", "", units=SpeechUnits(np.arange(50) % 7), duration_ms=2000)
+    record.validate()
+    (ids,) = Sequencer(vocabulary, "speech", 200)(record, None)
+    assert vocabulary.decode(ids) == "[Speech]" + record.units.to_string()
+    for recipe in ("text", "interleaved", "asr", "transcription"):
+        with pytest.raises(RecordError, match="'clip-9': recipe '.*' needs a transcript"):
+            Sequencer(vocabulary, recipe, 200)(record, np.random.default_rng(0))
