@@ -21,6 +21,7 @@ import numpy as np
 import torch
 import transformers
 
+from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import llama as table
 from spirit_jax.convert.table import to_ours
 from spirit_jax.inference import network
@@ -40,13 +41,7 @@ def models(hidden: int, layers: int) -> tuple[transformers.LlamaForCausalLM, Eng
     config = LlamaConfig(**sizes, rms_norm_eps=theirs.config.rms_norm_eps)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     arrays, _ = to_ours(table.rows(config), tensors, table.shapes(config), "torch")
-    params: dict = {}
-    for path, array in arrays.items():
-        *parents, name = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = np.asarray(array if isinstance(array, np.ndarray) else array[...])
+    params = unflatten({path: np.asarray(array) for path, array in arrays.items()})
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = network.arrange(config, jax.device_put(params), mesh)
     free = Grammar(np.ones((6, VOCABULARY), bool), np.zeros(VOCABULARY, np.int32), np.zeros((6, 7), np.int32))
