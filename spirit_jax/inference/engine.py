@@ -87,8 +87,8 @@ class Program:
     config: LlamaConfig
     mesh: Mesh
     eos_id: int
-    sampled: bool
-    """Whether any row has a temperature."""
+    few: int | None
+    """`sampling.candidates` of the rows: 0 where all are greedy."""
     penalised: bool
     """Whether any row has a repetition penalty."""
     grammatical: bool
@@ -118,7 +118,7 @@ def _next(program: Program, params: Params, tables: Tables, rows: Rows, hidden_b
     if program.grammatical:
         forbidden_bv |= tables.grammar.forbidden(grammar_b3)
     logits_bv = jnp.where(forbidden_bv, -jnp.inf, logits_bv)
-    token_b = sampling.choose(logits_bv, rows.knobs, count_b, program.sampled)
+    token_b = sampling.choose(logits_bv, rows.knobs, count_b, program.few)
     return token_b, tables.grammar.advance(grammar_b3, token_b) if program.grammatical else grammar_b3
 
 
@@ -289,7 +289,7 @@ class Engine:
             self.config,
             self.mesh,
             self.eos_id,
-            any(r.sampling.temperature > 0 for r in requests),
+            sampling.candidates([r.sampling for r in requests]),
             any(r.sampling.repetition_penalty != 1 for r in requests),
             any(r.grammar is not None for r in requests),
         )

@@ -12,6 +12,7 @@ RELEASED_TOP_K = 50
 """What the released code samples from when no top_k is given (Hugging Face's default)."""
 
 _NEVER = -jnp.inf
+_FEW = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +75,25 @@ def penalise(
     return jnp.where(occurred_bv, penalised, logits_bv)
 
 
-def truncate(logits_bv: Float[Array, "B V"], knobs: Knobs) -> Float[Array, "B V"]:
+def candidates(samplings: list[Sampling]) -> int | None:
+    """How many of the most likely tokens suffice to truncate by: 0 where nothing is drawn, None where all are needed."""
+    most = [RELEASED_TOP_K if s.top_k is None else s.top_k for s in samplings if s.temperature > 0]
+    return None if 0 in most or max(most, default=0) > _FEW else _FEW * bool(most)
+
+
+def truncate(logits_bv: Float[Array, "B V"], knobs: Knobs, few: int | None = None) -> Float[Array, "B V"]:
     """Logits divided by the temperature, -inf for tokens that top-k, then top-p, then min-p leave out.
 
     Tokens as likely as the last one kept are kept too. Rows of temperature 0 come back with a temperature of 1.
+
+    Args:
+        few: look only at this many most likely tokens, which is enough where every row's top_k is at most that.
     """
     v = logits_bv.shape[-1]
     logits_bv = logits_bv / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
-    falling_bv = -jnp.sort(-logits_bv, axis=-1)
+    # sorting a whole vocabulary takes longer than the network's last layer
+    falling_bv = -jnp.sort(-logits_bv, axis=-1) if few is None else jax.lax.top_k(logits_bv, min(few, v))[0]
+    v = falling_bv.shape[-1]
     k_b = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, v), v)
     least_b1 = jnp.take_along_axis(falling_bv, k_b[:, None] - 1, axis=-1)
     falling_bv = jnp.where(falling_bv >= least_b1, falling_bv, _NEVER)
@@ -95,16 +107,18 @@ def truncate(logits_bv: Float[Array, "B V"], knobs: Knobs) -> Float[Array, "B V"
     return jnp.where(logits_bv >= least_b1, logits_bv, _NEVER)
 
 
-def choose(logits_bv: Float[Array, "B V"], knobs: Knobs, count_b: Int[Array, " B"], sampled: bool) -> Int[Array, " B"]:
+def choose(
+    logits_bv: Float[Array, "B V"], knobs: Knobs, count_b: Int[Array, " B"], few: int | None
+) -> Int[Array, " B"]:
     """The next token of each row.
 
     Args:
         count_b: how many tokens the row has generated: with its seed, what the draw depends on.
-        sampled: whether any row has a temperature; False leaves the work of sampling out of the program.
+        few: as `candidates` says; 0 leaves the work of sampling out of the program.
     """
     best_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    if not sampled:
+    if few == 0:
         return best_b
     keys_b = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(knobs.seed, count_b)
-    drawn_b = jax.vmap(jax.random.categorical)(keys_b, truncate(logits_bv, knobs)).astype(jnp.int32)
+    drawn_b = jax.vmap(jax.random.categorical)(keys_b, truncate(logits_bv, knobs, few)).astype(jnp.int32)
     return jnp.where(knobs.temperature > 0, drawn_b, best_b)

@@ -58,6 +58,10 @@ def test_distributions_are_those_of_hugging_face(method):
     if method.min_p:
         scores = hf.MinPLogitsWarper(method.min_p)(ids, scores)
     got = np.stack([distribution(row, method) for row in logits])
+    few = sampling.candidates([method])
+    assert few == (64 if method.top_k else None)
+    with_few = sampling.truncate(jnp.asarray(logits), jax.tree.map(lambda x: np.repeat(x, 5), Knobs.of([method])), few)
+    np.testing.assert_allclose(jax.nn.softmax(with_few), got, atol=1e-6)
     np.testing.assert_allclose(got, torch.softmax(scores, -1).numpy(), atol=1e-6)
 
 
@@ -78,7 +82,7 @@ def test_draws_follow_the_distribution():
     method = Sampling(temperature=1.0, top_k=6, seed=5)
     n = 40_000
     knobs = jax.tree.map(lambda x: np.repeat(x, n), Knobs.of([method]))
-    drawn = sampling.choose(jnp.tile(logits, (n, 1)), knobs, jnp.arange(n), sampled=True)
+    drawn = sampling.choose(jnp.tile(logits, (n, 1)), knobs, jnp.arange(n), few=64)
     counts = np.bincount(drawn, minlength=7)
     expected = n * distribution(logits, method)
     assert counts[6] == expected[6] == 0
@@ -88,7 +92,7 @@ def test_draws_follow_the_distribution():
 def test_greedy_and_drawn_rows_share_a_batch():
     logits = jnp.tile(jnp.array([0.0, 3.0, 2.9, 1.0]), (3, 1))
     methods = [Sampling(), Sampling(temperature=1.0, seed=1), Sampling(temperature=1.0, seed=1)]
-    first, second, third = sampling.choose(logits, Knobs.of(methods), jnp.array([0, 4, 4]), sampled=True).tolist()
+    first, second, third = sampling.choose(logits, Knobs.of(methods), jnp.array([0, 4, 4]), few=None).tolist()
     assert first == 1
     assert second == third
 
