@@ -200,7 +200,19 @@ def test_starting_from_another_run(unbroken, corpora, tmp_path):
     """`init_from` a step: the first held-out loss is that step's own."""
     run = tmp_path / "run"
     before = [line for line in _curve(unbroken[0]) if "validation/loss" in line][-1]
-    _train(run, corpora, "--init_from", str(latest_step(unbroken[0])), "--loop.steps", "1", "--loop.sample_every", "0")
+    _train(
+        run,
+        corpora,
+        "--init_from",
+        str(latest_step(unbroken[0])),
+        "--loop.steps",
+        "1",
+        "--loop.sample_every",
+        "0",
+        "--loop.profile_start",
+        "0",
+    )
+    assert list((run / "profile").rglob("*.xplane.pb"))
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)

@@ -85,6 +85,7 @@ class Loop:
     flops_per_token: float
     token_kinds: np.ndarray
     profile_directory: str
+    _profiling: bool = False
 
     def run(self, state: TrainState) -> TrainState:
         """Train from `state` to the last step, or until a signal asks to stop; the last state is saved either way.
@@ -124,6 +125,7 @@ class Loop:
                     if sample:
                         self.sample(state.params, step)
             progress.close()
+            self._profile(step)
             if interruption.signal:
                 report(f"{interruption.signal}: saving step {step} and stopping; the same command goes on from there")
             self._save(state)
@@ -184,13 +186,14 @@ class Loop:
                 )
 
     def _profile(self, step: int) -> None:
+        """Start and stop the profiler where the config says so; a run that ends earlier ends the profile too."""
         start = self.config.profile_start
-        if start is None:
-            return
-        if step == start:
-            jax.profiler.start_trace(self.profile_directory)
-        elif step == start + self.config.profile_steps:
+        if self._profiling and (step >= start + self.config.profile_steps or step == self.config.steps):
             jax.profiler.stop_trace()
+            self._profiling = False
+        elif step == start and step < self.config.steps:
+            jax.profiler.start_trace(self.profile_directory)
+            self._profiling = True
 
 
 class _Pace:
