@@ -98,7 +98,9 @@ def test_a_file_of_strings_gives_a_file_a_line(run, vocoders, tmp_path):
     run(source, "--predict_durations", "false")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_.._a_b.wav", "first.wav", "units-00002.wav"]
     assert written(tmp_path / "out/units-00002.wav").size == 3 * 640
-    expected = vocoders["base"].decode("[Hu9][Hu3]", predict_durations=False)
+    # The same batch: 16 bits truncate by up to the whole step, so there is no room for another program's rounding.
+    batch = ["[Hu9][Hu3]", "[Hu1]", "[Hu7][Hu8][Hu9]"]
+    expected = vocoders["base"].decode_batch(batch, predict_durations=False)[0]
     np.testing.assert_allclose(written(tmp_path / "out/first.wav"), expected, atol=STEP)
 
 
