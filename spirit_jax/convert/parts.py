@@ -68,7 +68,11 @@ def _pitch_config(files: Mapping[str, Any]) -> dict[str, Any]:
 
 def _hifigan(name: str, folder: str) -> Part:
     generator = WeightFile("generator.pt", ("generator",), lambda c: (hifigan.rows(c), hifigan.shapes(c)))
-    return Part(name, folder, (generator,), lambda files: hifigan.part_config(files["config.json"]))
+
+    def config(files: dict[str, Any]) -> dict[str, Any]:
+        return hifigan.part_config(files["config.json"], files.get("speakers.txt", ()), files.get("styles.txt", ()))
+
+    return Part(name, folder, (generator,), config)
 
 
 PARTS = (
@@ -162,6 +166,8 @@ def read_released(part: Part, folder: pathlib.Path) -> Imported:
                 contents[path.name] = read_json(path)
             elif path.suffix in (".yaml", ".yml"):
                 contents[path.name] = yaml.safe_load(path.read_bytes())
+            elif path.suffix == ".txt":
+                contents[path.name] = path.read_text().splitlines()
         except yaml.YAMLError as error:
             raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
     try:

@@ -56,7 +56,7 @@ class Vocoder(Protocol):
     """A part that makes float32 [R] at 16 kHz out of units."""
 
     def decode(
-        self, units: SpeechUnits, *, speaker: int | str, style: int | None, predict_durations: bool
+        self, units: SpeechUnits, *, speaker: int | str, style: int | str | None, predict_durations: bool
     ) -> Float[np.ndarray, " R"]: ...
 
 
@@ -129,7 +129,7 @@ class SpeechTokenizer:
         self,
         units: SpeechUnits | str,
         speaker: int | str = 2,
-        style: int | None = None,
+        style: int | str | None = None,
         predict_durations: bool = True,
     ) -> Float[np.ndarray, " R"]:
         """The sound of units, float32 [R] at 16 kHz.
@@ -137,7 +137,7 @@ class SpeechTokenizer:
         Args:
             units: units, or their string form.
             speaker: index or name of a voice of the vocoder.
-            style: overrides the style of the whole utterance; None takes that of the units, or the vocoder's default.
+            style: index or name that overrides the style of the whole utterance; None takes that of the units, or the vocoder's default.
             predict_durations: lengthen deduplicated units by the vocoder's durations; frame-rate units that carry pitch keep theirs.
 
         Raises:

@@ -533,3 +533,11 @@ def test_full_size_keys_and_shapes_are_those_of_the_tables(name):
     arrays, kept = to_ours(rows, tensors, shapes, name)
     count = sum(np.prod(array.shape, dtype=np.int64) for array in [*arrays.values(), *kept.values()])
     assert count == entry.get("params_with_codebook_buffer", entry["params"])
+
+
+def test_voices_keep_their_names(released, tmp_path):
+    ours = run_import(released, tmp_path / "ours", only=["vocoder"])
+    part = json.loads((ours / "speech_tokenizer/vocoder_base" / checkpoint.CONFIG).read_text())
+    folder = released / "speech_tokenizer/hifigan_spiritlm_base"
+    assert part["speakers"] == (folder / "speakers.txt").read_text().splitlines()
+    assert part["styles"] == (folder / "styles.txt").read_text().splitlines()
