@@ -44,7 +44,7 @@ def test_yaml_round_trip(tmp_path):
         (["--mesh.fsdp", "0"], "mesh axes must be positive"),
         (["--model.vocab_size", "1000"], "model.vocab_size 1000 is less than the 1179 tokens"),
         (["--mesh.data", "3", "--mesh.fsdp", "1"], "does not use 1 devices"),
-        (["--accumulate", "5"], "global_batch_size 16 is not a multiple of accumulate 5"),
+        (["--accumulate", "5"], "global_batch_size 8 is not a multiple of accumulate 5"),
     ],
 )
 def test_bad_configs_end_in_one_line_and_exit_code_2(overrides, message, tmp_path, capsys):
