@@ -293,7 +293,8 @@ def farewell(settings: TrainConfig, directory: pathlib.Path, step: int) -> None:
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard\n"
         f"  samples      {directory}/samples/{step}/\n"
         f"Next, let it speak:\n"
-        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" --output-modality speech --output {directory}/generated'
+        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" --output-modality speech '
+        f"--temperature 0.8 --top-p 0.95 --output {directory}/generated"
     )
 
 
