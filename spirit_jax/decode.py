@@ -206,6 +206,7 @@ def decode(cfg: DecodeConfig, vocoder: Any, inputs: Inputs) -> tuple[int, float,
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: exit code 2 for a bad argument, 1 for a failed job."""
     cfg = config.parse(DecodeConfig, arguments, PROG, __doc__)
     try:
         inputs = open_inputs(cfg.input, cfg.split)

@@ -130,6 +130,7 @@ def read_prompts(path: str) -> list[tuple[str, str | list[Segment]]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """The command: exit code 2 for a bad argument, 1 for a failed job."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     settings = config.parse(GenerateConfig, [_option(word) for word in given], PROG, __doc__)
     if bool(settings.input) == (settings.prompts is not None):

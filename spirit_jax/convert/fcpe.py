@@ -74,5 +74,6 @@ def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
     mel, frames = jax.ShapeDtypeStruct((1, 1, NUM_MELS), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.int32)
     return shapes_of(jax.eval_shape(FCPE(FCPEConfig(**config)).init, jax.random.key(0), mel, frames)["params"])

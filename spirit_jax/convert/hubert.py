@@ -176,6 +176,7 @@ def rows(config: Mapping[str, Any]) -> Rows:
 
 
 def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
     audio = jax.ShapeDtypeStruct((1, config.receptive_field), jnp.float32)
     return shapes_of(jax.eval_shape(Wav2Vec2Model(config).init, jax.random.key(0), audio)["params"])
 

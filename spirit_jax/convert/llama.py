@@ -51,6 +51,7 @@ def rows(config: LlamaConfig) -> Rows:
 
 
 def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
     return shapes_of(abstract_params(config))
 
 

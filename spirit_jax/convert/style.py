@@ -107,6 +107,7 @@ def hf_encoder_rows(config: Wav2Vec2Config, theirs: str = "wav2vec2.", ours: str
 
 
 def rows(config: Mapping[str, Any]) -> Rows:
+    """The table of the wav2vec2 sequence classifier."""
     return (
         *hf_encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])),
         Row("projector.weight", "projector/kernel", "o i -> i o"),
@@ -125,6 +126,7 @@ def classifier(config: Mapping[str, Any]) -> WindowClassifier:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
     network = classifier(config)
     audio = jax.ShapeDtypeStruct((1, network.config.receptive_field), jnp.float32)
     return shapes_of(jax.eval_shape(network.init, jax.random.key(0), audio)["params"])

@@ -77,6 +77,7 @@ def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
     network = VQVAEConfig(**config)
     f0 = jax.ShapeDtypeStruct((1, network.hop), jnp.float32)
     return shapes_of(jax.eval_shape(VQVAE(network).init, jax.random.key(0), f0, f0)["params"])
