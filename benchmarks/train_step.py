@@ -11,7 +11,7 @@ core; 2 layers of width 512 without the head, 2 x 1024 tokens, forward and backw
 - plain attention and weight gradients as derived: 2.51. XLA transposed the scores and the gradients, element by element;
 - attention by blocks, its backward pass by hand, and weight gradients that transpose no gradient: 1.18;
 - tokens as one dimension in the weight gradients, so that they need no transposed copy at all: 1.10.
-The full step went to 0.83 of torch (4 rounds, a busy machine). What is left: the head's three products run at 112-140
+The full step stands at 0.78 of torch (4 rounds, an idle machine). What is left: the head's three products run at 112-140
 GFLOP/s in XLA and 134-173 in MKL; attention takes 0.20 a layer against 0.09; fresh pages for large temporaries cost
 about 5 % (GLIBC_TUNABLES=glibc.malloc.hugetlb=1 in the environment avoids that).
 """

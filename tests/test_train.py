@@ -217,3 +217,14 @@ def test_starting_from_another_run(unbroken, corpora, tmp_path):
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(unbroken, corpora, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("tokenizer", "speech_tokenizer", "records"):
+        shutil.copytree(unbroken[0] / name, run / name)
+    result = _train(run, corpora, "--optimizer.learning_rate", "1e38", "--checkpoint.every", "1", code=1)
+    assert re.search(r"of step \d+ is (nan|inf); the last checkpoint stands", result.stderr)
+    assert "Traceback" not in result.stderr
+    assert all(np.isfinite(value).all() for value in _weights(run).values())

@@ -175,7 +175,7 @@ class _ShareIterator(grain.DatasetIterator):
         return {}
 
     def set_state(self, state: dict) -> None:
-        raise NotImplementedError("a stream is made anew from its own state")
+        raise RuntimeError("a stream is made anew from its own state")
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -16,9 +16,7 @@ _RANGE = 4.0  # nats around the level; what is further off is silence or a click
 def normalised(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, "frames bands"]:
     """A log-mel spectrum without its voice and recording level, bounded.
 
-    Measured on the mini-corpus against phones of the synthesiser, 200 clusters: mutual information 0.575 of the phones' entropy with
-    this, 0.563 without removing the level, 0.573 with 13 cepstra (MFCC) a frame, 0.540 with one mean frame a unit.
-    Unlike cepstra it can be inverted as it is.
+    Clusters of it say as much of the phones as clusters of cepstra (MFCC) do, and unlike cepstra it can be inverted as it is.
     """
     return np.clip(spectrum - level(spectrum), -_RANGE, _RANGE)
 

@@ -99,8 +99,7 @@ def style_features(spectrum: Float[np.ndarray, "frames bands"], units: int) -> F
     """Six statistics of each second of a log-mel spectrum and of the seconds beside it, against the level of the clip.
 
     How loud, how much of it is sound, how dynamic, how fast loudness and timbre change (the rate of speech), how bright. A style
-    lasts longer than a second: seen alone, seconds tell 6 % of the entropy of the unit that follows; with their neighbours 18 %
-    (12 clusters, a smoothed bigram on the mini-corpus).
+    lasts longer than a second: with its neighbours, a second tells more of the unit that follows.
     """
     relative = spectrum - level(spectrum)
     loudness = relative.mean(axis=1)

@@ -91,9 +91,9 @@ class Loop:
         """Train from `state` to the last step, or until a signal asks to stop; the last state is saved either way.
 
         Raises:
-            TrainingError: the loss is not finite.
+            TrainingError: the loss or the gradient is not finite.
         """
-        config, step = self.config, int(state.step)
+        config, step, metrics = self.config, int(state.step), None
         if step == 0:
             self._evaluate(state, 0)
         pace = _Pace(self.flops_per_token, jax.device_count() * peak_flops(jax.devices()[0]))
@@ -126,6 +126,8 @@ class Loop:
                         self.sample(state.params, step)
             progress.close()
             self._profile(step)
+            if metrics is not None:
+                self._check(step, metrics, progress)
             if interruption.signal:
                 report(f"{interruption.signal}: saving step {step} and stopping; the same command goes on from there")
             self._save(state)
@@ -139,10 +141,11 @@ class Loop:
         self.checkpoints.save(state, {**self.extra, "data": streams})
 
     def _check(self, step: int, metrics: Mapping[str, Any], progress: tqdm) -> None:
-        """Stop a run whose loss is not finite, before its weights are saved."""
-        if not math.isfinite(float(metrics["loss"])):
-            progress.close()
-            raise TrainingError(f"the loss of step {step} is {float(metrics['loss'])}; the last checkpoint stands")
+        """Stop a run whose loss or gradient is not finite, before its weights are saved."""
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(float(metrics[name])):
+                progress.close()
+                raise TrainingError(f"the {name} of step {step} is {float(metrics[name])}; the last checkpoint stands")
 
     def _report(self, step: int, metrics: Mapping[str, Any], pace: "_Pace", progress: tqdm) -> None:
         """Log a step's values, and the pace since the last report."""

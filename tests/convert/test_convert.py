@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tokenizers
 import torch
+import transformers
 from orbax.checkpoint import v1 as ocp
 from sentencepiece import sentencepiece_model_pb2
 
@@ -26,9 +27,6 @@ from spirit_jax.convert.verify import verify
 from spirit_jax.models.llama import Llama, abstract_params
 from spirit_jax.vocabulary import Vocabulary
 from tests.goldens import golden
-
-sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
-import transformers  # noqa: E402
 
 SPEECH = golden("checkpoints/speech_tokenizer")
 LLAMAS = {  # weights, tokenizer, model

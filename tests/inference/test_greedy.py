@@ -1,18 +1,14 @@
 """Greedy ids against Hugging Face's `generate`: live, and as recorded with the released generation of transformers."""
 
-import sys
-
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from spirit_jax import SpiritLM
 from spirit_jax.inference.prompts import MODALITIES, forbidden_ids
 from tests.goldens import golden, golden_arrays, golden_json
 from tests.inference import checkpoints
 from tests.models.test_llama import golden_model
-
-sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
-from transformers import LlamaForCausalLM  # noqa: E402
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]

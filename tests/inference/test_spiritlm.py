@@ -1,12 +1,11 @@
 """SpiritLM on a golden checkpoint: batches, streams, stops, grammar, scores, int8, and what is refused."""
 
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaForCausalLM
 
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import AudioError
@@ -16,9 +15,6 @@ from spirit_jax.inference.prompts import PromptError
 from spirit_jax.units import SpeechUnits
 from tests.goldens import golden
 from tests.inference import checkpoints
-
-sys.modules.setdefault("torchaudio", None)
-from transformers import LlamaForCausalLM  # noqa: E402
 
 PROMPTS = [
     "[Text]hello",

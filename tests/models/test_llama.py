@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import math
-import sys
 
 import flax.linen as nn
 import jax
@@ -12,16 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig as TorchConfig
+from transformers import LlamaForCausalLM
+from transformers.models.llama import modeling_llama
 
 from spirit_jax.models import llama
 from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling
 from spirit_jax.models.losses import next_token_losses
 from tests.goldens import golden, golden_arrays, golden_json, shared_golden
-
-sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
-from transformers import LlamaConfig as TorchConfig  # noqa: E402
-from transformers import LlamaForCausalLM  # noqa: E402
-from transformers.models.llama import modeling_llama  # noqa: E402
 
 TINY = LlamaConfig(
     vocab_size=96,

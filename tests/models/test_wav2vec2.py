@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2
 from tests import released
 from tests.goldens import golden, golden_arrays, golden_json, shared_golden
 
-sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
 CLIPS = ("espeak_a_22k", "noise_a", "silence", "tone_a")
 HUBERT = f"{released.SPEECH}/hubert_25hz"
 STYLE = f"{released.SPEECH}/style_encoder_w2v2"
