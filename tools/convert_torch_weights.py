@@ -48,6 +48,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             command.add_argument(
                 "--model", choices=sorted(convert.MODELS), help="which language model, or which to extend a Llama to"
             )
+            command.add_argument(
+                "--layer",
+                type=int,
+                help="of HuBERT, that k-means centroids are of, if their file's name has no L11 or so",
+            )
         if name != "verify":
             command.add_argument("--dry-run", action="store_true", help="check everything and list it, write nothing")
             command.add_argument(
@@ -70,7 +75,7 @@ def table(rows: list[tuple], head: tuple) -> str:
 def run(arguments: argparse.Namespace) -> None:
     source, target = arguments.source, arguments.target
     if arguments.command == "verify":
-        rows = verify(source, target, arguments.only, arguments.model)
+        rows = verify(source, target, arguments.only, arguments.model, arguments.layer)
         print(table(rows, ("part", "tensors", "bytes", "equal", "sha256", "network")))
         different = [row[0] for row in rows if row[3] != "yes"]
         if different:
@@ -79,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     if target.exists() and not (arguments.overwrite or arguments.dry_run):
         raise convert.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
     if arguments.command == "import":
-        jobs = convert.plan_import(source, arguments.only, arguments.model)
+        jobs = convert.plan_import(source, arguments.only, arguments.model, arguments.layer)
     else:
         jobs = convert.plan_export(source, arguments.only)
     print(

@@ -31,6 +31,7 @@ ONLY = {
 """What `--only` takes, and our parts."""
 
 _LM_FOLDER, _SPEECH_FOLDER = "spiritlm_model", "speech_tokenizer"
+_GENERATION = "generation_config.json"
 
 
 class UsageError(ValueError):
@@ -101,8 +102,15 @@ def _complete(jobs: list[Job], source: pathlib.Path, only: Iterable[str] | None)
 # ---------------------------------------------------------------- import
 
 
-def plan_import(source: pathlib.Path, only: Iterable[str] | None = None, model: Variant | None = None) -> list[Job]:
+def plan_import(
+    source: pathlib.Path,
+    only: Iterable[str] | None = None,
+    model: Variant | None = None,
+    layer: int | None = None,
+) -> list[Job]:
     """What an import would write, everything checked: `source` is a released tree, one of its folders, or a Hugging Face Llama.
+
+    `layer`: of HuBERT, that k-means centroids are of, where their file name does not say.
 
     Raises `UsageError` where the arguments leave a choice open, `ConversionError` for a checkpoint that is not what it should be.
     """
@@ -115,10 +123,10 @@ def plan_import(source: pathlib.Path, only: Iterable[str] | None = None, model: 
         jobs.append(_import_llm(folder, model))
     for part in parts.PARTS:
         places = [source / _SPEECH_FOLDER / part.folder, source / part.folder]
-        places += [source] if source.name == part.folder else []
+        places += [source] if source.name == part.folder or chosen == {part.name} else []
         place = next((path for path in places if path.is_dir()), None)
         if part.name in chosen and place is not None:
-            jobs.append(_import_part(part, place))
+            jobs.append(_import_part(part, place, layer))
     return _complete(jobs, source, only)
 
 
@@ -140,8 +148,8 @@ def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | Non
     return folders[model or next(iter(folders))] if folders else None
 
 
-def _import_part(part: parts.Part, folder: pathlib.Path) -> Job:
-    found = parts.read_released(part, folder)
+def _import_part(part: parts.Part, folder: pathlib.Path, layer: int | None) -> Job:
+    found = parts.read_released(part, folder, layer)
     place = f"{checkpoint.SPEECH_TOKENIZER}/{part.name}"
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
@@ -183,6 +191,8 @@ def _import_llm(folder: pathlib.Path, model: Variant | None) -> Job:
             )
         files, notes = released.carried(folder, but=(*extend.TOKENIZER_FILES, *weights))
     ours["model"] = config.to_dict(found)
+    if (folder / _GENERATION).is_file():  # what the model's authors recommend, as they wrote it
+        ours["generation"] = read_json(folder / _GENERATION)
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
         orbax_file.save_llm(staged / "orbax", arrays, progress)
@@ -279,6 +289,7 @@ class OurLlm:
     tensors: dict[str, Any]
     shards: hf_weights.Shards
     files: list[pathlib.Path]
+    generation: dict[str, Any]
 
 
 def open_our_llm(source: pathlib.Path) -> OurLlm:
@@ -309,7 +320,8 @@ def open_our_llm(source: pathlib.Path) -> OurLlm:
     names = [name for names in keys.values() for name in names]
     tensors = to_theirs(llama.rows(found), orbax_file.open_llm(directory, expected), unused, names)
     shards = keys or hf_weights.default_shards(tensors)
-    return OurLlm(found, variant, tokenizer, vocabulary, tensors, shards, files)
+    generation = stored.get("generation", {})
+    return OurLlm(found, variant, tokenizer, vocabulary, tensors, shards, files, generation)
 
 
 def _export_llm(source: pathlib.Path) -> Job:
@@ -334,7 +346,7 @@ def _export_llm(source: pathlib.Path) -> Job:
             dtype = np.dtype(next(iter(ours.tensors.values())).dtype)
             hf_config = llama.to_hf_config(ours.config, dtype, *ids.values())
             (folder / "config.json").write_text(json.dumps(hf_config, indent=2) + "\n")
-            (folder / "generation_config.json").write_text(json.dumps(ids, indent=2) + "\n")
+            (folder / _GENERATION).write_text(json.dumps(ids | ours.generation, indent=2, sort_keys=True) + "\n")
 
     size = sum(nbytes(tensor) for tensor in ours.tensors.values())
     return Job("llm", source, place, len(ours.tensors), size, (), write)

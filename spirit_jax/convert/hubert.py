@@ -1,6 +1,7 @@
 """HuBERT and its unit quantizer: `hubert_25hz/{mhubert_base_25hz,L11_quantizer_500}.pt` (FORMATS.md section 2).
 
-The encoder is fairseq's; `encoder_rows` also serves any fairseq HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor).
+The encoder is fairseq's; `encoder_rows` also serves any fairseq HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor). In the
+place of the linear quantizer there may be k-means centroids, as TWIST, GSLM and textless-lib publish them beside their encoders.
 """
 
 import ast
@@ -12,8 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Kept, Row, Rows, shapes_of
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.units import HUBERT, SIZES
 
 LAYER = 11  # whose output the released quantizer reads (1-based)
 
@@ -40,8 +43,16 @@ _CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
 _CONV_NORMS = {"default": "group", "layer_norm": "layer"}
 
 
-def part_config(model_cfg: Mapping[str, Any], task_cfg: Mapping[str, Any], quantizer_cfg: Mapping[str, Any]) -> dict:
+def part_config(
+    model_cfg: Mapping[str, Any],
+    task_cfg: Mapping[str, Any],
+    quantizer_cfg: Mapping[str, Any] | None,
+    centers: tuple[int, ...] = (),
+    layer: int | None = LAYER,
+) -> dict:
     """The phonetic part's config.json out of the configs in the two files. Unknown keys are ignored, as upstream does.
+
+    `quantizer_cfg` is None for k-means, of which `centers` is the shape. `layer` is the one whose output is quantized.
 
     Raises `ConversionError` for a feature that our network does not have, naming it.
     """
@@ -62,13 +73,21 @@ def part_config(model_cfg: Mapping[str, Any], task_cfg: Mapping[str, Any], quant
         position_norm="batch" if model_cfg.get("conv_pos_batch_norm") else "weight",
         **fields,
     )
-    dim, upstream = quantizer_cfg["dim"], quantizer_cfg["upstream_dim"]
-    return {
-        "kind": "hubert",
-        "layer": LAYER,
-        "encoder": dataclasses.asdict(encoder),
-        "quantizer": {"kind": "linear", "dim": dim, "upstream_dim": upstream, "units": quantizer_cfg["vocab_size"]},
-    }
+    if layer is None:
+        raise ConversionError("the quantizer's name does not say of which layer it is, as in L11_km500: say --layer N")
+    if not 1 <= layer <= encoder.num_layers:
+        raise ConversionError(f"layer {layer} is to be quantized: the encoder has layers 1 to {encoder.num_layers}")
+    if quantizer_cfg is None:
+        if len(centers) != 2 or not 1 <= centers[0] <= SIZES[HUBERT]:
+            raise ConversionError(
+                f"{CENTERS} has the shape {list(centers)}: expected [units, {encoder.hidden_size}] with at most "
+                f"{SIZES[HUBERT]} units, because the vocabulary has [Hu0] to [Hu{SIZES[HUBERT] - 1}]"
+            )
+        quantizer = {"kind": "kmeans", "dim": encoder.hidden_size, "units": centers[0]}
+    else:
+        sizes = {name: quantizer_cfg[name] for name in ("dim", "upstream_dim")}
+        quantizer = {"kind": "linear", **sizes, "units": quantizer_cfg["vocab_size"]}
+    return {"kind": "hubert", "layer": layer, "encoder": dataclasses.asdict(encoder), "quantizer": quantizer}
 
 
 def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
@@ -158,8 +177,10 @@ def weight_norm_rows(theirs: str, ours: str) -> tuple[Row, Row, Row]:
     )
 
 
-def quantizer_rows() -> Rows:
-    """The Sequential of three linear layers: 0, 2 and 4."""
+def quantizer_rows(config: Mapping[str, Any]) -> Rows:
+    """The centroids, or the Sequential of three linear layers: 0, 2 and 4."""
+    if config["quantizer"]["kind"] == "kmeans":
+        return (Row(CENTERS, "quantizer/centroids", "k d -> k d"),)
     return tuple(
         row
         for i in range(3)
@@ -172,7 +193,7 @@ def quantizer_rows() -> Rows:
 
 def rows(config: Mapping[str, Any]) -> Rows:
     """Of both files: their names do not overlap."""
-    return encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])) + quantizer_rows()
+    return encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])) + quantizer_rows(config)
 
 
 def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
@@ -186,6 +207,8 @@ def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     encoder = {
         f"encoder/{path}": shape for path, shape in encoder_shapes(Wav2Vec2Config.from_dict(config["encoder"])).items()
     }
+    if config["quantizer"]["kind"] == "kmeans":
+        return encoder | {"quantizer/centroids": (config["quantizer"]["units"], config["quantizer"]["dim"])}
     fields = {name: config["quantizer"][name] for name in ("dim", "upstream_dim", "units")}
     features = jax.ShapeDtypeStruct((1, fields["dim"]), jnp.float32)
     quantizer = jax.eval_shape(LinearQuantizer(**fields).init, jax.random.key(0), features)["params"]

@@ -7,7 +7,8 @@ A part of ours, `speech_tokenizer/<name>/`, is `config.json` (`kind` and the net
 import importlib.util
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,11 +17,13 @@ import yaml
 from spirit_jax import checkpoint
 from spirit_jax.convert import fcpe, hf_weights, hifigan, hubert, released, style, vqvae
 from spirit_jax.convert.files import ConversionError, counted, nbytes, read_json
-from spirit_jax.convert.table import Rows, to_ours, to_theirs
+from spirit_jax.convert.numpy_pickle import CENTERS, is_torch_file, load_centers
+from spirit_jax.convert.table import Rows, same_bits, to_ours, to_theirs
 from spirit_jax.convert.torch_file import load_torch, save_torch
 
 Table = tuple[Rows, Mapping[str, tuple[int, ...]]]
 HUGGING_FACE = ""  # in the place of a file name: whichever of Hugging Face's is there
+LAYER = "--layer"  # among the contents: what the command line says of a k-means quantizer whose name does not
 
 _FCPE_FOLDER, _FCPE_FILE = "fcpe", "fcpe_c_v001.pt"
 
@@ -34,16 +37,31 @@ class WeightFile:
     table: Callable[[Mapping[str, Any]], Table]
     folder: str | None = None  # where it is not the part's
     key: str | None = None  # of the part's config: without it the part does not have this file
+    like: str | None = None  # what it may be called elsewhere, a regular expression
+
+    def called(self, names: Iterable[str], where: pathlib.Path) -> str:
+        """Which of the names is this file's: its own, or else the only one that is `like` it."""
+        names = list(names)
+        if self.name in names or self.like is None:
+            return self.name
+        found = sorted(name for name in names if re.fullmatch(self.like, name, re.IGNORECASE))
+        if len(found) > 1:
+            raise ConversionError(f"{where}: {' or '.join(found)}? Leave only the one that is meant there")
+        return found[0] if found else self.name
 
 
 @dataclass(frozen=True)
 class Part:
-    """Our name of the part, its released folder and files, and its config out of {file: content without tensors}."""
+    """Our name of the part, its released folder and files, and its config out of {file: content without tensors}.
+
+    `extra` names a further file that a config refers to: it is among the contents if it is there.
+    """
 
     name: str
     folder: str
     files: tuple[WeightFile, ...]
     config: Callable[[Mapping[str, Any]], dict[str, Any]]
+    extra: Callable[[Mapping[str, Any]], str | None] = lambda _: None
 
 
 def _under(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
@@ -54,16 +72,31 @@ def _only(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple
     return {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
 
 
+_HUBERT_FILE, _QUANTIZER_FILE = "mhubert_base_25hz.pt", "L11_quantizer_500.pt"
+# What TWIST, GSLM and textless-lib call theirs: mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin, km.bin, ...
+_KMEANS = r"(.*[-_.])?(km\d*|kmeans|quantizer|centroids|centers)([-_.].*)?\.(bin|pt|pkl|joblib|npy)"
+_ENCODER = rf"(?!{_KMEANS}$)(?!.*(hifigan|generator)).*\.pt"
+
+
 def _hubert_config(files: Mapping[str, Any]) -> dict[str, Any]:
-    encoder, quantizer = files["mhubert_base_25hz.pt"], files["L11_quantizer_500.pt"]
-    return hubert.part_config(encoder["model_cfg"], encoder["task_cfg"], quantizer["model_cfg"])
+    encoder, quantizer = files[_HUBERT_FILE], files[_QUANTIZER_FILE]
+    configs = encoder["model_cfg"], encoder["task_cfg"]
+    if CENTERS not in quantizer:
+        return hubert.part_config(*configs, quantizer["model_cfg"])
+    return hubert.part_config(*configs, None, quantizer[CENTERS].shape, files[LAYER] or quantizer["layer"])
 
 
 def _pitch_config(files: Mapping[str, Any]) -> dict[str, Any]:
-    config = vqvae.part_config(files["config.yaml"])
+    config = vqvae.part_config(files["config.yaml"], files.get(_speaker_stats(files) or ""))
     if _FCPE_FILE in files:
         config["fcpe"] = fcpe.part_config(files[_FCPE_FILE]["config_dict"])
     return config
+
+
+def _speaker_stats(files: Mapping[str, Any]) -> str | None:
+    """The file of the speakers' statistics, wherever it was when the model was trained: looked for beside config.yaml only."""
+    found = files["config.yaml"].get("speaker_stats")
+    return pathlib.PurePosixPath(found).name or None if isinstance(found, str) else None
 
 
 def _hifigan(name: str, folder: str) -> Part:
@@ -81,14 +114,16 @@ PARTS = (
         "hubert_25hz",
         (
             WeightFile(
-                "mhubert_base_25hz.pt",
+                _HUBERT_FILE,
                 ("model_weight",),
                 lambda c: (hubert.rows(c), _only("encoder/", hubert.shapes(c))),
+                like=_ENCODER,
             ),
             WeightFile(
-                "L11_quantizer_500.pt",
+                _QUANTIZER_FILE,
                 ("model_weight",),
-                lambda c: (hubert.quantizer_rows(), _only("quantizer/", hubert.shapes(c))),
+                lambda c: (hubert.quantizer_rows(c), _only("quantizer/", hubert.shapes(c))),
+                like=_KMEANS,
             ),
         ),
         _hubert_config,
@@ -111,6 +146,7 @@ PARTS = (
             ),
         ),
         _pitch_config,
+        _speaker_stats,
     ),
     Part(
         "style",
@@ -147,33 +183,41 @@ class Imported:
         released.save(directory, self.files, self.descriptions, self.unused)
 
 
-def read_released(part: Part, folder: pathlib.Path) -> Imported:
-    """Reads a released part, `folder` being its own folder."""
-    contents: dict[str, Any] = {}
+def read_released(part: Part, folder: pathlib.Path, layer: int | None = None) -> Imported:
+    """Reads a released part, `folder` being its own folder. `layer`: whose output k-means centroids are of, if their name does not say."""
+    contents: dict[str, Any] = {LAYER: layer}
     states: dict[str, tuple[WeightFile, pathlib.Path, dict[str, Any]]] = {}
     descriptions: dict[str, Any] = {}
     notes: list[str] = []
+    whole: list[pathlib.Path] = []
     for file in part.files:
         for path, content, state in _open(file, folder, notes):
-            contents[path.name] = content
-            descriptions[path.name] = released.describe(content, state)
+            contents[file.name or path.name] = content
             states[path.name] = (file, path, state)
+            if CENTERS in state:
+                whole.append(path)
+                descriptions[path.name] = released.whole(state)
+            else:
+                descriptions[path.name] = released.describe(content, state)
     files, left = released.carried(folder, but=states)
-    notes += left
     for path in files:
-        try:
-            if path.suffix == ".json":
-                contents[path.name] = read_json(path)
-            elif path.suffix in (".yaml", ".yml"):
-                contents[path.name] = yaml.safe_load(path.read_bytes())
-            elif path.suffix == ".txt":
-                contents[path.name] = path.read_text().splitlines()
-        except yaml.YAMLError as error:
-            raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
+        if (content := _read_config(path)) is not None:
+            contents[path.name] = content
     try:
+        extra = part.extra(contents)
+        if extra is not None and extra not in contents:
+            if (folder / extra).is_file():
+                contents[extra] = load_torch(folder / extra)
+                whole.append(folder / extra)
+                descriptions[extra] = released.whole({})
+                left = [note for note in left if not note.startswith(f"{folder / extra} ")]
+            else:
+                notes.append(f"{folder / extra} is not there, though the config names it: done without")
         config = part.config(contents)
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{folder}: the config of the part lacks {error}") from error
+    except ConversionError as error:
+        raise ConversionError(f"{folder}: {error}") from error
     arrays: dict[str, Any] = {}
     unused: dict[str, Any] = {}
     for file in part.files:
@@ -187,7 +231,21 @@ def read_released(part: Part, folder: pathlib.Path) -> Imported:
         for name, state in mine.items():
             unused |= {f"{name}:{key}": kept[key] for key in state if key in kept}
     tensors = {f"{name}:{key}": tensor for name, (_, _, state) in states.items() for key, tensor in state.items()}
-    return Imported(config, arrays, unused, descriptions, files, notes, tensors)
+    return Imported(config, arrays, unused, descriptions, files + whole, notes + left, tensors)
+
+
+def _read_config(path: pathlib.Path) -> Any:
+    """The content of a small file that a part's config may come from, None for other files."""
+    try:
+        if path.suffix == ".json":
+            return read_json(path)
+        if path.suffix in (".yaml", ".yml"):
+            return yaml.safe_load(path.read_bytes())
+        if path.suffix == ".txt":
+            return path.read_text().splitlines()
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
+    return None
 
 
 def _open(file: WeightFile, folder: pathlib.Path, notes: list[str]) -> list[tuple[pathlib.Path, Any, dict[str, Any]]]:
@@ -196,7 +254,9 @@ def _open(file: WeightFile, folder: pathlib.Path, notes: list[str]) -> list[tupl
         tensors, shards = hf_weights.load_weights(folder)
         states = [(folder / name, {key: tensors[key] for key in keys}) for name, keys in shards.items()]
         return [(path, state, state) for path, state in states]
-    path = (folder.parent / file.folder if file.folder else folder) / file.name
+    folder = folder.parent / file.folder if file.folder else folder
+    names = [path.name for path in folder.iterdir() if path.is_file()] if folder.is_dir() else []
+    path = folder / file.called(names, folder)
     if file.folder == _FCPE_FOLDER and not path.is_file():
         path = _installed_fcpe()
         if path is None:
@@ -206,12 +266,16 @@ def _open(file: WeightFile, folder: pathlib.Path, notes: list[str]) -> list[tupl
             return []
     if not path.is_file():
         raise ConversionError(f"{path}: missing")
-    content = _from_fairseq(load_torch(path))
+    content = _from_fairseq(load_torch(path), path, notes) if is_torch_file(path) else load_centers(path)
+    if hasattr(content, "shape"):  # nothing but a matrix: k-means centroids
+        layer = re.search(r"(?:^|[-_.])L(\d+)(?=[-_.])", path.name)
+        content = {CENTERS: content, "layer": int(layer[1]) if layer else None}
+        return [(path, content, {CENTERS: content[CENTERS]})]
     state = content
     for key in file.state:
         state = state.get(key) if isinstance(state, dict) else None
     if not isinstance(state, dict):
-        raise ConversionError(f"{path}: no {'.'.join(file.state)} in it, only {', '.join(content)}")
+        raise ConversionError(f"{path}: no {'.'.join(file.state)} in it, only {', '.join(map(str, content))}")
     return [(path, content, state)]
 
 
@@ -222,15 +286,18 @@ def _installed_fcpe() -> pathlib.Path | None:
     return path if path and path.is_file() else None
 
 
-def _from_fairseq(content: Any) -> Any:
-    """A checkpoint as fairseq's trainer saves it, in the released layout: its model and the two configs."""
+def _from_fairseq(content: Any, path: pathlib.Path, notes: list[str]) -> Any:
+    """A checkpoint as fairseq's trainer saves it, in the released layout: its model, the two configs and the dictionaries."""
     if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys() or not isinstance(content["cfg"], dict):
         return content
+    left = sorted(content.keys() - {"cfg", "model", "task_state"})
+    notes.append(f"{path} is fairseq's: exported in the released layout, without {', '.join(left) or 'anything else'}")
+    dictionaries = (content.get("task_state") or {}).get("dictionaries", [])
     return {
-        "model_cfg": content["cfg"]["model"],
         "task_cfg": content["cfg"]["task"],
+        "model_cfg": content["cfg"]["model"],
         "model_weight": content["model"],
-        "dictionaries_symbols": [],
+        "dictionaries_symbols": [dictionary.attributes.get("symbols", []) for dictionary in dictionaries],
     }
 
 
@@ -276,7 +343,8 @@ def read_ours(part: Part, directory: pathlib.Path) -> Exported:
         if file.key is not None and file.key not in config:
             continue
         rows, shapes = file.table(config)
-        names = [file.name] if file.name != HUGGING_FACE else list(descriptions)
+        own = [file.called(descriptions, directory / released.FOLDER)]
+        names = own if file.name != HUGGING_FACE else list(descriptions)
         missing = [name for name in names if name not in descriptions]
         if missing or not shapes.keys() <= arrays.keys():
             absent = missing or sorted(shapes.keys() - arrays.keys())
@@ -287,5 +355,19 @@ def read_ours(part: Part, directory: pathlib.Path) -> Exported:
         for name in names:
             tensors[name] = {key: state[key] for key in released.keys(descriptions[name])}
             target = folders.setdefault(file.folder or part.folder, ({}, []))
-            target[0][name] = descriptions[name]
+            if released.is_whole(descriptions[name]):
+                _check_whole(file, directory / released.FOLDER, tensors[name])
+            else:
+                target[0][name] = descriptions[name]
+    files += [directory / released.FOLDER / name for name, found in descriptions.items() if released.is_whole(found)]
     return Exported(folders, tensors)
+
+
+def _check_whole(file: WeightFile, folder: pathlib.Path, tensors: Mapping[str, Any]) -> None:
+    """A file that is exported as it came must still say what our arrays do."""
+    ((path, _, state),) = _open(file, folder, [])
+    different = [key for key in tensors if key not in state or not same_bits(state[key], tensors[key])]
+    if different:
+        raise ConversionError(
+            f"{path}: {', '.join(different)} is not what the part's arrays hold: changed since the import"
+        )

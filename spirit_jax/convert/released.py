@@ -1,6 +1,7 @@
 """What a released file holds besides the tensors that we use: kept in a folder `released/`, so that an export gives it all back.
 
-weights.json          for each weight file: its containers, configs and keys in order, a mark in the place of the tensors
+weights.json          for each weight file: its containers, configs and keys in order, a mark in the place of the tensors; of a file that
+                      is a pickle of other objects (k-means), that it lies here whole
 unused.safetensors    tensors that our networks have no use for, as FILE:KEY
 everything else       small files of the released folder, unchanged
 """
@@ -21,6 +22,7 @@ _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".o
 _CARRY_BYTES = 16 * 2**20
 _STATE = "$state"
 _TYPE = "$type"
+_WHOLE = "file"
 
 
 def describe(value: Any, state: Any) -> Any:
@@ -60,6 +62,16 @@ def rebuild(description: Any, tensors: Mapping[str, Any]) -> Any:
         case list():
             return [rebuild(item, tensors) for item in description]
     return description
+
+
+def whole(keys: Iterable[str]) -> dict[str, Any]:
+    """The description of a file that cannot be written again without code, and is kept as it is."""
+    return {_STATE: _WHOLE, "keys": list(keys)}
+
+
+def is_whole(description: Any) -> bool:
+    """Whether `whole` made it."""
+    return isinstance(description, dict) and description.get(_STATE) == _WHOLE
 
 
 def keys(description: Any) -> list[str]:
@@ -113,4 +125,4 @@ def load(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, Any], dict
         for name, tensor in load_safetensors(folder / _UNUSED).items():
             file, _, key = name.partition(":")
             unused.setdefault(file, {})[key] = tensor
-    return carried(folder)[0], descriptions, unused
+    return [file for file in carried(folder)[0] if file.name not in descriptions], descriptions, unused

@@ -10,18 +10,18 @@ Writing gives a zip archive that `torch.load(..., weights_only=True)` loads (and
 import io
 import os
 import pickle
-import pickletools
 import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from spirit_jax.convert.files import ConversionError, as_bytes, map_file, whole_file
+from spirit_jax.convert.numpy_pickle import NUMPY
+from spirit_jax.convert.unpickle import Table, records, unpickle
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -39,29 +39,10 @@ STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
 # Classes whose instances are only data in checkpoints people have (fairseq's); they become a `Record`, never an instance.
 RECORDS = ("argparse.Namespace", "fairseq.data.dictionary.Dictionary")
-CONSTRUCTORS = (
-    "collections.OrderedDict",
-    "torch.Size",
-    "torch._utils._rebuild_parameter",
-    "torch._utils._rebuild_tensor_v2",
-)
-ALLOWED = {*CONSTRUCTORS, *RECORDS, *(f"torch.{name}" for name in STORAGE_DTYPES)}
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _ALIGNMENT = 64  # of tensors in a zip archive, as PyTorch writes them: lets it map the file
-
-
-@dataclass
-class Record:
-    """An object of a class that is known to hold only data: the name of its class and its attributes."""
-
-    name: str
-    attributes: dict[str, Any] = field(default_factory=dict)
-
-
-class _Global(str):
-    """The dotted name of a class or function in a pickle. It stays a name."""
 
 
 # ---------------------------------------------------------------- reading
@@ -187,139 +168,28 @@ def _no_storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
     raise ConversionError(f"tensor data {key!r} where none belongs")
 
 
-_PUSH_ARGUMENT = frozenset(
-    "INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE "
-    "SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8".split()
-)
-_PUSH_CONSTANT: dict[str, Callable[[], Any]] = {
-    "NONE": lambda: None,
-    "NEWTRUE": lambda: True,
-    "NEWFALSE": lambda: False,
-    "EMPTY_LIST": list,
-    "EMPTY_DICT": dict,
-    "EMPTY_TUPLE": tuple,
-    "EMPTY_SET": set,
-}
-
-
 def _unpickle(stream: Any, where: str, storage: Callable[[str, np.dtype, int], np.ndarray | None]) -> Any:
-    """Walks one pickle of plain containers and tensors, and leaves `stream` behind it. `storage(key, dtype, size)` gives tensor data."""
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+    """One pickle of plain containers and tensors. `storage(key, dtype, size)` gives tensor data."""
 
-    def since_mark() -> list[Any]:
-        at = marks.pop()
-        items = stack[at:]
-        del stack[at:]
-        return items
+    def persistent(identity: Any) -> Any:
+        kind, type_name, key, _, size, *_ = identity
+        dtype = STORAGE_DTYPES.get(str(type_name).rsplit(".", 1)[-1])
+        if kind != "storage" or dtype is None or not isinstance(key, str) or not isinstance(size, int) or size < 0:
+            raise ConversionError(f"{where}: not a tensor storage: {identity!r}")
+        return storage(key, dtype, size)
 
-    for opcode, argument, position in pickletools.genops(stream):
-        match opcode.name:
-            case name if name in _PUSH_ARGUMENT:
-                stack.append(argument)
-            case name if name in _PUSH_CONSTANT:
-                stack.append(_PUSH_CONSTANT[name]())
-            case "PROTO" | "FRAME":
-                pass
-            case "STOP":
-                return stack.pop()
-            case "MARK":
-                marks.append(len(stack))
-            case "POP":
-                stack.pop()
-            case "PUT" | "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "GET" | "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3" as name:
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "TUPLE":
-                stack.append(tuple(since_mark()))
-            case "LIST":
-                stack.append(since_mark())
-            case "DICT":
-                stack.append(_pairs(since_mark()))
-            case "APPEND":
-                item = stack.pop()
-                _expect(stack[-1], list).append(item)
-            case "APPENDS":
-                items = since_mark()
-                _expect(stack[-1], list).extend(items)
-            case "ADDITEMS":
-                items = since_mark()
-                _expect(stack[-1], set).update(items)
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _expect(stack[-1], dict)[key] = value
-            case "SETITEMS":
-                items = _pairs(since_mark())
-                _expect(stack[-1], dict).update(items)
-            case "GLOBAL":
-                stack.append(_allowed(argument.replace(" ", "."), where))
-            case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(_allowed(f"{module}.{attribute}", where))
-            case "BINPERSID":
-                stack.append(_persistent(stack.pop(), where, storage))
-            case "REDUCE" | "NEWOBJ":
-                arguments, function = stack.pop(), _expect(stack.pop(), _Global)
-                stack.append(_construct(function, arguments, where))
-            case "BUILD":
-                state = stack.pop()
-                if isinstance(stack[-1], Record):
-                    stack[-1].attributes.update(_expect(state, dict))
-                else:  # what PyTorch hangs on a state dict: module versions, no weights
-                    _expect(stack[-1], OrderedDict)
-            case name:
-                raise ConversionError(
-                    f"{where}: the pickle uses {name} at byte {position}, which no plain checkpoint needs: refused"
-                )
-    raise ConversionError(f"{where}: the pickle has no end")
-
-
-def _expect(value: Any, kind: type) -> Any:
-    if not isinstance(value, kind):
-        raise TypeError(f"{kind.__name__} expected, {type(value).__name__} found")
-    return value
-
-
-def _pairs(items: list[Any]) -> dict[Any, Any]:
-    return dict(zip(items[::2], items[1::2], strict=True))
-
-
-def _allowed(name: str, where: str) -> _Global:
-    if name not in ALLOWED:
-        raise ConversionError(
-            f"{where}: the file asks for {name}, which is neither a tensor nor a plain container: refused, nothing was run"
-        )
-    return _Global(name)
-
-
-def _persistent(identity: Any, where: str, storage: Callable) -> Any:
-    kind, type_name, key, _, size, *_ = _expect(identity, tuple)
-    dtype = STORAGE_DTYPES.get(_expect(type_name, _Global).rsplit(".", 1)[-1])
-    if kind != "storage" or dtype is None or not isinstance(key, str) or not isinstance(size, int) or size < 0:
-        raise ConversionError(f"{where}: not a tensor storage: {identity!r}")
-    return storage(key, dtype, size)
-
-
-def _construct(function: _Global, arguments: tuple, where: str) -> Any:
-    match function:
-        case "collections.OrderedDict":
-            return OrderedDict(*arguments)
-        case "torch.Size":
-            return tuple(*arguments)
-        case "torch._utils._rebuild_parameter":
-            return arguments[0]
-        case "torch._utils._rebuild_tensor_v2":
-            return _view(*arguments[:4], where)
-        case _ if function in RECORDS:
-            return Record(str(function))
-    raise ConversionError(f"{where}: the file calls {function}: refused, nothing was run")
+    table: Table = {
+        "collections.OrderedDict": OrderedDict,
+        "torch.Size": tuple,
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _view(
+            storage, offset, shape, strides, where
+        ),
+        **dict.fromkeys(f"torch.{name}" for name in STORAGE_DTYPES),
+        **records(*RECORDS),
+        **NUMPY,
+    }
+    return unpickle(stream, where, table, persistent=persistent)
 
 
 def _view(storage: np.ndarray | None, offset: int, shape: tuple, strides: tuple, where: str) -> np.ndarray | None:

@@ -14,8 +14,8 @@ from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
 FEATURES = ("f0_interp,vuv", "f0,vuv", "norm_f0_interp,vuv", "norm_f0,vuv")
 
 
-def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The pitch part's config.json (without `fcpe`) out of config.yaml.
+def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The pitch part's config.json (without `fcpe`) out of config.yaml and of the statistics of the speakers, if there are any.
 
     Raises `ConversionError` for a feature that our network does not have, naming it.
     """
@@ -51,7 +51,18 @@ def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
         "interpolate": "f0_interp" in config["features"],
         "normalize": config["features"].startswith("norm_") or bool(config.get("speaker_norm")),
         "vqvae": dataclasses.asdict(network),
+        **_speaker_means(speakers if speakers is not None else config.get("speaker_stats")),
     }
+
+
+def _speaker_means(speakers: Any) -> dict[str, dict[str, float]]:
+    """`speaker_f0_mean`, Hz by speaker, out of {speaker: {f0_mean: ...}}; nothing where there are no statistics."""
+    if not isinstance(speakers, Mapping):
+        return {}
+    try:
+        return {"speaker_f0_mean": {str(name): float(stats["f0_mean"]) for name, stats in speakers.items()}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"speaker_stats: an f0_mean in Hz expected for each speaker ({error})") from error
 
 
 def rows(config: Mapping[str, Any], ours: str = "") -> Rows:

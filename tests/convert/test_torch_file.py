@@ -19,7 +19,8 @@ import torch
 
 from spirit_jax.convert.files import ConversionError, LazyArray
 from spirit_jax.convert.safetensors_file import load_safetensors, save_safetensors
-from spirit_jax.convert.torch_file import Record, load_torch, save_torch
+from spirit_jax.convert.torch_file import load_torch, save_torch
+from spirit_jax.convert.unpickle import Record
 from tests.goldens import golden
 
 GOLDEN_FILES = sorted(
