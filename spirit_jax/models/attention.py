@@ -1,12 +1,14 @@
 """Scaled dot-product attention with grouped queries, causal and by document.
 
-`attention` is what models call: it takes `blockwise_attention` for training and `plain_attention`, the formula as it is
-written down, where queries stand at slots of a cache.
+`attention` is what models call: for training it takes the platform's own kernel (`flash_attention`) or
+`blockwise_attention`, and `plain_attention`, the formula as it is written down, where queries stand at slots of a cache.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
+
+from spirit_jax.models import flash_attention
 
 # A score that is masked out: finite, so that a row of nothing else gives no NaN.
 MASKED = float(jnp.finfo(jnp.float32).min)
@@ -31,7 +33,8 @@ def attention(
             of its own (0), so that no document sees it and its rows stay finite.
     """
     if slots_bt is None:
-        return blockwise_attention(q_btnh, k_bskh, v_bskh, segment_ids_bt)
+        kernel = flash_attention.kernel_for(q_btnh, k_bskh) or blockwise_attention
+        return kernel(q_btnh, k_bskh, v_bskh, segment_ids_bt)
     mask_bts = jnp.arange(k_bskh.shape[1]) <= slots_bt[:, :, None]
     return plain_attention(q_btnh, k_bskh, v_bskh, mask_bts)
 

@@ -24,18 +24,24 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.models import flash_attention
 from spirit_jax.models.attention import attention
 
 Params = dict[str, Any]
 
 DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# What the backward pass finds saved; the rest it recomputes. None: everything is saved, nothing recomputed.
+# What of a block the forward pass saves for the backward pass, which recomputes the rest. "dots" saves the result of every
+# matrix product that is needed, and of attention; from one line to the next a matrix product more is recomputed.
+_SAVED = ("query", "key", "value", flash_attention.RESIDUALS, "attention_residual")
 REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": None,  # XLA saves whatever it wants to
+    "dots": jax.checkpoint_policies.save_only_these_names(*_SAVED, "gate", "up"),
+    "gate": jax.checkpoint_policies.save_only_these_names(*_SAVED, "up"),
+    "mlp": jax.checkpoint_policies.save_only_these_names(*_SAVED),
     "full": jax.checkpoint_policies.nothing_saveable,
 }
 
@@ -98,7 +104,8 @@ class LlamaConfig:
     param_dtype: str = "float32"
     """Type that parameters are kept in: float32 or bfloat16."""
     remat: str = "none"
-    """What the backward pass recomputes: none, dots (all but the matrix products of the weights), full (everything)."""
+    """What the backward pass recomputes, from most memory to least: none (nothing), dots (all but matrix products and
+    attention), gate (one of them too, the gate of the feed-forward layer), mlp (its gate and up), full (everything)."""
     scan_layers: bool = True
     """Compile one block and loop over it; false unrolls the layers: slower to compile, sometimes faster to run."""
 
@@ -279,6 +286,7 @@ class Attention(nn.Module):
         k_btkh = apply_rotary(project(x_btd, wk), *rotary)
         k_btkh = nn.with_logical_constraint(k_btkh, kv_axes)
         v_btkh = nn.with_logical_constraint(project(x_btd, wv), kv_axes)
+        q_btnh, k_btkh, v_btkh = map(checkpoint_name, (q_btnh, k_btkh, v_btkh), ("query", "key", "value"))
 
         with jax.named_scope("attention"):
             if cache is None:
@@ -301,7 +309,8 @@ class MLP(nn.Module):
         gate = _weight(self, c, "gate_proj", (d, f), ("embed", "mlp"))
         up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
         down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
-        hidden_btf = nn.silu(project(x_btd, gate)) * project(x_btd, up)
+        gate_btf = checkpoint_name(project(x_btd, gate), "gate")
+        hidden_btf = nn.silu(gate_btf) * checkpoint_name(project(x_btd, up), "up")
         hidden_btf = nn.with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
         return project(hidden_btf, down)
 
@@ -319,7 +328,7 @@ class Block(nn.Module):
         update, cache = Attention(self.config, name="self_attn")(
             normed, rotary, positions_bt, segment_ids_bt, cache, layer
         )
-        x_btd = _residual(x_btd + update)
+        x_btd = checkpoint_name(_residual(x_btd + update), "attention_residual")
         update = MLP(self.config, name="mlp")(RMSNorm(self.config, name="post_attention_layernorm")(x_btd))
         return (_residual(x_btd + update), cache), None
 

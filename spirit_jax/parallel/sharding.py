@@ -91,7 +91,7 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 @contextmanager
 def logical_rules(mesh: Mesh) -> Iterator[None]:
     """Within it, the models' logical constraints are resolved by the table on this mesh."""
-    with mesh, nn.logical_axis_rules(tuple(RULES.items())):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
         yield
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Int
 from spirit_jax.models import llama
 from spirit_jax.models.losses import next_token_losses
 from spirit_jax.parallel.sharding import batch_sharding, logical_rules, tree_shardings, with_shardings
+from spirit_jax.training.faults import Recent, judge, no_recent
 
 Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
@@ -26,6 +27,7 @@ class TrainState(flax.struct.PyTreeNode):
     step: Int[Array, ""]
     params: llama.Params
     opt_state: Any
+    recent: Recent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +39,10 @@ class Program:
         abstract_state: shapes, dtypes and shardings of the train state; takes no memory.
         init: key -> fresh `TrainState`.
         start_from: params -> `TrainState` with a fresh optimiser.
-        train_step: (state, batch) -> (state, metrics); the state passed in is consumed.
+        train_step: (state, batch) -> (state, metrics); the state passed in is consumed. A bad step (`metrics["bad"]`: loss or
+            gradient not finite, or a spike) changes nothing but the step's number and the statistics of recent steps.
         eval_step: (params, batch) -> metrics, among them how often each id is a target [V], and the loss within its kind.
+        lower_train_step: `train_step` for abstract arguments, lowered and not run.
     """
 
     shardings: TrainState
@@ -47,6 +51,7 @@ class Program:
     start_from: Callable[[llama.Params], TrainState]
     train_step: Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
     eval_step: Callable[[llama.Params, Batch], Metrics]
+    lower_train_step: Callable[[TrainState, Batch], jax.stages.Lowered]
 
 
 def check_mesh(model: llama.LlamaConfig, mesh: Mesh, rows: int, accumulate: int) -> None:
@@ -73,6 +78,7 @@ def make_program(
     token_kinds: Int[np.ndarray, " V"],
     accumulate: int = 1,
     z_loss: float = 0.0,
+    spike_sigmas: float = 0.0,
 ) -> Program:
     """Build the functions of a run; nothing is compiled before its first call.
 
@@ -81,6 +87,7 @@ def make_program(
         token_kinds: what each id stands for (`Vocabulary.token_kinds`); the losses are reported by kind.
         accumulate: parts that a batch is worked through in, one after the other; sums of gradients and of tokens are
             accumulated, so the result is the whole batch's.
+        spike_sigmas: how far above the recent ones a loss or gradient norm is a spike (`faults.judge`); 0: never.
 
     Raises:
         ValueError: the mesh does not divide the rows or a weight, or the parts do not divide the rows.
@@ -130,13 +137,15 @@ def make_program(
                 jax.eval_shape(gradient, state.params, jax.tree.map(lambda x: x[0], parts), scale),
             )
             ((_, metrics), grads), _ = jax.lax.scan(add, zeros, parts)
+        norm = optax.global_norm(grads)
+        bad, recent = judge(state.recent, metrics["loss"], norm, spike_sigmas)
+        metrics |= {"gradient_norm": norm, "learning_rate": jnp.asarray(schedule(state.step)), "bad": bad}
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics |= {
-            "gradient_norm": optax.global_norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step)),
-        }
-        params = optax.apply_updates(state.params, updates)
-        return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+        after = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(bad, old, new), after, (state.params, state.opt_state)
+        )
+        return TrainState(step=state.step + 1, params=params, opt_state=opt_state, recent=recent), metrics
 
     def eval_step(params: llama.Params, batch: Batch) -> Metrics:
         mask_bt = batch["loss_mask"].astype(jnp.float32)
@@ -160,7 +169,8 @@ def make_program(
         }
 
     def start_from(params: llama.Params) -> TrainState:
-        return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+        step = jnp.zeros((), jnp.int32)
+        return TrainState(step=step, params=params, opt_state=optimizer.init(params), recent=no_recent())
 
     def init(key) -> TrainState:
         return start_from(llama.init_params(model, key))
@@ -171,23 +181,27 @@ def make_program(
     opt_shardings = optax.tree_utils.tree_map_params(
         optimizer, lambda _, sharding: sharding, shapes.opt_state, param_shardings, transform_non_params=lambda _: whole
     )
-    shardings = TrainState(step=whole, params=param_shardings, opt_state=opt_shardings)
+    recent = jax.tree.map(lambda _: whole, shapes.recent)
+    shardings = TrainState(step=whole, params=param_shardings, opt_state=opt_shardings, recent=recent)
     by_row = batch_sharding(mesh, rows)
 
     def compiled(function, in_shardings, out_shardings, donate=()):
-        jitted = jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=donate)
+        return jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=donate)
 
+    def ruled(function):
         def call(*arguments):
             with logical_rules(mesh):
-                return jitted(*arguments)
+                return function(*arguments)
 
         return call
 
+    step = compiled(train_step, (shardings, by_row), (shardings, whole), donate=(0,))
     return Program(
         shardings=shardings,
         abstract_state=with_shardings(shapes, shardings),
-        init=compiled(init, whole, shardings),
-        start_from=compiled(start_from, (param_shardings,), shardings),
-        train_step=compiled(train_step, (shardings, by_row), (shardings, whole), donate=(0,)),
-        eval_step=compiled(eval_step, (param_shardings, by_row), whole),
+        init=ruled(compiled(init, whole, shardings)),
+        start_from=ruled(compiled(start_from, (param_shardings,), shardings)),
+        train_step=ruled(step),
+        eval_step=ruled(compiled(eval_step, (param_shardings, by_row), whole)),
+        lower_train_step=ruled(step.lower),
     )

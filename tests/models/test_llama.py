@@ -512,7 +512,7 @@ def test_flops_per_token():
         ({"vocab_size": 0}, "vocab_size must be positive, found 0"),
         ({"rope_theta": -1.0}, "rope_theta must be positive"),
         ({"dtype": "float16"}, "dtype must be one of float32, bfloat16, found 'float16'"),
-        ({"remat": "some"}, "remat must be one of none, dots, full, found 'some'"),
+        ({"remat": "some"}, "remat must be one of none, dots, gate, mlp, full, found 'some'"),
     ],
 )
 def test_a_wrong_config_says_what_is_wrong(wrong, message):
