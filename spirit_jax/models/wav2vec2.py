@@ -10,11 +10,14 @@ FORMATS.md sections 2 and 3. Intermediate results are sown under `intermediates`
 """
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -24,6 +27,9 @@ ConvLayer = tuple[int, int, int]
 
 # Queries a block of attention: bounds the scores of a 100 s chunk (5000 frames) to 512 x 5000 a head.
 QUERY_BLOCK = 512
+
+# Samples whose convolutions a CPU does at once: what they make stays in cache, and 100 s need no more memory than 3 s.
+CPU_TILE = 40_960
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,21 +124,72 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + lax.erf(x * math.sqrt(0.5)))
 
 
+def layer_norm(x: Array, scale_c: Array, bias_c: Array, eps: float) -> Array:
+    """Layer norm over the last axis, as flax's with `use_fast_variance=False`; a function, for use inside `lax.map`."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * (lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) * scale_c) + bias_c
+
+
 def _conv(x_btc: Array, kernel: Array, stride: int = 1, padding=((0, 0),), **kwargs) -> Array:
     return lax.conv_general_dilated(
         x_btc, kernel, (stride,), padding, dimension_numbers=("NWC", "WIO", "NWC"), **kwargs
     )
 
 
-def _waveform_conv(x_br: Array, kernel: Array, stride: int) -> Array:
-    """Convolution of a one-channel waveform as a convolution of stride 1 over frames of `stride` channels."""
-    width, _, channels = kernel.shape
-    taps = -(-width // stride)
-    frames = (x_br.shape[1] - width) // stride + 1
-    samples = (frames + taps - 1) * stride
+def _frames(x_br: Array, width: int, stride: int) -> Array:
+    """The stretches of `width` samples that a convolution sees, `stride` apart: [B, T, width]."""
+    taps, count = -(-width // stride), (x_br.shape[1] - width) // stride + 1
+    samples = (count + taps - 1) * stride
     x_br = jnp.pad(x_br, ((0, 0), (0, max(0, samples - x_br.shape[1]))))[:, :samples]
-    kernel = jnp.pad(kernel, ((0, taps * stride - width), (0, 0), (0, 0)))
-    return _conv(x_br.reshape(x_br.shape[0], -1, stride), kernel.reshape(taps, stride, channels))
+    blocks = x_br.reshape(x_br.shape[0], -1, stride)
+    return jnp.concatenate([blocks[:, i : i + count] for i in range(taps)], -1)[..., :width]
+
+
+def _waveform_conv(x_br: Array, kernel_bwc: Array) -> Array:
+    """Frames [B, T, W] of a waveform by a kernel of each clip: a sum that fuses with what follows, where a product of W = 10 cannot."""
+    return sum(x_br[:, :, i : i + 1] * kernel_bwc[:, None, i] for i in range(kernel_bwc.shape[1]))
+
+
+@functools.cache
+def _cosines(size: int) -> np.ndarray:
+    """The orthonormal cosine transform (DCT-II), float32 [size, size], a column a frequency."""
+    angles = np.pi / size * (np.arange(size)[:, None] + 0.5) * np.arange(size)
+    return (np.cos(angles) * np.sqrt(np.where(np.arange(size) == 0, 1, 2) / size)).astype(np.float32)
+
+
+def normalizing_kernel(
+    frames_btw: Array, counts_b: Array, kernel_wc: Array, eps: float
+) -> tuple[Float[Array, "B W C"], Float[Array, "B C"]]:
+    """Kernel and bias with which the convolution of each clip's frames has mean 0 and variance 1 in every channel.
+
+    That is the convolution and its norm over time (`masked_standardize`) in one pass: mean and variance of w.x follow
+    from the mean and the W x W covariance of the frames x. Those are taken of their cosine transform, whose components
+    hardly correlate in sound: a filter that hears little of what is loud would otherwise cancel the covariance's digits.
+    """
+    valid, count = _valid(counts_b, frames_btw.shape[1]), counts_b[:, None, None].astype(jnp.float32)
+    basis = _cosines(frames_btw.shape[2])
+    z = jnp.einsum("btw,wf->btf", frames_btw, basis)
+    mean = _time_sum(z * valid) / count
+    centred = (z - mean) * valid
+    # Blocks of 256 frames, as in `_time_sum`.
+    blocks = jnp.pad(centred, ((0, 0), (0, -centred.shape[1] % 256), (0, 0)))
+    blocks = blocks.reshape(z.shape[0], -1, 256, z.shape[2])
+    covariance = jnp.einsum("bktf,bktg->bkfg", blocks, blocks).sum(1) / count
+    kernel_fc = basis.T @ kernel_wc
+    variance = jnp.einsum("fc,bfg,gc->bc", kernel_fc, covariance, kernel_fc)
+    gain = lax.rsqrt(jnp.maximum(variance, 0.0) + eps)
+    return kernel_wc * gain[:, None], -(mean[:, 0] @ kernel_fc) * gain
+
+
+class Affine(nn.Module):
+    """The scale and bias of a norm."""
+
+    size: int
+
+    @nn.compact
+    def __call__(self) -> tuple[Array, Array]:
+        ones, zeros = nn.initializers.ones, nn.initializers.zeros
+        return self.param("scale", ones, (self.size,)), self.param("bias", zeros, (self.size,))
 
 
 class FeatureExtractor(nn.Module):
@@ -143,22 +200,62 @@ class FeatureExtractor(nn.Module):
     @nn.compact
     def __call__(self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"]) -> tuple[Array, Array]:
         config = self.config
-        x, frames = audio_br, lengths_b
-        for i, (channels, width, stride) in enumerate(config.conv_layers):
-            fan_in = 1 if i == 0 else x.shape[-1]
-            kernel = self.param(f"conv_{i}", nn.initializers.he_normal(), (width, fan_in, channels))
-            x = _waveform_conv(x, kernel, stride) if i == 0 else _conv(x, kernel, stride)
-            frames = (frames - width) // stride + 1
-            if config.conv_bias:
-                x = x + self.param(f"bias_{i}", nn.initializers.zeros, (channels,))
-            if config.conv_norm == "layer":
-                x = nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=f"norm_{i}")(x)
-            elif i == 0:
-                x = masked_standardize(x, frames, config.layer_norm_eps)
-                scale = self.param("norm_scale", nn.initializers.ones, (channels,))
-                x = x * scale + self.param("norm_bias", nn.initializers.zeros, (channels,))
-            x = gelu(x)
-        return x, frames
+        (channels, width, stride), *later = config.conv_layers
+        zeros = nn.initializers.zeros
+        fan_ins = [1, *(layer[0] for layer in config.conv_layers)]
+        kernels = [
+            self.param(f"conv_{i}", nn.initializers.he_normal(), (layer[1], fan_ins[i], layer[0]))
+            for i, layer in enumerate(config.conv_layers)
+        ]
+        biases = [
+            self.param(f"bias_{i}", zeros, (layer[0],)) if config.conv_bias else None
+            for i, layer in enumerate(config.conv_layers)
+        ]
+        batch = audio_br.shape[0]
+        if config.conv_norm == "group":  # a bias before this norm has no effect
+            heard = (lengths_b - width) // stride + 1
+            first, offset = normalizing_kernel(
+                _frames(audio_br, width, stride), heard, kernels[0][:, 0], config.layer_norm_eps
+            )
+            scale = self.param("norm_scale", nn.initializers.ones, (channels,))
+            first, offset = first * scale, offset * scale + self.param("norm_bias", zeros, (channels,))
+            norms = [None] * len(kernels)
+        else:
+            first = jnp.broadcast_to(kernels[0][:, 0], (batch, width, channels))
+            offset = jnp.broadcast_to(0.0 if biases[0] is None else biases[0], (batch, channels))
+            norms = [Affine(layer[0], name=f"norm_{i}")() for i, layer in enumerate(config.conv_layers)]
+
+        def activate(x, norm):
+            return gelu(x if norm is None else layer_norm(x, *norm, config.layer_norm_eps))
+
+        def convolve(clips):
+            audio, kernel, bias = clips
+            x = activate(_waveform_conv(_frames(audio, width, stride), kernel) + bias[:, None], norms[0])
+            for kernel, bias, norm, layer in zip(kernels[1:], biases[1:], norms[1:], later, strict=True):
+                x = _conv(x, kernel, layer[2])
+                x = activate(x if bias is None else x + bias, norm)
+            return x
+
+        x = _in_tiles(convolve, audio_br, (first, offset), config)
+        return x, config.frames(lengths_b)
+
+
+def _in_tiles(convolve: Callable, audio_br: Array, rows: tuple[Array, ...], config: Wav2Vec2Config) -> Array:
+    """`convolve((audio, *rows))` of stretches of the audio that overlap as they must; on CPU, `CPU_TILE` samples at once."""
+    batch, time = audio_br.shape[0], config.frames(audio_br.shape[1])
+    limit = max(1, CPU_TILE // config.hop) if jax.default_backend() == "cpu" else batch * time
+    count = -(-time // limit)
+    size = -(-time // count)  # frames a tile
+    samples, hop = (size - 1) * config.hop + config.receptive_field, size * config.hop
+    audio_br = jnp.pad(audio_br, ((0, 0), (0, max(0, (count - 1) * hop + samples - audio_br.shape[1]))))
+    tiles = jnp.stack([audio_br[:, i * hop : i * hop + samples] for i in range(count)], 1)
+    together = max(n for n in range(1, batch * count + 1) if batch * count % n == 0 and (n == 1 or n * size <= limit))
+
+    def split(x):  # [batch, count, ...] to [steps, together, ...]
+        return x.reshape(-1, together, *x.shape[2:])
+
+    rows = tuple(split(jnp.repeat(row[:, None], count, 1)) for row in rows)
+    return lax.map(convolve, (split(tiles), *rows)).reshape(batch, count * size, -1)[:, :time]
 
 
 class PositionalConvolution(nn.Module):
@@ -192,9 +289,11 @@ class PositionalConvolution(nn.Module):
         return gelu(jnp.concatenate(y, -1) + bias)
 
 
-def _attend(q_btnh: Array, k_bsnh: Array, v_bsnh: Array, bias_bs: Array) -> Array:
-    scores = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsnh) + bias_bs[:, None, None, :]
-    return jnp.einsum("bnts,bsnh->btnh", jax.nn.softmax(scores, axis=-1), v_bsnh)
+def _attend(q_bnth: Array, k_bnsh: Array, v_bnsh: Array, bias_bs: Array) -> Array:
+    """Softmax attention, heads before time throughout: XLA's CPU copies badly laid out operands of a batched product."""
+    scores = jnp.einsum("bnth,bnsh->bnts", q_bnth, k_bnsh) + bias_bs[:, None, None, :]
+    weights = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return jnp.einsum("bnts,bnsh->bnth", weights, v_bnsh) / weights.sum(-1, keepdims=True)
 
 
 class EncoderLayer(nn.Module):
@@ -206,23 +305,27 @@ class EncoderLayer(nn.Module):
     def __call__(self, x_btd: Array, bias_bs: Array) -> tuple[Array, None]:
         config = self.config
         batch, time, size = x_btd.shape
-        heads = (batch, time, config.num_heads, size // config.num_heads)
+        head_size = size // config.num_heads
+
+        def heads(x):  # [B, T, D] to [B, N, T, H]
+            return jnp.moveaxis(x.reshape(batch, -1, config.num_heads, head_size), 2, 1)
 
         def norm(name: str):
             return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
 
         attention_norm, output_norm = norm("attention_norm"), norm("output_norm")
         h = attention_norm(x_btd) if config.pre_norm else x_btd
-        q = (nn.Dense(size, name="query")(h) * heads[-1] ** -0.5).reshape(heads)
-        k, v = (nn.Dense(size, name=name)(h).reshape(heads) for name in ("key", "value"))
+        q = heads(nn.Dense(size, name="query")(h) * head_size**-0.5)
+        k, v = (heads(nn.Dense(size, name=name)(h)) for name in ("key", "value"))
         if time > 2 * QUERY_BLOCK:
             blocks = -(-time // QUERY_BLOCK)
-            q = jnp.pad(q, ((0, 0), (0, blocks * QUERY_BLOCK - time), (0, 0), (0, 0)))
-            q = jnp.moveaxis(q.reshape(batch, blocks, QUERY_BLOCK, *heads[2:]), 1, 0)
-            h = jnp.moveaxis(lax.map(lambda block: _attend(block, k, v, bias_bs), q), 0, 1)
-            h = h.reshape(batch, blocks * QUERY_BLOCK, size)[:, :time]
+            q = jnp.pad(q, ((0, 0), (0, 0), (0, blocks * QUERY_BLOCK - time), (0, 0)))
+            q = jnp.moveaxis(q.reshape(batch, config.num_heads, blocks, QUERY_BLOCK, head_size), 2, 0)
+            h = jnp.moveaxis(lax.map(lambda block: _attend(block, k, v, bias_bs), q), 0, 2)
+            h = h.reshape(batch, config.num_heads, blocks * QUERY_BLOCK, head_size)[:, :, :time]
         else:
-            h = _attend(q, k, v, bias_bs).reshape(batch, time, size)
+            h = _attend(q, k, v, bias_bs)
+        h = jnp.moveaxis(h, 1, 2).reshape(batch, time, size)
         x = x_btd + nn.Dense(size, name="out")(h)
         if not config.pre_norm:
             x = attention_norm(x)
@@ -239,7 +342,8 @@ class Wav2Vec2Model(nn.Module):
     `apply({"params": params}, audio_br, lengths_b)` gives (features [B, T, D], frames [B]): the output of the last
     layer, and how many of its frames belong to each clip. T = config.frames(R); what lies past a clip's frames is
     undefined. `truncate` gives the model that stops at an earlier layer. A clip shorter than
-    `config.receptive_field` samples has no frame: do not pass one.
+    `config.receptive_field` samples has no frame: do not pass one. Parameters hold the layers stacked, `layers`, or
+    apart, as `unstack` gives them.
     """
 
     config: Wav2Vec2Config
@@ -276,14 +380,18 @@ class Wav2Vec2Model(nn.Module):
         if not config.pre_norm:
             x = norm("encoder_norm")(x)
         bias_bs = jnp.where(valid[:, :, 0] > 0, 0.0, jnp.finfo(jnp.float32).min)
-        layers = nn.scan(
-            EncoderLayer,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=config.num_layers,
-        )
-        x, _ = layers(config, name="layers")(x, bias_bs)
+        if self.has_variable("params", "layer_0"):
+            for i in range(config.num_layers):
+                x, _ = EncoderLayer(config, name=f"layer_{i}")(x, bias_bs)
+        else:
+            layers = nn.scan(
+                EncoderLayer,
+                variable_axes={"params": 0, "intermediates": 0},
+                split_rngs={"params": True},
+                in_axes=nn.broadcast,
+                length=config.num_layers,
+            )
+            x, _ = layers(config, name="layers")(x, bias_bs)
         if config.pre_norm and self.final_norm:
             x = norm("encoder_norm")(x)
         return x, frames
@@ -295,6 +403,13 @@ def truncate(config: Wav2Vec2Config, params: Params, layer: int) -> tuple[Wav2Ve
         raise ValueError(f"output layer {layer}: the encoder has layers 1 to {config.num_layers}")
     params = {**params, "layers": jax.tree.map(lambda leaf: leaf[:layer], params["layers"])}
     return Wav2Vec2Model(dataclasses.replace(config, num_layers=layer), final_norm=False), params
+
+
+def unstack(params: Params) -> Params:
+    """Parameters with the layers apart, `layer_0`, `layer_1`, ...: read where they lie, not copied out of a stack."""
+    layers = jax.tree.leaves(params["layers"])[0].shape[0]
+    apart = {f"layer_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(layers)}
+    return {**{name: value for name, value in params.items() if name != "layers"}, **apart}
 
 
 class LinearQuantizer(nn.Module):

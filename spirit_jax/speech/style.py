@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier, unstack
 from spirit_jax.speech.batches import encode_clips, exact, replicate
 
 
@@ -23,10 +23,8 @@ class Wav2Vec2Style:
     def __init__(self, config: dict[str, Any], arrays: dict[str, Any]):
         self._config, self._arrays = config, arrays
         self.encoder = Wav2Vec2Config.from_dict(config["encoder"])
-        network, params = (
-            WindowClassifier(self.encoder, config["projection_size"], config["num_labels"]),
-            replicate(arrays),
-        )
+        network = WindowClassifier(self.encoder, config["projection_size"], config["num_labels"])
+        params = replicate({**arrays, "encoder": unstack(arrays["encoder"])})
 
         def styles(params, audio_br, lengths_b):
             logits, windows = network.apply({"params": params}, audio_br, lengths_b)
