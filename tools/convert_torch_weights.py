@@ -19,7 +19,7 @@ import tqdm
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.convert import convert
 from spirit_jax.convert.files import ConversionError
-from spirit_jax.convert.verify import verify
+from spirit_jax.convert.verify import TOLERANCE, Verified, verify
 from spirit_jax.vocabulary import VocabularyError
 
 PROG = "convert_torch_weights.py"
@@ -72,14 +72,25 @@ def table(rows: list[tuple], head: tuple) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def check(rows: list[Verified], source: pathlib.Path, target: pathlib.Path) -> None:
+    """Prints the table; an error if a tensor differs or a network is off by more than rounding."""
+    networks = ["-" if row.network is None else f"{row.network:.1e}" for row in rows]
+    head = ("part", "tensors", "bytes", "equal", "sha256", "network", "tolerance")
+    print(table([(*row[:5], network, TOLERANCE) for row, network in zip(rows, networks, strict=True)], head))
+    if "-" in networks:
+        print("note: -: install torch and transformers to compare the networks too")
+    wrong = [row.part for row in rows if row.equal != "yes"]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)}: tensors differ between {source} and {target}")
+    wrong = [row.part for row in rows if row.network is not None and not row.network <= TOLERANCE]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)}: the networks of {source} and {target} give different outputs")
+
+
 def run(arguments: argparse.Namespace) -> None:
     source, target = arguments.source, arguments.target
     if arguments.command == "verify":
-        rows = verify(source, target, arguments.only, arguments.model, arguments.layer)
-        print(table(rows, ("part", "tensors", "bytes", "equal", "sha256", "network")))
-        different = [row[0] for row in rows if row[3] != "yes"]
-        if different:
-            raise ConversionError(f"{', '.join(different)}: tensors differ between {source} and {target}")
+        check(verify(source, target, arguments.only, arguments.model, arguments.layer), source, target)
         return
     if target.exists() and not (arguments.overwrite or arguments.dry_run):
         raise convert.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")

@@ -25,7 +25,7 @@ Table = tuple[Rows, Mapping[str, tuple[int, ...]]]
 HUGGING_FACE = ""  # in the place of a file name: whichever of Hugging Face's is there
 LAYER = "--layer"  # among the contents: what the command line says of a k-means quantizer whose name does not
 
-_FCPE_FOLDER, _FCPE_FILE = "fcpe", "fcpe_c_v001.pt"
+_FCPE_FOLDER, FCPE_FILE = "fcpe", "fcpe_c_v001.pt"
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,14 @@ def _only(prefix: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple
     return {path: shape for path, shape in shapes.items() if path.startswith(prefix)}
 
 
-_HUBERT_FILE, _QUANTIZER_FILE = "mhubert_base_25hz.pt", "L11_quantizer_500.pt"
+HUBERT_FILE, QUANTIZER_FILE = "mhubert_base_25hz.pt", "L11_quantizer_500.pt"
 # What TWIST, GSLM and textless-lib call theirs: mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin, km.bin, ...
 _KMEANS = r"(.*[-_.])?(km\d*|kmeans|quantizer|centroids|centers)([-_.].*)?\.(bin|pt|pkl|joblib|npy)"
 _ENCODER = rf"(?!{_KMEANS}$)(?!.*(hifigan|generator)).*\.pt"
 
 
 def _hubert_config(files: Mapping[str, Any]) -> dict[str, Any]:
-    encoder, quantizer = files[_HUBERT_FILE], files[_QUANTIZER_FILE]
+    encoder, quantizer = files[HUBERT_FILE], files[QUANTIZER_FILE]
     configs = encoder["model_cfg"], encoder["task_cfg"]
     if CENTERS not in quantizer:
         return hubert.part_config(*configs, quantizer["model_cfg"])
@@ -88,8 +88,8 @@ def _hubert_config(files: Mapping[str, Any]) -> dict[str, Any]:
 
 def _pitch_config(files: Mapping[str, Any]) -> dict[str, Any]:
     config = vqvae.part_config(files["config.yaml"], files.get(_speaker_stats(files) or ""))
-    if _FCPE_FILE in files:
-        config["fcpe"] = fcpe.part_config(files[_FCPE_FILE]["config_dict"])
+    if FCPE_FILE in files:
+        config["fcpe"] = fcpe.part_config(files[FCPE_FILE]["config_dict"])
     return config
 
 
@@ -114,13 +114,13 @@ PARTS = (
         "hubert_25hz",
         (
             WeightFile(
-                _HUBERT_FILE,
+                HUBERT_FILE,
                 ("model_weight",),
                 lambda c: (hubert.rows(c), _only("encoder/", hubert.shapes(c))),
                 like=_ENCODER,
             ),
             WeightFile(
-                _QUANTIZER_FILE,
+                QUANTIZER_FILE,
                 ("model_weight",),
                 lambda c: (hubert.quantizer_rows(c), _only("quantizer/", hubert.shapes(c))),
                 like=_KMEANS,
@@ -138,7 +138,7 @@ PARTS = (
                 lambda c: (vqvae.rows(c["vqvae"], "vqvae/"), _under("vqvae/", vqvae.shapes(c["vqvae"]))),
             ),
             WeightFile(
-                _FCPE_FILE,
+                FCPE_FILE,
                 ("model",),
                 lambda c: (fcpe.rows(c["fcpe"], "fcpe/"), _under("fcpe/", fcpe.shapes(c["fcpe"]))),
                 folder=_FCPE_FOLDER,
@@ -161,7 +161,10 @@ PARTS = (
 
 @dataclass(frozen=True)
 class Imported:
-    """A released part, checked and mapped but not yet read. `tensors` and `unused` are the released ones, by FILE:KEY."""
+    """A released part, checked and mapped but not yet read. `tensors` and `unused` are the released ones, by FILE:KEY.
+
+    `contents` is what its files hold, under their released names.
+    """
 
     config: dict[str, Any]
     arrays: dict[str, Any]
@@ -170,6 +173,7 @@ class Imported:
     files: list[pathlib.Path]
     notes: list[str]
     tensors: dict[str, Any]
+    contents: dict[str, Any]
 
     @property
     def nbytes(self) -> int:
@@ -231,7 +235,7 @@ def read_released(part: Part, folder: pathlib.Path, layer: int | None = None) ->
         for name, state in mine.items():
             unused |= {f"{name}:{key}": kept[key] for key in state if key in kept}
     tensors = {f"{name}:{key}": tensor for name, (_, _, state) in states.items() for key, tensor in state.items()}
-    return Imported(config, arrays, unused, descriptions, files + whole, notes + left, tensors)
+    return Imported(config, arrays, unused, descriptions, files + whole, notes + left, tensors, contents)
 
 
 def _read_config(path: pathlib.Path) -> Any:
@@ -282,7 +286,7 @@ def _open(file: WeightFile, folder: pathlib.Path, notes: list[str]) -> list[tupl
 def _installed_fcpe() -> pathlib.Path | None:
     """The weights inside the installed torchfcpe package, which is found but not imported (it needs torch)."""
     package = importlib.util.find_spec("torchfcpe")
-    path = pathlib.Path(package.origin).parent / "assets" / _FCPE_FILE if package and package.origin else None
+    path = pathlib.Path(package.origin).parent / "assets" / FCPE_FILE if package and package.origin else None
     return path if path and path.is_file() else None
 
 
