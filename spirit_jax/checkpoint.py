@@ -4,13 +4,15 @@ Converted weights, a training run and any single step of it are all such a direc
 says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/` and finds the rest in `RUN`.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -118,11 +120,17 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
         abstract_params: a tree of `jax.ShapeDtypeStruct`, each with a sharding.
 
     Raises:
-        CheckpointError: no `llm/` there, or its tree or a shape differs from the one asked for; names the first.
+        CheckpointError: no `llm/` there, a file of it is not as a training run wrote it, or its tree or a shape differs from
+            the one asked for; names the first.
     """
+    import jax
     from orbax.checkpoint import v1 as ocp
 
     directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths alone
+    if read_checksums(directory) is not None:
+        problem = damage(directory, jax.process_index(), jax.process_count(), within=LLM)
+        if problem:
+            raise CheckpointError(f"{problem}; choose another step")
     stored = ocp.metadata(directory, LLM).metadata
     _compare_trees(f"{directory}/{LLM}", stored, abstract_params)
     return ocp.load(directory, abstract_params, checkpointable_name=LLM)
@@ -182,3 +190,64 @@ def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
         return unflatten(safetensors.numpy.load_file(path))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+
+
+def write_checksums(step: str | os.PathLike, index: int = 0, count: int = 1) -> None:
+    """Seal a complete step: write the checksums of this process's share of its files, every `count`-th from `index` on.
+
+    The step is sealed when all `count` processes have done so. CRC-32, which no single flipped byte passes, by several threads.
+    """
+    step = pathlib.Path(step)
+    files = _files(step)[index::count]
+    sums = dict(zip(files, _map_files(_checksum, [step / name for name in files]), strict=True))
+    write_file(step / f"checksums-{index:05}-of-{count:05}.json", json.dumps(sums, indent=0))
+
+
+def read_checksums(step: str | os.PathLike) -> dict[str, list] | None:
+    """Size and CRC-32 of every file of a sealed step by relative path; None for a step that is not sealed."""
+    found = sorted(pathlib.Path(step).glob("checksums-*-of-*.json"))
+    if not found or len(found) != int(found[0].stem.rsplit("-", 1)[1]):
+        return None
+    sums: dict[str, list] = {}
+    for path in found:
+        try:
+            sums |= json.loads(path.read_text())
+        except ValueError:
+            return None
+    return sums
+
+
+def damage(step: str | os.PathLike, index: int = 0, count: int = 1, within: str = "") -> str | None:
+    """What is wrong with a step, in a line; None if every file is as it was written.
+
+    Args:
+        index, count: look at every `count`-th file from `index` on: the processes of a job share the work.
+        within: look at this part alone (`LLM`).
+    """
+    step, sums = pathlib.Path(step), read_checksums(step)
+    if sums is None:
+        return f"{step}: no checksums, so it was not completely written"
+    names = [name for name in sorted(sums) if name.startswith(within)][index::count]
+    for name, found in zip(names, _map_files(_checksum, [step / name for name in names]), strict=True):
+        if found != sums[name]:
+            return f"{step / name}: is not as it was written (size and CRC-32 {found}, not {sums[name]})"
+    return None
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    paths = (path for path in directory.rglob("*") if path.is_file())
+    return sorted(str(path.relative_to(directory)) for path in paths if not path.name.startswith(("checksums-", ".")))
+
+
+def _map_files(function: Callable, paths: list[pathlib.Path]) -> list:
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        return list(threads.map(function, paths))
+
+
+def _checksum(path: pathlib.Path) -> list:
+    """Size and CRC-32 of a file; both zero where there is none."""
+    size = crc = 0
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        while block := file.read(2**22):
+            size, crc = size + len(block), zlib.crc32(block, crc)
+    return [size, f"{crc:08x}"]

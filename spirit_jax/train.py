@@ -8,6 +8,7 @@ The run lives in one directory: config, tokenizers, metrics, samples and checkpo
 import dataclasses
 import json
 import pathlib
+import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -21,9 +22,10 @@ from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.processes import is_primary, join_processes, report, wait_for_all
+from spirit_jax.parallel.processes import is_primary, join_processes, leave, report, wait_for_all
 from spirit_jax.parallel.sharding import local_rows
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
+from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.initialize import load_initial_params
 from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
 from spirit_jax.training.metrics import MetricsLog
@@ -68,12 +70,18 @@ class TrainConfig:
     """How long, and what else, how often."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When steps are saved."""
+    faults: FaultConfig = FaultConfig()
+    """What is done about bad steps and hosts that hang."""
     sample: SampleConfig = SampleConfig()
     """What is generated during training."""
     prepare: PrepareConfig | None = None
     """Corpora to make tokenizers and unit records of before the first step; null: the data are ready."""
 
     def __post_init__(self) -> None:
+        if "://" in self.run_directory:
+            raise ValueError(
+                f"run_directory {self.run_directory}: a path that all hosts share is needed; mount the bucket (docs/tpu.md)"
+            )
         for name in ("sequence_length", "global_batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
@@ -102,19 +110,25 @@ class TrainConfig:
 
 
 # What a resumed run may change without a word; a change elsewhere makes another run of it.
-_FREE = {"run_directory", "loop", "checkpoint", "sample", "mesh", "accumulate", "init_from", "prepare", "tokenizer"}
+_FREE = {"run_directory", "loop", "checkpoint", "sample", "mesh", "faults", "accumulate", "init_from", "prepare", "tokenizer"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a config that cannot be used, 1 for a run that failed."""
     settings = config.parse(TrainConfig, arguments, PROG, "Train a Spirit LM, or resume the run of the same directory.")
-    join_processes()
     try:
+        join_processes(settings.faults.heartbeat_timeout)
         run(settings.resolved())
-    except (ValueError, FileExistsError) as error:
-        config.fail(PROG, error, config.BAD_ARGUMENT)
-    except TrainingError as error:
-        config.fail(PROG, error, config.FAILED_JOB)
+    except Exception as error:
+        known = isinstance(error, (ValueError, FileExistsError, TrainingError))
+        code = config.BAD_ARGUMENT if isinstance(error, (ValueError, FileExistsError)) else config.FAILED_JOB
+        if jax.distributed.is_initialized() and jax.process_count() > 1:
+            if not known:
+                traceback.print_exc()
+            leave(PROG, error, code)
+        if not known:
+            raise
+        config.fail(PROG, error, code)
 
 
 def run(settings: TrainConfig) -> TrainState:
@@ -136,6 +150,7 @@ def run(settings: TrainConfig) -> TrainState:
         token_kinds=pad_kinds(vocabulary, settings.model.vocab_size),
         accumulate=settings.accumulate,
         z_loss=settings.optimizer.z_loss,
+        spike_sigmas=settings.faults.spike_sigmas,
     )
     if is_primary():
         checkpoint.write_file(directory / checkpoint.CONFIG, json.dumps(config.to_dict(settings), indent=1))
@@ -160,6 +175,7 @@ def run(settings: TrainConfig) -> TrainState:
     announce(settings, directory, step, mesh)
     loop = Loop(
         config=settings.loop,
+        faults=settings.faults,
         program=program,
         mesh=mesh,
         rows=settings.global_batch_size,
@@ -172,7 +188,7 @@ def run(settings: TrainConfig) -> TrainState:
         sample=sampler,
         flops_per_token=llama.flops_per_token(settings.model, settings.sequence_length),
         token_kinds=pad_kinds(vocabulary, settings.model.vocab_size),
-        profile_directory=str(directory / "profile"),
+        directory=directory,
     )
     with loader:
         state = loop.run(state)

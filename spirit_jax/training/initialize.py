@@ -72,14 +72,15 @@ def load_initial_params(
 
 
 def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
-    """The checkpoint's parameters in the run's shardings; a vocabulary that those do not divide comes in whole."""
+    """The checkpoint's parameters in the run's shardings; a vocabulary that its devices do not divide is not split by them."""
     shapes = llama.abstract_params(config)
 
     def fitting(shape, sharding):
         ways = [math.prod(sharding.mesh.shape[axis] for axis in _axes(part)) for part in sharding.spec]
-        if all(size % way == 0 for size, way in zip(shape.shape, ways, strict=False)):
-            return sharding
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec())
+        spec = [
+            part if size % way == 0 else None for size, way, part in zip(shape.shape, ways, sharding.spec, strict=False)
+        ]
+        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
 
     return with_shardings(shapes, jax.tree.map(fitting, shapes, shardings))
 

@@ -94,10 +94,16 @@ class MetricsLog:
 
     def __init__(self, directory: str | os.PathLike, step: int, active: bool = True):
         self._file = self._writer = None
-        if not active:
+        self._active = active
+        self._directory = pathlib.Path(directory)
+        self.path = self._directory / "metrics.jsonl"
+        self.cut_back(step)
+
+    def cut_back(self, step: int) -> None:
+        """Drop what came after a step, and go on from there."""
+        self.close()
+        if not self._active:
             return
-        directory = pathlib.Path(directory)
-        self.path = directory / "metrics.jsonl"
         kept = []
         if self.path.exists():
             for line in self.path.read_text().splitlines():
@@ -111,7 +117,14 @@ class MetricsLog:
         from tensorboardX import SummaryWriter
 
         self._file = self.path.open("a")
-        self._writer = SummaryWriter(str(directory / "tensorboard"), purge_step=step + 1 if step else None)
+        self._writer = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step + 1 if step else None)
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether a record of this step holds a value of this name (`prefix/name`)."""
+        if not self._active:
+            return False
+        records = (json.loads(line) for line in self.path.read_text().splitlines())
+        return any(record["step"] == step and name in record for record in records)
 
     def write(self, step: int, values: Mapping[str, float], prefix: str = "train") -> None:
         """Log a record; names are stored as `prefix/name`."""
@@ -138,6 +151,7 @@ class MetricsLog:
         if self._file is not None:
             self._file.close()
             self._writer.close()
+            self._file = self._writer = None
 
 
 def _plain(value: Any) -> float | None:

@@ -1,0 +1,153 @@
+"""What a disk does to a checkpoint is found out before it is restored."""
+
+import pathlib
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from spirit_jax import checkpoint
+from spirit_jax.models import llama
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.step import make_program
+
+MODEL = llama.LlamaConfig(
+    vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def program():
+    config = OptimizerConfig()
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    kinds = np.zeros(64, np.int32)
+    return make_program(MODEL, make_optimizer(config, 9), make_schedule(config, 9), mesh, rows=1, token_kinds=kinds)
+
+
+@pytest.fixture(scope="module")
+def three_steps(program, tmp_path_factory):
+    """A run with the steps 1, 2 and 3, whose weights are their own."""
+    run = tmp_path_factory.mktemp("run")
+    checkpoints = RunCheckpoints(run, CheckpointConfig())
+    for step in (1, 2, 3):
+        state = program.init(jax.random.key(step))
+        checkpoints.save(state.replace(step=state.step + step), {"data": {"0": step}})
+    checkpoints.close()
+    return run
+
+
+@pytest.fixture
+def run(three_steps, tmp_path):
+    return shutil.copytree(three_steps, tmp_path / "run")
+
+
+def _files(step):
+    return [path for path in step.rglob("*") if path.is_file() and path.stat().st_size and "checksums" not in path.name]
+
+
+def _flip(path, rng=random):
+    content = bytearray(path.read_bytes())
+    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+    path.write_bytes(content)
+
+
+def _weights(program, checkpoints, step):
+    return jax.device_get(checkpoints.restore(step, program.abstract_state).params)
+
+
+def test_an_intact_run_is_left_alone(program, run):
+    checkpoints = RunCheckpoints(run, CheckpointConfig())
+    assert checkpoints.steps == [1, 2, 3]
+    expected = jax.device_get(program.init(jax.random.key(3)).params)
+    jax.tree.map(np.testing.assert_array_equal, _weights(program, checkpoints, 3), expected)
+    assert not (run / "damaged").exists()
+
+
+def test_one_flipped_bit_anywhere_is_found(run):
+    step = run / "checkpoints" / "3"
+    assert checkpoint.damage(step) is None
+    for path in _files(step):
+        whole = path.read_bytes()
+        _flip(path)
+        assert str(path.relative_to(step)) in checkpoint.damage(step)
+        path.write_bytes(whole)
+    assert checkpoint.damage(step) is None
+
+
+@pytest.mark.parametrize(
+    "blow", ["flip", "truncate", "remove", "no checksums", "half of the checksums", "empty directory"]
+)
+def test_a_damaged_step_gives_way_to_the_one_before(blow, program, run, capsys):
+    step = run / "checkpoints" / "3"
+    largest = max(_files(step), key=lambda path: path.stat().st_size)
+    sums = step / "checksums-00000-of-00001.json"
+    if blow == "flip":
+        _flip(largest)
+    elif blow == "truncate":
+        largest.write_bytes(largest.read_bytes()[:-1])
+    elif blow == "remove":
+        largest.unlink()
+    elif blow == "no checksums":
+        sums.unlink()
+    elif blow == "half of the checksums":
+        sums.rename(step / "checksums-00000-of-00002.json")
+    else:
+        shutil.rmtree(step)
+        step.mkdir()
+    checkpoints = RunCheckpoints(run, CheckpointConfig())
+    said = capsys.readouterr().out
+    assert "step 3 cannot be trusted and is set aside" in said
+    assert "going back to step 2" in said
+    assert checkpoints.steps == [1, 2]
+    expected = jax.device_get(program.init(jax.random.key(2)).params)
+    jax.tree.map(np.testing.assert_array_equal, _weights(program, checkpoints, 2), expected)
+    assert checkpoints.read_extra(2)["data"] == {"0": 2}
+    assert len(list((run / "damaged").iterdir())) == 1
+    state = program.init(jax.random.key(5))
+    checkpoints.save(state.replace(step=state.step + 3), {"data": {}})  # its number is free again
+    checkpoints.close()
+    assert checkpoint.damage(step) is None
+
+
+def test_nothing_intact(run):
+    for step in (run / "checkpoints").iterdir():
+        _flip(max(_files(step), key=lambda path: path.stat().st_size))
+    with pytest.raises(
+        checkpoint.CheckpointError, match="no step in .*checkpoints is intact: .*remove it to start afresh"
+    ):
+        RunCheckpoints(run, CheckpointConfig())
+
+
+def test_a_run_older_than_checksums_goes_on(run, capsys):
+    for path in run.rglob("checksums-*"):
+        path.unlink()
+    assert RunCheckpoints(run, CheckpointConfig()).steps == [1, 2, 3]
+    assert "going on from step 3, which has no checksums" in capsys.readouterr().out
+
+
+def test_processes_share_the_work(run):
+    step = run / "checkpoints" / "3"
+    (step / "checksums-00000-of-00001.json").unlink()
+    for index in range(3):
+        assert "no checksums" in checkpoint.damage(step)
+        checkpoint.write_checksums(step, index, 3)
+    assert [checkpoint.damage(step, index, 2) for index in range(2)] == [None, None]
+    path = max(_files(step), key=lambda path: path.stat().st_size)
+    _flip(path)
+    assert [checkpoint.damage(step, index, 2) is None for index in range(2)].count(False) == 1
+
+
+def test_generating_from_a_damaged_step_is_refused(program, run):
+    step = run / "checkpoints" / "2"
+    abstract = program.abstract_state.params
+    checkpoint.load_llm(step, abstract)
+    _flip(max(_files(step / "optimizer"), key=lambda path: path.stat().st_size))
+    checkpoint.load_llm(step, abstract)  # not what is asked for
+    path = max(_files(step / "llm"), key=lambda path: path.stat().st_size)
+    _flip(path)
+    with pytest.raises(checkpoint.CheckpointError, match=rf"{pathlib.Path(path).name}: is not as it was written"):
+        checkpoint.load_llm(step, abstract)
