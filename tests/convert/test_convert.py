@@ -152,6 +152,7 @@ def test_fairseq_layout_gives_what_the_converted_layout_gives(tmp_path):
             "cfg": {"model": converted["model_cfg"], "task": converted["task_cfg"]},
             "model": converted["model_weight"],
             "task_state": {"dictionaries": [dictionary]},
+            "extra_state": {"best": np.float64(2.5), "epoch": 3},
         }
         torch.save(content, folder / "mhubert_base_25hz.pt", pickle_module=pickle)
     finally:
@@ -161,6 +162,29 @@ def test_fairseq_layout_gives_what_the_converted_layout_gives(tmp_path):
     expected = parts.read_released(parts.PARTS[0], SPEECH / "hubert_25hz")
     assert found.config == expected.config
     assert all(same_bits(found.arrays[path], expected.arrays[path]) for path in expected.arrays)
+    assert "exported in the released layout, without args, extra_state" in found.notes[0]
+    back = run_export(run_import(folder, tmp_path / "ours"), tmp_path / "back") / "speech_tokenizer/hubert_25hz"
+    exported = torch.load(back / "mhubert_base_25hz.pt", weights_only=True)
+    expected = {key: converted[key] for key in ("task_cfg", "model_cfg", "model_weight")}
+    check_equal(exported, expected | {"dictionaries_symbols": [["0", "1"]]}, "fairseq")
+
+
+def test_statistics_of_speakers_are_read_where_they_lie_beside_the_config(tmp_path):
+    folder = shutil.copytree(SPEECH / "vqvae_f0_quantizer", tmp_path / "vqvae_f0_quantizer")
+    (tmp_path / "fcpe").mkdir()
+    shutil.copy(golden("variants/fcpe_tiny/fcpe_tiny.pt"), tmp_path / "fcpe/fcpe_c_v001.pt")
+    found = parts.read_released(parts.PARTS[1], folder)  # config.yaml names /not/there/f0_stats.pt
+    assert "speaker_f0_mean" not in found.config
+    assert "f0_stats.pt is not there, though the config names it" in found.notes[0]
+    torch.save({"ann": {"f0_mean": torch.tensor(200.5)}, "bob": {"f0_mean": 110.0}}, folder / "f0_stats.pt")
+    ours = run_import(folder, tmp_path / "ours")
+    config = json.loads((ours / "speech_tokenizer/pitch/config.json").read_text())
+    assert config["speaker_f0_mean"] == {"ann": 200.5, "bob": 110.0}
+    back = run_export(ours, tmp_path / "back") / "speech_tokenizer/vqvae_f0_quantizer"
+    assert (back / "f0_stats.pt").read_bytes() == (folder / "f0_stats.pt").read_bytes()
+    torch.save({"ann": {"f0_std": 1.0}}, folder / "f0_stats.pt")
+    with pytest.raises(ConversionError, match="an f0_mean in Hz expected for each speaker"):
+        parts.read_released(parts.PARTS[1], folder)
 
 
 # ---------------------------------------------------------------- Llama against transformers
@@ -272,6 +296,8 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
     source.mkdir()
     known = make(source)
     reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # 5 rows that no piece uses
+    recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (source / "generation_config.json").write_text(json.dumps(recommended))
     with pytest.raises(convert.UsageError, match="--model base or --model expressive"):
         convert.plan_import(source)
     first = run_import(source, tmp_path / "one", model="expressive")
@@ -295,6 +321,11 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
         np.testing.assert_array_equal(head[:, :known].T, reference.lm_head.weight.detach().numpy()[:known])
         assert not same_bits(np.ascontiguousarray(head[:, known:].T), new)
     exported = run_export(first, tmp_path / "back") / "spiritlm_model/spirit-lm-expressive-7b"
+    # What the authors recommend for generation is in our config, and goes out again.
+    recommended = json.loads((source / "generation_config.json").read_text())
+    assert recommended["temperature"] == 0.6
+    assert checkpoint.read_config(first)["generation"] == recommended
+    assert recommended.items() <= json.loads((exported / "generation_config.json").read_text()).items()
     loaded = transformers.LlamaForCausalLM.from_pretrained(exported)
     np.testing.assert_array_equal(loaded.model.embed_tokens.weight.detach().numpy(), embedding)
     assert Vocabulary.load(exported).fingerprint == vocabulary.fingerprint
@@ -482,16 +513,18 @@ def test_the_command(released, ours, tmp_path, capsys):
     assert sorted(path.name for path in target.iterdir()) == ["mine.txt", "speech_tokenizer"]
     assert sorted(path.name for path in (target / "speech_tokenizer").iterdir()) == ["phonetic", "style"]
 
-    rows = run(
-        "verify", "--source", released, "--target", ours, "--only", "llm,style,vocoder", "--model", "expressive"
-    ).out
+    rows = run("verify", "--source", released, "--target", ours, "--model", "expressive").out
     lines = {line.split()[0]: line.split() for line in rows.splitlines()[1:]}
-    assert {name: line[3] for name, line in lines.items()} == dict.fromkeys(
-        ("llm", "style", "vocoder_base", "vocoder_expressive"), "yes"
-    )
-    # float32 in another order of summation
-    assert float(lines["llm"][5]) < 1e-5
-    assert float(lines["style"][5]) < 1e-5
+    assert list(lines) == ["llm", *(part.name for part in parts.PARTS)]
+    for line in lines.values():
+        assert line[3] == "yes"
+        assert float(line[5]) < 1e-5  # float32 in another order of summation
+    # The tensors are the same, but what is done with them is not.
+    other = shutil.copytree(ours / "speech_tokenizer/phonetic", tmp_path / "other/speech_tokenizer/phonetic")
+    (other / "config.json").write_text((other / "config.json").read_text().replace('"layer": 11', '"layer": 10'))
+    arguments = ("verify", "--source", released, "--target", tmp_path / "other", "--only", "hubert")
+    assert "phonetic: the networks of" in run(*arguments, code=1).err
+
     state = load_torch(released / "speech_tokenizer/hifigan_spiritlm_base/generator.pt")
     changed = shutil.copytree(released / "speech_tokenizer", tmp_path / "changed/speech_tokenizer")
     state["generator"]["conv_pre.bias"] = state["generator"]["conv_pre.bias"] + np.float32(1e-6)

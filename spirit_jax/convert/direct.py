@@ -1,0 +1,70 @@
+"""A Hugging Face Llama straight into the shards of a mesh, without a converted copy on disk.
+
+Every process maps the files into memory and copies out what its devices hold, shard by shard.
+"""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from spirit_jax.checkpoint import flatten, unflatten
+from spirit_jax.convert import extend, hf_weights, llama
+from spirit_jax.convert.files import read_json
+from spirit_jax.convert.table import Stacked, to_ours
+from spirit_jax.models.llama import LlamaConfig
+
+
+def is_hugging_face(directory: pathlib.Path) -> bool:
+    """Whether this is a Hugging Face directory and not one of our checkpoints."""
+    return any((directory / name).is_file() for name in hf_weights.NAMES) and not (directory / "llm").exists()
+
+
+def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Path | None, Callable[[Any], Any]]:
+    """The network, where its tokenizer is, and a function from abstract parameters, each with a sharding, to parameters.
+
+    Raises:
+        ConversionError: not a Llama, or its tensors are not what its config says; names them.
+    """
+    config = llama.from_hf_config(read_json(directory / "config.json"), f"{directory}/config.json")
+    tensors, _ = hf_weights.load_weights(directory)
+    arrays, _ = to_ours(llama.rows(config), tensors, llama.shapes(config), str(directory))
+    has_tokenizer = any((directory / name).is_file() for name in extend.TOKENIZER_FILES[:2])
+
+    def load(abstract: Any) -> Any:
+        def one(path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
+            return jax.make_array_from_callback(
+                wanted.shape, wanted.sharding, lambda index: read(arrays[path], index).astype(wanted.dtype)
+            )
+
+        return unflatten({path: one(path, wanted) for path, wanted in flatten(abstract).items()})
+
+    return config, directory if has_tokenizer else None, load
+
+
+def read(array: np.ndarray | Stacked, index: tuple[slice, ...]) -> np.ndarray:
+    """A block of an array, of which no more than the block is copied."""
+    if not isinstance(array, Stacked):
+        return np.asarray(array[index])
+    bounds = [part.indices(size)[:2] for part, size in zip(index, array.shape, strict=True)]
+    block = np.empty([stop - start for start, stop in bounds], array.dtype)
+    for place, piece in array.pieces:
+        target, source = [], []
+        for axis, (start, stop) in enumerate(bounds):
+            at = place[axis] if axis < len(place) else slice(None)
+            if isinstance(at, int):
+                inside = start <= at < stop
+                target.append(at - start)
+            else:
+                first, last, _ = at.indices(array.shape[axis])
+                low, high = max(start, first), min(stop, last)
+                inside = low < high
+                target.append(slice(low - start, high - start))
+                source.append(slice(low - first, high - first))
+            if not inside:
+                break
+        else:
+            block[tuple(target)] = piece[tuple(source)]
+    return block
