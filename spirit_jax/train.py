@@ -23,8 +23,11 @@ from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.processes import is_primary, join_processes, leave, report, wait_for_all
+from spirit_jax.parallel.report import Report
 from spirit_jax.parallel.sharding import local_rows
+from spirit_jax.parallel.topology import Topology
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
+from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.initialize import load_initial_params
 from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
@@ -76,6 +79,9 @@ class TrainConfig:
     """What is generated during training."""
     prepare: PrepareConfig | None = None
     """Corpora to make tokenizers and unit records of before the first step; null: the data are ready."""
+    compile_topology: str | None = None
+    """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not be there, and print what it
+    will cost there. Needs `pip install 'spirit_jax[tpu]'`; no data, no tokenizer."""
 
     def __post_init__(self) -> None:
         if "://" in self.run_directory:
@@ -110,13 +116,28 @@ class TrainConfig:
 
 
 # What a resumed run may change without a word; a change elsewhere makes another run of it.
-_FREE = {"run_directory", "loop", "checkpoint", "sample", "mesh", "faults", "accumulate", "init_from", "prepare", "tokenizer"}
+_FREE = {
+    "run_directory",
+    "loop",
+    "checkpoint",
+    "sample",
+    "mesh",
+    "compile_topology",
+    "faults",
+    "accumulate",
+    "init_from",
+    "prepare",
+    "tokenizer",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a config that cannot be used, 1 for a run that failed."""
     settings = config.parse(TrainConfig, arguments, PROG, "Train a Spirit LM, or resume the run of the same directory.")
     try:
+        if settings.compile_topology is not None:
+            print(compile_run(settings))
+            return
         join_processes(settings.faults.heartbeat_timeout)
         run(settings.resolved())
     except Exception as error:
@@ -131,10 +152,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config.fail(PROG, error, code)
 
 
+def compile_run(settings: TrainConfig) -> Report:
+    """Compile the training step of a run for `compile_topology`."""
+    return compile_step(
+        Topology.parse(settings.compile_topology),
+        settings.model,
+        settings.optimizer,
+        settings.mesh,
+        rows=settings.global_batch_size,
+        length=settings.sequence_length,
+        accumulate=settings.accumulate,
+        steps=settings.loop.steps,
+    )
+
+
 def run(settings: TrainConfig) -> TrainState:
     """Train as configured; returns the last state. Raises what `main` turns into exit codes."""
     directory = pathlib.Path(settings.run_directory)
-    mesh = make_mesh(settings.mesh)
+    mesh = make_mesh(settings.mesh, rows=settings.global_batch_size // settings.accumulate)
     schedule = make_schedule(settings.optimizer, settings.loop.steps)
     check_mesh(settings.model, mesh, settings.global_batch_size, settings.accumulate)
     check_vocabulary_size(settings)

@@ -6,7 +6,7 @@ gets the TPU's. Each kernel runs where its rows and heads are: over the whole of
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -136,19 +136,21 @@ def cudnn_attention(
     )
 
 
-def kernel_flops(name: str, batch: int, heads: int, length: int, head_dim: int) -> float | None:
-    """Floating-point operations that a splash kernel executes, or None for another kernel: XLA does not count inside one.
+def kernel_flops(call: str, operands: Sequence[tuple[int, ...]]) -> float | None:
+    """Floating-point operations that a compiled splash kernel executes, or None for another one: XLA does not look inside.
 
     Two products forward and five backward (two of them for what the forward pass had), over the blocks that the causal
     mask does not skip.
 
     Args:
-        name: the kernel's, `splash_mha_fwd_...` or `splash_mha_dkv_...`.
+        call: the kernel's name and what else the compiled program says of it.
+        operands: their shapes; the queries are the first one [..., N, T, H] of more than one head feature.
     """
-    products = next((count for part, count in (("splash_mha_fwd", 2), ("splash_mha_dkv", 5)) if part in name), None)
+    products = next((count for part, count in (("splash_mha_fwd", 2), ("splash_mha_dkv", 5)) if part in call), None)
     if products is None:
         return None
+    *rows, length, head = next(dims for dims in operands if len(dims) >= 3 and dims[-1] % _LANES == 0)
     blocks = _blocks(length)
     q, kv = np.arange(0, length, blocks.block_q)[:, None], np.arange(0, length, blocks.block_kv)
-    pairs = int((kv <= q + blocks.block_q - 1).sum()) * blocks.block_q * blocks.block_kv
-    return products * 2.0 * batch * heads * head_dim * pairs
+    pairs = int((kv < q + blocks.block_q).sum()) * blocks.block_q * blocks.block_kv
+    return products * 2.0 * math.prod(rows) * head * pairs

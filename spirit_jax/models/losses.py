@@ -1,10 +1,13 @@
 """Next-token cross entropy straight from hidden states: the logits of all positions never exist at once."""
 
 import functools
+import math
 from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 
@@ -48,15 +51,55 @@ def _losses(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk):
     return _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients=False)[0]
 
 
+def _mesh_axes(name: str) -> tuple[str, ...]:
+    """Axes of the mesh in force that split a logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    part = (nn.logical_to_mesh_axes((name,)) or (None,))[0] or ()
+    return tuple(axis for axis in ((part,) if isinstance(part, str) else part) if mesh.shape.get(axis, 1) > 1)
+
+
 def _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients):
-    """The losses and, if asked for, the gradients of their sum by hidden_btd (its dtype) and head_dv (float32)."""
+    """The losses and, if asked for, the gradients of their sum by hidden_btd (its dtype) and head_dv (float32).
+
+    Where a mesh splits the rows, each device works through its own: the head is gathered once and its gradient summed over
+    the devices once, not in every chunk, as the partitioner has it.
+    """
+    head_dv = head_dv.astype(hidden_btd.dtype)
+    work = functools.partial(_work, z_loss=z_loss, chunk=chunk, gradients=gradients)
+    mesh, rows = jax.sharding.get_abstract_mesh(), _mesh_axes("batch")
+    if not rows or hidden_btd.shape[0] % math.prod(mesh.shape[axis] for axis in rows):
+        return work(hidden_btd, head_dv, targets_bt, weights_bt)
+    split = tuple(axis for axis in _mesh_axes("embed") if axis in rows)  # of the head, whose gradient leaves as it came
+
+    def local(*arguments):
+        losses, (h_gradient, head_gradient) = work(*arguments)
+        if gradients and split:
+            head_gradient = jax.lax.psum_scatter(head_gradient, split, scatter_dimension=0, tiled=True)
+        if gradients and set(rows) != set(split):
+            head_gradient = jax.lax.psum(head_gradient, tuple(set(rows) - set(split)))
+        return losses._replace(loss=jax.lax.psum(losses.loss, rows)), (h_gradient, head_gradient)
+
+    by_row, whole = PartitionSpec(rows), PartitionSpec()
+    return jax.shard_map(
+        local,
+        in_specs=(by_row, whole, by_row, by_row),
+        out_specs=(
+            TokenLosses(whole, by_row, by_row, by_row),
+            (by_row, PartitionSpec(split)) if gradients else (whole, whole),
+        ),
+        axis_names=set(rows),
+        check_vma=False,
+    )(hidden_btd, head_dv, targets_bt, weights_bt)
+
+
+def _work(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients):
+    """As `_forward`, over the rows that are here."""
     b, t = hidden_btd.shape[:2]
-    head = head_dv.astype(hidden_btd.dtype)
 
     def step(head_gradient, inputs):
         h_bcd, targets_bc, weights_bc = inputs
         with jax.named_scope("logits"):
-            logits_bcv = jnp.einsum("bcd,dv->bcv", h_bcd, head, preferred_element_type=jnp.float32)
+            logits_bcv = jnp.einsum("bcd,dv->bcv", h_bcd, head_dv, preferred_element_type=jnp.float32)
         highest_bc = jnp.max(logits_bcv, axis=-1)
         exp_bcv = jnp.exp(logits_bcv - highest_bc[..., None])
         total_bc = jnp.sum(exp_bcv, axis=-1)
@@ -70,7 +113,7 @@ def _forward(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradien
             target_bcv = jnp.arange(logits_bcv.shape[-1]) == targets_bc[..., None]
             gradient_bcv = exp_bcv * scale_bc[..., None] - jnp.where(target_bcv, weights_bc[..., None], 0)
             gradient_bcv = gradient_bcv.astype(h_bcd.dtype)
-            h_gradient_bcd = jnp.einsum("bcv,dv->bcd", gradient_bcv, head)
+            h_gradient_bcd = jnp.einsum("bcv,dv->bcd", gradient_bcv, head_dv)
             head_gradient += jnp.einsum("bcd,bcv->dv", h_bcd, gradient_bcv, preferred_element_type=jnp.float32)
         return head_gradient, (losses, h_gradient_bcd)
 

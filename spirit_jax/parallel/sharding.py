@@ -104,28 +104,42 @@ def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
     return named_sharding(mesh, ("batch",), (rows,), "global_batch_size")
 
 
-def local_rows(mesh: Mesh, rows: int) -> tuple[int, int]:
-    """Which share of a batch's rows this process feeds: `(index, count)`, share `index` of `count` equal ones.
+def _shares(mesh: Mesh, rows: int) -> dict[int, list[int]]:
+    """The rows of a batch that each process holds, in their order."""
+    held: dict[int, set[int]] = {}
+    for device, (part,) in batch_sharding(mesh, rows).devices_indices_map((rows,)).items():
+        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
+    return {process: sorted(numbers) for process, numbers in held.items()}
 
-    Processes that hold the same rows (tensor parallelism across hosts) have the same index.
+
+def local_rows(mesh: Mesh, rows: int, process: int | None = None) -> tuple[int, int]:
+    """Which share of a batch's rows a process feeds, by default this one: `(index, count)`, share `index` of `count` equal ones.
+
+    Processes that hold the same rows (tensor parallelism across hosts) have the same index. On a torus the rows of a share
+    need not stand side by side in the array (`put_batch` knows where), as the loss does not depend on their order.
 
     Raises:
-        ValueError: this process's rows are not one contiguous share, which the mesh's order of devices prevents.
+        ValueError: the processes' rows are not equal shares of the batch, which the mesh's order of devices prevents.
     """
-    slices = batch_sharding(mesh, rows).addressable_devices_indices_map((rows,)).values()
-    owned = sorted({row for (part,) in slices for row in range(*part.indices(rows))})
-    start, count = owned[0], rows // len(owned)
-    if owned != list(range(start, start + len(owned))) or rows % len(owned) or start % len(owned):
+    held = _shares(mesh, rows)
+    shares = sorted(set(map(tuple, held.values())))
+    if len(set(map(len, shares))) > 1 or sum(map(len, shares)) != rows:
         raise ValueError(
-            f"process {jax.process_index()} holds rows {owned} of {rows}: not one contiguous share; reorder the mesh"
+            f"the processes hold {', '.join(map(str, map(len, shares)))} of {rows} rows: not equal shares; reorder the mesh"
         )
-    return start // len(owned), count
+    own = held[jax.process_index() if process is None else process]
+    return shares.index(tuple(own)), len(shares)
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
     """Global arrays out of this process's rows."""
-    sharding = batch_sharding(mesh, rows)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, value, (rows, *value.shape[1:]))
-        for name, value in batch.items()
-    }
+    sharding, own = batch_sharding(mesh, rows), _shares(mesh, rows)[jax.process_index()]
+
+    def put(value: np.ndarray) -> jax.Array:
+        def shard(index):
+            start, stop, _ = index[0].indices(rows)
+            return value[own.index(start) :][: stop - start]
+
+        return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, shard)
+
+    return {name: put(value) for name, value in batch.items()}

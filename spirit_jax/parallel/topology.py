@@ -122,9 +122,9 @@ class Topology:
         Raises:
             ValueError: the TPU compiler is not installed, in use by another process, or does not know the shape.
         """
-        # nothing here is a TPU VM to be asked about itself
+        # no TPU is asked about itself, and none is taken from another process
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "none")
+        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
         from jax.experimental import topologies
 
         options = dict(self.chip.options) | ({"num_slices": self.slices} if self.slices > 1 else {})
