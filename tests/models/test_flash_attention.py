@@ -53,15 +53,20 @@ def test_kernels_are_the_formula(inputs, kernel):
 
 def test_kernels_are_chosen_by_the_platform_of_the_mesh():
     """A mesh of TPUs gives the TPU's kernel, whatever machine traces; unfit shapes give none."""
-    q, k = jnp.zeros((1, 256, 4, 128), jnp.bfloat16), jnp.zeros((1, 256, 2, 128), jnp.bfloat16)
+
+    def chosen(length, head):
+        return flash_attention.kernel_for(
+            *(jax.ShapeDtypeStruct((1, length, heads, head), jnp.bfloat16) for heads in (4, 2))
+        )
+
     assert jax.default_backend() == "cpu"
-    assert flash_attention.kernel_for(q, k) is None
-    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1)
+    assert chosen(256, 128) is None
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5e", num_cores=1, platform="tpu")
     mesh = jax.sharding.AbstractMesh((1,), ("data",), abstract_device=device)
     with jax.sharding.use_abstract_mesh(mesh):
-        assert flash_attention.kernel_for(q, k) is not None
-        assert flash_attention.kernel_for(q[:, :100], k[:, :100]) is None
-        assert flash_attention.kernel_for(q[..., :64], k[..., :64]) is None
+        assert chosen(256, 128) is not None
+        assert chosen(100, 128) is None
+        assert chosen(256, 64) is None
 
 
 def test_sharded_over_rows_and_heads_by_the_rules():
