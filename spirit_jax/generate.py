@@ -23,9 +23,12 @@ from tqdm import tqdm
 
 from spirit_jax import checkpoint, config
 from spirit_jax.audio import save_audio
+from spirit_jax.inference.compile import compile_generation, model_config
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.report import Report
+from spirit_jax.parallel.topology import Topology
 
 PROG = "python -m spirit_jax.generate"
 
@@ -36,7 +39,7 @@ class GenerateConfig:
 
     checkpoint: str
     """Converted checkpoint, or a step of a training run (RUN/checkpoints/STEP)."""
-    output: str
+    output: str | None = None
     """Directory for the results; made if missing."""
     input: list[str] = dataclasses.field(default_factory=list)
     """Next segment of the prompt: text:..., speech:FILE or units:[Hu1][Hu2]...; may be repeated."""
@@ -74,6 +77,9 @@ class GenerateConfig:
     """Keep the weights in 8 bits."""
     mesh: MeshConfig = MeshConfig(1, 1, 1)
     """Devices: tensor spreads one model, data spreads the prompts."""
+    compile_topology: str | None = None
+    """Generate nothing: compile prefill and decoding for these TPUs (v5e:2x2, v5p-8), which need not be there, and print what
+    they will cost there. The checkpoint may then be the YAML config of a run; no weights are read."""
 
 
 class InputError(ValueError):
@@ -133,6 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a bad argument, 1 for a failed job."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     settings = config.parse(GenerateConfig, [_option(word) for word in given], PROG, __doc__)
+    if settings.compile_topology is not None:
+        try:
+            for name, report in compile_run(settings).items():
+                print(f"{name}, {settings.slots} slots\n{report}\n")
+        except ValueError as error:
+            config.fail(PROG, error, config.BAD_ARGUMENT)
+        return
+    if settings.output is None:
+        config.fail(PROG, "name the directory for the results: --output DIR", config.BAD_ARGUMENT)
     if bool(settings.input) == (settings.prompts is not None):
         config.fail(PROG, "give either --input (text:..., speech:FILE), or --prompts FILE", config.BAD_ARGUMENT)
     try:
@@ -148,12 +163,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config.fail(PROG, " ".join(str(error).split()), config.FAILED_JOB)
 
 
+def compile_run(settings: GenerateConfig) -> dict[str, Report]:
+    """Compile what generates for `compile_topology`."""
+    return compile_generation(
+        Topology.parse(settings.compile_topology),
+        model_config(settings.checkpoint, settings.dtype),
+        settings.mesh,
+        slots=settings.slots,
+        new_tokens=settings.max_new_tokens or 200,
+    )
+
+
 def run(
     settings: GenerateConfig, prompts: list[tuple[str, str | list[Segment]]], shots: list[str | list[Segment]]
 ) -> None:
     """Generate all answers and write them; the results file comes last, whole."""
     sizes = dataclasses.astuple(settings.mesh)
-    devices = jax.devices() if -1 in sizes else jax.devices()[: math.prod(sizes)]
+    devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
     model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8)
     strings = list(_strings(model, settings.output_modality, prompts, shots))

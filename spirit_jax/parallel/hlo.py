@@ -125,7 +125,7 @@ class Module:
         if compare.opcode != "compare" or counter is None or not any(limit is not None for limit in limits[1:]):
             constants = [number(name, condition, False) for name in condition]
             limits = [value for value in constants if value is not None]
-            return float(limits[0]) if len(limits) == 1 else 1.0
+            return max(float(limits[0]), 1.0) if len(limits) == 1 else 1.0
         index = int(counter.attribute("index"))
         first = number(start[index], computation, False) or 0
         advance = body.get(_root(body).operands[index])
@@ -144,7 +144,7 @@ class Module:
             ),
             1,
         )
-        return float(-(-(limits[-1] - first) // step))
+        return max(float(-(-(limits[-1] - first) // step)), 1.0)
 
     def flops(
         self, instruction: Instruction, computation: Computation, kernel: Callable[..., float | None] | None = None
