@@ -33,7 +33,7 @@ def attention(
             of its own (0), so that no document sees it and its rows stay finite.
     """
     if slots_bt is None:
-        kernel = flash_attention.kernel_for(q_btnh, k_bskh) or blockwise_attention
+        kernel = flash_attention.kernel_for(q_btnh, k_bskh) or flash_attention.sharded(blockwise_attention)
         return kernel(q_btnh, k_bskh, v_bskh, segment_ids_bt)
     mask_bts = jnp.arange(k_bskh.shape[1]) <= slots_bt[:, :, None]
     return plain_attention(q_btnh, k_bskh, v_bskh, mask_bts)
@@ -65,8 +65,8 @@ def blockwise_attention(
     """Causal attention by blocks of queries, each with the keys up to its own end and no others.
 
     Nothing of size T x T is kept for the backward pass, which computes each block's weights again from the logarithm
-    of the softmax's denominator, and is written by hand so that no matrix of scores is ever transposed: on CPU those
-    copies and the unneeded upper triangle made the plain formula three times slower.
+    of the softmax's denominator. One key-value head of one row is worked through at a time, so that its scores stay in
+    a CPU's cache, and the backward pass is written by hand so that no matrix of scores is ever transposed.
     """
     return _forward(q_btnh, k_btkh, v_btkh, segment_ids_bt)[0]
 
@@ -77,74 +77,91 @@ def _blocks(length: int) -> list[tuple[int, int]]:
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
-def _block_scores(q_bkgch, k_bkhs, segment_ids_bt, first, last):
-    """Masked float32 scores [B, K, G, C, S] of queries first..last (already scaled) with keys 0..last."""
-    b, k, g, c, h = q_bkgch.shape
-    scores = jnp.einsum(
-        "bkrh,bkhs->bkrs", q_bkgch.reshape(b, k, g * c, h), k_bkhs, preferred_element_type=jnp.float32
-    ).reshape(b, k, g, c, last)
-    mask_bcs = (jnp.arange(first, last)[:, None] >= jnp.arange(last))[None]
-    if segment_ids_bt is not None:
-        mask_bcs &= segment_ids_bt[:, first:last, None] == segment_ids_bt[:, None, :last]
-    return jnp.where(mask_bcs[:, None, None], scores, MASKED)
+def _by_head(x_btnh: Float[Array, "B T N H"], kv_heads: int) -> Float[Array, "B*K T*G H"]:
+    """The G query heads of each key-value head together, those of a position side by side."""
+    b, t, n, h = x_btnh.shape
+    return jnp.swapaxes(x_btnh.reshape(b, t, kv_heads, -1), 1, 2).reshape(b * kv_heads, t * (n // kv_heads), h)
+
+
+def _by_row(x_zrh: Float[Array, "B*K T*G H"], rows: int, length: int) -> Float[Array, "B T N H"]:
+    h = x_zrh.shape[2]
+    return jnp.swapaxes(x_zrh.reshape(rows, -1, length, x_zrh.shape[1] // length * h), 1, 2).reshape(
+        rows, length, -1, h
+    )
+
+
+def _ids_by_head(segment_ids_bt, kv_heads):
+    return None if segment_ids_bt is None else jnp.repeat(segment_ids_bt, kv_heads, axis=0)
+
+
+def _block_scores(q_rh, k_sh, ids_t, first, last):
+    """Masked float32 scores [R, S] of the queries at first..last (already scaled) with keys 0..last."""
+    scores = jnp.einsum("rh,sh->rs", q_rh, k_sh, preferred_element_type=jnp.float32)
+    group = q_rh.shape[0] // (last - first)
+    mask_rs = jnp.repeat(jnp.arange(first, last), group)[:, None] >= jnp.arange(last)
+    if ids_t is not None:
+        mask_rs &= jnp.repeat(ids_t[first:last], group)[:, None] == ids_t[:last]
+    return jnp.where(mask_rs, scores, MASKED)
 
 
 def _forward(q_btnh, k_btkh, v_btkh, segment_ids_bt):
-    b, t, n, h = q_btnh.shape
-    k = k_btkh.shape[2]
-    g = n // k
-    q_bkgth = jnp.transpose((q_btnh * h**-0.5).reshape(b, t, k, g, h), (0, 2, 3, 1, 4))
-    k_bkht = jnp.transpose(k_btkh, (0, 2, 3, 1))
-    v_bkth = jnp.transpose(v_btkh, (0, 2, 1, 3))
+    b, t, _, h = q_btnh.shape
+    kv_heads = k_btkh.shape[2]
+    q, k, v = (_by_head(x, kv_heads) for x in (q_btnh * h**-0.5, k_btkh, v_btkh))
+    ids = _ids_by_head(segment_ids_bt, kv_heads)
+    output, logsumexp = jax.lax.map(lambda head: _forward_head(*head), (q, k, v, ids))
+    output = output.astype(q_btnh.dtype)
+    return _by_row(output, b, t), (q, k, v, output, logsumexp, segment_ids_bt)
+
+
+def _forward_head(q_rh, k_th, v_th, ids_t):
+    """Output [T*G, H] and logarithm of the denominator [T*G, 1] of one key-value head, both float32."""
+    t = k_th.shape[0]
+    group = q_rh.shape[0] // t
     outputs, logsumexps = [], []
     for first, last in _blocks(t):
-        scores = _block_scores(q_bkgth[:, :, :, first:last], k_bkht[..., :last], segment_ids_bt, first, last)
+        scores = _block_scores(q_rh[group * first : group * last], k_th[:last], ids_t, first, last)
         highest = jnp.max(scores, axis=-1, keepdims=True)
         weights = jnp.exp(scores - highest)
         total = jnp.sum(weights, axis=-1, keepdims=True)
-        weights = weights.astype(v_btkh.dtype).reshape(b, k, g * (last - first), last)
-        output = jnp.einsum("bkrs,bksh->bkrh", weights, v_bkth[:, :, :last], preferred_element_type=jnp.float32)
-        outputs.append(output.reshape(b, k, g, last - first, h) / total)
+        weights = weights.astype(v_th.dtype)
+        outputs.append(jnp.einsum("rs,sh->rh", weights, v_th[:last], preferred_element_type=jnp.float32) / total)
         logsumexps.append(highest + jnp.log(total))
-    output = jnp.concatenate(outputs, axis=3).astype(q_btnh.dtype)
-    residuals = (q_bkgth, k_bkht, v_bkth, output, jnp.concatenate(logsumexps, axis=3), segment_ids_bt)
-    return jnp.transpose(output, (0, 3, 1, 2, 4)).reshape(b, t, n, h), residuals
+    return jnp.concatenate(outputs), jnp.concatenate(logsumexps)
 
 
 def _backward(residuals, gradient_btnh):
-    q_bkgth, k_bkht, v_bkth, output_bkgth, logsumexp_bkgt1, segment_ids_bt = residuals
-    b, k, g, t, h = q_bkgth.shape
-    dtype = q_bkgth.dtype
-    gradient_bkgth = jnp.transpose(gradient_btnh.reshape(b, t, k, g, h), (0, 2, 3, 1, 4))
+    q, k, v, output, logsumexp, segment_ids_bt = residuals
+    b, t, _, h = gradient_btnh.shape
+    kv_heads = k.shape[0] // b
+    heads = (q, k, v, output, logsumexp, _by_head(gradient_btnh, kv_heads), _ids_by_head(segment_ids_bt, kv_heads))
+    q_gradient, k_gradient, v_gradient = jax.lax.map(lambda head: _backward_head(*head), heads)
+    q_gradient = (_by_row(q_gradient, b, t) * h**-0.5).astype(q.dtype)
+    return q_gradient, _by_row(k_gradient, b, t).astype(k.dtype), _by_row(v_gradient, b, t).astype(v.dtype), None
+
+
+def _backward_head(q_rh, k_th, v_th, output_rh, logsumexp_r1, gradient_rh, ids_t):
+    """Gradients of one key-value head by its scaled queries, keys and values, float32."""
+    t, h = k_th.shape
+    group = q_rh.shape[0] // t
     # The softmax's backward pass subtracts the mean of the weights' gradients, which the output gives more cheaply.
-    mean_bkgt1 = jnp.sum(gradient_bkgth.astype(jnp.float32) * output_bkgth, axis=-1, keepdims=True)
-    k_bkth, v_bkht = jnp.swapaxes(k_bkht, 2, 3), jnp.swapaxes(v_bkth, 2, 3)
+    mean_r1 = jnp.sum(gradient_rh.astype(jnp.float32) * output_rh, axis=-1, keepdims=True)
     q_gradients = []
-    k_gradient_bkht = v_gradient_bkht = jnp.zeros((b, k, h, t), jnp.float32)
+    k_gradient_ht = v_gradient_ht = jnp.zeros((h, t), jnp.float32)
     for first, last in _blocks(t):
-        rows = g * (last - first)
-        block = (slice(None),) * 3 + (slice(first, last),)
-        scores = _block_scores(q_bkgth[block], k_bkht[..., :last], segment_ids_bt, first, last)
-        weights = jnp.exp(scores - logsumexp_bkgt1[block])
-        gradient = gradient_bkgth[block].reshape(b, k, rows, h)
-        change = jnp.einsum("bkrh,bkhs->bkrs", gradient, v_bkht[..., :last], preferred_element_type=jnp.float32)
-        change = weights * (change.reshape(scores.shape) - mean_bkgt1[block])
-        weights, change = (x.astype(dtype).reshape(b, k, rows, last) for x in (weights, change))
+        block = slice(group * first, group * last)
+        scores = _block_scores(q_rh[block], k_th[:last], ids_t, first, last)
+        weights = jnp.exp(scores - logsumexp_r1[block])
+        change = jnp.einsum("rh,sh->rs", gradient_rh[block], v_th[:last], preferred_element_type=jnp.float32)
+        change = (weights * (change - mean_r1[block])).astype(q_rh.dtype)
+        weights = weights.astype(q_rh.dtype)
         # The large matrix stands on the right, its rows summed over: the one order that needs no transposed copy of it.
-        v_gradient = jnp.einsum("bkrh,bkrs->bkhs", gradient, weights, preferred_element_type=jnp.float32)
-        query = q_bkgth[block].reshape(b, k, rows, h)
-        k_gradient = jnp.einsum("bkrh,bkrs->bkhs", query, change, preferred_element_type=jnp.float32)
-        q_gradient = jnp.einsum("bkrs,bksh->bkrh", change, k_bkth[:, :, :last], preferred_element_type=jnp.float32)
-        v_gradient_bkht = v_gradient_bkht.at[..., :last].add(v_gradient)
-        k_gradient_bkht = k_gradient_bkht.at[..., :last].add(k_gradient)
-        q_gradients.append(q_gradient.reshape(b, k, g, last - first, h))
-    q_gradient_bkgth = jnp.concatenate(q_gradients, axis=3) * h**-0.5
-    return (
-        jnp.transpose(q_gradient_bkgth, (0, 3, 1, 2, 4)).reshape(b, t, k * g, h).astype(dtype),
-        jnp.transpose(k_gradient_bkht, (0, 3, 1, 2)).astype(dtype),
-        jnp.transpose(v_gradient_bkht, (0, 3, 1, 2)).astype(dtype),
-        None,
-    )
+        v_gradient = jnp.einsum("rh,rs->hs", gradient_rh[block], weights, preferred_element_type=jnp.float32)
+        k_gradient = jnp.einsum("rh,rs->hs", q_rh[block], change, preferred_element_type=jnp.float32)
+        q_gradients.append(jnp.einsum("rs,sh->rh", change, k_th[:last], preferred_element_type=jnp.float32))
+        v_gradient_ht = v_gradient_ht.at[:, :last].add(v_gradient)
+        k_gradient_ht = k_gradient_ht.at[:, :last].add(k_gradient)
+    return jnp.concatenate(q_gradients), k_gradient_ht.T, v_gradient_ht.T
 
 
 blockwise_attention.defvjp(_forward, _backward)
