@@ -49,18 +49,18 @@ class GenerateConfig:
     """JSONL file of the same form whose prompts, one after the other, stand before every prompt."""
     output_modality: Literal["text", "speech", "any"] = "any"
     """What comes out; any: whatever the model says."""
-    max_new_tokens: int = 200
-    """Tokens to generate at most; a second of speech takes 20 to 40."""
-    temperature: float = 0.0
-    """0 takes the most likely token each time; 0.8 is the paper's for open-ended answers."""
+    max_new_tokens: int | None = None
+    """Tokens to generate at most; a second of speech takes 20 to 40. Null: the checkpoint's, else 200."""
+    temperature: float | None = None
+    """0 takes the most likely token each time; 0.8 is the paper's for open-ended answers. Null: the checkpoint's, else 0."""
     top_k: int | None = None
-    """Draw from this many tokens; null is 50, as the released code does, 0 is all."""
-    top_p: float = 1.0
-    """Draw from the fewest tokens that have this probability together; the paper's is 0.95."""
-    min_p: float = 0.0
-    """Draw from tokens with at least this fraction of the most likely one's probability."""
-    repetition_penalty: float = 1.0
-    """Above 1, tokens that have occurred become less likely."""
+    """Draw from this many tokens, 0 for all. Null: the checkpoint's, else 50, as the released code does."""
+    top_p: float | None = None
+    """Draw from the fewest tokens that have this probability together; the paper's is 0.95. Null: the checkpoint's, else 1."""
+    min_p: float | None = None
+    """Draw from tokens with at least this fraction of the most likely one's probability. Null: the checkpoint's, else 0."""
+    repetition_penalty: float | None = None
+    """Above 1, tokens that have occurred become less likely. Null: the checkpoint's, else 1."""
     seed: int = 0
     """The same seed gives the same answers."""
     stop: list[str] = dataclasses.field(default_factory=list)

@@ -1,9 +1,11 @@
 """The generate command: one prompt, a file of prompts with examples in front, and what it refuses."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
+import soundfile
 
 from spirit_jax import generate
 from tests.inference import checkpoints
@@ -23,12 +25,15 @@ def directory():
 
 
 def test_one_prompt(directory, tmp_path, capsys):
+    """What is not given is as the checkpoint recommends: its generation_config.json says to draw, at 0.6 and 0.9."""
     out = tmp_path / "new" / "out"
     run("--checkpoint", directory, "--input", "text:Once: upon", "--input", "units:[St1][Hu3]", "--output", out,
         "--output-modality", "text", "--max-new-tokens=12", "--dtype", "float32")  # fmt: skip
     (result,) = results(out)
     lm = checkpoints.load("small_expressive")
-    (segment,) = lm.generate("[Text]Once: upon[Speech][St1][Hu3][Text]", "text", 12)
+    prompt = "[Text]Once: upon[Speech][St1][Hu3][Text]"
+    (segment,) = lm.generate(prompt, "text", 12, temperature=0.6, top_p=0.9)
+    assert segment != lm.generate(prompt, "text", 12)[0]
     assert result == {
         "id": "output",
         "prompt": "[Text]Once: upon[Speech][St1][Hu3][Text]",
@@ -54,7 +59,7 @@ def test_a_file_of_prompts(directory, tmp_path):
         ("4", before + "[Speech][St1][Pi3][Hu3]"),
     ]
     lm = checkpoints.load("small_expressive")
-    (segment,) = lm.generate(found[0]["prompt"], "speech", 8, temperature=1.0)
+    (segment,) = lm.generate(found[0]["prompt"], "speech", 8, temperature=1.0, top_p=0.9)
     assert found[0]["outputs"] == [{"speech": None, "units": segment.tokens}]  # no vocoder in this checkpoint
 
 
@@ -78,6 +83,35 @@ def test_refused(directory, tmp_path, capsys, arguments, code, message):
     assert ended.value.code == code
     assert told.startswith("python -m spirit_jax.generate: error: ")
     assert message in told
+
+
+UNHEARD = {
+    "short": ("speech:short.wav", 1, "need 1280 to"),
+    "nothing in it": ("speech:empty.wav", 2, "empty.wav: holds no samples"),
+    "no sound file": ("speech:words.wav", 2, "words.wav: cannot be decoded"),
+    "context": ("text:" + "a b " * 3000, 1, "the model's context is 4096: shorten it"),
+    "base asked for pitch": ("units:[Pi3][Hu4]", 1, "Spirit LM base has no pitch units; use an expressive checkpoint"),
+}
+
+
+@pytest.mark.parametrize(("wanted", "code", "message"), UNHEARD.values(), ids=UNHEARD.keys())
+def test_refused_by_a_model_that_hears(tmp_path, monkeypatch, capsys, wanted, code, message):
+    monkeypatch.chdir(tmp_path)
+    soundfile.write("short.wav", np.zeros(1000), 16_000)
+    soundfile.write("empty.wav", np.zeros(0), 16_000)
+    pathlib.Path("words.wav").write_text("these are words")
+    with pytest.raises(SystemExit) as ended:
+        run("--checkpoint", checkpoints.with_speech("small_base"), "--output", "out", "--input", wanted)
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (ended.value.code, message in told) == (code, True), told
+    assert not pathlib.Path("out").exists()
+
+
+def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys):
+    soundfile.write(tmp_path / "a.wav", np.zeros(16_000), 16_000)
+    with pytest.raises(SystemExit):
+        run("--checkpoint", directory, "--output", tmp_path, "--input", f"speech:{tmp_path}/a.wav")
+    assert "no speech_tokenizer/ to hear audio with: give units instead" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

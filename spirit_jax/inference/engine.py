@@ -1,6 +1,6 @@
 """Prefill and the decode loop: slots of a KV cache that prompts of any length fill as they become free.
 
-All shapes come from a small set (powers of two), so a new prompt compiles nothing. A row's result does not depend on the
+All shapes come from a small set (`bucket`), so most new prompts compile nothing. A row's result does not depend on the
 rows beside it: each has its own positions, its own draws and its own limits, and idle rows are not stored.
 """
 
@@ -19,7 +19,7 @@ from jaxtyping import Array, Bool, Int
 from spirit_jax.inference import network, sampling
 from spirit_jax.inference.grammar import NO_GRAMMAR, Grammar
 from spirit_jax.inference.sampling import Knobs, Sampling
-from spirit_jax.models.llama import KVCache, LlamaConfig, Params
+from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.parallel.sharding import logical_rules
 
 _SMALLEST = 64
@@ -63,7 +63,7 @@ class Rows(NamedTuple):
 class State(NamedTuple):
     """What the decode loop carries: all [B] but the cache, the output and what has occurred."""
 
-    cache: KVCache | tuple[KVCache, ...]
+    cache: network.Cache
     token: Int[Array, " B"]
     """The newest token, which is not in the cache yet."""
     position: Int[Array, " B"]
@@ -103,9 +103,10 @@ class Tables(NamedTuple):
     grammar: Grammar
 
 
-def bucket(length: int, largest: int | None = None) -> int:
-    """The padded length: the next power of two, 64 at least, `largest` at most."""
-    padded = max(_SMALLEST, 1 << max(length - 1, 0).bit_length())
+def bucket(length: int, largest: int | None = None, steps: int = 1) -> int:
+    """The padded length: the next power of two, 64 at least, `largest` at most; `steps` of them from one to the next."""
+    step = max(_SMALLEST, 1 << max(length - 1, 0).bit_length()) // (2 * steps)
+    padded = max(_SMALLEST, -(-length // step) * step)
     return padded if largest is None else min(padded, largest)
 
 
@@ -125,7 +126,9 @@ def _next(program: Program, params: Params, tables: Tables, rows: Rows, hidden_b
 def _placed(program: Program, state: State) -> State:
     """The cache in shards, all else whole on every device, so that every process can read it."""
     rest = jax.lax.with_sharding_constraint(state._replace(cache=None), network.whole(program.mesh))
-    cache = jax.lax.with_sharding_constraint(state.cache, network.cache_sharding(program.config, program.mesh))
+    cache = jax.lax.with_sharding_constraint(
+        state.cache, network.cache_sharding(program.config, program.mesh, state.cache)
+    )
     return rest._replace(cache=cache)
 
 
@@ -146,7 +149,7 @@ def _empty(program: Program, params: Params, slots: int, length: int, output: in
     return _placed(program, state)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=3)
+@functools.partial(jax.jit, static_argnums=0, static_argnames="first", donate_argnums=3)
 def _prefill(
     program: Program,
     params: Params,
@@ -158,6 +161,7 @@ def _prefill(
     start_b,
     length_b,
     end_b,
+    first: bool = False,
 ) -> State:
     """Read a piece of each prompt; where it is the last one, choose the first new token.
 
@@ -165,14 +169,15 @@ def _prefill(
         slots_b: which row of the state each prompt has; beyond the last one, a row that only fills the batch.
         start_b, length_b: position of the first token of the piece, and how many tokens it has.
         end_b: whether it is the last piece.
+        first: whether it is the first piece of every prompt.
     """
     t = tokens_bt.shape[1]
     offsets_1t = jnp.arange(t)[None]
     positions_bt = jnp.where(offsets_1t < length_b[:, None], start_b[:, None] + offsets_1t, -1)
     read = jnp.minimum(slots_b, state.token.shape[0] - 1)
-    cache = jax.tree.map(lambda array: array[:, read], state.cache)
-    hidden_btd, cache = network.forward(program.config, params, tokens_bt, positions_bt, cache)
-    cache = jax.tree.map(lambda old, new: old.at[:, slots_b].set(new, mode="drop"), state.cache, cache)
+    hidden_btd, cache = network.forward(
+        program.config, params, tokens_bt, positions_bt, state.cache, rows_b=slots_b, first=first
+    )
 
     occurred_bv = state.occurred
     if program.penalised:
@@ -283,7 +288,8 @@ class Engine:
         """
         ways = network.batch_ways(self.mesh)
         slots = -(-min(slots, len(requests)) // ways) * ways
-        length = bucket(max(len(r.ids) + r.max_new_tokens for r in requests), self.config.max_position_embeddings)
+        longest = max(len(r.ids) + r.max_new_tokens for r in requests)
+        length = bucket(longest, self.config.max_position_embeddings, steps=4)  # each token reads all of it
         output = bucket(max(r.max_new_tokens for r in requests))
         program = Program(
             self.config,
@@ -341,4 +347,4 @@ class Engine:
             end_b[row] = prompt.read == len(asked[row].ids)
         with logical_rules(self.mesh):
             arguments = (Rows.of(asked), slots_b, tokens_bt, start_b, length_b, end_b)
-            return _prefill(program, self.params, self.tables, state, *arguments)
+            return _prefill(program, self.params, self.tables, state, *arguments, first=bool((start_b == 0).all()))

@@ -45,6 +45,12 @@ def _quantise(weight: Float[Array, "..."], axes: tuple[int, ...]) -> dict[str, A
     return {"int8": jnp.round(weight / scale).astype(jnp.int8), "scale": scale}
 
 
+def quantise_leaf(path: tuple, weight: Float[Array, "..."]) -> Any:
+    """What becomes of the parameter at a path of the tree: a matrix its integers and scales, a norm itself."""
+    axes = _CONTRACTED.get(path[-1].key)
+    return weight if axes is None else _quantise(weight, axes)
+
+
 def quantise_params(params: Any, shardings: Any) -> Any:
     """A Llama's parameters with its matrices in int8, one array at a time, each put where `shardings` says.
 
@@ -52,12 +58,10 @@ def quantise_params(params: Any, shardings: Any) -> Any:
     """
 
     def leaf(path, weight, sharding):
-        axes = _CONTRACTED.get(path[-1].key)
-        if axes is None:
-            return jax.device_put(np.asarray(weight), sharding)
+        axes = _CONTRACTED.get(path[-1].key, ())
         spec = (*sharding.spec, *[None] * (weight.ndim - len(sharding.spec)))
         scales = PartitionSpec(*(None if axis in axes else part for axis, part in enumerate(spec)))
-        places = {"int8": sharding, "scale": NamedSharding(sharding.mesh, scales)}
-        return jax.tree.map(lambda x, place: jax.device_put(np.asarray(x), place), _quantise(weight, axes), places)
+        places = {"int8": sharding, "scale": NamedSharding(sharding.mesh, scales)} if axes else sharding
+        return jax.tree.map(lambda x, place: jax.device_put(np.asarray(x), place), quantise_leaf(path, weight), places)
 
     return jax.tree_util.tree_map_with_path(leaf, params, shardings)

@@ -1,8 +1,9 @@
-"""The Llama as generation runs it: a loop over layers that carries the KV cache, weights in full or as int8, on a mesh."""
+"""The Llama as generation runs it, weights in full or as int8, on a mesh.
 
-import dataclasses
-import functools
-import operator
+Accelerators loop over stacked layers and carry the KV cache through the loop; CPUs run `columns`. Which of the two is
+seen by the parameters: `arrange` gives them their form, and `forward`, `logits` and the caches follow it.
+"""
+
 from typing import Any
 
 import jax
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.inference import columns
 from spirit_jax.inference.int8 import dense
 from spirit_jax.models import llama
 from spirit_jax.models.llama import DTYPES, KVCache, LlamaConfig, Params
 from spirit_jax.parallel.sharding import named_sharding, tree_shardings, with_shardings
 
-_CACHE_AXES = ("layers", "batch", "cache_sequence", "activation_kv_heads", "head_dim")
+Cache = KVCache | tuple[columns.HeadCache, ...]
+"""Of all layers stacked, or one a layer."""
 
 
 def forward(
@@ -23,75 +26,74 @@ def forward(
     params: Params,
     tokens_bt: Int[Array, "B T"],
     positions_bt: Int[Array, "B T"] | None = None,
-    cache: KVCache | tuple[KVCache, ...] | None = None,
-) -> tuple[Float[Array, "B T D"], KVCache | tuple[KVCache, ...] | None]:
+    cache: Cache | None = None,
+    rows_b: Int[Array, " B"] | None = None,
+    first: bool = False,
+) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Final hidden states and the cache with these tokens in it; as `Llama.__call__`, but for int8 weights too.
 
-    Weights in int8 become dense a layer at a time, so that only one layer exists in full. With a tuple of layers
-    (`arrange`) the cache is a tuple too.
+    Weights in int8 become dense a layer at a time, so that only one layer exists in full.
+
+    Args:
+        rows_b: which row of the cache each row of tokens belongs to; beyond the last one, it is not stored. None: all.
+        first: rows start at position 0, so that nothing before them has to be read.
     """
     dtype = DTYPES[config.dtype]
     if positions_bt is None:
         positions_bt = jnp.broadcast_to(jnp.arange(tokens_bt.shape[1]), tokens_bt.shape)
+    if _apart(params):
+        return columns.forward(config, params, tokens_bt, positions_bt, cache, rows_b, first or cache is None)
     rotary = llama.rotary_embedding(config, positions_bt)
     block, norm = llama.Block(config), llama.RMSNorm(config)
     rows = jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"])
-    x_btd = dense(rows, dtype)
 
     def layer(carry, inputs):
         weights, index = inputs
         return block.apply({"params": dense(weights, dtype)}, carry, index, rotary, positions_bt, None)
 
-    if isinstance(params["layers"], tuple):
-        caches = []
-        for weights, own in zip(params["layers"], cache or [None] * config.num_hidden_layers, strict=True):
-            (x_btd, own), _ = layer((x_btd, own), (weights, 0))
-            caches.append(own)
-        cache = None if cache is None else tuple(caches)
-    else:
-        layers = (params["layers"], jnp.arange(config.num_hidden_layers))
-        (x_btd, cache), _ = jax.lax.scan(layer, (x_btd, cache), layers)
-    return norm.apply({"params": params["norm"]}, x_btd), cache
+    layers = (params["layers"], jnp.arange(config.num_hidden_layers))
+    own = cache if rows_b is None else jax.tree.map(lambda array: jnp.take(array, rows_b, 1, mode="clip"), cache)
+    (x_btd, own), _ = jax.lax.scan(layer, (dense(rows, dtype), own), layers)
+    if rows_b is not None:
+        own = jax.tree.map(lambda old, new: old.at[:, rows_b].set(new, mode="drop"), cache, own)
+    return norm.apply({"params": params["norm"]}, x_btd), own
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _unstack(count: int, layers: Params) -> tuple[Params, ...]:
-    return tuple(jax.tree.map(operator.itemgetter(index), layers) for index in range(count))
+def _apart(params: Params) -> bool:
+    return isinstance(params["layers"], tuple)
 
 
 def arrange(config: LlamaConfig, params: Params, mesh: Mesh) -> Params:
-    """The parameters as `forward` runs them best: on CPUs a tree a layer, because there a loop over stacked layers copies
-    each layer's weights and cache before it reads them, which decoding does for every token."""
-    if mesh.devices.flat[0].platform != "cpu" or isinstance(params["layers"], tuple):
-        return params
-    return {**params, "layers": _unstack(config.num_hidden_layers, params["layers"])}
+    """The parameters in the form that the mesh's devices run best; those that have it already stay as they are."""
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return columns.arrange(config, params) if on_cpu and not _apart(params) else params
 
 
-def empty_cache(config: LlamaConfig, params: Params, batch: int, length: int) -> KVCache | tuple[KVCache, ...]:
-    """A cache in the form of the parameters: of all layers, or one a layer."""
-    if not isinstance(params["layers"], tuple):
-        return llama.init_cache(config, batch, length)
-    one = dataclasses.replace(config, num_hidden_layers=1)
-    return tuple(llama.init_cache(one, batch, length) for _ in params["layers"])
+def empty_cache(config: LlamaConfig, params: Params, batch: int, length: int) -> Cache:
+    """A cache in the form of the parameters."""
+    init = columns.empty_cache if _apart(params) else llama.init_cache
+    return init(config, batch, length)
 
 
 def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
     """The matrix from final hidden states to logits, dense, in the compute dtype."""
-    dtype = DTYPES[config.dtype]
-    if config.tie_word_embeddings:
-        return dense(params["embed_tokens"], dtype).T
-    return dense(params["lm_head"], dtype)
+    head = dense(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
+    return head.T if config.tie_word_embeddings or _apart(params) else head
 
 
 def logits(config: LlamaConfig, params: Params, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Scores of the next token, float32."""
+    if _apart(params):
+        return columns.logits(config, params, hidden)
     return jnp.einsum("...d,dv->...v", hidden, head_weight(config, params), preferred_element_type=jnp.float32)
 
 
-def cache_sharding(config: LlamaConfig, mesh: Mesh) -> NamedSharding:
+def cache_sharding(config: LlamaConfig, mesh: Mesh, cache: Cache) -> NamedSharding:
     """Rows over the batch axes of the mesh, key-value heads over its tensor axis."""
-    shape = (config.num_hidden_layers, batch_ways(mesh), 1, config.num_key_value_heads, config.head_size)
-    return named_sharding(mesh, _CACHE_AXES, shape, "KV cache")
+    axes = ("batch", "activation_kv_heads", "cache_sequence", "head_dim")
+    if isinstance(cache, KVCache):
+        axes = ("layers", "batch", "cache_sequence", "activation_kv_heads", "head_dim")
+    return named_sharding(mesh, axes, jax.tree.leaves(cache)[0].shape, "KV cache")
 
 
 def whole(mesh: Mesh) -> NamedSharding:

@@ -1,7 +1,7 @@
 """From logits to the next token: penalties, temperature and the truncations, in the order and with the meaning of Hugging Face's."""
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +42,20 @@ class Sampling:
         ):
             if not valid:
                 raise ValueError(f"{name} must be {expected}, found {getattr(self, name)}")
+
+    @classmethod
+    def of_checkpoint(cls, generation: dict[str, Any]) -> "Sampling":
+        """What a checkpoint recommends: the fields of Hugging Face's generation_config.json, greedy without `do_sample`.
+
+        Raises:
+            ValueError: a value that makes no sense; names its key.
+        """
+        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+        found = {name: generation[name] for name in names if generation.get(name) is not None}
+        for name, value in found.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"generation: {name} must be a number, found {value!r}")
+        return cls(**({"temperature": 1.0} | found if generation.get("do_sample") else found | {"temperature": 0.0}))
 
 
 class Knobs(NamedTuple):

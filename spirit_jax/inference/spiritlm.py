@@ -1,7 +1,9 @@
 """SpiritLM: a checkpoint that continues text and speech with text and speech."""
 
+import dataclasses
 import os
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -37,6 +39,7 @@ from spirit_jax.vocabulary import Vocabulary
 Prompt = str | Segment | Sequence[Segment]
 """A token string, `[Text]the cat[Speech][Hu3]`, or segments of text and speech in any order."""
 
+_MAX_NEW_TOKENS = 200
 _STOP_STEPS = 16  # tokens between two looks for a stop string
 
 
@@ -48,6 +51,8 @@ class SpiritLM:
             (`inference.network.arrange`).
         vocabulary: its tokens; base or expressive.
         speech_tokenizer: hears prompts and speaks answers; None: prompts hold units, and answers are units.
+        sampling, max_new_tokens: what `generate` does when it is not told otherwise: the checkpoint's recommendation
+            (`generation` in its config.json, Hugging Face's names), else greedy and 200 tokens.
     """
 
     def __init__(
@@ -57,14 +62,16 @@ class SpiritLM:
         vocabulary: Vocabulary,
         speech_tokenizer: SpeechTokenizer | None = None,
         mesh: Mesh | None = None,
+        generation: dict[str, Any] | None = None,
     ):
         """
         Args:
             params: sharded over `mesh` by the table of rules (`inference.network.param_shardings`), int8 or not.
             mesh: None for the first local device.
+            generation: the defaults of `generate`, as Hugging Face's generation_config.json names them.
 
         Raises:
-            ValueError: the model is too small for the vocabulary.
+            ValueError: the model is too small for the vocabulary, or a default makes no sense.
         """
         if config.vocab_size < vocabulary.size:
             raise ValueError(
@@ -72,6 +79,8 @@ class SpiritLM:
                 "they belong to different checkpoints"
             )
         self.config, self.vocabulary, self.speech_tokenizer = config, vocabulary, speech_tokenizer
+        self.sampling = Sampling.of_checkpoint(generation or {})
+        self.max_new_tokens = (generation or {}).get("max_new_tokens") or _MAX_NEW_TOKENS
         self.mesh = _one_device() if mesh is None else mesh
         self.params = network.arrange(config, params, self.mesh)
         self._grammar = Grammar.of(vocabulary, config.vocab_size)
@@ -106,7 +115,7 @@ class SpiritLM:
             speech_tokenizer = None
         else:
             speech_tokenizer = SpeechTokenizer.from_pretrained(directory, variant=vocabulary.variant)
-        return cls(params, config, vocabulary, speech_tokenizer, mesh)
+        return cls(params, config, vocabulary, speech_tokenizer, mesh, settings.get("generation"))
 
     def prompt_string(self, prompt: Prompt, output_modality: str = "any") -> str:
         """The string form of a prompt; a string is taken as it is.
@@ -137,12 +146,12 @@ class SpiritLM:
         self,
         prompt: Prompt,
         output_modality: str = "any",
-        max_new_tokens: int = 200,
-        temperature: float = 0.0,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
         top_k: int | None = None,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
         seed: int = 0,
         stop: str | Sequence[str] = (),
         grammar: bool = False,
@@ -151,12 +160,14 @@ class SpiritLM:
     ) -> list[Segment] | tuple[list[Segment], str]:
         """Continue a prompt of text and speech.
 
+        What is None is the checkpoint's recommendation (`self.sampling`, `self.max_new_tokens`).
+
         Args:
             prompt: segments in any order, or a token string, which is taken as it is.
             output_modality: "text", "speech", or "any": whatever comes, in any order.
             max_new_tokens: stops there, at the end of the document, or at the end of the context.
             temperature: 0 takes the most likely token each time; above, tokens are drawn.
-            top_k: draw from this many tokens; None for 50, as the released code does; 0 for all.
+            top_k: draw from this many tokens, 0 for all; where the checkpoint says nothing 50, as the released code does.
             top_p: draw from the fewest tokens that have this probability together.
             min_p: draw from tokens with at least this fraction of the most likely one's probability.
             repetition_penalty: above 1, tokens that have occurred become less likely.
@@ -181,7 +192,7 @@ class SpiritLM:
         return (segments, string) if return_prompt else segments
 
     def generate_batch(
-        self, prompts: Sequence[Prompt], output_modality: str = "any", max_new_tokens: int = 200, **options
+        self, prompts: Sequence[Prompt], output_modality: str = "any", max_new_tokens: int | None = None, **options
     ) -> list[list[Segment]]:
         """`generate` for many prompts at once: the same answers, in the order of the prompts. Arguments as there, and
         `slots` as in `as_completed`."""
@@ -192,7 +203,7 @@ class SpiritLM:
         self,
         prompts: Sequence[Prompt],
         output_modality: str = "any",
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         *,
         slots: int = 16,
         stop: str | Sequence[str] = (),
@@ -207,7 +218,7 @@ class SpiritLM:
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         encoded = [self.vocabulary.encode(self.prompt_string(prompt, output_modality)) for prompt in prompts]
-        method = Sampling(**sampling)
+        method = self._sampling(sampling)
         requests = [self._request(ids, output_modality, max_new_tokens, method, grammar) for ids in encoded]
 
         def stopped(index: int, new: np.ndarray) -> bool:
@@ -235,7 +246,7 @@ class SpiritLM:
         self,
         ids: Sequence[int],
         output_modality: str = "any",
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         *,
         grammar: bool = False,
         **sampling,
@@ -248,7 +259,7 @@ class SpiritLM:
         Raises:
             PromptError: no ids, ids outside the vocabulary, or a prompt longer than the context.
         """
-        request = self._request(ids, output_modality, max_new_tokens, Sampling(**sampling), grammar)
+        request = self._request(ids, output_modality, max_new_tokens, self._sampling(sampling), grammar)
         ((_, new, _),) = self._engine.run([request], slots=1)
         return new
 
@@ -256,7 +267,7 @@ class SpiritLM:
         self,
         prompt: Prompt,
         output_modality: str = "any",
-        max_new_tokens: int = 200,
+        max_new_tokens: int | None = None,
         *,
         grammar: bool = False,
         speaker: int | str = 2,
@@ -272,7 +283,7 @@ class SpiritLM:
             steps: tokens that are generated between two looks.
         """
         ids = self.vocabulary.encode(self.prompt_string(prompt, output_modality))
-        request = self._request(ids, output_modality, max_new_tokens, Sampling(**sampling), grammar)
+        request = self._request(ids, output_modality, max_new_tokens, self._sampling(sampling), grammar)
 
         def arrivals() -> Iterator[list[int]]:
             seen = 0
@@ -332,18 +343,24 @@ class SpiritLM:
         return scoring.logits(self.config, self.mesh, self.params, ids)
 
     def _request(
-        self, ids: Sequence[int], modality: str, max_new_tokens: int, sampling: Sampling, grammar: bool
+        self, ids: Sequence[int], modality: str, max_new_tokens: int | None, sampling: Sampling, grammar: bool
     ) -> Request:
         check_modality(modality)
         ids = np.asarray(ids, np.int32)
         if ids.ndim != 1 or not ids.size:
             raise PromptError(f"a prompt is one or more ids, found shape {ids.shape}")
         self._check_ids(ids)
+        if max_new_tokens is None:
+            max_new_tokens = self.max_new_tokens
         if max_new_tokens < 1:
             raise PromptError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
         state = self._grammar.start(ids, modality == "speech") if grammar else None
         most = min(max_new_tokens, self.config.max_position_embeddings - ids.size)
         return Request(ids, most, MODALITIES.index(modality), sampling, state)
+
+    def _sampling(self, given: dict[str, Any]) -> Sampling:
+        """The checkpoint's way of choosing tokens, but for what is given."""
+        return dataclasses.replace(self.sampling, **{name: value for name, value in given.items() if value is not None})
 
     def _check_ids(self, ids: np.ndarray) -> None:
         if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary.size):

@@ -7,6 +7,7 @@ import tempfile
 
 from spirit_jax import SpiritLM
 from spirit_jax.convert import convert
+from spirit_jax.inference.sampling import Sampling
 from tests.goldens import golden, shared_golden
 
 
@@ -41,5 +42,18 @@ def converted(name: str) -> pathlib.Path:
 
 @functools.cache
 def load(name: str) -> SpiritLM:
-    """A golden checkpoint in float32."""
-    return SpiritLM.from_pretrained(converted(name), dtype="float32")
+    """A golden checkpoint in float32, greedy where a test does not say otherwise (the checkpoint recommends drawing)."""
+    lm = SpiritLM.from_pretrained(converted(name), dtype="float32")
+    lm.sampling = Sampling()
+    return lm
+
+
+@functools.cache
+def with_speech(name: str) -> pathlib.Path:
+    """A small golden checkpoint with what fits it of the golden speech tokenizer: HuBERT (base) and a vocoder."""
+    target = pathlib.Path(_scratch.name) / f"{name}_with_speech"
+    shutil.copytree(converted(name), target)
+    variant = name.removeprefix("small_")
+    parts = ("hubert", "vocoder") if variant == "base" else ("vocoder",)
+    convert.run(convert.plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
+    return target

@@ -18,17 +18,21 @@ PAIR = ("[Text]hello", " world and more")
 
 def main(directory: str) -> None:
     one = SpiritLM.from_pretrained(directory, dtype="float32")
-    want = [segment.content for answer in one.generate_batch(PROMPTS, "text", 16) for segment in answer]
+    want = [segment.content for answer in one.generate_batch(PROMPTS, "text", 16, temperature=0) for segment in answer]
     score = one.log_likelihood(*PAIR)[0]
     for sizes in ((1, 1, 4), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
         for int8 in (False, True) if sizes == (2, 2, 2) else (False,):
             lm = SpiritLM.from_pretrained(directory, dtype="float32", mesh=mesh, int8=int8)
-            weight = lm.params["layers"][0]["mlp"]["up_proj"]
+            weight = lm.params["layers"][0]["gate_up"]  # [F, 2, D]
             weight = weight["int8"] if int8 else weight
             shard = weight.addressable_shards[0].data.shape
-            assert shard == (weight.shape[0] // sizes[1], weight.shape[1] // sizes[2]), (sizes, shard)
-            got = [segment.content for answer in lm.generate_batch(PROMPTS, "text", 16) for segment in answer]
+            assert shard == (weight.shape[0] // sizes[2], 2, weight.shape[2] // sizes[1]), (sizes, shard)
+            got = [
+                segment.content
+                for answer in lm.generate_batch(PROMPTS, "text", 16, temperature=0)
+                for segment in answer
+            ]
             assert int8 or got == want, (sizes, got, want)
             assert abs(lm.log_likelihood(*PAIR)[0] - score) < (2 if int8 else 1e-3), sizes
             if int8:

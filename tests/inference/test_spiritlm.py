@@ -12,6 +12,8 @@ from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference import engine, network
 from spirit_jax.inference.prompts import PromptError
+from spirit_jax.inference.sampling import Sampling
+from spirit_jax.models import llama
 from spirit_jax.units import SpeechUnits
 from tests.goldens import golden
 from tests.inference import checkpoints
@@ -161,7 +163,7 @@ def test_grammar(lm, seed):
 def test_int8(lm):
     """Each weight within half a step of its channel's scale; log-likelihoods change little; a quarter of the memory."""
     small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", int8=True)
-    kept, weight = small.params["layers"][1]["mlp"]["up_proj"], lm.params["layers"][1]["mlp"]["up_proj"]
+    kept, weight = small.params["layers"][1]["gate_up"], lm.params["layers"][1]["gate_up"]
     assert kept["int8"].dtype == np.int8
     error = np.abs(np.asarray(kept["int8"]) * np.asarray(kept["scale"]) - np.asarray(weight))
     assert (error <= np.asarray(kept["scale"]) * 0.5001).all()
@@ -236,17 +238,42 @@ def test_other_refusals(lm, tmp_path):
         SpiritLM.from_pretrained(tmp_path / "nothing")
 
 
-def test_layers_stacked_and_apart(lm):
-    """The forms of parameters that accelerators and CPUs run (`network.arrange`) give the same hidden states and caches."""
-    apart = lm.params
-    stacked = {**apart, "layers": jax.tree.map(lambda *layers: jnp.stack(layers), *apart["layers"])}
-    tokens, positions = np.arange(24).reshape(2, 12) + 300, np.tile(np.arange(12), (2, 1))
+def test_stacked_layers_and_columns(lm):
+    """The forms that accelerators and CPUs run (`network.arrange`) give the same hidden states, logits and caches: prompts
+    read in two pieces and a token after them, in rows of the cache that are not the rows of the batch."""
+    config, params = lm.config, llama.init_params(lm.config, jax.random.key(0))
+    params = jax.tree.map(lambda x: 3 * x, params)  # attention that looks somewhere
+    tokens = np.random.default_rng(0).integers(5, 1000, (2, 13)).astype(np.int32)
+    rows = np.array([2, 0])
 
     def run(params):
-        cache = network.empty_cache(lm.config, params, 2, 16)
-        return jax.jit(lambda p, c: network.forward(lm.config, p, tokens, positions, c))(params, cache)
+        cache = network.empty_cache(config, params, 3, 16)
+        hidden = []
+        for first, last in ((0, 8), (8, 12), (12, 13)):
+            at = np.tile(np.arange(first, last), (2, 1))
+            x, cache = network.forward(config, params, tokens[:, first:last], at, cache, rows, first == 0)
+            hidden.append(x)
+        return network.logits(config, params, jnp.concatenate(hidden, 1)), cache
 
-    (x, caches), (y, cache) = run(apart), run(stacked)
-    np.testing.assert_allclose(x, y, atol=1e-5)
-    for index, one in enumerate(caches):
-        np.testing.assert_allclose(one.k_lbskh[0], cache.k_lbskh[index], atol=1e-5)
+    stacked, columns = run(params), run(network.arrange(config, params, lm.mesh))
+    want = llama.Llama(config).apply({"params": params}, tokens)[0]
+    np.testing.assert_allclose(stacked[0], network.logits(config, params, want), atol=1e-4)
+    np.testing.assert_allclose(columns[0], stacked[0], atol=1e-4)
+    for index, one in enumerate(columns[1]):
+        np.testing.assert_allclose(np.swapaxes(one.k_bksh, 1, 2), stacked[1].k_lbskh[index], atol=1e-4)
+        np.testing.assert_allclose(np.swapaxes(one.v_bksh, 1, 2), stacked[1].v_lbskh[index], atol=1e-4)
+    assert not np.any(stacked[1].k_lbskh[:, 1])
+
+
+def test_defaults_are_the_checkpoint_s():
+    """Its generation_config.json, kept by the conversion, is what happens; what is given wins."""
+    lm = SpiritLM.from_pretrained(checkpoints.converted("small_base"), dtype="float32")
+    assert (lm.sampling, lm.max_new_tokens) == (Sampling(temperature=0.6, top_p=0.9), 200)
+    drawn = {"temperature": 0.6, "top_p": 0.9, "seed": 1}
+    assert lm.generate(PROMPTS[0], max_new_tokens=20, seed=1) == lm.generate(PROMPTS[0], "any", 20, **drawn)
+    greedy = lm.generate_ids([1, 400], "any", 20, temperature=0)
+    assert greedy.tolist() == lm.generate_ids([1, 400], "any", 20, temperature=0, seed=5).tolist()
+    assert Sampling.of_checkpoint({"temperature": 0.6, "top_p": 0.9}).temperature == 0  # no do_sample: greedy, as in HF
+    assert Sampling.of_checkpoint({"do_sample": True, "top_k": None}) == Sampling(temperature=1.0)
+    with pytest.raises(ValueError, match="generation: top_k must be a number, found 'many'"):
+        Sampling.of_checkpoint({"top_k": "many"})

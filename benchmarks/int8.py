@@ -1,0 +1,103 @@
+"""What weights in 8 bits change: log-likelihoods, the most likely tokens, and memory.
+
+    python benchmarks/int8.py [--checkpoint RUN/checkpoints/STEP] [--hidden 1024] [--layers 16] [--documents 32] [--config FILE]
+
+With a checkpoint, held-out stories of the bundled corpus are scored in float32 and with int8 weights. Then a random model
+of the given width (its weights drawn so that its tokens are neither certain nor a coin's throw) scores documents that it
+drew itself, so that the mean change is its divergence from its own int8 copy. Last, what a 7 B model and its cache take,
+from shapes alone.
+"""
+
+import argparse
+import os
+import pathlib
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import numpy as np
+import yaml
+
+from spirit_jax import SpiritLM
+from spirit_jax.config import from_dict
+from spirit_jax.data.corpora import open_corpus
+from spirit_jax.inference import network, scoring
+from spirit_jax.inference.engine import Engine, Request, Tables
+from spirit_jax.inference.grammar import Grammar
+from spirit_jax.inference.int8 import quantise_leaf, quantise_params
+from spirit_jax.inference.sampling import Sampling
+from spirit_jax.models import llama
+from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+
+SEVEN_B = pathlib.Path(__file__).parents[1] / "configs" / "spirit_lm_expressive_7b.yaml"
+VOCABULARY = 32768
+
+
+def compare(name: str, config: LlamaConfig, mesh, full, int8, documents: list[tuple[list[int], int]]) -> None:
+    """Print the change of the documents' log-likelihood, in nats a token, and how many most likely tokens stay."""
+    tokens = sum(len(ids) - start for ids, start in documents)
+    before, after = (scoring.log_likelihoods(config, mesh, params, documents) for params in (full, int8))
+    count = np.array([len(ids) - start for ids, start in documents])
+    same = [
+        (
+            scoring.logits(config, mesh, full, ids).argmax(-1) == scoring.logits(config, mesh, int8, ids).argmax(-1)
+        ).mean()
+        for ids in (np.array([ids], np.int32) for ids, _ in documents[:8])
+    ]
+    print(
+        f"{name}: {before.sum() / tokens:.4f} -> {after.sum() / tokens:.4f} nats a token ({tokens} tokens); largest change of a "
+        f"document {np.abs((after - before) / count).max():.4f}; most likely token the same at {np.mean(same):.1%}"
+    )
+
+
+def random_model(hidden: int, layers: int, documents: int) -> None:
+    heads = hidden // 64
+    config = LlamaConfig(VOCABULARY, hidden, hidden * 8 // 3 // 64 * 64, layers, heads, heads, initializer_range=0.05)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    params = jax.jit(lambda: llama.init_params(config, jax.random.key(0)))()
+    full = network.arrange(config, params, mesh)
+    int8 = network.arrange(config, quantise_params(params, network.param_shardings(config, mesh)), mesh)
+    free = Grammar(np.ones((6, VOCABULARY), bool), np.zeros(VOCABULARY, np.int32), np.zeros((6, 7), np.int32))
+    engine = Engine(full, config, mesh, Tables(np.zeros((3, VOCABULARY), bool), free), eos_id=-1)
+    first = np.random.default_rng(0).integers(3, VOCABULARY, (documents, 4)).astype(np.int32)
+    drawn = [Request(row, 60, 2, Sampling(1.0, top_k=0, seed=index)) for index, row in enumerate(first)]
+    answers = {index: new for index, new, _ in engine.run(drawn, slots=documents)}
+    texts = [([*first[index].tolist(), *answers[index].tolist()], 4) for index in range(documents)]
+    compare(f"random, {llama.parameter_count(config) / 1e6:.0f} M", config, mesh, full, int8, texts)
+
+
+def memory(path: pathlib.Path) -> None:
+    config = from_dict(LlamaConfig, yaml.safe_load(path.read_text())["model"] | {"param_dtype": "bfloat16"})
+    shapes = llama.abstract_params(config)
+    weights = jax.eval_shape(lambda tree: jax.tree_util.tree_map_with_path(quantise_leaf, tree), shapes)
+    cache = jax.eval_shape(lambda: llama.init_cache(config, 1, config.max_position_embeddings))
+    before, after, row = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)) / 2**30
+        for tree in (shapes, weights, cache)
+    )
+    print(
+        f"{path.name}: weights {before:.2f} GiB in bfloat16, {after:.2f} GiB in int8; the cache takes {row:.2f} GiB a row of "
+        f"{config.max_position_embeddings} tokens ({config.dtype}), so 16 GiB hold {int((16 - 1 - after) / row)} rows and 1 GiB to work in"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint")
+    parser.add_argument("--config", type=pathlib.Path, default=SEVEN_B)
+    for name, default in (("hidden", 1024), ("layers", 16), ("documents", 32)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    options = parser.parse_args()
+    if options.checkpoint:
+        full, int8 = (SpiritLM.from_pretrained(options.checkpoint, "float32", int8=asked) for asked in (False, True))
+        corpus = open_corpus("spirit_mini_text", "validation")
+        texts = [full.vocabulary.encode("[Text]" + corpus[index].text) for index in range(options.documents)]
+        documents = [(ids[: full.config.max_position_embeddings - 1], 1) for ids in texts]
+        compare(options.checkpoint, full.config, full.mesh, full.params, int8.params, documents)
+    random_model(options.hidden, options.layers, options.documents)
+    memory(options.config)
+
+
+if __name__ == "__main__":
+    main()

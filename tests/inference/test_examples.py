@@ -1,0 +1,102 @@
+"""Every script in examples/, run as its docstring says, on a whole checkpoint: a random model with HuBERT and HiFi-GAN."""
+
+import os
+import pathlib
+import runpy
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+
+from spirit_jax import Segment, SpiritLM
+from spirit_jax.audio import save_audio
+from tests.inference import checkpoints
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def checkpoint() -> str:
+    return str(checkpoints.with_speech("small_base"))
+
+
+@pytest.fixture
+def clips(tmp_path) -> list[str]:
+    """Two recordings of half a second."""
+    paths = [tmp_path / "clips" / name for name in ("first.wav", "second.flac")]
+    paths[0].parent.mkdir()
+    for seed, path in enumerate(paths):
+        save_audio(path, 0.1 * np.random.default_rng(seed).standard_normal(8000).astype(np.float32))
+    return [str(path) for path in paths]
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script with a command line, here, and returns what it printed."""
+
+    def start(name: str, *arguments) -> str:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    return start
+
+
+def seconds(path) -> float:
+    audio, rate = soundfile.read(path)
+    assert rate == 16_000
+    assert np.abs(audio).max() > 0
+    return audio.size / rate
+
+
+def test_speech_continuation(run, checkpoint, clips, tmp_path):
+    told = run("speech_continuation", checkpoint, clips[0], tmp_path / "on.wav")
+    assert told.strip() == f"{tmp_path}/on.wav: {seconds(tmp_path / 'on.wav'):.1f} s"
+
+
+def test_asr_few_shot(run, checkpoint, clips):
+    told = run("asr_few_shot", checkpoint, clips[0], clips[1], "the words", clips[0], "other words")
+    assert told.strip()
+    assert "<END>" not in told
+
+
+def test_tts_few_shot(run, checkpoint, clips, tmp_path):
+    told = run(
+        "tts_few_shot", checkpoint, "read this", tmp_path / "said.wav", "the words", clips[0], "others", clips[1]
+    )
+    assert told.strip() == f"{tmp_path}/said.wav: {seconds(tmp_path / 'said.wav'):.1f} s"
+
+
+def test_cross_modal_continuation(run, checkpoint, clips, tmp_path):
+    told = run("cross_modal_continuation", checkpoint, "The largest country is", clips[0], tmp_path / "out")
+    spoken = seconds(tmp_path / "out" / "text_to_speech-1.wav")
+    assert spoken > 1
+    assert {line.split(":")[0] for line in told.splitlines() if ": " in line} >= {"text_to_speech", "speech_to_text"}
+
+
+def test_batch_over_folder(run, checkpoint, clips, tmp_path):
+    told = run("batch_over_folder", checkpoint, tmp_path / "clips", tmp_path / "out")
+    assert sorted(told.split()) == ["first.wav", "second.flac"]
+    assert all(seconds(tmp_path / "out" / f"{name}.wav") > 0.5 for name in ("first", "second"))
+
+
+def test_multi_host(checkpoint):
+    """Two processes, half of the weights each: the answer is that of one process, and one of them prints it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, EXAMPLES / "multi_host.py", checkpoint, "Once upon a time", address, "2"]
+    processes = [
+        subprocess.Popen(
+            [*command, str(index)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for index in range(2)
+    ]
+    told = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    (alone,) = SpiritLM.from_pretrained(checkpoint).generate([Segment.text("Once upon a time")], "text", 50)
+    assert [out.rstrip("\n") for out, _ in told] == [alone.content, ""]
