@@ -41,7 +41,7 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(31.75 * GIB, 275e12, 1228e9, 45e9, 6.25e9, 4, 2, (("chip_config_name", "megacore"),)),
+    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 45e9, 6.25e9, 4, 2, (("chip_config_name", "megacore"),)),
     "v5e": Chip(15.75 * GIB, 197e12, 819e9, 45e9, 3.125e9, 16),
     "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 90e9, 6.25e9, 4, 2),
     "v6e": Chip(31.25 * GIB, 918e12, 1638e9, 90e9, 12.5e9, 16),
