@@ -13,6 +13,7 @@ import argparse
 import filecmp
 import json
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
@@ -74,8 +75,9 @@ def write_run(ours: str, run: str) -> None:
     shutil.copytree(pathlib.Path(ours) / checkpoint.TOKENIZER, pathlib.Path(run) / checkpoint.TOKENIZER)
 
 
-def measure(*arguments: str) -> tuple[float, float]:
-    """(seconds, GB of anonymous memory at the peak) of one command."""
+def measure(*arguments: str) -> tuple[float, float, float]:
+    """(seconds, seconds of CPU, GB of anonymous memory at the peak) of one command."""
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
     begin = time.monotonic()
     peak = 0
     with subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL) as process:
@@ -89,7 +91,9 @@ def measure(*arguments: str) -> tuple[float, float]:
             time.sleep(0.02)
     if process.returncode:
         raise SystemExit(f"{' '.join(arguments)}: exit code {process.returncode}")
-    return time.monotonic() - begin, peak * 1024 / 1e9
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - spent.ru_utime - spent.ru_stime
+    return time.monotonic() - begin, cpu, peak * 1024 / 1e9
 
 
 def main() -> None:
@@ -104,12 +108,13 @@ def main() -> None:
         released, ours, back, run = (pathlib.Path(scratch) / name for name in ("released", "ours", "back", "run"))
         size = write_released(released, arguments.layers) / 1e9
         print(f"{arguments.layers} layers of Spirit LM 7B's width, bfloat16: {size:.2f} GB", flush=True)
-        _, start = measure("-c", "import spirit_jax.convert.verify")
-        print(f"{'command':8} {'s':>7} {'s/GB':>6} {'memory GB':>10} {'over start GB':>14}", flush=True)
+        *_, start = measure("-c", "import spirit_jax.convert.verify")
+        print(f"{'command':8} {'s':>7} {'s/GB':>6} {'CPU s/GB':>9} {'memory GB':>10} {'over start GB':>14}", flush=True)
 
         def convert(name: str, command: str, source: pathlib.Path, target: pathlib.Path) -> None:
-            seconds, memory = measure(str(TOOL), command, "--source", str(source), "--target", str(target))
-            print(f"{name:8} {seconds:7.1f} {seconds / size:6.2f} {memory:10.2f} {memory - start:14.2f}", flush=True)
+            seconds, cpu, memory = measure(str(TOOL), command, "--source", str(source), "--target", str(target))
+            rates = f"{seconds:7.1f} {seconds / size:6.2f} {cpu / size:9.2f}"
+            print(f"{name:8} {rates} {memory:10.2f} {memory - start:14.2f}", flush=True)
 
         def compare(exported: pathlib.Path) -> None:
             files = sorted(path for path in released.iterdir() if path.suffix == ".safetensors")

@@ -168,7 +168,7 @@ def llm(
                 norms = [
                     np.asarray(found, np.float32) for found in (tensors["model.norm.weight"], arrays["norm/weight"])
                 ]
-            theirs.norm.weight = torch.nn.Parameter(torch.from_numpy(norms[0]))
+            theirs.norm.weight.copy_(torch.from_numpy(np.array(norms[0])))
             expected = theirs(inputs_embeds=torch.from_numpy(x["theirs"])[None], use_cache=False).last_hidden_state
             params = {path: array[index : index + 1] for path, array in arrays.items() if path.startswith("layers/")}
             params |= {"embed_tokens": x["ours"], "norm/weight": norms[1]}
@@ -176,7 +176,7 @@ def llm(
             differences.append(_relative(expected, found))
             x = dict.fromkeys(x, outputs.pop()[0].numpy())
         name = "lm_head.weight" if "lm_head.weight" in tensors else "model.embed_tokens.weight"
-        logits = expected @ torch.from_numpy(np.asarray(tensors[name], np.float32)[:known]).T
+        logits = expected @ torch.from_numpy(np.array(tensors[name][:known], np.float32)).T
         tied = "lm_head" not in arrays
         head = np.asarray(arrays["embed_tokens"]).T if tied else np.asarray(arrays["lm_head"])
         differences.append(_relative(logits, found @ jnp.asarray(head[:, :known], jnp.float32)))
