@@ -22,8 +22,15 @@ FINAL_SLOPE = 0.01
 """Slopes of the leaky ReLUs inside the network and before its last convolution (PyTorch's default there)."""
 
 
-SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 20
+SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 14
 """Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles; measured."""
+
+FOLD, FOLD_CHANNELS = 2, 16
+"""Positions that `convolve_folded` puts side by side, and the most channels that gain from it; measured."""
+
+TILE_FRAMES, TILE_CONTEXT = 64, 4
+"""Frames that late stages run at a time, so that on CPU their activations stay in cache, and the most frames of context
+that a stage may need to be one of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +140,13 @@ def stage_context(config: HifiGanConfig) -> tuple[tuple[int, int], ...]:
     return tuple(needed)
 
 
+def tiled_from(config: HifiGanConfig) -> int:
+    """The first stage whose context is at most `TILE_CONTEXT` frames."""
+    rates = [math.prod(config.upsample_rates[:stage]) for stage in range(len(config.upsample_rates))]
+    short = [sum(needed) <= TILE_CONTEXT * rate for needed, rate in zip(stage_context(config), rates, strict=False)]
+    return short.index(True) if True in short else len(short)
+
+
 def fold_weight_norm(params: dict) -> dict:
     """Every `{weight_g, weight_v}` as the kernel it stands for, `g * v / ||v||`; everything else as it is.
 
@@ -175,16 +189,9 @@ def _norm(kernel: Array, shape: tuple[int, ...]) -> Array:
 def convolve(
     x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], dilation: int = 1
 ) -> Float[Array, "B T O"]:
-    """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`.
-
-    On CPU, wide kernels of many channels take `convolve_by_spectrum`: up to twice as fast there, equal up to rounding.
-    """
-    width, *channels = kernel_kio.shape
-    if width < SPECTRUM_WIDTH or min(channels) < SPECTRUM_CHANNELS:
-        return convolve_directly(x_btc, kernel_kio, dilation=dilation)
-    forms = {"cpu": convolve_by_spectrum, "default": convolve_directly}
-    forms = {platform: functools.partial(form, dilation=dilation) for platform, form in forms.items()}
-    return jax.lax.platform_dependent(x_btc, kernel_kio, **forms)
+    """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`."""
+    form = convolve_folded if kernel_kio.shape[1] <= FOLD_CHANNELS else convolve_directly
+    return form(x_btc, kernel_kio, dilation)
 
 
 def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
@@ -201,26 +208,66 @@ def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
     return y_b1to[:, 0]
 
 
-def convolve_by_spectrum(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
-    """`convolve` by products of short spectra: about 2 multiplications an output and channel pair instead of K.
+def convolve_folded(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
+    """`convolve` of few channels: positions t and t + dilation side by side as twice the channels.
 
-    Each phase is cut into tiles of 20 outputs. With the matrices of `_spectrum` the tiles and the kernel are transformed,
-    multiplied as matrices over channels at each frequency, and transformed back: three matrix products.
+    The kernel becomes a band of a block Toeplitz matrix: some of its products are with zeros, and it is faster all the same,
+    because matrix units are wide.
     """
     batch, time, inputs = x_btc.shape
     width, _, outputs = kernel_kio.shape
-    signal_rl, kernel_rk, back_tr = _spectrum(SPECTRUM_TILE, width)
-    rank, length = signal_rl.shape
+    reach = (width // 2 + FOLD - 1) // FOLD  # in folded positions
+    shape = (batch, -1, FOLD, dilation, inputs)
+    x_bnfpc = jnp.pad(x_btc, ((0, 0), (0, -time % (FOLD * dilation)), (0, 0))).reshape(shape)
+    first = reach * FOLD - width // 2  # tap 0 of output 0, counted from the first position that the folded kernel reads
+    ends = [(first + fold, (2 * reach + 1) * FOLD - width - first - fold) for fold in range(FOLD)]
+    kernel_kifo = jnp.stack([jnp.pad(kernel_kio, (end, (0, 0), (0, 0))) for end in ends], axis=2)
+    kernel_kio = kernel_kifo.reshape(2 * reach + 1, FOLD * inputs, FOLD * outputs)
+    y_bto = convolve_directly(x_bnfpc.swapaxes(2, 3).reshape(batch, -1, FOLD * inputs), kernel_kio, dilation)
+    y_bnpfo = y_bto.reshape(batch, -1, dilation, FOLD, outputs)
+    return y_bnpfo.swapaxes(2, 3).reshape(batch, -1, outputs)[:, :time]
+
+
+def convolve_by_spectrum(x_btc: Array, spectrum_rio: Array, width: int, dilation: int) -> Array:
+    """`convolve` by products of short spectra: about 2 multiplications an output and channel pair instead of K.
+
+    Each phase is cut into tiles of 14 outputs. With the matrices of `_spectrum` the tiles are transformed, multiplied with
+    `kernel_spectrum(kernel)` as matrices over channels at each frequency, and transformed back: three matrix products.
+    """
+    batch, time, inputs = x_btc.shape
+    rank, _, outputs = spectrum_rio.shape
+    signal_rl, _, back_tr = _spectrum(SPECTRUM_TILE, width)
+    length = signal_rl.shape[1]
     tiles = -(-time // (dilation * SPECTRUM_TILE))
     before = width // 2 * dilation
     after = (tiles + 1) * SPECTRUM_TILE * dilation - before - time
     x_bntpc = jnp.pad(x_btc, ((0, 0), (before, after), (0, 0))).reshape(batch, -1, SPECTRUM_TILE, dilation, inputs)
     x_bnlpc = jnp.concatenate([x_bntpc[:, :-1], x_bntpc[:, 1:, : length - SPECTRUM_TILE]], axis=2)
     x_rmc = (signal_rl @ x_bnlpc.transpose(2, 0, 1, 3, 4).reshape(length, -1)).reshape(rank, -1, inputs)
-    kernel_rio = (kernel_rk @ kernel_kio.reshape(width, -1)).reshape(rank, inputs, outputs)
-    y_tmo = back_tr @ jnp.matmul(x_rmc, kernel_rio).reshape(rank, -1)
+    y_tmo = back_tr @ jnp.matmul(x_rmc, spectrum_rio).reshape(rank, -1)
     y_bntpo = y_tmo.reshape(SPECTRUM_TILE, batch, tiles, dilation, outputs).transpose(1, 2, 0, 3, 4)
     return y_bntpo.reshape(batch, -1, outputs)[:, :time]
+
+
+def kernel_spectrum(kernel_kio: Float[np.ndarray, "K C O"]) -> Float[np.ndarray, "R C O"]:
+    """What `convolve_by_spectrum` multiplies with."""
+    width, inputs, outputs = kernel_kio.shape
+    return (_spectrum(SPECTRUM_TILE, width)[1] @ kernel_kio.reshape(width, -1)).reshape(-1, inputs, outputs)
+
+
+def prepare_for_cpu(params: dict) -> dict:
+    """Plain parameters for `apply` on CPU: wide kernels of many channels as spectra, up to twice as fast there, equal up to rounding."""
+
+    def prepare(name: str, layer: dict) -> dict:
+        kernel = layer.get("kernel")
+        if kernel is None:
+            return {name: prepare(name, value) if isinstance(value, dict) else value for name, value in layer.items()}
+        narrow = kernel.ndim < 3 or kernel.shape[0] < SPECTRUM_WIDTH or min(kernel.shape[1:]) < SPECTRUM_CHANNELS
+        if narrow or name.startswith("ups_"):
+            return layer
+        return {"spectrum": kernel_spectrum(np.asarray(kernel)), "bias": layer["bias"]}
+
+    return prepare("", params)
 
 
 @functools.cache
@@ -260,7 +307,7 @@ def upsample(x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], ra
 
 
 class Conv(nn.Module):
-    """`convolve` with a bias."""
+    """`convolve` with a bias; its kernel may have been prepared."""
 
     features: int
     width: int
@@ -268,9 +315,13 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x_btc):
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.has_variable("params", "spectrum"):  # from `prepare_for_cpu`
+            spectrum = self.get_variable("params", "spectrum")
+            return convolve_by_spectrum(x_btc, spectrum, self.width, self.dilation) + bias
         shape = (self.width, x_btc.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
-        return convolve(x_btc, kernel, self.dilation) + self.param("bias", nn.initializers.zeros, (self.features,))
+        return convolve(x_btc, kernel, self.dilation) + bias
 
 
 class Upsample(nn.Module):
@@ -405,32 +456,68 @@ class HifiGan(nn.Module):
         Returns:
             float32 [B, (T - context) * code_hop_size]; what stands for frames outside the utterance means nothing.
         """
-        cfg, needed = self.config, stage_context(self.config)
-        blocks = len(cfg.resblock_kernel_sizes)
-        rate, halo = 1, context  # of x: positions a frame, and positions beside the wanted stretch
-
-        def crop(x_btc, halo, wanted):
-            left, right = (max(have - want, 0) for have, want in zip(halo, wanted, strict=True))
-            return x_btc[:, left : x_btc.shape[1] - right], (halo[0] - left, halo[1] - right)
-
-        def keeper(x_btc):
-            if first_b is None:
-                return lambda x_btc: x_btc
-            bounds = ((bound_b - context[0]) * rate + halo[0] for bound_b in (first_b, last_b))
-            return _keeper(*bounds, x_btc.shape[1])
-
+        cfg, batch = self.config, len(units_bt)
+        if first_b is None:
+            first_b, last_b = jnp.zeros(batch, jnp.int32), jnp.full(batch, units_bt.shape[1])
         x_btc = self.conditioning(units_bt, f0_bt, styles_bt, speaker_b, style_b)
-        x_btc = self.conv_pre(keeper(x_btc)(x_btc))
-        for stage, up in enumerate(self.ups):
-            x_btc, halo = crop(x_btc, halo, needed[stage])
-            x_btc = up(nn.leaky_relu(keeper(x_btc)(x_btc), STAGE_SLOPE))
-            rate, halo = rate * up.rate, (halo[0] * up.rate, halo[1] * up.rate)
-            x_btc, halo = crop(x_btc, halo, tuple(side + cfg.reach for side in needed[stage + 1]))
-            keep = keeper(x_btc)
-            x_btc = sum(block(x_btc, keep) for block in self.resblocks[stage * blocks : (stage + 1) * blocks]) / blocks
-        x_btc, halo = crop(x_btc, halo, needed[-1])
-        x_btc = self.conv_post(nn.leaky_relu(keeper(x_btc)(x_btc), FINAL_SLOPE))
-        return jnp.tanh(crop(x_btc, halo, (0, 0))[0][..., 0])
+        x_btc = self.conv_pre(_keeper(first_b, last_b, x_btc.shape[1])(x_btc))
+        x, bounds = (x_btc, context), (first_b - context[0], last_b - context[0])
+        late = tiled_from(cfg)
+        for stage in range(late):
+            x = self._stage(stage, *x, *bounds)
+        frames = units_bt.shape[1] - sum(context)
+        if frames <= TILE_FRAMES:
+            return self._finish(late, *x, *bounds)
+        # Late stages look a few frames around: tile by tile, in a loop, their activations stay in cache and their memory is
+        # used again instead of being asked for anew.
+        (x_btc, halo), needed = x, stage_context(cfg)[late]
+        x_btc, halo = _crop(x_btc, halo, needed)
+        rate, tiles = math.prod(cfg.upsample_rates[:late]), -(-frames // TILE_FRAMES)
+        left, right = (want - have for have, want in zip(halo, needed, strict=True))
+        x_btc = jnp.pad(x_btc, ((0, 0), (left, right + (tiles * TILE_FRAMES - frames) * rate), (0, 0)))
+        starts = range(0, tiles * TILE_FRAMES, TILE_FRAMES)
+        length = TILE_FRAMES * rate + sum(needed)
+        tiles_nbtc = jnp.stack([x_btc[:, start * rate : start * rate + length] for start in starts])
+        bounds_nb = [jnp.stack([bound_b - start for start in starts]) for bound_b in bounds]
+        rows = jax.tree.map(lambda leaf: leaf.reshape(-1, 1, *leaf.shape[2:]), (tiles_nbtc, *bounds_nb))
+        loop = nn.scan(
+            lambda network, _, row: (None, network._finish(late, row[0], needed, *row[1:])),
+            variable_broadcast="params",
+            split_rngs={"params": False},
+        )
+        audio_nbr = loop(self, None, rows)[1].reshape(tiles, batch, -1)
+        return audio_nbr.swapaxes(0, 1).reshape(batch, -1)[:, : frames * cfg.code_hop_size]
+
+    def _stage(self, stage: int, x_btc: Array, halo: tuple[int, int], begin_b: Array, end_b: Array):
+        """Upsampling and residual blocks of a stretch with `halo` positions before and after it; what remains, with its halo.
+
+        The utterance lies between frames `begin_b` and `end_b`, counted from the start of the stretch.
+        """
+        cfg, blocks = self.config, len(self.config.resblock_kernel_sizes)
+        needed, wanted = stage_context(cfg)[stage : stage + 2]
+        rate, up = math.prod(cfg.upsample_rates[:stage]), cfg.upsample_rates[stage]
+        x_btc, halo = _crop(x_btc, halo, needed)
+        keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
+        x_btc, halo = self.ups[stage](nn.leaky_relu(keep(x_btc), STAGE_SLOPE)), (halo[0] * up, halo[1] * up)
+        x_btc, halo = _crop(x_btc, halo, tuple(side + cfg.reach for side in wanted))
+        if cfg.channels(stage) <= FOLD_CHANNELS:  # a length that folds as it is, in every block
+            extra = -x_btc.shape[1] % math.lcm(
+                *(FOLD * dilation for row in cfg.resblock_dilation_sizes for dilation in row)
+            )
+            x_btc, halo = jnp.pad(x_btc, ((0, 0), (0, extra), (0, 0))), (halo[0], halo[1] + extra)
+        rate *= up
+        keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
+        return sum(block(x_btc, keep) for block in self.resblocks[stage * blocks : (stage + 1) * blocks]) / blocks, halo
+
+    def _finish(self, stage: int, x_btc: Array, halo: tuple[int, int], begin_b: Array, end_b: Array):
+        """Stages from `stage` on and the last convolution: the audio of the stretch."""
+        for later in range(stage, len(self.ups)):
+            x_btc, halo = self._stage(later, x_btc, halo, begin_b, end_b)
+        x_btc, halo = _crop(x_btc, halo, stage_context(self.config)[-1])
+        rate = self.config.code_hop_size
+        keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
+        x_btc = self.conv_post(nn.leaky_relu(keep(x_btc), FINAL_SLOPE))
+        return jnp.tanh(_crop(x_btc, halo, (0, 0))[0][..., 0])
 
     def __call__(self, units_bt: Int[Array, "B T"]):
         """Audio and log durations of units in the first speaker and styles: touches every parameter, for `init`."""
@@ -444,6 +531,12 @@ class HifiGan(nn.Module):
 def durations(log_durations: Float[Array, "..."]) -> Int[Array, "..."]:
     """Frames of each unit: exp(l) - 1 rounded half to even, at least 1."""
     return jnp.maximum(jnp.round(jnp.exp(log_durations) - 1.0), 1.0).astype(jnp.int32)
+
+
+def _crop(x_btc: Array, halo: tuple[int, int], wanted: tuple[int, int]) -> tuple[Array, tuple[int, int]]:
+    """No more than `wanted` positions of a halo, and how many these are."""
+    left, right = (max(have - want, 0) for have, want in zip(halo, wanted, strict=True))
+    return x_btc[:, left : x_btc.shape[1] - right], (halo[0] - left, halo[1] - right)
 
 
 def _keeper(first_b, last_b, time: int):
