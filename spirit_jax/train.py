@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spirit_jax import checkpoint, config
+from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
 from spirit_jax.data.pipeline import DataConfig, Loader, held_out_batches
 from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
@@ -29,7 +30,7 @@ from spirit_jax.parallel.topology import Topology
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
-from spirit_jax.training.initialize import load_initial_params
+from spirit_jax.training.initialize import Weights, load_initial_params
 from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
@@ -60,7 +61,8 @@ class TrainConfig:
     tokenizer: str | None = None
     """Directory of the text tokenizer, extended by the speech tokens if it is a plain Llama's; null: made by `prepare`."""
     init_from: str | None = None
-    """Checkpoint directory to start from (converted weights, or a step of another run); null: random weights."""
+    """Directory to start from: converted weights, a step of another run, or a Llama of Hugging Face as it is (.safetensors,
+    .bin); null: random weights."""
     model: llama.LlamaConfig = llama.LlamaConfig()
     """The network."""
     data: DataConfig = DataConfig()
@@ -297,9 +299,9 @@ def start(
         return checkpoints.restore(step, program.abstract_state), extra["data"]
     if settings.init_from is None:
         return program.init(jax.random.key(settings.seed)), None
-    params = load_initial_params(
-        settings.init_from, settings.model, vocabulary, program.shardings.params, settings.seed
-    )
+    source = pathlib.Path(settings.init_from)
+    weights = Weights(*open_hugging_face(source)) if is_hugging_face(source) else None
+    params = load_initial_params(source, settings.model, vocabulary, program.shardings.params, settings.seed, weights)
     return program.start_from(params), None
 
 

@@ -87,7 +87,10 @@ def leave(prog: str, error: BaseException, code: int) -> NoReturn:
     where = f"process {jax.process_index()} of {jax.process_count()}"
     reason = str(error) or type(error).__name__
     if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
-        reason = f"an exchange with the other processes failed, so one of them has ended: see its log ({reason})"
+        reason, code = (
+            f"an exchange with the other processes failed, so one of them has ended: see its log ({reason})",
+            1,
+        )
     print(f"{prog}: error: {where}: {' '.join(reason.split())[:1000]}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()

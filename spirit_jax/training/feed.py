@@ -29,7 +29,8 @@ class Feed:
         self.state, self._waited = batches.state(), 0.0
         self._ready: queue.Queue = queue.Queue(maxsize=1)
         self._stopped = threading.Event()
-        threading.Thread(target=self._take, args=(batches,), daemon=True, name="feed").start()
+        self._thread = threading.Thread(target=self._take, args=(batches,), daemon=True, name="feed")
+        self._thread.start()
 
     def _take(self, batches: Batches) -> None:
         try:
@@ -72,5 +73,6 @@ class Feed:
         return waited
 
     def close(self) -> None:
-        """Take no more batches."""
+        """Take no more batches; the one that is being made is waited for a moment, so that the loader can be closed."""
         self._stopped.set()
+        self._thread.join(timeout=5.0)

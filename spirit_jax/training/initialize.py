@@ -1,8 +1,11 @@
 """Starting a run from other weights: a converted Llama, a released Spirit LM, a step of another run."""
 
 import dataclasses
+import functools
 import math
 import os
+import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,29 +30,65 @@ _SHAPE = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Weights that a run can start from, not read yet.
+
+    Attributes:
+        config: of the network that they belong to.
+        tokenizer: directory of the tokenizer that goes with them, if there is one.
+        load: abstract parameters, each with a sharding -> parameters in those shards.
+    """
+
+    config: llama.LlamaConfig
+    tokenizer: pathlib.Path | None
+    load: Callable[[Any], llama.Params]
+
+
+def checkpoint_weights(directory: str | os.PathLike) -> Weights:
+    """Those of one of our checkpoint directories.
+
+    Raises:
+        CheckpointError: no such checkpoint.
+    """
+    theirs = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
+    try:
+        tokenizer = checkpoint.find(directory, checkpoint.TOKENIZER)
+    except checkpoint.CheckpointError:
+        tokenizer = None
+    return Weights(theirs, tokenizer, functools.partial(checkpoint.load_llm, directory))
+
+
 def load_initial_params(
-    directory: str | os.PathLike, model: llama.LlamaConfig, vocabulary: Vocabulary, shardings: Any, seed: int
+    directory: str | os.PathLike,
+    model: llama.LlamaConfig,
+    vocabulary: Vocabulary,
+    shardings: Any,
+    seed: int,
+    weights: Weights | None = None,
 ) -> llama.Params:
-    """Parameters of a checkpoint directory for a run with this model and vocabulary, straight into their shards.
+    """Parameters for a run with this model and vocabulary out of a checkpoint directory, straight into their shards.
 
     Rows of the embedding and the head whose ids the checkpoint knew are kept bit for bit; the rows of new ids are drawn
     like those of a fresh model.
 
     Args:
         shardings: of the run's parameters, leaf by leaf.
+        weights: what is in the directory, where it is not one of ours.
 
     Raises:
         CheckpointError: no such checkpoint, or a network of another shape.
         VocabularyError: the checkpoint's text tokenizer is not the run's.
     """
-    theirs = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
+    weights = checkpoint_weights(directory) if weights is None else weights
+    theirs = weights.config
     differ = [field for field in _SHAPE if getattr(theirs, field) != getattr(model, field)]
     if differ:
         listed = ", ".join(f"its {field} is {getattr(theirs, field)}, not {getattr(model, field)}" for field in differ)
         raise checkpoint.CheckpointError(f"{directory}: its network is not the config's model: {listed}")
-    known = _known_ids(directory, theirs, vocabulary)
+    known = _known_ids(directory, weights, vocabulary)
     stored = dataclasses.replace(theirs, param_dtype=model.param_dtype)
-    params = checkpoint.load_llm(directory, _abstract(stored, shardings))
+    params = weights.load(_abstract(stored, shardings))
     if known >= vocabulary.size and theirs.vocab_size == model.vocab_size:
         return params  # the same vocabulary: rows that only pad it stay too
 
@@ -89,17 +128,16 @@ def _axes(part: Any) -> tuple[str, ...]:
     return () if part is None else (part,) if isinstance(part, str) else part
 
 
-def _known_ids(directory: str | os.PathLike, theirs: llama.LlamaConfig, vocabulary: Vocabulary) -> int:
+def _known_ids(directory: str | os.PathLike, weights: Weights, vocabulary: Vocabulary) -> int:
     """How many ids, from 0 on, mean the same in the checkpoint and in the run."""
-    try:
-        path = checkpoint.find(directory, checkpoint.TOKENIZER)
-    except checkpoint.CheckpointError:
-        if theirs.vocab_size in (vocabulary.padded_size, vocabulary.text_size):
-            return theirs.vocab_size  # a Spirit LM, or a plain text model, of this vocabulary
+    path, rows = weights.tokenizer, weights.config.vocab_size
+    if path is None:
+        if rows in (vocabulary.padded_size, vocabulary.text_size):
+            return rows  # a Spirit LM, or a plain text model, of this vocabulary
         raise VocabularyError(
-            f"{directory}: no tokenizer there to tell what the {theirs.vocab_size} rows of its embedding stand for; "
+            f"{directory}: no tokenizer there to tell what the {rows} rows of its embedding stand for; "
             f"the run's vocabulary has {vocabulary.text_size} text pieces, {vocabulary.padded_size} rows with speech"
-        ) from None
+        )
     try:
         other = Vocabulary.load(path)
         known = min(other.size, vocabulary.size)

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -96,3 +99,10 @@ def test_what_does_not_fit_is_refused(tmp_path, vocabularies):
         _load(tmp_path / "odd", MODEL, vocabulary)
     with pytest.raises(checkpoint.CheckpointError, match="no such checkpoint directory"):
         _load(tmp_path / "none", MODEL, vocabulary)
+
+
+def test_weights_go_straight_into_the_shards_of_eight_devices(tmp_path):
+    """Converted or as Hugging Face has them: bit for bit, split by the table, and never two copies in memory."""
+    command = [sys.executable, "-m", "tests.training.eight_devices", str(tmp_path)]
+    result = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, timeout=290)
+    assert result.returncode == 0, result.stderr[-3000:]

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -164,8 +165,14 @@ def test_a_spike_is_told_from_noise():
 
 def test_a_signal_while_waiting_for_data(program, tmp_path):
     """The batch of step 6 never comes; SIGTERM saves step 5, and the stream goes on with batch 6."""
-    loop = _loop(program, tmp_path, Numbered(blocked_from=6))
-    threading.Timer(2.0, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    loop = _loop(program, tmp_path, Numbered(blocked_from=6), log_every=1)
+
+    def preempt():
+        while '"step": 5' not in (tmp_path / "metrics.jsonl").read_text():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=preempt, daemon=True).start()
     assert int(loop.run(_state(program)).step) == 5
     saved = RunCheckpoints(tmp_path, CheckpointConfig())
     assert saved.steps == [4, 5]
