@@ -95,56 +95,36 @@ class Module:
         return []
 
     def trips(self, loop: Instruction, computation: Computation) -> float:
-        """How often a loop runs: what the compiler knows, or as its counter is compared and advanced; 1 where neither is found."""
+        """How often a loop runs: what the compiler knows, or as its counter starts, advances and is compared; 1 if unknown."""
         known = re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', loop.attributes)
         if known:
             return float(known[1])
         condition, body = (self.computations[loop.called(role)] for role in ("condition", "body"))
         start = computation[loop.operands[0]].operands  # of the tuple that the loop begins with
 
-        def number(name, inside, carried):
-            """The integer that a name stands for, followed through copies and the loop's unchanging values."""
-            instruction = inside.get(name)
+        def number(name: str, inside: Computation) -> int | None:
+            """The integer that a name stands for, through copies and the loop's unchanging values."""
+            instruction = _behind_copies(name, inside)
             if instruction is None:
                 return None
-            if instruction.opcode == "constant":
-                return int(instruction.attributes) if re.fullmatch(r"-?\d+", instruction.attributes) else None
-            if instruction.opcode in ("copy", "bitcast", "convert"):
-                return number(instruction.operands[0], inside, carried)
-            if instruction.opcode == "get-tuple-element" and carried:
+            if instruction.opcode == "get-tuple-element" and inside is not computation:
                 index = int(instruction.attribute("index"))
-                return number(start[index], computation, False) if index < len(start) else None
-            return None
+                return number(start[index], computation) if index < len(start) else None
+            whole = instruction.opcode == "constant" and re.fullmatch(r"-?\d+", instruction.attributes)
+            return int(instruction.attributes) if whole else None
 
         compare = _root(condition)
-        while compare.opcode in ("copy", "bitcast", "fusion") and len(compare.operands) == 1:
-            compare = condition[compare.operands[0]]
-        limits = [number(name, condition, True) for name in compare.operands]
-        counters = [condition[name] for name in compare.operands if name in condition]
-        counter = next((i for i in counters if i.opcode == "get-tuple-element"), None)
-        if compare.opcode != "compare" or counter is None or not any(limit is not None for limit in limits[1:]):
-            constants = [number(name, condition, False) for name in condition]
-            limits = [value for value in constants if value is not None]
-            return max(float(limits[0]), 1.0) if len(limits) == 1 else 1.0
+        counter = condition.get(compare.operands[0]) if compare.opcode == "compare" else None
+        limit = number(compare.operands[1], condition) if counter is not None else None
+        if limit is None or counter.opcode != "get-tuple-element":
+            return 1.0
         index = int(counter.attribute("index"))
-        first = number(start[index], computation, False) or 0
-        advance = body.get(_root(body).operands[index])
-        while advance is not None and advance.opcode in ("copy", "bitcast"):
-            advance = body.get(advance.operands[0])
-        steps = (
-            [number(name, body, True) for name in advance.operands]
-            if advance is not None and advance.opcode == "add"
-            else []
-        )
-        step = next(
-            (
-                value
-                for name, value in zip(advance.operands if steps else (), steps, strict=False)
-                if value and not _is_element(body[name], index)
-            ),
-            1,
-        )
-        return max(float(-(-(limits[-1] - first) // step)), 1.0)
+        advance = _behind_copies(_root(body).operands[index], body)
+        steps = [1]
+        if advance is not None and advance.opcode == "add":
+            others = [name for name in advance.operands if body[name].attribute("index") != str(index)]
+            steps = [number(name, body) or 1 for name in others] or [1]
+        return max(float(-(-(limit - (number(start[index], computation) or 0)) // steps[0])), 1.0)
 
     def flops(
         self, instruction: Instruction, computation: Computation, kernel: Callable[..., float | None] | None = None
@@ -261,8 +241,12 @@ def _root(computation: Computation) -> Instruction:
     return next(instruction for instruction in computation.values() if instruction.root)
 
 
-def _is_element(instruction: Instruction, index: int) -> bool:
-    return instruction.opcode == "get-tuple-element" and instruction.attribute("index") == str(index)
+def _behind_copies(name: str, computation: Computation) -> Instruction | None:
+    """The instruction that a name stands for, copies looked through."""
+    instruction = computation.get(name)
+    while instruction is not None and instruction.opcode in ("copy", "bitcast", "convert"):
+        instruction = computation.get(instruction.operands[0])
+    return instruction
 
 
 def _parameters(computation: Computation) -> dict[int, str]:

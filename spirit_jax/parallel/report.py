@@ -225,42 +225,40 @@ def walk(
                     for c in part.collectives
                 ]
             flops, size = module.flops(instruction, body, kernel), module.bytes(instruction, body)
-            seconds = 0.0
             found = _collective(instruction, body, module)
-            if found is None:
-                cost.bytes += size
-                if not instruction.opcode.endswith("-start"):  # a copy in the background
-                    seconds = max(flops / chip.flops, size / chip.hbm_bandwidth)
-            cost.flops += flops
+            background = instruction.opcode.endswith("-start")  # a copy or a collective beside what follows
+            work = 0.0
+            if found is None or found.inside:
+                cost.flops, cost.bytes = cost.flops + flops, cost.bytes + size
+                work = 0.0 if background else max(flops / chip.flops, size / chip.hbm_bandwidth)
             if instruction.opcode.endswith("-done") and instruction.operands[0] in running:
                 collective, end = running.pop(instruction.operands[0])
                 collective.exposed = max(0.0, end - clock)
                 collective.overlapped = collective.exposed < 0.5 * collective.seconds
                 clock = max(clock, end)
             elif found is not None:
-                kind, shape, source, inside = found
-                members = _members(source, len(devices))
-                time = topology.seconds(kind, shape, [devices[i] for i in members])
-                link = source.attribute("source_target_pairs")  # opposite directions at once
+                source = found.source
                 channel = source.attribute("channel_id")
-                if inside and channel in chains:  # further on with a gather that has begun
-                    chains[channel][1] += max(flops / chip.flops, size / chip.hbm_bandwidth)
-                    cost.bytes += size
-                    clock += max(flops / chip.flops, size / chip.hbm_bandwidth)
+                if found.inside and channel in chains:  # it goes on with a gather that has begun
+                    chains[channel][1] += work
                 else:
-                    collective = Collective(kind, _where(source), shape, len(members), 1.0, False, time, time)
+                    members = _members(source, len(devices))
+                    time = topology.seconds(found.kind, found.size, [devices[i] for i in members])
+                    collective = Collective(
+                        found.kind, _where(source), found.size, len(members), 1.0, False, time, time
+                    )
                     cost.collectives.append(collective)
-                    end = max(clock, links[link]) + time
-                    links[link] = end
-                    if instruction.opcode.endswith("-start"):
+                    direction = source.attribute(
+                        "source_target_pairs"
+                    )  # permutations of opposite directions run at once
+                    end = links[direction] = max(clock, links[direction]) + time
+                    if background:
                         running[instruction.name] = (collective, end)
-                    elif inside:
-                        clock += max(flops / chip.flops, size / chip.hbm_bandwidth)
-                        cost.bytes += size
-                        chains[channel] = [collective, max(flops / chip.flops, size / chip.hbm_bandwidth)]
+                    elif found.inside:
+                        chains[channel] = [collective, work]
                     else:
                         clock = end
-            clock += seconds
+            clock += work
         for collective, hidden in chains.values():
             collective.exposed = max(0.0, collective.seconds - hidden)
             collective.overlapped = collective.exposed < 0.5 * collective.seconds
@@ -272,10 +270,19 @@ def walk(
     return dataclasses.replace(cost, collectives=_merged(cost.collectives))
 
 
-def _collective(
-    instruction: Instruction, body: Computation, module: Module
-) -> tuple[str, float, Instruction, bool] | None:
-    """(kind, bytes of the whole array, the instruction that says who takes part, whether a fusion computes beside it)."""
+@dataclasses.dataclass(frozen=True)
+class _Found:
+    kind: str
+    size: float
+    """Bytes of the whole array."""
+    source: Instruction
+    """That says who takes part."""
+    inside: bool
+    """Whether a fusion computes beside it."""
+
+
+def _collective(instruction: Instruction, body: Computation, module: Module) -> _Found | None:
+    """The collective that an instruction is, starts or has inside."""
     source, where, inside, scatter = instruction, body, False, False
     if instruction.opcode in ("fusion", "async-start"):
         called = instruction.called("calls")
@@ -285,19 +292,10 @@ def _collective(
         inside = instruction.opcode == "fusion" and not scatter
     if source is None or (kind := source.opcode.removesuffix("-start")) not in _KINDS:
         return None
-    operands = (
-        [shape for name in source.operands for shape in where[name].shapes]
-        if all(name in where for name in source.operands)
-        else []
-    )
-    if kind == "all-gather":
-        results: Sequence[Shape] = (
-            source.shapes[len(source.shapes) // 2 :] if source.opcode.endswith("-start") else source.shapes
-        )
-        size = sum(shape.size for shape in results)
-    else:
-        size = sum(shape.size for shape in operands)
-    return "reduce-scatter" if scatter else kind, size, source, inside
+    shapes: Sequence[Shape] = [shape for name in source.operands if name in where for shape in where[name].shapes]
+    if kind == "all-gather":  # a start's result is (operands, results)
+        shapes = source.shapes[len(source.shapes) // 2 :] if source.opcode.endswith("-start") else source.shapes
+    return _Found("reduce-scatter" if scatter else kind, sum(shape.size for shape in shapes), source, inside)
 
 
 def _members(instruction: Instruction, devices: int) -> list[int]:

@@ -65,6 +65,9 @@ _SHAPES = {
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 
 
+_ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """One or more equal slices of a TPU pod."""
@@ -120,11 +123,13 @@ class Topology:
         """Devices that can be compiled for and do not exist.
 
         Raises:
-            ValueError: the TPU compiler is not installed, in use by another process, or does not know the shape.
+            ValueError: the TPU compiler is not installed, or does not know the shape.
         """
         # no TPU is asked about itself, and none is taken from another process
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-        os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+        for name, value in _ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if not jax.config.jax_platforms:  # what is not compiled for the pod runs here, on a CPU
+            jax.config.update("jax_platforms", "cpu")
         from jax.experimental import topologies
 
         options = dict(self.chip.options) | ({"num_slices": self.slices} if self.slices > 1 else {})
@@ -132,7 +137,7 @@ class Topology:
             return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
         except (RuntimeError, NotImplementedError, FileNotFoundError, ModuleNotFoundError) as error:
             raise ValueError(
-                f"no TPU compiler for {self}: {' '.join(str(error).split())[:300]} (pip install 'spirit_jax[tpu]'; one process at a time)"
+                f"no TPU compiler for {self}: {' '.join(str(error).split())[:300]} (pip install 'spirit_jax[tpu]')"
             ) from error
 
     def seconds(self, kind: str, size: float, members: Sequence[jax.Device]) -> float:
