@@ -16,7 +16,7 @@ from spirit_jax.checkpoint import SPEECH_TOKENIZER, new_directory
 from spirit_jax.speech.features import MEL_FRAMES, check_length, level, log_mel, style_frames
 from spirit_jax.speech.griffin_lim import GriffinLim, Observed
 from spirit_jax.speech.kmeans import KMeansEncoder, nearest, normalised, one_thread
-from spirit_jax.speech.prosody import EnergyStatistics, F0Quantiles, log_f0, style_features
+from spirit_jax.speech.prosody import F0Quantiles, VoiceStatistics, log_f0, style_features
 from spirit_jax.speech.tokenizer import save_part
 from spirit_jax.units import SIZES, SpeechUnits
 
@@ -30,7 +30,7 @@ class SpeechTokenizerConfig:
     pitch_units: int = 32
     """F0 units at 12.5 Hz, the first of them unvoiced, 3 to 64."""
     style_units: int = 12
-    """Clusters of energy statistics at 1 Hz, 1 to 100."""
+    """Clusters of F0 and energy statistics at 1 Hz, 1 to 100."""
     max_hours: float = 2.0
     """Learn from at most this much speech, utterances drawn at random; 2 h take about 40 s."""
 
@@ -88,7 +88,7 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
     features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES, -1) for clip in clips]
     phonetic = KMeansEncoder.fit(features, config.phonetic_units, seed)
     pitch = F0Quantiles.fit([clip.octaves for clip in clips], config.pitch_units)
-    style = EnergyStatistics.fit([clip.style for clip in clips], config.style_units, seed)
+    style = VoiceStatistics.fit([clip.style for clip in clips], config.style_units, seed)
     observed = [
         Observed(
             clip.speaker,
@@ -134,7 +134,7 @@ def _analyse(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: 
             logging.warning("left out of the speech tokenizer's training: %s", error)
             continue
         spectrum, (octaves, mean) = log_mel(audio), log_f0(audio)
-        style = style_features(spectrum, style_frames(audio.size))
+        style = style_features(spectrum, octaves, mean, style_frames(audio.size))
         clips.append(_Clip(utterance.speaker, normalised(spectrum), level(spectrum), octaves, mean, style))
         samples += audio.size
         if samples >= config.max_hours * 3600 * SAMPLE_RATE:

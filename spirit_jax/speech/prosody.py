@@ -1,4 +1,4 @@
-"""Pitch and style units from scratch: quantiles of F0 at 12.5 Hz, clusters of energy statistics at 1 Hz."""
+"""Pitch and style units from scratch: quantiles of F0 at 12.5 Hz, clusters of F0 and energy statistics at 1 Hz."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ UNVOICED = 0
 _F0_FRAMES = 4  # of 20 ms in one pitch unit
 _STYLE_FRAMES = 16_000 // HOP  # mel frames in one style unit
 _SOUND = 3.45  # nats (30 dB) below the level, where sound ends
+_NEUTRAL = 7.2  # log2 Hz (147 Hz), the register of a clip without a voice
 
 
 def log_f0(audio: Float[np.ndarray, " R"]) -> tuple[Float[np.ndarray, " frames"], float]:
@@ -95,15 +96,21 @@ class F0Quantiles:
         return cls(arrays["edges"], arrays["octaves"])
 
 
-def style_features(spectrum: Float[np.ndarray, "frames bands"], units: int) -> Float[np.ndarray, "units 6"]:
-    """Six statistics of each second of a log-mel spectrum and of the seconds beside it, against the level of the clip.
+def style_features(
+    spectrum: Float[np.ndarray, "frames bands"], octaves: Float[np.ndarray, " frames"], mean: float, units: int
+) -> Float[np.ndarray, "units 3"]:
+    """Three statistics of each second and of the seconds beside it: register, brightness and pace.
 
-    How loud, how much of it is sound, how dynamic, how fast loudness and timbre change (the rate of speech), how bright. A style
-    lasts longer than a second: with its neighbours, a second tells more of the unit that follows.
+    The mean of log2 F0 over voiced frames (of the clip where these seconds have none); how much louder the upper half of the
+    mel bands is than the lower; how fast timbre changes. A style lasts longer than a second: with its neighbours, a second
+    tells more of the unit that follows.
+
+    Args:
+        spectrum: log-mel at 20 ms.
+        octaves, mean: what `log_f0` gives for the same clip.
     """
     relative = spectrum - level(spectrum)
     loudness = relative.mean(axis=1)
-    change = np.abs(np.diff(loudness, prepend=loudness[:1]))
     flux = np.abs(np.diff(relative, axis=0, prepend=relative[:1])).mean(axis=1)
     half = spectrum.shape[1] // 2
     brightness = relative[:, half:].mean(axis=1) - relative[:, :half].mean(axis=1)
@@ -114,35 +121,29 @@ def style_features(spectrum: Float[np.ndarray, "frames bands"], units: int) -> F
         window = slice(max(first - _STYLE_FRAMES, 0), (unit + 2) * _STYLE_FRAMES)
         sound = loudness[window] > -_SOUND
         some = sound if sound.any() else np.ones_like(sound)
-        rows.append(
-            [
-                max(loudness[window][some].mean(), -2 * _SOUND),
-                sound.mean(),
-                loudness[window][some].std(),
-                change[window][some].mean(),
-                flux[window][some].mean(),
-                brightness[window][some].mean(),
-            ]
-        )
+        pitch = octaves[window]
+        pitch = pitch[np.isfinite(pitch)]
+        register = (mean if np.isfinite(mean) else _NEUTRAL) + (pitch.mean() if pitch.size else 0)
+        rows.append([register, brightness[window][some].mean(), flux[window][some].mean()])
     return np.array(rows, np.float32)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class EnergyStatistics:
-    """Part kind "energy_statistics": the nearest of K clusters of `style_features`, each scaled to unit variance.
+class VoiceStatistics:
+    """Part kind "voice_statistics": the nearest of K clusters of `style_features`, each scaled to unit variance.
 
     Attributes:
-        scale: float32 [6], what the statistics are multiplied by.
-        centroids: float32 [K, 6].
+        scale: float32 [3], what the statistics are multiplied by.
+        centroids: float32 [K, 3].
     """
 
-    kind: ClassVar[str] = "energy_statistics"
+    kind: ClassVar[str] = "voice_statistics"
 
-    scale: Float[np.ndarray, " 6"]
-    centroids: Float[np.ndarray, "K 6"]
+    scale: Float[np.ndarray, " 3"]
+    centroids: Float[np.ndarray, "K 3"]
 
     @classmethod
-    def fit(cls, features: Sequence[Float[np.ndarray, "units 6"]], units: int, seed: int) -> "EnergyStatistics":
+    def fit(cls, features: Sequence[Float[np.ndarray, "units 3"]], units: int, seed: int) -> "VoiceStatistics":
         """Cluster the statistics of many utterances."""
         points = np.concatenate(features)
         scale = (1 / np.maximum(points.std(axis=0), 1e-6)).astype(np.float32)
@@ -150,9 +151,9 @@ class EnergyStatistics:
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """int32 units at 1 Hz, one for every 50 frames of 20 ms begun."""
-        return self.quantize(style_features(log_mel(audio), style_frames(audio.size)))
+        return self.quantize(style_features(log_mel(audio), *log_f0(audio), style_frames(audio.size)))
 
-    def quantize(self, features: Float[np.ndarray, "units 6"]) -> Int[np.ndarray, " units"]:
+    def quantize(self, features: Float[np.ndarray, "units 3"]) -> Int[np.ndarray, " units"]:
         """Units of `style_features`."""
         return nearest(features * self.scale, self.centroids)
 
@@ -163,5 +164,5 @@ class EnergyStatistics:
         return {"units": len(self.centroids)}
 
     @classmethod
-    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "EnergyStatistics":
+    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "VoiceStatistics":
         return cls(arrays["scale"], arrays["centroids"])

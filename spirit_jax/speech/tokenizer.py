@@ -25,7 +25,7 @@ from spirit_jax.speech.griffin_lim import GriffinLim
 from spirit_jax.speech.kmeans import KMeansEncoder
 from spirit_jax.speech.phonetic import HubertEncoder
 from spirit_jax.speech.pitch import VQVAEPitch
-from spirit_jax.speech.prosody import EnergyStatistics, F0Quantiles
+from spirit_jax.speech.prosody import F0Quantiles, VoiceStatistics
 from spirit_jax.speech.style import Wav2Vec2Style
 from spirit_jax.speech.vocoder import HifiGanVocoder
 from spirit_jax.units import SpeechUnits
@@ -39,7 +39,7 @@ PARTS = {
 }
 """The directories under `speech_tokenizer/` that each variant consists of."""
 
-_FROM_SCRATCH = (KMeansEncoder, F0Quantiles, EnergyStatistics, GriffinLim)
+_FROM_SCRATCH = (KMeansEncoder, F0Quantiles, VoiceStatistics, GriffinLim)
 _RELEASED = (HubertEncoder, VQVAEPitch, Wav2Vec2Style, HifiGanVocoder)
 
 KINDS = {part.kind: part for part in (*_FROM_SCRATCH, *_RELEASED)}
@@ -103,25 +103,40 @@ class SpeechTokenizer:
             voice = load_part(directory, vocoder)
         return cls(parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, digest.hexdigest())
 
-    def encode(self, audio: Float[np.ndarray, " R"]) -> SpeechUnits:
+    def encode(
+        self, audio: Float[np.ndarray, " R"], channel_id: int | None = None, speaker: str | None = None
+    ) -> SpeechUnits:
         """Units at the frame rate of mono audio, float32 [R] at 16 kHz; the channels of [2, R] are averaged.
 
         Audio beyond 100 s is encoded in chunks of 100 s; a rest shorter than 80 ms has no units (FORMATS section 1).
 
-        Raises:
-            AudioError: fewer than 1280 samples (80 ms), not floating point of these shapes, or not finite.
-        """
-        return self.encode_batch([audio])[0]
+        Args:
+            channel_id: 0 or 1, to hear that channel of [2, R] alone.
+            speaker: one whose mean F0 a released pitch part holds: pitch is then relative to that instead of to the chunk's own.
 
-    def encode_batch(self, audios: Sequence[Float[np.ndarray, " R"]]) -> list[SpeechUnits]:
+        Raises:
+            AudioError: fewer than 1280 samples (80 ms), not floating point of these shapes, no such channel, or not finite.
+            ValueError: an unknown speaker.
+        """
+        return self.encode_batch([audio], channel_id, speaker)[0]
+
+    def encode_batch(
+        self,
+        audios: Sequence[Float[np.ndarray, " R"]],
+        channel_id: int | None = None,
+        speaker: str | None = None,
+    ) -> list[SpeechUnits]:
         """Units of each clip, the same as `encode` of each, in batches where a part can."""
-        clips = [_mono(audio) for audio in audios]
+        clips = [_mono(audio, channel_id) for audio in audios]
         pieces = [[clip[start : start + CHUNK] for start in range(0, clip.size, CHUNK)] for clip in clips]
         pieces = [[chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES] for chunks in pieces]
         flat = [chunk for chunks in pieces for chunk in chunks]
         streams = []
         for encoder in (self.phonetic, self.pitch, self.style):
-            units = None if encoder is None else iter(_encode_all(encoder, flat))
+            known = {"speaker": speaker} if encoder is self.pitch and speaker is not None else {}
+            if known and not isinstance(encoder, VQVAEPitch):
+                raise ValueError(f"speaker {speaker!r}: this tokenizer's pitch units know no speakers")
+            units = None if encoder is None else iter(_encode_all(encoder, flat, **known))
             streams.append([units and np.concatenate([next(units) for _ in chunks]) for chunks in pieces])
         return [SpeechUnits(*units) for units in zip(*streams, strict=True)]
 
@@ -151,21 +166,25 @@ class SpeechTokenizer:
         return self.vocoder.decode(units, speaker=speaker, style=style, predict_durations=predict_durations)
 
 
-def _mono(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, " R"]:
+def _mono(audio: Float[np.ndarray, " R"], channel_id: int | None = None) -> Float[np.ndarray, " R"]:
     audio = np.asarray(audio)
     if not np.issubdtype(audio.dtype, np.floating):
         raise AudioError(f"audio must be floating point in [-1, 1], found {audio.dtype}")
     audio = audio.astype(np.float32, copy=False)
+    if channel_id is not None and (audio.ndim != 2 or not 0 <= channel_id < audio.shape[0] <= 2):
+        raise AudioError(
+            f"channel_id {channel_id}: audio must be [2, R] and have that channel, found shape {audio.shape}"
+        )
     if audio.ndim == 2 and audio.shape[0] <= 2:
-        audio = audio.mean(axis=0)
+        audio = audio.mean(axis=0) if channel_id is None else audio[channel_id]
     check_length(audio)
     return audio
 
 
-def _encode_all(encoder: Encoder, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+def _encode_all(encoder: Encoder, clips: Sequence[np.ndarray], **known: str) -> list[np.ndarray]:
     """In batches where the part can."""
     if hasattr(encoder, "encode_batch"):
-        return encoder.encode_batch(clips)
+        return encoder.encode_batch(clips, **known)
     return [encoder.encode(clip) for clip in clips]
 
 
