@@ -1,6 +1,6 @@
 """Real-time factor of the unit vocoder against PyTorch's, full size, in one run.
 
-    flock /work/bench.lock python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7]
+    python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7]
 
 Both have their weight norms multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is the whole
 `HifiGanVocoder.decode_batch` of frame-rate units (windows, masks, copies to NumPy), PyTorch's is the network alone, written from

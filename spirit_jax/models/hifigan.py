@@ -6,7 +6,6 @@ Where weight normalisation matters, in checkpoints and training, a kernel is kep
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +16,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.models import convolution
+from spirit_jax.models.convolution import (
+    SPECTRUM_CHANNELS,
+    SPECTRUM_TILE,
+    SPECTRUM_WIDTH,
+    convolve,
+    convolve_by_spectrum,
+    kernel_spectrum,
+    phase_kernel,
+    upsample,
+)
+
 STAGE_SLOPE = 0.1
 FINAL_SLOPE = 0.01
 """Slopes of the leaky ReLUs inside the network and before its last convolution (PyTorch's default there)."""
 
-
-SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 14
-"""Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles; measured."""
-
-FOLD, FOLD_CHANNELS = 2, 16
-"""Positions that `convolve_folded` puts side by side, and the most channels that gain from it; measured."""
 
 TILE_FRAMES, TILE_CONTEXT = 64, 4
 """Frames that late stages run at a time, so that on CPU their activations stay in cache, and the most frames of context
@@ -186,124 +191,25 @@ def _norm(kernel: Array, shape: tuple[int, ...]) -> Array:
     return xp.sqrt(xp.sum(xp.square(kernel), axis=axes, keepdims=True))
 
 
-def convolve(
-    x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], dilation: int = 1
-) -> Float[Array, "B T O"]:
-    """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`."""
-    form = convolve_folded if kernel_kio.shape[1] <= FOLD_CHANNELS else convolve_directly
-    return form(x_btc, kernel_kio, dilation)
+def prepare_for_cpu(params: dict, config: HifiGanConfig) -> dict:
+    """Plain parameters of inference on CPU: forms that a kernel is brought into before it is used, made once.
 
-
-def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
-    """`convolve` as one two-dimensional convolution of height 1: on CPU twice as fast as time along the height."""
-    around = kernel_kio.shape[0] // 2 * dilation
-    y_b1to = jax.lax.conv_general_dilated(
-        x_btc[:, None],
-        kernel_kio[None],
-        window_strides=(1, 1),
-        padding=((0, 0), (around, around)),
-        rhs_dilation=(1, dilation),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return y_b1to[:, 0]
-
-
-def convolve_folded(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
-    """`convolve` of few channels: positions t and t + dilation side by side as twice the channels.
-
-    The kernel becomes a band of a block Toeplitz matrix: some of its products are with zeros, and it is faster all the same,
-    because matrix units are wide.
+    Wide kernels of many channels become spectra, which are up to twice as fast there and equal up to rounding.
     """
-    batch, time, inputs = x_btc.shape
-    width, _, outputs = kernel_kio.shape
-    reach = (width // 2 + FOLD - 1) // FOLD  # in folded positions
-    shape = (batch, -1, FOLD, dilation, inputs)
-    x_bnfpc = jnp.pad(x_btc, ((0, 0), (0, -time % (FOLD * dilation)), (0, 0))).reshape(shape)
-    first = reach * FOLD - width // 2  # tap 0 of output 0, counted from the first position that the folded kernel reads
-    ends = [(first + fold, (2 * reach + 1) * FOLD - width - first - fold) for fold in range(FOLD)]
-    kernel_kifo = jnp.stack([jnp.pad(kernel_kio, (end, (0, 0), (0, 0))) for end in ends], axis=2)
-    kernel_kio = kernel_kifo.reshape(2 * reach + 1, FOLD * inputs, FOLD * outputs)
-    y_bto = convolve_directly(x_bnfpc.swapaxes(2, 3).reshape(batch, -1, FOLD * inputs), kernel_kio, dilation)
-    y_bnpfo = y_bto.reshape(batch, -1, dilation, FOLD, outputs)
-    return y_bnpfo.swapaxes(2, 3).reshape(batch, -1, outputs)[:, :time]
-
-
-def convolve_by_spectrum(x_btc: Array, spectrum_rio: Array, width: int, dilation: int) -> Array:
-    """`convolve` by products of short spectra: about 2 multiplications an output and channel pair instead of K.
-
-    Each phase is cut into tiles of 14 outputs. With the matrices of `_spectrum` the tiles are transformed, multiplied with
-    `kernel_spectrum(kernel)` as matrices over channels at each frequency, and transformed back: three matrix products.
-    """
-    batch, time, inputs = x_btc.shape
-    rank, _, outputs = spectrum_rio.shape
-    signal_rl, _, back_tr = _spectrum(SPECTRUM_TILE, width)
-    length = signal_rl.shape[1]
-    tiles = -(-time // (dilation * SPECTRUM_TILE))
-    before = width // 2 * dilation
-    after = (tiles + 1) * SPECTRUM_TILE * dilation - before - time
-    x_bntpc = jnp.pad(x_btc, ((0, 0), (before, after), (0, 0))).reshape(batch, -1, SPECTRUM_TILE, dilation, inputs)
-    x_bnlpc = jnp.concatenate([x_bntpc[:, :-1], x_bntpc[:, 1:, : length - SPECTRUM_TILE]], axis=2)
-    x_rmc = (signal_rl @ x_bnlpc.transpose(2, 0, 1, 3, 4).reshape(length, -1)).reshape(rank, -1, inputs)
-    y_tmo = back_tr @ jnp.matmul(x_rmc, spectrum_rio).reshape(rank, -1)
-    y_bntpo = y_tmo.reshape(SPECTRUM_TILE, batch, tiles, dilation, outputs).transpose(1, 2, 0, 3, 4)
-    return y_bntpo.reshape(batch, -1, outputs)[:, :time]
-
-
-def kernel_spectrum(kernel_kio: Float[np.ndarray, "K C O"]) -> Float[np.ndarray, "R C O"]:
-    """What `convolve_by_spectrum` multiplies with."""
-    width, inputs, outputs = kernel_kio.shape
-    return (_spectrum(SPECTRUM_TILE, width)[1] @ kernel_kio.reshape(width, -1)).reshape(-1, inputs, outputs)
-
-
-def prepare_for_cpu(params: dict) -> dict:
-    """Plain parameters for `apply` on CPU: wide kernels of many channels as spectra, up to twice as fast there, equal up to rounding."""
 
     def prepare(name: str, layer: dict) -> dict:
         kernel = layer.get("kernel")
         if kernel is None:
             return {name: prepare(name, value) if isinstance(value, dict) else value for name, value in layer.items()}
-        narrow = kernel.ndim < 3 or kernel.shape[0] < SPECTRUM_WIDTH or min(kernel.shape[1:]) < SPECTRUM_CHANNELS
-        if narrow or name.startswith("ups_"):
-            return layer
-        return {"spectrum": kernel_spectrum(np.asarray(kernel)), "bias": layer["bias"]}
+        if name.startswith("ups_"):
+            rate = config.upsample_rates[int(name.removeprefix("ups_"))]
+            return {"phases": phase_kernel(np.asarray(kernel), rate), "bias": layer["bias"]}
+        *width, inputs, outputs = kernel.shape  # a dense layer has no width
+        if width and SPECTRUM_WIDTH <= width[0] <= SPECTRUM_TILE + 1 and min(inputs, outputs) >= SPECTRUM_CHANNELS:
+            return {"spectrum": kernel_spectrum(np.asarray(kernel)), "bias": layer["bias"]}
+        return layer
 
     return prepare("", params)
-
-
-@functools.cache
-def _spectrum(tile: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices `signal [R, L], kernel [R, K], back [tile, R]` with `correlate(x, w) = back @ ((signal @ x) * (kernel @ w))`.
-
-    A cyclic correlation of even length L >= tile + K - 1 by the real discrete Fourier transform: one product at frequencies
-    0 and L / 2, and three at each other, which are a complex product (Gauss): with p1 = (xr + xi) wr, p2 = xr (wi - wr),
-    p3 = xi (wr + wi) it is p1 - p3 + i (p1 + p2).
-    """
-    length = tile + width - 1 + (tile + width - 1) % 2
-    angle = 2 * np.pi / length * np.arange(length // 2 + 1)[:, None] * np.arange(length)
-    cos, sin = np.cos(angle), np.sin(angle)
-    ends, inner = [0, -1], slice(1, -1)
-    signal = np.concatenate([cos[ends], (cos - sin)[inner], cos[inner], -sin[inner]])
-    real, imaginary = cos[:, :width], sin[:, :width]  # conjugate: a correlation
-    kernel = np.concatenate([real[ends], real[inner], (imaginary - real)[inner], (real + imaginary)[inner]])
-    weight = np.full((len(angle), 1), 2.0 / length)
-    weight[ends] /= 2
-    real, imaginary = (weight * cos)[:, :tile], (-weight * sin)[:, :tile]
-    back = np.concatenate([real[ends], (real + imaginary)[inner], imaginary[inner], -real[inner]]).T
-    return signal.astype(np.float32), kernel.astype(np.float32), back.astype(np.float32)
-
-
-def upsample(x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], rate: int) -> Float[Array, "B T*rate O"]:
-    """Transposed convolution with padding (K - rate) // 2: input t adds `x[t] @ kernel[k]` to output `t * rate + k - padding`."""
-    width = kernel_kio.shape[0]
-    edge = width - 1 - (width - rate) // 2
-    return jax.lax.conv_general_dilated(
-        x_btc,
-        kernel_kio[::-1],
-        window_strides=(1,),
-        padding=((edge, edge),),
-        lhs_dilation=(rate,),
-        dimension_numbers=("NWC", "WIO", "NWC"),
-    )
 
 
 class Conv(nn.Module):
@@ -333,9 +239,13 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x_btc):
-        shape = (self.width, x_btc.shape[-1], self.features)
-        kernel = self.param("kernel", nn.initializers.normal(0.01), shape)
-        return upsample(x_btc, kernel, self.rate) + self.param("bias", nn.initializers.zeros, (self.features,))
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
+        if self.has_variable("params", "phases"):  # from `prepare_for_cpu`
+            phases = self.get_variable("params", "phases")
+        else:
+            shape = (self.width, x_btc.shape[-1], self.features)
+            phases = phase_kernel(self.param("kernel", nn.initializers.normal(0.01), shape), self.rate)
+        return upsample(x_btc, phases, self.width, self.rate) + bias
 
 
 class ResBlock(nn.Module):
@@ -500,9 +410,9 @@ class HifiGan(nn.Module):
         keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
         x_btc, halo = self.ups[stage](nn.leaky_relu(keep(x_btc), STAGE_SLOPE)), (halo[0] * up, halo[1] * up)
         x_btc, halo = _crop(x_btc, halo, tuple(side + cfg.reach for side in wanted))
-        if cfg.channels(stage) <= FOLD_CHANNELS:  # a length that folds as it is, in every block
+        if cfg.channels(stage) <= convolution.FOLD_CHANNELS:  # a length that folds as it is, in every block
             extra = -x_btc.shape[1] % math.lcm(
-                *(FOLD * dilation for row in cfg.resblock_dilation_sizes for dilation in row)
+                *(convolution.FOLD * dilation for row in cfg.resblock_dilation_sizes for dilation in row)
             )
             x_btc, halo = jnp.pad(x_btc, ((0, 0), (0, extra), (0, 0))), (halo[0], halo[1] + extra)
         rate *= up

@@ -79,7 +79,7 @@ class HifiGanVocoder:
                 what = f"array {path} has shape {found.get(path)}, its config asks for {wanted.get(path)}"
                 raise CheckpointError(f"vocoder: {what}")
         if jax.default_backend() == "cpu":
-            params = prepare_for_cpu(params)
+            params = prepare_for_cpu(params, network)
         self._params = {"params": jax.tree.map(jnp.asarray, params)}
 
     @classmethod

@@ -13,7 +13,7 @@ from spirit_jax.checkpoint import flatten, unflatten
 from spirit_jax.convert import hifigan as table
 from spirit_jax.convert.files import ConversionError
 from spirit_jax.convert.table import slots, to_ours, to_theirs
-from spirit_jax.models import hifigan
+from spirit_jax.models import convolution, hifigan
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm, prepare_for_cpu, split_weight_norm
 from tests.goldens import golden
 from tests.models.torch_hifigan import TorchHifiGan
@@ -162,7 +162,7 @@ def test_windows_with_context_equal_the_whole(pair):
 )
 def test_context_is_the_receptive_field_exactly(config, monkeypatch):
     # A unit whose embedding is NaN marks all audio that depends on it; folded kernels would multiply NaN with zeros.
-    monkeypatch.setattr(hifigan, "FOLD_CHANNELS", 0)
+    monkeypatch.setattr(convolution, "FOLD_CHANNELS", 0)
     _, model, params = both(config)
     folded = fold_weight_norm(params)
     table_ = np.array(folded["unit_embedding"]["embedding"])
@@ -183,10 +183,10 @@ def test_context_of_the_released_vocoders():
 
 
 def by_spectrum(x, kernel, dilation):
-    return hifigan.convolve_by_spectrum(x, hifigan.kernel_spectrum(kernel), kernel.shape[0], dilation)
+    return convolution.convolve_by_spectrum(x, convolution.kernel_spectrum(kernel), kernel.shape[0], dilation)
 
 
-@pytest.mark.parametrize("form", [hifigan.convolve_directly, hifigan.convolve_folded, by_spectrum])
+@pytest.mark.parametrize("form", [convolution.convolve_directly, convolution.convolve_folded, by_spectrum])
 @pytest.mark.parametrize(("time", "dilation", "width"), [(1, 1, 7), (4, 5, 3), (31, 2, 7), (41, 1, 11), (200, 3, 11)])
 def test_all_forms_of_convolution_equal_torch(form, time, dilation, width):
     # Against torch in float64. Sums of up to 66 products of unit variance: 1e-5 is 1e-6 of their size.
@@ -215,8 +215,9 @@ def test_networks_prepared_for_cpu_equal_torch():
     wide = {**BASE, "upsample_rates": [6], "upsample_kernel_sizes": [8], "upsample_initial_channel": 256}
     wide |= {"resblock_kernel_sizes": [7], "resblock_dilation_sizes": [[3]]}
     theirs, model, params = both(wide)
-    prepared = prepare_for_cpu(fold_weight_norm(params))
-    assert {path for path in flatten(prepared) if path.endswith("spectrum")} == {
+    prepared = prepare_for_cpu(fold_weight_norm(params), model.config)
+    assert {path for path in flatten(prepared) if path.endswith(("spectrum", "phases"))} == {
+        "ups_0/phases",
         "resblocks_0/convs1_0/spectrum",
         "resblocks_0/convs2_0/spectrum",
     }
@@ -233,7 +234,8 @@ def test_upsampling_equals_torch(width, rate):
     expected = torch.nn.functional.conv_transpose1d(
         torch.tensor(x).mT, torch.tensor(kernel).permute(1, 2, 0), stride=rate, padding=(width - rate) // 2
     ).mT
-    np.testing.assert_allclose(hifigan.upsample(x, kernel, rate), expected, atol=2e-5)
+    found = convolution.upsample(x, convolution.phase_kernel(kernel, rate), width, rate)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 def test_weight_norm_folds_as_torch_and_splits_back(pair):
