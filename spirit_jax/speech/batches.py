@@ -11,10 +11,13 @@ from jaxtyping import Float
 
 from spirit_jax.audio import SAMPLE_RATE, AudioError
 
-_SECONDS = (1, 1.25, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 12, 16, 20, 25, 32, 40, 50, 64, 80, 100)
+_SECONDS = (
+    *(1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22.5, 25),
+    *(28, 32, 36, 40, 45, 50, 56, 64, 72, 80, 90, 100),
+)
 
 PADDED_LENGTHS = tuple(int(seconds * SAMPLE_RATE) for seconds in _SECONDS)
-"""Samples that clips are padded to, at most a third more than they have (1 s for the shortest)."""
+"""Samples that clips are padded to: from 2 s on at most a sixth more than they have, on average a sixteenth."""
 
 MAX_SAMPLES = PADDED_LENGTHS[-1]
 """The longest clip (100 s): longer audio is cut into chunks of this (FORMATS.md section 1)."""
@@ -53,14 +56,14 @@ def encode_clips(
     for length, group in itertools.groupby(sorted(range(len(clips)), key=padded), padded):
         rows = list(group)
         largest = devices << (MAX_SAMPLES // length).bit_length() - 1
-        for start in range(0, len(rows), largest):
-            batch = rows[start : start + largest]
-            # A power of two (a device), so that the rest of a group meets few shapes; clips repeat to fill it.
-            size = devices << max(0, -(-len(batch) // devices) - 1).bit_length()
+        while rows:
+            # A power of two a device, so that there are few shapes, none of them padded with clips: 7 are 4, 2 and 1.
+            size = min(largest, devices << max(0, (len(rows) // devices).bit_length() - 1))
+            batch, rows = rows[:size], rows[size:]
             audio = np.zeros((size, length), np.float32)
             lengths = np.empty(size, np.int32)
             for row in range(size):
-                clip = clips[batch[row % len(batch)]]
+                clip = clips[batch[row % len(batch)]]  # fewer than devices: some repeat
                 audio[row, : clip.size], lengths[row] = clip, clip.size
             *outputs, counts = map(np.asarray, run(*shard(audio, lengths)))
             for row, index in enumerate(batch):

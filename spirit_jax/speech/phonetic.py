@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, nearest_centroid, truncate, unstack
+from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, for_inference, nearest_centroid, truncate
 from spirit_jax.speech.batches import encode_clips, exact, replicate
 
 
@@ -38,7 +38,7 @@ class HubertEncoder:
         model, encoder = truncate(self.encoder, arrays["encoder"], config["layer"])
         quantizer = {name: value for name, value in config["quantizer"].items() if name != "kind"}
         self._blank = {"linear": lambda: quantizer["units"], "kmeans": lambda: None}[config["quantizer"]["kind"]]()
-        params = replicate({"encoder": unstack(encoder), "quantizer": arrays["quantizer"]})
+        params = replicate({"encoder": for_inference(encoder), "quantizer": arrays["quantizer"]})
 
         def features(params, audio_br, lengths_b):
             return model.apply({"params": params["encoder"]}, audio_br, lengths_b)

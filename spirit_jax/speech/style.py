@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier, unstack
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier, for_inference
 from spirit_jax.speech.batches import encode_clips, exact, replicate
 
 
@@ -24,7 +24,7 @@ class Wav2Vec2Style:
         self._config, self._arrays = config, arrays
         self.encoder = Wav2Vec2Config.from_dict(config["encoder"])
         network = WindowClassifier(self.encoder, config["projection_size"], config["num_labels"])
-        params = replicate({**arrays, "encoder": unstack(arrays["encoder"])})
+        params = replicate({**arrays, "encoder": for_inference(arrays["encoder"])})
 
         def styles(params, audio_br, lengths_b):
             logits, windows = network.apply({"params": params}, audio_br, lengths_b)

@@ -218,6 +218,59 @@ def test_full_size(component, count):
     assert sum(int(np.prod(shape)) for shape in shapes.values()) + 768 == count  # 768: the unused mask vector
 
 
+def hard_sounds():
+    """A hum, a hum with an offset in faint noise, and white noise: [3, 16000], and how much of each is valid."""
+    time, rng = np.arange(16_000) / 16_000, np.random.default_rng(0)
+    hum = 0.5 * np.sin(2 * np.pi * 100 * time)
+    rows = [hum, 0.3 + hum + 1e-4 * rng.normal(size=16_000), rng.normal(size=16_000)]
+    return np.stack(rows).astype(np.float32), np.array([16_000, 12_345, 9_000])
+
+
+def test_the_norm_folded_into_the_first_convolution():
+    """Filters of every band, so that some hear a ten-thousandth of what is loud. Against float64.
+
+    3 times the largest error of the norm taken of the convolution's output in float32, as PyTorch does.
+    """
+    audio, samples = hard_sounds()
+    kernel = np.concatenate([wav2vec2._cosines(10), np.random.default_rng(1).normal(size=(10, 6))], 1).astype(
+        np.float32
+    )
+    frames, counts = wav2vec2._frames(audio, 10, 5), (samples - 10) // 5 + 1
+    assert frames.shape == (3, 3199, 10)
+    np.testing.assert_array_equal(frames[1, 7], audio[1, 35:45])
+    folded, offset = wav2vec2.normalizing_kernel(frames, counts, kernel, 1e-5)
+    ours = np.einsum("btw,bwc->btc", frames, folded) + np.asarray(offset)[:, None]
+    plain = np.asarray(wav2vec2.masked_standardize(np.einsum("btw,wc->btc", frames, kernel), counts, 1e-5))
+    for row, count in enumerate(counts):
+        y = np.asarray(frames, np.float64)[row, :count] @ kernel
+        exact = (y - y.mean(0)) / np.sqrt(y.var(0) + 1e-5)
+        error, usual = (np.abs(found[row, :count] - exact).max() for found in (ours, plain))
+        assert error <= 3 * usual, (row, error, usual)
+
+
+@pytest.mark.parametrize("name", ["50 Hz wav2vec2", "odd positional kernel", "layer norm extractor, biases, pre-norm"])
+def test_the_form_for_inference_computes_the_same(name):
+    """Layers apart, the positional convolution by spectra (on CPU), tiles: as many as there are frames, and one."""
+    config = style.hf_encoder_config({**SMALL, **VARIANTS[name][1]})
+    audio = np.random.default_rng(2).normal(size=(2, 3000)).astype(np.float32)
+    model = Wav2Vec2Model(config)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.1 * jax.random.normal(jax.random.key(leaf.size), leaf.shape),
+        jax.jit(model.init)(jax.random.key(0), audio)["params"],
+    )
+    lengths = np.array([3000, 2000])
+    expected, frames = model.apply({"params": params}, audio, lengths)
+    prepared = wav2vec2.for_inference(params)
+    assert "layers" not in prepared
+    assert "spectrum" in prepared["position"]
+    for samples in (config.hop, 7 * config.hop, wav2vec2.CPU_TILE):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(wav2vec2, "CPU_TILE", samples)
+            found, _ = model.apply({"params": prepared}, audio, lengths)
+        for row, count in enumerate(frames):  # 3e-5: as against transformers
+            np.testing.assert_allclose(found[row, :count], expected[row, :count], rtol=0, atol=3e-5)
+
+
 def test_quantizer_widths_grow_where_the_upstream_is_small():
     assert LinearQuantizer(768, 768).widths == (702, 635, 501)
     assert LinearQuantizer(32, 32).widths == (32 - (-469 // 4), 32 - (-469 // 2), 501)

@@ -34,10 +34,11 @@ def test_every_clip_gets_its_own_row_and_shapes_are_few():
     assert all(b <= 4 / 3 * a + 1 for a, b in itertools.pairwise(PADDED_LENGTHS))
     assert {length for _, length in shapes} <= set(PADDED_LENGTHS)
     assert all(rows * length <= MAX_SAMPLES and rows & (rows - 1) == 0 for rows, length in shapes)
+    assert sum(rows for rows, _ in shapes) == len(clips)  # none is computed twice
 
 
 def test_rows_are_split_over_the_local_devices():
-    """In a process with four virtual devices: 7 clips make 2 rows a device, and each clip its own sum."""
+    """In a process with four virtual devices: 11 clips make 2 rows a device, then 1 for the rest, and each its own sum."""
     code = """
 import jax, numpy as np
 from spirit_jax.speech.batches import encode_clips, exact, replicate
@@ -47,10 +48,10 @@ run_ = exact(lambda scale, audio, lengths: (scale * audio.sum(1, keepdims=True),
 def run(audio, lengths):
     seen.append((audio.shape, len(audio.sharding.device_set), len(scale.sharding.device_set)))
     return run_(scale, audio, lengths)
-clips = [np.full(1000 + i, 1.0, np.float32) for i in range(7)]
+clips = [np.full(1000 + i, 1.0, np.float32) for i in range(11)]
 found = [float(x[0]) for (x,) in encode_clips(run, clips, 1, "sums")]
 assert found == [2.0 * len(clip) for clip in clips], found
-assert seen == [((8, 16000), 4, 4)], seen
+assert seen == [((8, 16000), 4, 4), ((4, 16000), 4, 4)], seen
 """
     environment = {
         **os.environ,
