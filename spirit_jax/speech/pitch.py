@@ -45,8 +45,9 @@ def pyaapt(audio: Float[np.ndarray, " R"], interpolate: bool = True) -> tuple[np
 class VQVAEPitch:
     """Part kind "vqvae": an F0 contour at 200 Hz, less its mean over the voiced frames, as one code every 80 ms.
 
-    config.json: `vqvae` (the fields of `VQVAEConfig`), `interpolate` and `normalize` (bool), and `fcpe` (the fields of
-    `FCPEConfig`) where FCPE's weights are part of the checkpoint. Arrays: `vqvae/...` and `fcpe/...`.
+    config.json: `vqvae` (the fields of `VQVAEConfig`), `interpolate` and `normalize` (bool), `fcpe` (the fields of
+    `FCPEConfig`) where FCPE's weights are part of the checkpoint, and `speaker_f0_mean` (Hz by speaker) where it came
+    with statistics of speakers. Arrays: `vqvae/...` and `fcpe/...`.
 
     Args:
         f0: "fcpe", or "pyaapt" (host only, and slow: as the quantizer was trained).
@@ -94,25 +95,39 @@ class VQVAEPitch:
     def arrays(self) -> dict[str, Any]:
         return self._arrays
 
-    def encode(self, audio: Float[np.ndarray, " R"], f0_mean: float | None = None) -> Int[np.ndarray, " N"]:
+    def encode(
+        self, audio: Float[np.ndarray, " R"], f0_mean: float | None = None, speaker: str | None = None
+    ) -> Int[np.ndarray, " N"]:
         """int32 units of 0.08 s to 100 s of audio, (R // 80 + 1) // 16 of them; silence and noise have units too.
 
         Args:
             f0_mean: Hz, the speaker's mean F0 where it is known, instead of the clip's own.
+            speaker: one whose mean F0 the checkpoint holds, in its place.
         """
         if f0_mean is None:
-            return self.encode_batch([audio])[0]
+            return self.encode_batch([audio], speaker)[0]
         return self.quantize(*self.contours([audio])[0], f0_mean)
 
-    def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " N"]]:
+    def encode_batch(
+        self, clips: Sequence[Float[np.ndarray, " R"]], speaker: str | None = None
+    ) -> list[Int[np.ndarray, " N"]]:
         """`encode` of each clip, in batches; whatever its neighbours, a clip gives what it gives alone.
 
         Raises:
             AudioError: a clip is too short or too long; says which and the bounds.
+            ValueError: a speaker of whom the checkpoint holds no mean F0; names those of whom it does.
         """
-        if self.f0 == "fcpe":
+        if self.f0 == "fcpe" and speaker is None:
             return [codes for (codes,) in encode_clips(self._encode, clips, self.minimum, "pitch units")]
-        return [self.quantize(*contour_) for contour_ in self.contours(clips)]
+        mean = None if speaker is None else self._mean_of(speaker)
+        return [self.quantize(*contour_, mean) for contour_ in self.contours(clips)]
+
+    def _mean_of(self, speaker: str) -> float:
+        means = self._config.get("speaker_f0_mean", {})
+        if speaker not in means:
+            known = ", ".join(sorted(means)[:8]) + (", ..." if len(means) > 8 else "") if means else "nobody"
+            raise ValueError(f"speaker {speaker!r} is not known: the checkpoint holds the mean F0 of {known}")
+        return means[speaker]
 
     def contours(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[tuple[np.ndarray, np.ndarray]]:
         """(F0 in Hz, voiced 0 or 1) of each clip at 200 Hz, not normalised."""

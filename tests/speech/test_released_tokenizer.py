@@ -78,16 +78,38 @@ def test_libri_clips_and_edge_lengths(tokenizer):
         tokenizer.encode(load_audio(shared_golden("audio/short_1279.wav")))
 
 
-def test_stereo_is_averaged(tokenizer):
-    case = json.loads(shared_golden("goldens/speech_tokenizer.json").read_text())["stereo_a.wav|channel_id=None"]
+@pytest.mark.parametrize("channel", [None, 0, 1])
+def test_stereo_is_averaged_or_one_channel_heard(tokenizer, channel):
+    cases = json.loads(shared_golden("goldens/speech_tokenizer.json").read_text())
+    theirs = cases[f"stereo_a.wav|channel_id={channel}"]["base"]["ok"]["units"]["hubert"]
     import soundfile
 
     stereo, _ = soundfile.read(shared_golden("audio/stereo_a.wav"), dtype="float32")
-    for audio in (stereo.T, stereo.mean(1)):
-        units = tokenizer.encode(audio)
-        assert " ".join(map(str, units.hubert)) == case["base"]["ok"]["units"]["hubert"]
+    assert " ".join(map(str, tokenizer.encode(stereo.T, channel).hubert)) == theirs
+    alone = stereo.mean(1) if channel is None else stereo[:, channel]
+    assert " ".join(map(str, tokenizer.encode(alone).hubert)) == theirs
     with pytest.raises(AudioError, match=r"1-D .* found shape \(25613, 2\)"):
         tokenizer.encode(stereo)
+    for audio, wrong in ((stereo.T, 2), (stereo.T, -1), (alone, 0), (stereo, 0)):
+        with pytest.raises(AudioError, match=f"channel_id {wrong}: "):
+            tokenizer.encode(audio, wrong)
+
+
+def test_a_speaker_whose_mean_f0_is_known(tokenizer):
+    clip = load_audio(golden("audio/tone_a.wav"))
+    means = {"low": 90.0, "high": 260.0}
+    pitch = VQVAEPitch.load({**tokenizer.pitch.config(), "speaker_f0_mean": means}, tokenizer.pitch.arrays())
+    with_means = SpeechTokenizer(tokenizer.phonetic, pitch, tokenizer.style, None, "")
+    found = {name: with_means.encode(clip, speaker=name) for name in (None, *means)}
+    for name, mean in means.items():
+        np.testing.assert_array_equal(found[name].pitch, pitch.encode(clip, f0_mean=mean))
+        np.testing.assert_array_equal(found[name].hubert, found[None].hubert)
+    assert found[None] == tokenizer.encode(clip)
+    assert (found["low"].pitch != found["high"].pitch).any()
+    with pytest.raises(ValueError, match="speaker 'x' is not known: .* of high, low"):
+        with_means.encode(clip, speaker="x")
+    with pytest.raises(ValueError, match="speaker 'low' is not known: .* of nobody"):
+        tokenizer.encode(clip, speaker="low")
 
 
 def test_chunks_of_100_seconds(tokenizer):
