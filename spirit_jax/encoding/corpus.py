@@ -4,6 +4,7 @@ The work is cut into blocks of consecutive utterances. Each finished block lies,
 are there and become the record files; so a job that was killed goes on where it was, and hosts share out the blocks.
 """
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -25,6 +26,7 @@ from spirit_jax.checkpoint import write_file
 from spirit_jax.data.corpora import Corpus, Utterance, open_corpus
 from spirit_jax.data.records import RecordError, RecordSource, RecordWriter, UnitRecord
 from spirit_jax.encoding.inputs import AudioFiles
+from spirit_jax.encoding.tfds import PreparedSpeech
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.kmeans import one_thread
 from spirit_jax.units import NAMES, SIZES, SpeechUnits
@@ -123,7 +125,7 @@ def encode_corpus(
 
 
 def encode_split(
-    corpus: Corpus | AudioFiles,
+    corpus: Corpus | AudioFiles | PreparedSpeech,
     tokenizer: SpeechTokenizer | None,
     directory: str | os.PathLike,
     *,
@@ -132,11 +134,16 @@ def encode_split(
     progress: bool = True,
     host: int = 0,
     hosts: int = 1,
+    host_timeout: float = 1800,
 ) -> EncodingSummary | None:
     """Encode one opened split; see `encode_corpus`. Killed and called again, it goes on where it was.
 
     With several hosts, each is called with its number and the same shared directory and encodes every `hosts`-th block.
     Host 0 waits for the others and writes the records; the others give None.
+
+    Raises:
+        EncodingError: as `encode_corpus`, and on host 0 when another host has not finished a block for `host_timeout`
+            seconds; finished blocks stay, and both go on when they are called again.
     """
     if corpus.has_speech and tokenizer is None:
         raise EncodingError(f"corpus {corpus.name!r} holds speech: a speech tokenizer is needed to encode it")
@@ -151,9 +158,7 @@ def encode_split(
     _encode_blocks(corpus, tokenizer, blocks, range(host, blocks.count, hosts), skip_bad, progress)
     if host:
         return None
-    while missing := sum(not blocks.path(block).exists() for block in range(blocks.count)):
-        logging.warning("%d blocks of other hosts are not there yet", missing)
-        time.sleep(5)
+    _await_others(blocks, hosts, host_timeout)
     summary = _gather(corpus, blocks, directory, shards, units)
     write_file(_summary_path(directory, split), json.dumps(dataclasses.asdict(summary), indent=1) + "\n")
     shutil.rmtree(blocks.directory)
@@ -183,8 +188,26 @@ class _Blocks:
         write_file(self.path(block), msgpack.packb({**content, "job": self._job}))
 
 
+def _await_others(blocks: _Blocks, hosts: int, timeout: float) -> None:
+    """Wait until the blocks of all hosts are there, as long as each host that lacks some goes on finishing others."""
+    missing, heard = range(blocks.count), {}
+    while missing := [block for block in missing if not blocks.path(block).exists()]:
+        left, now = collections.Counter(block % hosts for block in missing), time.monotonic()
+        for host, count in sorted(left.items()):
+            if heard.get(host, (None, now))[0] != count:
+                heard[host] = count, now
+                logging.warning("host %d has %d blocks to go", host, count)
+            elif now - heard[host][1] >= timeout:
+                raise EncodingError(
+                    f"{blocks.directory}: host {host} of {hosts} has finished no block for {timeout:.0f} s and lacks {count}. "
+                    f"Start it again (the same command with --host_index {host} --host_count {hosts}), then this one; "
+                    "finished blocks are kept"
+                )
+        time.sleep(min(5, timeout))
+
+
 def _encode_blocks(
-    corpus: Corpus | AudioFiles,
+    corpus: Corpus | AudioFiles | PreparedSpeech,
     tokenizer: SpeechTokenizer | None,
     blocks: _Blocks,
     mine: Iterable[int],
@@ -289,7 +312,7 @@ def _record(utterance: Utterance, audio: np.ndarray | None, units: SpeechUnits |
 
 
 def _gather(
-    corpus: Corpus | AudioFiles, blocks: _Blocks, directory: pathlib.Path, shards: int, units: str
+    corpus: Corpus | AudioFiles | PreparedSpeech, blocks: _Blocks, directory: pathlib.Path, shards: int, units: str
 ) -> EncodingSummary:
     """All blocks as the split's record files, in the order of the corpus."""
     samples, words, bad, seconds = 0, 0, 0, 0.0

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from spirit_jax.data.corpora import Corpus, CorpusError, Utterance, open_corpus
+from spirit_jax.data.corpora.reading import _version_directory
+from spirit_jax.encoding.tfds import PreparedSpeech, SpeechAlone, features
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 
@@ -22,8 +24,8 @@ FIELDS = ("audio", "id", "text", "speaker", "words")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Clip(Utterance):
-    """An utterance out of a file of its own, read when used. It may have no transcript: speech alone is training data."""
+class Clip(SpeechAlone):
+    """An utterance out of a file of its own, read when used."""
 
     path: pathlib.Path = pathlib.Path()
 
@@ -33,9 +35,6 @@ class Clip(Utterance):
         except OSError as error:
             raise CorpusError(f"utterance {self.id!r}: {self.path}: {error.strerror}") from error
         return Utterance.load(dataclasses.replace(self, audio=audio))
-
-    def check_text(self) -> None:
-        """Any transcript will do."""
 
 
 class AudioFiles(Sequence[Clip]):
@@ -74,12 +73,13 @@ class AudioFiles(Sequence[Clip]):
         return digest.hexdigest()
 
 
-def open_input(source: str, split: str) -> Corpus | AudioFiles:
+def open_input(source: str, split: str) -> Corpus | AudioFiles | PreparedSpeech:
     """A manifest (`.jsonl`, `.tsv`), a folder or glob of audio files, a prepared TFDS directory, or a bundled corpus.
 
     A manifest has a line an utterance, with `FIELDS`: JSON objects (`words` is a list of {"word", "start_ms", "end_ms"}),
     or tab-separated columns named in the first line (no `words`). The id defaults to the path of the audio without its
-    suffix. Of an audio file that a folder or glob names, a `.txt` file beside it is the transcript.
+    suffix. Of an audio file that a folder or glob names, a `.txt` file beside it is the transcript. A TFDS directory is one
+    that `write_corpus` or a stock builder of speech (`features.Audio`) prepared.
 
     Args:
         split: of a corpus that has splits; what the records of files are called.
@@ -94,8 +94,12 @@ def open_input(source: str, split: str) -> Corpus | AudioFiles:
         root = pathlib.Path(os.path.dirname(re.split(r"[*?[]", source)[0]))
         paths = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
         return AudioFiles(root.resolve().name, root, split, _files(paths, root))
-    if path.is_dir() and not any(path.glob("**/dataset_info.json")):
-        return AudioFiles(path.resolve().name, path, split, _files(path.rglob("*"), path))
+    if path.is_dir():
+        if not any(path.glob("**/dataset_info.json")):
+            return AudioFiles(path.resolve().name, path, split, _files(path.rglob("*"), path))
+        prepared = _version_directory(path)
+        if any("audio" in feature for feature in features(prepared).values()):
+            return PreparedSpeech(prepared, split)
     return open_corpus(source, split)
 
 

@@ -146,6 +146,26 @@ def test_hosts_share_the_work(files, tokenizer, expected, tmp_path):
     assert contents(tmp_path) == contents(expected[0])
 
 
+def test_a_host_that_died_is_named(files, tokenizer, expected, tmp_path):
+    """Host 1 of 3 never runs: host 0 gives up, saying so, and both go on when they are started again."""
+    opened = open_input(str(files), "train")
+
+    def run(host):
+        return encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, host=host, hosts=3, host_timeout=0.1)
+
+    run(2)
+    with pytest.raises(EncodingError, match="host 1 of 3 has finished no block for 0 s and lacks 1. .*--host_index 1"):
+        run(0)
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".encoding-train").iterdir()}
+    assert len(kept) == 3
+    run(1)
+    assert {
+        path.name: path.stat().st_mtime_ns for path in (tmp_path / ".encoding-train").iterdir()
+    }.items() >= kept.items()
+    assert run(0).records == expected[1].records
+    assert contents(tmp_path) == contents(expected[0])
+
+
 def test_finished_blocks_of_another_job_are_not_used(files, tokenizer, tmp_path):
     left, opened = (open_input(f"{files}/clip0{tens}*.wav", "train") for tens in (1, 2))
     blocks = corpus._Blocks(tmp_path / ".encoding-train", left.fingerprint, tokenizer.fingerprint, len(left))
