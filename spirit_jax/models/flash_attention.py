@@ -34,10 +34,12 @@ def kernel_for(q_btnh: Float[Array, "B T N H"], k_btkh: Float[Array, "B T K H"])
 
     The platform is that of the mesh in force (`jax.set_mesh`), else of JAX's first device.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    platform = jax.default_backend() if mesh.empty else mesh.abstract_device.platform
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
     length, head = q_btnh.shape[1], q_btnh.shape[3]
-    if platform == "tpu" and length % _LANES == 0 and head % _LANES == 0:
+    if length % _LANES:
+        return None
+    if platform == "tpu" and head % _LANES == 0:
         return sharded(splash_attention)
     if platform in ("gpu", "cuda") and q_btnh.dtype == jnp.bfloat16 and head % 8 == 0 and head <= 128:
         return sharded(cudnn_attention)

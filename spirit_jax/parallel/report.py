@@ -248,9 +248,7 @@ def walk(
                         found.kind, _where(source), found.size, len(members), 1.0, False, time, time
                     )
                     cost.collectives.append(collective)
-                    direction = source.attribute(
-                        "source_target_pairs"
-                    )  # permutations of opposite directions run at once
+                    direction = source.attribute("source_target_pairs")  # opposite permutations run at once
                     end = links[direction] = max(clock, links[direction]) + time
                     if background:
                         running[instruction.name] = (collective, end)
