@@ -4,8 +4,11 @@
     python tools/convert_torch_weights.py export --source OURS --target RELEASED [--only ...]
     python tools/convert_torch_weights.py verify --source RELEASED --target OURS [--only ...] [--model ...]
 
-RELEASED: a released tree (`speech_tokenizer/`, `spiritlm_model/`), one of its folders, or a Hugging Face Llama directory, whose
-vocabulary is then extended for `--model`. OURS: a checkpoint directory; for export also a training run's step. PyTorch is not needed.
+RELEASED: a released tree (`speech_tokenizer/`, `spiritlm_model/`), one of its folders, the folder of the one part that `--only` names, or a
+Hugging Face Llama directory, whose vocabulary is then extended for `--model`. For `--only hubert` the folder may hold any fairseq HuBERT
+(`*.pt`) with k-means centroids (`*_L11_km500.bin`, `km.bin`, `*kmeans*.npy`): if the name does not say the layer, `--layer` does.
+OURS: a checkpoint directory; for export also a training run's step. PyTorch is not needed; where it is installed, `verify` also runs
+both networks of every part on the same input.
 Exit code 2: the arguments cannot be used. 1: the conversion failed; the target is as it was.
 """
 

@@ -76,10 +76,11 @@ def run(jobs: Iterable[Job], target: pathlib.Path, overwrite: bool, progress: Pr
 
 
 def _replace(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Two renames: what was there moves into the staging directory, which goes when all is done."""
     target.parent.mkdir(exist_ok=True)
-    if target.is_dir() and not target.is_symlink():
-        shutil.rmtree(target)
-    source.replace(target)
+    if target.exists() or target.is_symlink():
+        target.rename(source.with_name(f"{source.name}.replaced"))
+    source.rename(target)
 
 
 def wanted(only: Iterable[str] | None) -> set[str]:

@@ -48,7 +48,7 @@ def phonetic(contents: Contents, config: Mapping[str, Any], arrays: Mapping[str,
 
     encoder, quantizer, audio = contents[parts.HUBERT_FILE], contents[parts.QUANTIZER_FILE], _noise()
     state = reference.tensors(encoder["model_weight"])
-    features = reference.hubert(state, encoder["model_cfg"], config["layer"], torch.from_numpy(audio))
+    features = reference.hubert(state, encoder["model_cfg"], contents[parts.LAYER], torch.from_numpy(audio))
     network, params = truncate(Wav2Vec2Config.from_dict(config["encoder"]), arrays["encoder"], config["layer"])
     found, _ = _ours(lambda p, x: network.apply({"params": p}, x), params, audio)
     if CENTERS in quantizer:

@@ -218,6 +218,7 @@ def read_released(part: Part, folder: pathlib.Path, layer: int | None = None) ->
             else:
                 notes.append(f"{folder / extra} is not there, though the config names it: done without")
         config = part.config(contents)
+        contents[LAYER] = config.get("layer")
     except (KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{folder}: the config of the part lacks {error}") from error
     except ConversionError as error:

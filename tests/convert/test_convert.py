@@ -483,37 +483,42 @@ def test_an_interrupted_conversion_leaves_nothing(existing, released, ours, tmp_
     assert sorted(str(path) for path in tmp_path.rglob("*")) == before
 
 
-def test_the_command(released, ours, tmp_path, capsys):
-    def run(*arguments, code=None):
-        if code is None:
+def run(capsys, *arguments, code=None):
+    """What the command prints; `code` is the exit code if it is to fail."""
+    if code is None:
+        main([*map(str, arguments)])
+    else:
+        with pytest.raises(SystemExit) as exit_:
             main([*map(str, arguments)])
-        else:
-            with pytest.raises(SystemExit) as exit_:
-                main([*map(str, arguments)])
-            assert exit_.value.code == code
-        return capsys.readouterr()
+        assert exit_.value.code == code
+    return capsys.readouterr()
 
+
+def test_the_command(released, tmp_path, capsys):
     target = tmp_path / "target"
-    assert "two language models" in run("import", "--source", released, "--target", target, code=2).err
-    assert "no such directory" in run("import", "--source", released / "x", "--target", target, code=2).err
+    assert "two language models" in run(capsys, "import", "--source", released, "--target", target, code=2).err
+    assert "no such directory" in run(capsys, "import", "--source", released / "x", "--target", target, code=2).err
     assert (
         "--only huberts: choose among llm,hubert"
-        in run("import", "--source", released, "--target", target, "--only", "huberts", code=2).err
+        in run(capsys, "import", "--source", released, "--target", target, "--only", "huberts", code=2).err
     )
-    run("convert", code=2)
-    listing = run("import", "--source", released, "--target", target, "--only", "style,pitch", "--dry-run").out
+    run(capsys, "convert", code=2)
+    listing = run(capsys, "import", "--source", released, "--target", target, "--only", "style,pitch", "--dry-run").out
     assert "style_encoder_w2v2" in listing
     assert "dry run: nothing written" in listing
     assert not target.exists()
 
-    run("import", "--source", released, "--target", target, "--only", "style")
+    run(capsys, "import", "--source", released, "--target", target, "--only", "style")
     (target / "mine.txt").write_text("kept")
-    assert "exists" in run("import", "--source", released, "--target", target, "--only", "hubert", code=2).err
-    run("import", "--source", released, "--target", target, "--only", "hubert,style", "--overwrite")
+    assert "exists" in run(capsys, "import", "--source", released, "--target", target, "--only", "hubert", code=2).err
+    run(capsys, "import", "--source", released, "--target", target, "--only", "hubert,style", "--overwrite")
     assert sorted(path.name for path in target.iterdir()) == ["mine.txt", "speech_tokenizer"]
     assert sorted(path.name for path in (target / "speech_tokenizer").iterdir()) == ["phonetic", "style"]
 
-    rows = run("verify", "--source", released, "--target", ours, "--model", "expressive").out
+
+def test_verify_runs_every_part_through_torch(released, ours, tmp_path, capsys):
+    arguments = ("verify", "--source", released, "--target", ours, "--model", "expressive")
+    rows = run(capsys, *arguments).out
     lines = {line.split()[0]: line.split() for line in rows.splitlines()[1:]}
     assert list(lines) == ["llm", *(part.name for part in parts.PARTS)]
     for line in lines.values():
@@ -523,13 +528,14 @@ def test_the_command(released, ours, tmp_path, capsys):
     other = shutil.copytree(ours / "speech_tokenizer/phonetic", tmp_path / "other/speech_tokenizer/phonetic")
     (other / "config.json").write_text((other / "config.json").read_text().replace('"layer": 11', '"layer": 10'))
     arguments = ("verify", "--source", released, "--target", tmp_path / "other", "--only", "hubert")
-    assert "phonetic: the networks of" in run(*arguments, code=1).err
+    assert "phonetic: the networks of" in run(capsys, *arguments, code=1).err
 
     state = load_torch(released / "speech_tokenizer/hifigan_spiritlm_base/generator.pt")
-    changed = shutil.copytree(released / "speech_tokenizer", tmp_path / "changed/speech_tokenizer")
+    changed = tmp_path / "changed/hifigan_spiritlm_base"
+    shutil.copytree(released / "speech_tokenizer/hifigan_spiritlm_base", changed)
     state["generator"]["conv_pre.bias"] = state["generator"]["conv_pre.bias"] + np.float32(1e-6)
-    save_torch(changed / "hifigan_spiritlm_base/generator.pt", state)
-    found = run("verify", "--source", tmp_path / "changed", "--target", ours, "--only", "vocoder", code=1)
+    save_torch(changed / "generator.pt", state)
+    found = run(capsys, "verify", "--source", tmp_path / "changed", "--target", ours, "--only", "vocoder", code=1)
     assert "no: generator.pt:conv_pre.bias" in found.out
 
 
