@@ -18,11 +18,12 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import latest_step
+from spirit_jax.checkpoint import damage, latest_step, read_checksums
 from spirit_jax.data.corpora import open_corpus, write_corpus
 
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 STEPS = 30
+PATIENCE = 1000  # seconds; a test that takes too long is ended by pytest
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
@@ -46,7 +47,7 @@ def _command(run, corpora, *more):
         "--prepare.text_pieces", "320", "--prepare.speech_tokenizer.phonetic_units", "32",
         "--prepare.speech_tokenizer.pitch_units", "8", "--prepare.speech_tokenizer.style_units", "4",
         "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
-        "--model.num_attention_heads", "2", "--model.num_key_value_heads", "1", "--model.num_hidden_layers", "2",
+        "--model.num_attention_heads", "2", "--model.num_key_value_heads", "2", "--model.num_hidden_layers", "2",
         "--sequence_length", "128", "--global_batch_size", "4", "--loop.steps", str(STEPS), "--loop.log_every", "1",
         "--loop.evaluate_every", "15", "--loop.sample_every", "30", "--sample.max_new_tokens", "30", "--checkpoint.every", "6",
         *more,
@@ -55,7 +56,7 @@ def _command(run, corpora, *more):
 
 def _train(run, corpora, *more, code=0, cwd=None):
     result = subprocess.run(
-        _command(run, corpora, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=240, cwd=cwd
+        _command(run, corpora, *more), env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd
     )
     assert result.returncode == code, result.stderr[-3000:]
     return result
@@ -78,6 +79,13 @@ def _weights(run):
 def unbroken(corpora, tmp_path_factory):
     run = tmp_path_factory.mktemp("unbroken") / "run"
     return run, _train("run", corpora, cwd=run.parent)
+
+
+def _prepared(run, unbroken):
+    """A run directory with what `prepare` makes, which is the same every time: a test below shows it."""
+    run.mkdir()
+    for name in ("tokenizer", "speech_tokenizer", "records"):
+        shutil.copytree(unbroken[0] / name, run / name)
 
 
 def test_a_run_leaves_what_it_promises(unbroken):
@@ -110,7 +118,9 @@ def test_what_it_says_to_type_next_works(unbroken):
     hint = result.stdout.strip().splitlines()[-1]
     assert "spirit_jax.generate --checkpoint run/checkpoints/30" in hint
     command = [sys.executable, *shlex.split(hint)[1:]]
-    generated = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, cwd=run.parent)
+    generated = subprocess.run(
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, cwd=run.parent
+    )
     assert generated.returncode == 0, generated.stderr[-3000:]
     (answer,) = [json.loads(line) for line in (run / "generated" / "results.jsonl").read_text().splitlines()]
     assert answer
@@ -130,20 +140,18 @@ def test_the_same_seed_gives_the_same_run(unbroken, corpora, tmp_path):
 @pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
 def test_a_broken_run_ends_like_an_unbroken_one(blow, unbroken, corpora, tmp_path):
     run = tmp_path / "run"
-    run.mkdir()
-    for name in ("tokenizer", "speech_tokenizer", "records"):  # prepared alike: shown by the test above
-        shutil.copytree(unbroken[0] / name, run / name)
+    _prepared(run, unbroken)
     at = random.SystemRandom().randrange(1, STEPS - 4)
     process = subprocess.Popen(
         _command(run, corpora), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    log, deadline = run / "metrics.jsonl", time.monotonic() + 200
+    log, deadline = run / "metrics.jsonl", time.monotonic() + PATIENCE
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and log.read_text().count("train/loss") >= at:
             break
         time.sleep(0.002)
     process.send_signal(blow)
-    output, _ = process.communicate(timeout=100)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 0), output
     if blow == signal.SIGTERM:
         assert "SIGTERM: saving step" in output
@@ -156,40 +164,99 @@ def test_a_broken_run_ends_like_an_unbroken_one(blow, unbroken, corpora, tmp_pat
         np.testing.assert_array_equal(_weights(run)[name], value, err_msg=f"{name}, killed after step {at}")
 
 
-def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_path):
-    """Two hosts with parameters and rows split over them, killed in the middle; a single one takes over."""
-    run = tmp_path / "run"
-    run.mkdir()
-    for name in ("tokenizer", "speech_tokenizer", "records"):
-        shutil.copytree(unbroken[0] / name, run / name)
+def _job(run, corpora, *more, devices=1):
+    """Two processes of `devices` devices each, slow enough to be met in the middle."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    job = {**ENVIRONMENT, "JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
-    processes = [
+    environment = {
+        **ENVIRONMENT,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+    }
+    slow = ("--loop.sample_every", "6", "--sample.max_new_tokens", "100")
+    return [
         subprocess.Popen(
-            _command(run, corpora, "--loop.sample_every", "10"),
-            env={**job, "JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            _command(run, corpora, *slow, *more),
+            env={**environment, "JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
         for index in range(2)
     ]  # fmt: skip
-    deadline = time.monotonic() + 200
-    while time.monotonic() < deadline and all(process.poll() is None for process in processes):
-        if latest_step(run) is not None and int(latest_step(run).name) >= 12:
-            break
+
+
+def _wait(processes, condition):
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and all(process.poll() is None for process in processes) and not condition():
         time.sleep(0.02)
-    for process in processes:
-        process.kill()
-    outputs = [process.communicate(timeout=60)[0] for process in processes]
-    assert latest_step(run) is not None, outputs
+
+
+def _assert_same_curve(found, expected):
+    """The same batches; float32 sums in another order, through up to 30 updates."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.keys() == other.keys()
+        np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-3, atol=1e-3)
+
+
+def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_path):
+    """Two hosts with parameters and rows split over them; `kill -9` of one ends the other; one bit of the newest checkpoint
+    flips; a single process takes over from the checkpoint before."""
+    run = tmp_path / "run"
+    _prepared(run, unbroken)
+    processes = _job(run, corpora)
+
+    def sealed():
+        step = latest_step(run)
+        return step is not None and int(step.name) >= 12 and damage(step) is None
+
+    _wait(processes, sealed)
+    killed = random.SystemRandom().randrange(2)
+    processes[killed].kill()
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert sealed(), outputs
+    assert processes[1 - killed].returncode not in (0, None), outputs
+    assert re.search(
+        "one of them has ended: see its log|most likely indicates that another task died", outputs[1 - killed]
+    )
     assert "2 cpu device(s) (data 1 x fsdp 2 x tensor 1)" in outputs[0]
     assert outputs[1].count("held-out") == 0  # the first process speaks for all
+    newest = latest_step(run)
+    part = max((newest / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(part.read_bytes())
+    content[len(content) // 2] ^= 1
+    part.write_bytes(content)
     resumed = _train(run, corpora)
-    assert "Resuming" in resumed.stdout
-    for found, expected in zip(_curve(run), _curve(unbroken[0]), strict=True):
-        assert found.keys() == expected.keys()
-        # the same batches; float32 sums in another order, through up to 30 updates
-        np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=2e-3, atol=1e-3)
+    assert f"step {newest.name} cannot be trusted and is set aside" in resumed.stdout
+    assert f"going back to step {int(newest.name) - 6}" in resumed.stdout
+    assert f"at step {int(newest.name) - 6} of 30" in resumed.stdout
+    _assert_same_curve(_curve(run), _curve(unbroken[0]))
+
+
+def test_two_processes_take_over_on_another_mesh_and_stop_together(unbroken, corpora, tmp_path):
+    """From one device to four of two hosts, with tensor parallelism; SIGTERM to one of them saves and ends both at one step."""
+    run = tmp_path / "run"
+    _prepared(run, unbroken)
+    shutil.copyfile(unbroken[0] / "metrics.jsonl", run / "metrics.jsonl")
+    shutil.copytree(unbroken[0] / "checkpoints" / "18", run / "checkpoints" / "18")
+    mesh = ("--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", "--loop.sample_every", "1")
+    processes = _job(run, corpora, *mesh, "--checkpoint.every", "100", devices=2)
+
+    def begun():
+        log = (run / "metrics.jsonl").read_text()
+        return '"step": 19,' in log and '"step": 30,' not in log
+
+    _wait(processes, begun)
+    processes[random.SystemRandom().randrange(2)].send_signal(signal.SIGTERM)
+    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert "4 cpu device(s) (data 2 x fsdp 1 x tensor 2)" in outputs[0]
+    assert "at step 18 of 30" in outputs[0]
+    step = int(re.search(r"SIGTERM to one of the processes: saving step (\d+) and stopping", outputs[0])[1])
+    assert 19 <= step < STEPS
+    assert int(latest_step(run).name) == step
+    assert read_checksums(latest_step(run)) is not None
+    expected = [line for line in _curve(unbroken[0]) if line["step"] <= step]
+    _assert_same_curve(_curve(run), expected)
 
 
 def test_another_config_is_not_mixed_into_a_run(unbroken, corpora):
@@ -221,10 +288,9 @@ def test_starting_from_another_run(unbroken, corpora, tmp_path):
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(unbroken, corpora, tmp_path):
     run = tmp_path / "run"
-    run.mkdir()
-    for name in ("tokenizer", "speech_tokenizer", "records"):
-        shutil.copytree(unbroken[0] / name, run / name)
+    _prepared(run, unbroken)
     result = _train(run, corpora, "--optimizer.learning_rate", "1e38", "--checkpoint.every", "1", code=1)
-    assert re.search(r"of step \d+ is (nan|inf); the last checkpoint stands", result.stderr)
+    bad = r"step \d+ is bad: loss .*, gradient norm .*, and so were the 9 before it; the last checkpoint stands"
+    assert re.search(bad, result.stderr), result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert all(np.isfinite(value).all() for value in _weights(run).values())
