@@ -165,8 +165,8 @@ class Module:
             return moved * sum(shape.in_memory for shape in instruction.shapes[:2])
         if instruction.opcode in ("dynamic-slice", "slice", "gather"):
             return 2 * written
-        if instruction.opcode == "dynamic-update-slice":
-            return 2 * computation[instruction.operands[1]].shapes[0].size
+        if instruction.opcode in _UPDATES:
+            return 2 * computation[instruction.operands[_UPDATES[instruction.opcode]]].shapes[0].size
         if instruction.opcode == "fusion":
             inner = self.computations[instruction.called("calls")]
             root = _root(inner)
@@ -194,8 +194,8 @@ class Module:
                 continue
             if user.opcode in ("dynamic-slice", "slice", "gather") and first:
                 part = (user.shapes[0].size, False)
-            elif user.opcode == "dynamic-update-slice" and first:
-                part = (computation[user.operands[1]].shapes[0].size, True)
+            elif user.opcode in _UPDATES and first:
+                part = (computation[user.operands[_UPDATES[user.opcode]]].shapes[0].size, True)
             elif user.opcode == "bitcast":
                 part = self._touched(user.name, computation)
             elif user.opcode == "fusion":
@@ -213,6 +213,9 @@ class Module:
             size, updated = size + part[0], updated or part[1]
         return size, updated
 
+
+# these update their first operand in place; which operand is the update
+_UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
 # they move nothing: names for what exists already, or counted by what they run
 _FREE = {

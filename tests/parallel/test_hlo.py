@@ -87,6 +87,29 @@ ENTRY %main (x: bf16[1,4096,512], w: bf16[512,128]) -> bf16[1,4096,128] {
     assert total(parse(same), "flops") == 2 * (3 * 4096 - 2) * 512 * 128
 
 
+def test_of_an_array_updated_in_place_the_update_is_written():
+    """A scatter by itself, and inside a fusion, as a KV cache has it."""
+    text = """HloModule cache
+%write (p: f32[100,64], i: s32[2,1], u: f32[2,64]) -> f32[100,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %u = f32[2,64]{1,0} parameter(2)
+  ROOT %s = f32[100,64]{1,0} scatter(%p, %i, %u), update_window_dims={1}, to_apply=%set
+}
+
+ENTRY %main (c: f32[100,64], at: s32[2,1], new: f32[2,64]) -> f32[100,64] {
+  %c = f32[100,64]{1,0} parameter(0)
+  %at = s32[2,1]{1,0} parameter(1)
+  %new = f32[2,64]{1,0} parameter(2)
+  ROOT %f = f32[100,64]{1,0} fusion(%c, %at, %new), kind=kCustom, calls=%write
+}
+"""
+    module = parse(text)
+    update = 4 * 2 * 64
+    assert module.bytes(module.computations["write"]["s"], module.computations["write"]) == 2 * update
+    assert total(module, "bytes") == 3 * update + 4 * 2  # read where it goes, the update and its places; written
+
+
 def test_a_text_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("nothing")
