@@ -197,11 +197,11 @@ def run(
     )
     options = {name: getattr(settings, name) for name in names}
     directory = pathlib.Path(settings.output)
-    directory.mkdir(parents=True, exist_ok=True)
     answers = model.as_completed(strings, settings.output_modality, settings.max_new_tokens, **options)
     results: dict[int, str] = {}
     for index, segments in tqdm(answers, total=len(strings), unit="prompt", disable=len(strings) == 1):
         name = prompts[index][0]
+        directory.mkdir(parents=True, exist_ok=True)  # not before the model has taken the prompts
         outputs = [_write(directory / f"{name}-{number}.wav", part) for number, part in enumerate(segments, 1)]
         results[index] = json.dumps({"id": name, "prompt": strings[index], "outputs": outputs}, ensure_ascii=False)
         if len(strings) == 1:

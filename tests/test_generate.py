@@ -86,7 +86,7 @@ def test_refused(directory, tmp_path, capsys, arguments, code, message):
 
 
 UNHEARD = {
-    "short": ("speech:short.wav", 1, "need 1280 to"),
+    "short": ("speech:short.wav", 2, "short.wav: 1000 samples (16 kHz) are too short for units: at least 1280 (80 ms)"),
     "nothing in it": ("speech:empty.wav", 2, "empty.wav: holds no samples"),
     "no sound file": ("speech:words.wav", 2, "words.wav: cannot be decoded"),
     "context": ("text:" + "a b " * 3000, 1, "the model's context is 4096: shorten it"),

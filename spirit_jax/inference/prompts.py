@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 
 from spirit_jax import units as speech_units
-from spirit_jax.audio import load_audio
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.speech.features import MINIMUM_SAMPLES
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import SPEECH_TOKEN, TEXT_TOKEN, Vocabulary
 
@@ -62,7 +63,7 @@ class Segment:
         """A stretch of speech: audio float32 [R] at 16 kHz, an audio file (path or bytes), units, or a unit string.
 
         Raises:
-            AudioError: the file cannot be read.
+            AudioError: the file cannot be read, or is shorter than 80 ms.
             UnitError: a string that starts with "[" and is no unit string.
             PromptError: an array that is not 1-D audio.
         """
@@ -71,7 +72,13 @@ class Segment:
         if isinstance(source, str) and source.lstrip().startswith("["):
             return cls("speech", SpeechUnits.from_string(source), unit_tokens(source))
         if isinstance(source, (str, os.PathLike, bytes)):
-            return cls("speech", load_audio(source))
+            audio = load_audio(source)
+            if audio.size < MINIMUM_SAMPLES:
+                name = "audio" if isinstance(source, bytes) else os.fspath(source)
+                raise AudioError(
+                    f"{name}: {audio.size} samples (16 kHz) are too short for units: at least {MINIMUM_SAMPLES} (80 ms) are needed"
+                )
+            return cls("speech", audio)
         audio = np.asarray(source)
         if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
             raise PromptError(
