@@ -7,8 +7,6 @@ a bundled corpus. The same command resumes a job that was killed. On several hos
 --host_index 0, 1, ... and --host_count N; on one host all local devices share the work.
 """
 
-import contextlib
-import ctypes
 import dataclasses
 import logging
 import os
@@ -64,7 +62,6 @@ class EncodeConfig:
 
 def encode(settings: EncodeConfig) -> None:
     """Run the job and print its summary."""
-    _keep_memory()
     corpus = open_input(settings.input, settings.split)
     tokenizer = None
     if settings.checkpoint is not None:
@@ -79,14 +76,6 @@ def encode(settings: EncodeConfig) -> None:
         host_timeout=settings.host_timeout,
     )
     print(summary if summary is not None else f"host {settings.host_index}: done, host 0 writes the records")
-
-
-def _keep_memory() -> None:
-    """Tell glibc to reuse freed memory instead of giving it back: each batch on a CPU would fault in its pages again (a tenth of its time)."""
-    no_maps, no_trimming = (-4, 0), (-1, -1)  # M_MMAP_MAX, M_TRIM_THRESHOLD of mallopt(3)
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        for option in (no_maps, no_trimming):
-            ctypes.CDLL(None).mallopt(*option)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
