@@ -1,6 +1,8 @@
 """What says that a process is one of a job: the variables that Slurm, TPU VMs and people set, and half of them."""
 
 import os
+import pathlib
+import socket
 import subprocess
 import sys
 
@@ -77,3 +79,39 @@ def test_the_command_says_so():
         "error: JAX_COORDINATOR_ADDRESS set but not JAX_NUM_PROCESSES, JAX_PROCESS_ID: a job needs all three, "
         "or JAX_NUM_PROCESSES=1 for this process alone"
     )
+
+
+_MEMBER = """
+from spirit_jax.parallel.processes import gather_json, join_processes, leave
+join_processes()
+gather_json({})
+print("connected", flush=True)
+try:
+    while True:
+        gather_json({"a": 1})
+except Exception as error:
+    leave("member", error, 2)
+"""
+
+
+def test_a_killed_process_ends_the_other_with_a_message():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", _MEMBER], env={**environment, "JAX_PROCESS_ID": str(index)}, cwd=pathlib.Path(__file__).parents[2],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    for process in processes:
+        assert "connected\n" in iter(process.stdout.readline, "")
+    processes[1].kill()
+    output, _ = processes[0].communicate(timeout=250)
+    assert processes[0].returncode == 1
+    assert (
+        "process 0 of 2: an exchange with the other processes failed, so one of them has ended: see its log" in output
+    )
+    processes[1].communicate()
