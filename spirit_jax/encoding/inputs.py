@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from spirit_jax.data.corpora import Corpus, CorpusError, Utterance, open_corpus
-from spirit_jax.data.corpora.reading import _version_directory
+from spirit_jax.data.corpora.reading import version_directory
 from spirit_jax.encoding.tfds import PreparedSpeech, SpeechAlone, features
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
@@ -97,7 +97,7 @@ def open_input(source: str, split: str) -> Corpus | AudioFiles | PreparedSpeech:
     if path.is_dir():
         if not any(path.glob("**/dataset_info.json")):
             return AudioFiles(path.resolve().name, path, split, _files(path.rglob("*"), path))
-        prepared = _version_directory(path)
+        prepared = version_directory(path)
         if any("audio" in feature for feature in features(prepared).values()):
             return PreparedSpeech(prepared, split)
     return open_corpus(source, split)

@@ -57,8 +57,11 @@ class RunCheckpoints:
         keep = [training.preservation_policies.LatestN(config.keep)]
         if config.keep_every:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every))
+        context = ocp.Context()
+        context.array.saving.scoped_storage_options_creator = _by_layer
         self._checkpointer = training.Checkpointer(
             self._directory,
+            context=context,
             save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
             preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=True,
@@ -126,6 +129,12 @@ class RunCheckpoints:
         self.wait()
         self._checkpointer.close()
         wait_for_all("sealed")
+
+
+def _by_layer(path: tuple[Any, ...], _value: Any) -> Any:
+    """Stacked arrays are stored a layer a chunk, so that an export reads one layer at a time, however many there are."""
+    stacked = any(getattr(key, "key", None) == "layers" for key in path)
+    return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
 
 
 def _set_damaged_aside(directory: pathlib.Path) -> None:

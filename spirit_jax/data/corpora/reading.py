@@ -92,7 +92,7 @@ class Corpus(Sequence[Utterance]):
         """
         import tensorflow_datasets as tfds  # a second to import; needs no TensorFlow for what we do
 
-        self.directory, self.split = _version_directory(pathlib.Path(directory)), split
+        self.directory, self.split = version_directory(pathlib.Path(directory)), split
         try:
             builder = tfds.builder_from_directory(self.directory)
         except Exception as error:  # TFDS raises what its files and features raise
@@ -157,7 +157,8 @@ def open_corpus(name_or_directory: str | os.PathLike, split: str) -> Corpus:
     return Corpus(bundled if str(name_or_directory).isidentifier() and bundled.is_dir() else name_or_directory, split)
 
 
-def _version_directory(directory: pathlib.Path) -> pathlib.Path:
+def version_directory(directory: pathlib.Path) -> pathlib.Path:
+    """The directory of a prepared builder: the given one, or its newest version."""
     if (directory / "dataset_info.json").is_file():
         return directory
     found = [path.parent for path in directory.glob("*/dataset_info.json")]
