@@ -57,7 +57,7 @@ def load_audio(
     return resample[resampler](audio, rate, sample_rate).astype(np.float32, copy=False)
 
 
-def save_audio(path: str | os.PathLike, audio: Float[np.ndarray, " R"], sample_rate: int = SAMPLE_RATE) -> None:
+def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
     """Write mono audio, float32 [R] in [-1, 1] (clipped), as 16-bit WAV, FLAC or OGG by the suffix; whole or not at all.
 
     Raises:

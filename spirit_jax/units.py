@@ -9,7 +9,7 @@ import functools
 import re
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int32, Integer, UInt8
 
 HUBERT, PITCH, STYLE = 0, 1, 2
 """Stream codes, in the order in which a vocabulary lays the tokens out."""
@@ -62,9 +62,9 @@ class SpeechUnits:
         UnitError: a stream is not 1-D or holds a value outside its range (0..500, 0..63, 0..99).
     """
 
-    hubert: Int[np.ndarray, " H"]
-    pitch: Int[np.ndarray, " P"] | None = None
-    style: Int[np.ndarray, " S"] | None = None
+    hubert: np.ndarray
+    pitch: np.ndarray | None = None
+    style: np.ndarray | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "hubert", _as_units(self.hubert, HUBERT))
@@ -81,7 +81,9 @@ class SpeechUnits:
         )
 
     @property
-    def streams(self) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]:
+    def streams(
+        self,
+    ) -> tuple[Int32[np.ndarray, " H"], Int32[np.ndarray, " P"] | None, Int32[np.ndarray, " S"] | None]:
         """`(hubert, pitch, style)`, by stream code."""
         return self.hubert, self.pitch, self.style
 
@@ -120,7 +122,7 @@ class SpeechUnits:
             )
         return SpeechUnits(self.hubert[first:last], pitch, style)
 
-    def merged(self) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
+    def merged(self) -> tuple[UInt8[np.ndarray, " N"], Int32[np.ndarray, " N"]]:
         """Deduplicated tokens of all streams in the order of their start times.
 
         A HuBERT or pitch unit equal to its predecessor is dropped; style units all stay. Unit i of a stream starts at
@@ -156,7 +158,7 @@ class SpeechUnits:
         return "".join(f"[{NAMES[kind]}{value}]" for kind, value in zip(kinds.tolist(), values.tolist(), strict=True))
 
     @classmethod
-    def from_tokens(cls, kinds: Int[np.ndarray, " N"], values: Int[np.ndarray, " N"]) -> "SpeechUnits":
+    def from_tokens(cls, kinds: Integer[np.ndarray, " N"], values: Integer[np.ndarray, " N"]) -> "SpeechUnits":
         """Aligned units out of merged tokens, the inverse of `merged` up to durations.
 
         Every HuBERT token takes the pitch and the style in force; HuBERT tokens before the first pitch or style take that

@@ -14,11 +14,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
-from jaxtyping import Int
+from jaxtyping import Int32, Integer
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import units as speech_units
@@ -48,6 +48,7 @@ def added_tokens(variant: Variant) -> list[str]:
     return tokens
 
 
+@runtime_checkable
 class _TextTokenizer(Protocol):
     """What a vocabulary needs of a tokenizer that already knows the added tokens."""
 
@@ -295,14 +296,14 @@ class Vocabulary:
         finally:
             shutil.rmtree(part, ignore_errors=True)
 
-    def unit_ids(self, units: SpeechUnits) -> Int[np.ndarray, " N"]:
+    def unit_ids(self, units: SpeechUnits) -> Int32[np.ndarray, " N"]:
         """Ids of speech, deduplicated and merged, by arithmetic; Base leaves pitch and style out. int32 [N]."""
         if self.variant == "base":
             units = units.without_expression()
         kinds, values = units.merged()
         return self._offsets[kinds] + values
 
-    def units_of(self, ids: Sequence[int] | Int[np.ndarray, " N"]) -> SpeechUnits:
+    def units_of(self, ids: Sequence[int] | Integer[np.ndarray, " N"]) -> SpeechUnits:
         """Aligned units (see `SpeechUnits`) out of unit ids.
 
         Raises:
@@ -329,7 +330,7 @@ class Vocabulary:
         """Ids of a string with or without tokens in brackets, `<s>` first, exactly as the released tokenizer gives them."""
         return [self.bos_id, *self._tokenizer.encode(string)]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[int | np.integer]) -> str:
         """The string of ids, without `<s>`, `</s>` and rows that only pad the embedding."""
         return self._tokenizer.decode(
             [int(index) for index in ids if index < self.size and index not in (self.bos_id, self.eos_id)]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int32
 
 ARRAYS = {
     "inputs": np.int32,
@@ -65,12 +65,12 @@ class Packer:
         """Whether enough documents wait for a good choice."""
         return len(self.waiting) >= _CHOICE and self._slots >= 2 * self.sequence_length
 
-    def add(self, ids: Int[np.ndarray, " N"], tag) -> None:
+    def add(self, ids: Int32[np.ndarray, " N"], tag) -> None:
         """Append a document of 2 to `sequence_length + 1` ids."""
         self.waiting.append((ids, tag))
         self._slots += len(ids) - 1
 
-    def take(self) -> list[Int[np.ndarray, " N"]]:
+    def take(self) -> list[Int32[np.ndarray, " _N"]]:
         """Remove and return the documents of the next row."""
         chosen = choose([len(ids) - 1 for ids, _ in self.waiting], self.sequence_length)
         documents = [self.waiting[index][0] for index in chosen]
@@ -85,7 +85,7 @@ def empty_batch(rows: int, sequence_length: int) -> dict[str, np.ndarray]:
     return {name: np.zeros((rows, sequence_length), dtype) for name, dtype in ARRAYS.items()}
 
 
-def fill_row(batch: dict[str, np.ndarray], row: int, documents: Iterable[Int[np.ndarray, " N"]], prefix: int) -> int:
+def fill_row(batch: dict[str, np.ndarray], row: int, documents: Iterable[Int32[np.ndarray, " _N"]], prefix: int) -> int:
     """Lay documents one after another into a row of padding.
 
     A document of n + 1 ids takes n slots: its inputs are all ids but the last, its targets all but the first, so no target

@@ -32,7 +32,7 @@ from collections.abc import Callable
 from typing import Literal, get_args
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Int32
 
 from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.units import SpeechUnits
@@ -151,7 +151,7 @@ class Sequencer:
         """Whether documents differ from epoch to epoch."""
         return self.recipe in ("interleaved", "asr_tts")
 
-    def __call__(self, record: UnitRecord, rng: np.random.Generator | None) -> list[Int[np.ndarray, " N"]]:
+    def __call__(self, record: UnitRecord, rng: np.random.Generator | None) -> list[Int32[np.ndarray, " _N"]]:
         """Documents of a record, one unless it is longer than `max_ids`; int32 [N], 2 <= N <= max_ids.
 
         Args:

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int32
 
 from spirit_jax.data.packing import Packer
 from spirit_jax.data.records import RecordError, RecordSource
@@ -38,7 +38,7 @@ class Source:
     seed: int
     skip_bad: bool
 
-    def documents(self, record: int, epoch: int) -> list[Int[np.ndarray, " N"]]:
+    def documents(self, record: int, epoch: int) -> list[Int32[np.ndarray, " _N"]]:
         """Documents of one record in one epoch.
 
         Raises:
@@ -72,7 +72,7 @@ class _Draws:
     def _documents(self, draw: int) -> list[np.ndarray]:
         return self.source.documents(*self.source.order[draw * self._streams + self._stream])
 
-    def row(self) -> list[Int[np.ndarray, " N"]]:
+    def row(self) -> list[Int32[np.ndarray, " _N"]]:
         """Documents of the next row."""
         if self._to_restore:
             documents = {draw: self._documents(draw) for draw, _ in self._to_restore}
@@ -141,7 +141,7 @@ class Stream:
             self._rows = state["rows"]
         self._draws = [_Draws(source, stream, streams, sequence_length, saved.get(source.name)) for source in sources]
 
-    def row(self) -> tuple[int, list[Int[np.ndarray, " N"]]]:
+    def row(self) -> tuple[int, list[Int32[np.ndarray, " _N"]]]:
         """`(source, documents)` of the next row; the documents together take at most `sequence_length` slots."""
         source = self._mixture[self._rows * self._shape["streams"] + self._stream]
         documents = self._draws[source].row()

@@ -43,7 +43,7 @@ _LAG_PENALTY = 0.1  # taken from the score of the longest lag: breaks ties betwe
 _QUIET = 10 ** (-45 / 20)  # frames quieter than the loudest by 45 dB are unvoiced
 
 
-def check_length(audio: Float[np.ndarray, " R"]) -> None:
+def check_length(audio: np.ndarray) -> None:
     """Raises AudioError unless `audio` is 1-D, finite and at least 1280 samples long."""
     if audio.ndim != 1:
         raise AudioError(f"audio must be 1-D (mono, 16 kHz), found shape {audio.shape}")

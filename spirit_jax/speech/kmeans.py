@@ -82,7 +82,7 @@ class KMeansEncoder:
     centroids: Float[np.ndarray, "K F"]
 
     @classmethod
-    def fit(cls, features: Sequence[Float[np.ndarray, "units F"]], units: int, seed: int) -> "KMeansEncoder":
+    def fit(cls, features: Sequence[Float[np.ndarray, "_units F"]], units: int, seed: int) -> "KMeansEncoder":
         """Cluster `unit_features` of many utterances."""
         return cls(cluster(np.concatenate(features), units, seed, restarts=3))
 

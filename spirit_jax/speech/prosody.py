@@ -60,7 +60,7 @@ class F0Quantiles:
     octaves: Float[np.ndarray, " P"]
 
     @classmethod
-    def fit(cls, contours: Sequence[Float[np.ndarray, " frames"]], units: int) -> "F0Quantiles":
+    def fit(cls, contours: Sequence[Float[np.ndarray, " _frames"]], units: int) -> "F0Quantiles":
         """Bins from the contours (`log_f0`) of many utterances.
 
         Raises:
@@ -97,7 +97,7 @@ class F0Quantiles:
 
 
 def style_features(
-    spectrum: Float[np.ndarray, "frames bands"], octaves: Float[np.ndarray, " frames"], mean: float, units: int
+    spectrum: Float[np.ndarray, "mel_frames bands"], octaves: Float[np.ndarray, " f0_frames"], mean: float, units: int
 ) -> Float[np.ndarray, "units 3"]:
     """Three statistics of each second and of the seconds beside it: register, brightness and pace.
 
@@ -143,7 +143,7 @@ class VoiceStatistics:
     centroids: Float[np.ndarray, "K 3"]
 
     @classmethod
-    def fit(cls, features: Sequence[Float[np.ndarray, "units 3"]], units: int, seed: int) -> "VoiceStatistics":
+    def fit(cls, features: Sequence[Float[np.ndarray, "_units 3"]], units: int, seed: int) -> "VoiceStatistics":
         """Cluster the statistics of many utterances."""
         points = np.concatenate(features)
         scale = (1 / np.maximum(points.std(axis=0), 1e-6)).astype(np.float32)
