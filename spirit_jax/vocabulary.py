@@ -303,7 +303,7 @@ class Vocabulary:
         kinds, values = units.merged()
         return self._offsets[kinds] + values
 
-    def units_of(self, ids: Sequence[int] | Integer[np.ndarray, " N"]) -> SpeechUnits:
+    def units_of(self, ids: Sequence[int | np.integer] | Integer[np.ndarray, " N"]) -> SpeechUnits:
         """Aligned units (see `SpeechUnits`) out of unit ids.
 
         Raises:
