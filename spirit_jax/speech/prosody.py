@@ -15,6 +15,7 @@ UNVOICED = 0
 
 _F0_FRAMES = 4  # of 20 ms in one pitch unit
 _STYLE_FRAMES = 16_000 // HOP  # mel frames in one style unit
+_STYLE_F0_FRAMES = 50  # of 20 ms in one style unit
 _SOUND = 3.45  # nats (30 dB) below the level, where sound ends
 _NEUTRAL = 7.2  # log2 Hz (147 Hz), the register of a clip without a voice
 
@@ -106,8 +107,8 @@ def style_features(
     tells more of the unit that follows.
 
     Args:
-        spectrum: log-mel at 20 ms.
-        octaves, mean: what `log_f0` gives for the same clip.
+        spectrum: log-mel, a frame every 10 ms.
+        octaves, mean: what `log_f0` gives for the same clip, a frame every 20 ms.
     """
     relative = spectrum - level(spectrum)
     loudness = relative.mean(axis=1)
@@ -121,7 +122,7 @@ def style_features(
         window = slice(max(first - _STYLE_FRAMES, 0), (unit + 2) * _STYLE_FRAMES)
         sound = loudness[window] > -_SOUND
         some = sound if sound.any() else np.ones_like(sound)
-        pitch = octaves[window]
+        pitch = octaves[max(unit - 1, 0) * _STYLE_F0_FRAMES : (unit + 2) * _STYLE_F0_FRAMES]
         pitch = pitch[np.isfinite(pitch)]
         register = (mean if np.isfinite(mean) else _NEUTRAL) + (pitch.mean() if pitch.size else 0)
         rows.append([register, brightness[window][some].mean(), flux[window][some].mean()])
