@@ -28,7 +28,8 @@ def test_the_memory_of_a_chip_is_what_the_compiler_allows(name):
         ).compile()
     available = re.search(r"available HBM \(([\d.]+)G\)", str(error.value))
     assert available is not None
-    assert CHIPS[name.split(":")[0]].hbm == float(available[1]) * GIB
+    # libtpu's versions differ by hundredths of a GiB in what they keep for themselves
+    assert CHIPS[name.split(":")[0]].hbm == pytest.approx(float(available[1]) * GIB, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("v5e:16x16", 256), ("v5p-128", 256), ("v4-128", 64), ("2xv5e:4x4", 32)])
