@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-_BITS = {"pred": 8, "token": 0, "opaque": 0, "s4": 4, "u4": 4, "c64": 64, "c128": 128}
+_BITS = {"pred": 8, "token": 0, "opaque": 0}  # of the types whose names do not say
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^{}]*\})?")
 _HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _CALLED = re.compile(
@@ -29,9 +29,7 @@ class Shape:
     @property
     def size(self) -> float:
         """Bytes."""
-        bits = _BITS.get(self.dtype) or int(
-            re.sub(r"^[a-z]+(\d+).*", r"\1", self.dtype) if self.dtype not in _BITS else 0
-        )
+        bits = _BITS[self.dtype] if self.dtype in _BITS else int(re.search(r"\d+", self.dtype)[0])
         return math.prod(self.dims) * bits / 8
 
     @property
@@ -42,6 +40,8 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
+    """One line of HLO: `name = shapes opcode(operands), attributes`; a result that is a tuple has several shapes."""
+
     name: str
     shapes: tuple[Shape, ...]
     opcode: str
@@ -66,6 +66,8 @@ Computation = dict[str, Instruction]
 
 @dataclasses.dataclass(frozen=True)
 class Module:
+    """A program: named computations (functions, loop bodies, the insides of fusions), one of which it begins with."""
+
     computations: Mapping[str, Computation]
     """By name; in a scheduled module the instructions stand in the order in which they run."""
     entry: str
