@@ -8,9 +8,9 @@ over rounds of ours / torch. Only the ratio carries over between machines and mo
 
 What made it slow on two cores with AVX-512, found by profiling each operation (November 2026, jax 0.10.2):
 - plain attention and weight gradients as derived: XLA transposed the scores and the gradients, element by element;
-- attention over all heads at once, whose scores do not fit a cache: one head at a time takes two thirds of the time;
+- attention over all heads at once, whose scores do not fit a cache, where those of one head do;
 - the head's gradient with the transposition folded into the product.
-What is left: attention still takes 1.4 times torch's, and fresh pages for large temporaries (0.55 M faults a step) cost about a tenth of both.
+What is left: attention, still slower than torch's, and fresh pages for large temporaries, which both pay for.
 """
 
 import argparse

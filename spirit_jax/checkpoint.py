@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -199,7 +199,7 @@ def write_checksums(step: str | os.PathLike, index: int = 0, count: int = 1) -> 
     """
     step = pathlib.Path(step)
     files = _files(step)[index::count]
-    sums = dict(zip(files, _map_files(_checksum, [step / name for name in files]), strict=True))
+    sums = dict(zip(files, _checksums(step / name for name in files), strict=True))
     write_file(step / f"checksums-{index:05}-of-{count:05}.json", json.dumps(sums, indent=0))
 
 
@@ -228,7 +228,7 @@ def damage(step: str | os.PathLike, index: int = 0, count: int = 1, within: str 
     if sums is None:
         return f"{step}: no checksums, so it was not completely written"
     names = [name for name in sorted(sums) if name.startswith(within)][index::count]
-    for name, found in zip(names, _map_files(_checksum, [step / name for name in names]), strict=True):
+    for name, found in zip(names, _checksums(step / name for name in names), strict=True):
         if found != sums[name]:
             return f"{step / name}: is not as it was written (size and CRC-32 {found}, not {sums[name]})"
     return None
@@ -239,9 +239,9 @@ def _files(directory: pathlib.Path) -> list[str]:
     return sorted(str(path.relative_to(directory)) for path in paths if not path.name.startswith(("checksums-", ".")))
 
 
-def _map_files(function: Callable, paths: list[pathlib.Path]) -> list:
+def _checksums(paths: Iterable[pathlib.Path]) -> list[list]:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        return list(threads.map(function, paths))
+        return list(threads.map(_checksum, paths))
 
 
 def _checksum(path: pathlib.Path) -> list:

@@ -81,14 +81,14 @@ _GRID = np.arange(_GRID_FRAMES)
 
 
 class WordPieces:
-    """`vocabulary.encode_text` with the pieces of each word remembered: four times as fast, with the same ids.
+    """`vocabulary.encode_text` with the pieces of each word remembered: the same ids, faster.
 
     A SentencePiece model (as trained with Llama's settings) has no piece with a space inside or at its end but for runs of
     spaces, so each word with the one space before it has its own pieces. Texts with longer runs of spaces, and other kinds
     of tokenizers, go to the tokenizer whole.
     """
 
-    _MOST = 1 << 19  # words remembered, some 100 MB
+    _MOST = 1 << 19  # words remembered: bounds the memory
 
     def __init__(self, vocabulary: Vocabulary):
         self._encode = vocabulary.encode_text

@@ -1,8 +1,8 @@
 """The Llama as CPUs generate with it best: tokens are columns, a tree of weights and a cache for each layer.
 
 Every weight is kept [outputs, inputs] and stands on the left of its product with the hidden states [D, B, T]. For the few
-columns of a decoding step XLA's products on CPU run so at up to twice the speed of rows times [inputs, outputs], and
-layers that stand apart are read in place, where a loop over stacked ones copies each layer's weights and cache first.
+columns of a decoding step XLA's products on CPU run faster so than rows times [inputs, outputs], and layers that stand
+apart are read in place, where a loop over stacked ones copies each layer's weights and cache first.
 The cache keeps the slots of a head together, so that scores and sums are products over contiguous memory.
 """
 

@@ -114,7 +114,7 @@ def _work(hidden_btd, head_dv, targets_bt, weights_bt, z_loss, chunk, gradients)
             gradient_bcv = exp_bcv * scale_bc[..., None] - jnp.where(target_bcv, weights_bc[..., None], 0)
             gradient_bcv = gradient_bcv.astype(h_bcd.dtype)
             h_gradient_bcd = jnp.einsum("bcv,dv->bcd", gradient_bcv, head_dv)
-            # Transposed by itself: left to fold it into the product, XLA:CPU takes a quarter longer for that.
+            # Transposed by itself: where XLA:CPU folds it into the product, that takes longer.
             h_dn = jax.lax.optimization_barrier(h_bcd.reshape(-1, h_bcd.shape[2]).T)
             gradient_nv = gradient_bcv.reshape(-1, gradient_bcv.shape[2])
             head_gradient += jnp.einsum("dn,nv->dv", h_dn, gradient_nv, preferred_element_type=jnp.float32)

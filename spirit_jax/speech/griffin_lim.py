@@ -16,11 +16,9 @@ from spirit_jax.speech.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
 _WINDOW = 3 * HOP
-_ITERATIONS = (
-    4  # the source brings good phases: of its units, heard again, 92 % agree after none and 94 % after four or more
-)
+_ITERATIONS = 4  # few: the source brings good phases
 _LOUDNESS = 0.95  # peak of the result
-_CONTRAST = 1.15  # means are flatter than speech: this gives spectra 96 % of its spread over time instead of 86 %
+_CONTRAST = 1.15  # means are flatter than speech: this gives spectra about its spread over time
 _QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
 _SILENCE = -3.0  # ... and gets this much quieter still: the level's clipping kept it audible
 _DISPERSION = 0.016  # radians x harmonic squared: delays 4 kHz of a 100 Hz voice by 2 ms, so that pulses buzz less

@@ -140,8 +140,8 @@ def _by_layer(path: tuple[Any, ...], _value: Any) -> Any:
 def _set_damaged_aside(directory: pathlib.Path) -> None:
     """Move the steps that are newer than the newest intact one out of the way.
 
-    Where no step has checksums (an older version's, or the first one was killed within the moment between writing and
-    sealing), Orbax's own word that the newest is complete is taken.
+    Where none is known to be intact, the newest without checksums is taken on Orbax's own word that it is complete: a run may
+    be killed in the moment between writing its first step and sealing it.
     """
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     steps = gather_json(steps)[0]
