@@ -18,7 +18,7 @@ from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_spee
 from spirit_jax.speech import features as F
 from spirit_jax.speech import griffin_lim as G
 from spirit_jax.speech.kmeans import KMeansEncoder, nearest, one_thread
-from spirit_jax.speech.prosody import F0Quantiles
+from spirit_jax.speech.prosody import F0Quantiles, style_features
 from spirit_jax.units import SpeechUnits, UnitError
 
 RATE = 16_000
@@ -116,6 +116,31 @@ def test_f0_follows_a_glide_and_ends_with_the_voice():
     np.testing.assert_allclose(pitch[2:48], glide[160::320][2:48], rtol=0.02)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
     assert F.f0(noise, 50)[1].mean() < 0.05
+
+
+@pytest.mark.parametrize("mean", [7.0, np.nan], ids=["voice", "no voice"])
+def test_style_statistics_are_those_of_each_second_and_its_neighbours(mean):
+    """Frame by frame: a mel frame is 10 ms, an F0 frame 20 ms. Pitch, noise and pace change every second of a clip of 6.5."""
+    random = np.random.default_rng(0)
+    seconds = np.arange(650) // 100
+    spectrum = (random.normal(0, 0.1 + 0.1 * seconds, (40, 650)).T - 2).astype(np.float32)
+    spectrum[:, 20:] += 0.3 * seconds[:, None] % 1
+    spectrum[random.random(650) < 0.2] -= 20  # pauses
+    octaves = (np.arange(325) // 50 * 0.25 + random.normal(0, 0.02, 325)).astype(np.float32)
+    octaves[random.random(325) < 0.3] = np.nan
+    octaves[0 if np.isnan(mean) else 200 :] = np.nan  # seconds 5 and 6 have no voice beside them either
+    relative = spectrum - F.level(spectrum)
+    expected = []
+    for unit in range(7):
+        mel = [frame for frame in range(650) if abs(frame // 100 - unit) <= 1 and relative[frame].mean() > -3.45]
+        pitch = [octaves[frame] for frame in range(325) if abs(frame // 50 - unit) <= 1]
+        voiced = [value for value in pitch if np.isfinite(value)]
+        register = (7.2 if np.isnan(mean) else mean) + (np.mean(voiced) if voiced else 0.0)
+        brightness = np.mean([relative[frame, 20:].mean() - relative[frame, :20].mean() for frame in mel])
+        pace = np.mean([np.abs(relative[frame] - relative[max(frame - 1, 0)]).mean() for frame in mel])
+        expected.append((register, brightness, pace))
+    np.testing.assert_allclose(style_features(spectrum, octaves, mean, 7), expected, rtol=1e-5, atol=1e-6)
+    assert (np.diff(expected, axis=0) != 0).any(axis=1).all()  # every second has its own
 
 
 def test_nearest_is_brute_force():

@@ -122,7 +122,7 @@ def test_nothing_intact(run):
         RunCheckpoints(run, CheckpointConfig())
 
 
-def test_a_run_older_than_checksums_goes_on(run, capsys):
+def test_a_run_killed_before_its_first_seal_goes_on(run, capsys):
     for path in run.rglob("checksums-*"):
         path.unlink()
     assert RunCheckpoints(run, CheckpointConfig()).steps == [1, 2, 3]
