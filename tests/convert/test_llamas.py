@@ -1,0 +1,186 @@
+"""Hugging Face's Llamas in and out again, against transformers."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from sentencepiece import sentencepiece_model_pb2
+
+from spirit_jax import checkpoint, config
+from spirit_jax.convert import convert, extend, hf_weights, llama, orbax_file
+from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.table import same_bits
+from spirit_jax.convert.torch_file import save_torch
+from spirit_jax.convert.verify import verify
+from spirit_jax.models.llama import Llama, abstract_params
+from spirit_jax.vocabulary import Vocabulary
+from tests.convert.trees import LLAMAS, check_tree, run_export, run_import
+from tests.goldens import golden
+
+
+def hf_llama(folder, **fields):
+    sizes = {
+        "vocab_size": 120,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes | fields))
+    model.save_pretrained(folder, max_shard_size="60KB")
+    return model.eval()
+
+
+def our_logits(directory, ids):
+    model = config.from_dict(convert.LlamaConfig, checkpoint.read_config(directory)["model"])
+    place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
+    params = {"params": checkpoint.load_llm(directory, abstract)}
+    hidden, _ = Llama(model).apply(params, ids)
+    return np.asarray(Llama(model).apply(params, hidden, method="logits"))
+
+
+ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 500_000.0,
+}
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"tie_word_embeddings": True, "head_dim": 12},
+        {"rope_parameters": ROPE, "num_key_value_heads": 1},
+    ],
+    ids=["grouped", "tied", "llama3"],
+)
+def test_llamas_give_the_logits_of_transformers_and_come_back(fields, tmp_path):
+    reference = hf_llama(tmp_path / "hf", **fields)
+    ours = run_import(tmp_path / "hf", tmp_path / "ours")
+    ids = np.random.default_rng(0).integers(0, 120, (2, 40))
+    with torch.no_grad():
+        expected = reference(torch.from_numpy(ids)).logits.numpy()
+    # float32 sums of 32 to 48 terms in another order, three layers deep: logits here are about 0.1
+    np.testing.assert_allclose(our_logits(ours, ids), expected, atol=2e-6)
+    back = run_export(ours, tmp_path / "back") / "spiritlm_model/spirit-lm"
+    check_tree(back, tmp_path / "hf")
+    with torch.no_grad():
+        again = transformers.LlamaForCausalLM.from_pretrained(back)(torch.from_numpy(ids)).logits.numpy()
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_a_tied_head_that_the_file_repeats_comes_back_and_must_be_equal(tmp_path):
+    hf_llama(tmp_path / "hf", tie_word_embeddings=True)
+    tensors, _ = hf_weights.load_weights(tmp_path / "hf")
+    for name in tmp_path.glob("hf/model*"):
+        name.unlink()
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
+    save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
+    back = run_export(run_import(tmp_path / "hf", tmp_path / "ours"), tmp_path / "back")
+    check_tree(back / "spiritlm_model/spirit-lm", tmp_path / "hf")
+    tensors["lm_head.weight"] = -tensors["lm_head.weight"]
+    save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
+    with pytest.raises(ConversionError, match=r"different lm_head.weight: should equal model\.embed_tokens\.weight"):
+        convert.plan_import(tmp_path / "hf")
+
+
+def plain_sentencepiece(folder):
+    """A Llama-2 like tokenizer: the pieces of the golden one without the tokens of Spirit LM."""
+    proto = sentencepiece_model_pb2.ModelProto.FromString(
+        golden("tokenizers/small_base_userdef/tokenizer.model").read_bytes()
+    )
+    names = [piece.piece for piece in proto.pieces]
+    del proto.pieces[names.index("[Text]") :]
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
+    return len(proto.pieces)
+
+
+def plain_bpe(folder):
+    """A Llama-3 like tokenizer."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 4, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer.get_vocab_size()
+
+
+@pytest.mark.parametrize(("make", "tied"), [(plain_sentencepiece, False), (plain_bpe, True)])
+def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
+    source = tmp_path / "hf"
+    source.mkdir()
+    known = make(source)
+    reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # 5 rows that no piece uses
+    recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    (source / "generation_config.json").write_text(json.dumps(recommended))
+    with pytest.raises(convert.UsageError, match="--model base or --model expressive"):
+        convert.plan_import(source)
+    first = run_import(source, tmp_path / "one", model="expressive")
+    vocabulary = Vocabulary.load(first / "tokenizer")
+    assert (vocabulary.text_size, vocabulary.variant) == (known, "expressive")
+    assert checkpoint.read_config(first)["model"]["vocab_size"] == vocabulary.padded_size
+    old = reference.model.embed_tokens.weight.detach().numpy()[:known]
+    arrays = {"embed_tokens": old} if tied else {"embed_tokens": old, "lm_head": None}
+    stored = orbax_file.open_llm(first, arrays)
+    embedding = np.asarray(stored["embed_tokens"])
+    np.testing.assert_array_equal(embedding[:known], old)
+    new = embedding[known:]
+    assert len(new) == vocabulary.padded_size - known
+    # Means of some 700 draws: five standard errors.
+    error = old.std(0) * 5 / np.sqrt(len(new))
+    assert (np.abs(new.mean(0) - old.mean(0)) < error).all()
+    assert (np.abs(new.std(0) - old.std(0)) < error).all()
+    assert same_bits(np.asarray(extend.extend_rows(old, 0, known, vocabulary.padded_size, 0)), embedding)
+    if not tied:
+        head = np.asarray(stored["lm_head"])
+        np.testing.assert_array_equal(head[:, :known].T, reference.lm_head.weight.detach().numpy()[:known])
+        assert not same_bits(np.ascontiguousarray(head[:, known:].T), new)
+    exported = run_export(first, tmp_path / "back") / "spiritlm_model/spirit-lm-expressive-7b"
+    # What the authors recommend for generation is in our config, and goes out again.
+    recommended = json.loads((source / "generation_config.json").read_text())
+    assert recommended["temperature"] == 0.6
+    assert checkpoint.read_config(first)["generation"] == recommended
+    assert recommended.items() <= json.loads((exported / "generation_config.json").read_text()).items()
+    loaded = transformers.LlamaForCausalLM.from_pretrained(exported)
+    np.testing.assert_array_equal(loaded.model.embed_tokens.weight.detach().numpy(), embedding)
+    assert Vocabulary.load(exported).fingerprint == vocabulary.fingerprint
+    assert [row[3] for row in verify(source, first, model="expressive")] == ["yes"]
+
+
+def test_an_unsupported_llama_is_refused_by_field():
+    base = json.loads((LLAMAS["base"][0] / "config.json").read_text())
+    for change, message in (
+        ({"model_type": "mistral"}, "model_type is 'mistral'"),
+        ({"attention_bias": True}, "attention_bias is True"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling of type 'linear'"),
+        ({"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple"),
+    ):
+        with pytest.raises(ConversionError, match=message):
+            llama.from_hf_config(base | change)
+    with pytest.raises(ConversionError, match="hidden_size missing"):
+        llama.from_hf_config({key: base[key] for key in base if key != "hidden_size"})
+
+
+def test_the_hugging_face_config_and_ours_are_inverse():
+    for fields in ({}, {"rope_scaling": llama.RopeScaling()}, {"tie_word_embeddings": True, "num_key_value_heads": 8}):
+        ours = llama.LlamaConfig(head_dim=128, **fields)
+        back = llama.from_hf_config(llama.to_hf_config(ours, np.dtype(np.float32), 1, 2))
+        assert back == ours
+        assert transformers.LlamaConfig(**llama.to_hf_config(ours, np.dtype(np.float32), 1, 2)).hidden_size == 4096
