@@ -52,6 +52,7 @@ def measure(batch: int, seconds: float, rounds: int) -> dict:
     times: dict[str, list[tuple[float, float]]] = {"ours": [], "torch": []}
     for _ in range(rounds):
         for name, run in (("ours", run_ours), ("torch", run_theirs)):
+            time.sleep(0.3)  # OpenMP's threads go on spinning for a fifth of a second after the other side's work
             wall, busy = time.perf_counter(), time.process_time()
             run()
             times[name].append((time.perf_counter() - wall, time.process_time() - busy))

@@ -1,7 +1,6 @@
 """The fused attention kernels of accelerators, for packed causal rows: splash attention on TPU, cuDNN's on GPU.
 
-`kernel_for` looks at the mesh in force while a function is traced, so a program compiled ahead of time on a CPU for a TPU
-gets the TPU's. Each kernel runs where its rows and heads are: over the whole of a sequence, in `shard_map`.
+Each kernel runs where its rows and heads are: over the whole of a sequence, in `shard_map`.
 """
 
 import functools
@@ -17,6 +16,8 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.models.platform import platform
+
 Kernel = Callable[[Array, Array, Array, Array | None], Array]
 
 RESIDUALS = "attention_out"
@@ -30,18 +31,13 @@ _KV_AXES = ("batch", "sequence", "activation_kv_heads", "head_dim")
 
 
 def kernel_for(q_btnh: Float[Array, "B T N H"], k_btkh: Float[Array, "B T K H"]) -> Kernel | None:
-    """The kernel of the platform that is compiled for, or None where there is none for these shapes and this type.
-
-    The platform is that of the mesh in force (`jax.set_mesh`), else of JAX's first device.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = jax.default_backend() if device is None else device.platform
+    """The kernel of the platform that is compiled for, or None where there is none for these shapes and this type."""
     length, head = q_btnh.shape[1], q_btnh.shape[3]
     if length % _LANES:
         return None
-    if platform == "tpu" and head % _LANES == 0:
+    if platform() == "tpu" and head % _LANES == 0:
         return sharded(splash_attention)
-    if platform in ("gpu", "cuda") and q_btnh.dtype == jnp.bfloat16 and head % 8 == 0 and head <= 128:
+    if platform() in ("gpu", "cuda") and q_btnh.dtype == jnp.bfloat16 and head % 8 == 0 and head <= 128:
         return sharded(cudnn_attention)
     return None
 

@@ -297,6 +297,24 @@ class Attention(nn.Module):
         return project(out_btnh, wo, 2), cache
 
 
+@jax.custom_vjp
+def swiglu(gate: Float[Array, "*shape"], up: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """silu(gate) * up, of which the backward pass keeps nothing but its inputs (Shazeer 2020, arXiv 2002.05202)."""
+    return nn.silu(gate) * up
+
+
+def _swiglu_backward(inputs, gradient):
+    gate, up, gradient = (x.astype(jnp.float32) for x in (*inputs, gradient))
+    # The logistic function, written otherwise than in the forward pass: XLA would find it there and keep it.
+    share = 0.5 * jnp.tanh(0.5 * gate) + 0.5
+    silu = gate * share
+    by_gate, by_up = gradient * up * (share + silu * (1 - share)), gradient * silu
+    return by_gate.astype(inputs[0].dtype), by_up.astype(inputs[1].dtype)
+
+
+swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
+
+
 class MLP(nn.Module):
     """SwiGLU feed-forward layer."""
 
@@ -310,7 +328,7 @@ class MLP(nn.Module):
         up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
         down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
         gate_btf = checkpoint_name(project(x_btd, gate), "gate")
-        hidden_btf = nn.silu(gate_btf) * checkpoint_name(project(x_btd, up), "up")
+        hidden_btf = swiglu(gate_btf, checkpoint_name(project(x_btd, up), "up"))
         hidden_btf = nn.with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
         return project(hidden_btf, down)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from spirit_jax.models.platform import platform
+
 
 class TokenLosses(NamedTuple):
     """What `next_token_losses` returns, all float32. Gradients flow through `loss` alone."""
@@ -30,7 +32,7 @@ def next_token_losses(
     targets_bt: Int[Array, "B T"],
     weights_bt: Float[Array, "B T"] | Bool[Array, "B T"],
     z_loss: float = 0.0,
-    chunk: int = 512,
+    chunk: int | None = None,
 ) -> TokenLosses:
     """Cross entropy of `targets_bt` under softmax(hidden_btd @ head_dv), weighted and summed, in float32.
 
@@ -42,7 +44,10 @@ def next_token_losses(
         head_dv: multiplied in the dtype of the hidden states, accumulated in float32.
         weights_bt: weight of each position in the sum; 0 where there is nothing to learn (padding).
         z_loss: coefficient of the squared logsumexp, which keeps the logits from drifting.
+        chunk: None is 512, and 128 on CPU, where fresh memory costs more than another turn.
     """
+    if chunk is None:
+        chunk = 128 if platform() == "cpu" else 512
     return _losses(hidden_btd, head_dv, targets_bt, weights_bt.astype(jnp.float32), z_loss, chunk)
 
 
