@@ -209,7 +209,13 @@ def walk(
         body, cost, clock = module.computations[name], Cost(), 0.0
         links: dict[str, float] = collections.defaultdict(float)  # until when they are in use
         running: dict[str, tuple[Collective, float]] = {}  # by name of the start: the collective and when it ends
-        chains: dict[str, list] = {}  # gathers that go on from one fusion to the next, by channel
+        chains: dict[str, list] = {}  # that go on from one fusion to the next, by channel: the collective, seconds left
+
+        def end_chain(channel: str) -> float:
+            collective, left = chains.pop(channel)
+            collective.exposed, collective.overlapped = left, left < 0.5 * collective.seconds
+            return left
+
         for instruction in body.values():
             for inner, repeats in module.inner(instruction, body):
                 part = computation(inner)
@@ -225,42 +231,43 @@ def walk(
                     for c in part.collectives
                 ]
             flops, size = module.flops(instruction, body, kernel), module.bytes(instruction, body)
-            found = _collective(instruction, body, module)
+            found, edge = _collectives(instruction, body, module), _edge(instruction, module)
             background = instruction.opcode.endswith("-start")  # a copy or a collective beside what follows
             work = 0.0
-            if found is None or found.inside:
+            if edge is None and all(each.inside for each in found):
                 cost.flops, cost.bytes = cost.flops + flops, cost.bytes + size
                 work = 0.0 if background else max(flops / chip.flops, size / chip.hbm_bandwidth)
+            clock += work
             if instruction.opcode.endswith("-done") and instruction.operands[0] in running:
                 collective, end = running.pop(instruction.operands[0])
                 collective.exposed = max(0.0, end - clock)
                 collective.overlapped = collective.exposed < 0.5 * collective.seconds
                 clock = max(clock, end)
-            elif found is not None:
-                source = found.source
-                channel = source.attribute("channel_id")
-                if found.inside and channel in chains:  # it goes on with a gather that has begun
-                    chains[channel][1] += work
-                else:
-                    members = _members(source, len(devices))
-                    time = topology.seconds(found.kind, found.size, [devices[i] for i in members])
+            for each in found:
+                channel = each.source.attribute("channel_id")
+                if not (each.inside and channel in chains):  # else it goes on with one that has begun
+                    members = _members(each.source, len(devices))
+                    time = topology.seconds(each.kind, each.size, [devices[i] for i in members])
                     collective = Collective(
-                        found.kind, _where(source), found.size, len(members), 1.0, False, time, time
+                        each.kind, _where(each.source), each.size, len(members), 1.0, False, time, time
                     )
                     cost.collectives.append(collective)
-                    direction = source.attribute("source_target_pairs")  # opposite permutations run at once
-                    end = links[direction] = max(clock, links[direction]) + time
-                    if background:
-                        running[instruction.name] = (collective, end)
-                    elif found.inside:
-                        chains[channel] = [collective, work]
+                    if each.inside:
+                        chains[channel] = [collective, time]
                     else:
-                        clock = end
-            clock += work
-        for collective, hidden in chains.values():
-            collective.exposed = max(0.0, collective.seconds - hidden)
-            collective.overlapped = collective.exposed < 0.5 * collective.seconds
-            clock += collective.exposed
+                        direction = each.source.attribute("source_target_pairs")  # opposite permutations run at once
+                        end = links[direction] = max(clock, links[direction]) + time
+                        if background:
+                            running[instruction.name] = (collective, end)
+                        else:
+                            clock = end
+                if each.inside:  # the links have this fusion's time, once
+                    hidden = min(work, chains[channel][1])
+                    chains[channel][1], work = chains[channel][1] - hidden, work - hidden
+                    if edge == "Done":
+                        clock += end_chain(channel)
+        for channel in list(chains):
+            clock += end_chain(channel)
         cost.seconds = clock
         return costs.setdefault(name, cost)
 
@@ -279,21 +286,37 @@ class _Found:
     """Whether a fusion computes beside it."""
 
 
-def _collective(instruction: Instruction, body: Computation, module: Module) -> _Found | None:
-    """The collective that an instruction is, starts or has inside."""
-    source, where, inside, scatter = instruction, body, False, False
+def _collectives(instruction: Instruction, body: Computation, module: Module) -> list[_Found]:
+    """The collective that an instruction is or starts, or those that it has inside."""
+    sources, where, inside, scatter = [instruction], body, False, False
     if instruction.opcode in ("fusion", "async-start"):
         called = instruction.called("calls")
         where = module.computations[called]
-        source = next((i for i in where.values() if i.opcode in _KINDS), None)
-        scatter = "all-reduce-scatter" in called
+        sources = [i for i in where.values() if i.opcode in _KINDS]
+        scatter = "all-reduce-scatter" in called  # XLA:TPU's way to write a reduce-scatter
         inside = instruction.opcode == "fusion" and not scatter
-    if source is None or (kind := source.opcode.removesuffix("-start")) not in _KINDS:
+    found = []
+    for source in sources:
+        if (kind := source.opcode.removesuffix("-start")) in _KINDS:
+            shapes: Sequence[Shape] = [
+                shape for name in source.operands if name in where for shape in where[name].shapes
+            ]
+            if kind == "all-gather":  # a start's result is (operands, results)
+                shapes = source.shapes[len(source.shapes) // 2 :] if source.opcode.endswith("-start") else source.shapes
+            size = sum(shape.size for shape in shapes)
+            found.append(_Found("reduce-scatter" if scatter else kind, size, source, inside))
+    return found
+
+
+def _edge(instruction: Instruction, module: Module) -> str | None:
+    """Start or Done, of a fusion that does nothing but begin or end a collective which the fusions in between carry on."""
+    if instruction.opcode != "fusion":
         return None
-    shapes: Sequence[Shape] = [shape for name in source.operands if name in where for shape in where[name].shapes]
-    if kind == "all-gather":  # a start's result is (operands, results)
-        shapes = source.shapes[len(source.shapes) // 2 :] if source.opcode.endswith("-start") else source.shapes
-    return _Found("reduce-scatter" if scatter else kind, sum(shape.size for shape in shapes), source, inside)
+    targets = (
+        i.attributes for i in module.computations[instruction.called("calls")].values() if i.opcode == "custom-call"
+    )
+    found = re.search(r'custom_call_target="AsyncCollective(Start|Done)"', " ".join(targets))
+    return found[1] if found else None
 
 
 def _members(instruction: Instruction, devices: int) -> list[int]:
