@@ -21,7 +21,7 @@ from spirit_jax import config
 from spirit_jax.audio import SAMPLE_RATE, AudioError, save_audio
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find
 from spirit_jax.data.records import METADATA, RecordError, RecordSource, read_metadata
-from spirit_jax.speech.tokenizer import load_part
+from spirit_jax.speech import load_part
 from spirit_jax.units import SpeechUnits, UnitError
 
 PROG = "python -m spirit_jax.decode"

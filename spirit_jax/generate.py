@@ -182,6 +182,10 @@ def run(
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
     model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8)
+    if settings.output_modality != "text" and (
+        model.speech_tokenizer is None or model.speech_tokenizer.vocoder is None
+    ):
+        print(f"{settings.checkpoint} has no vocoder: speech comes as units", file=sys.stderr)
     strings = list(_strings(model, settings.output_modality, prompts, shots))
     names = (
         "temperature",

@@ -8,6 +8,7 @@ The run lives in one directory: config, tokenizers, metrics, samples and checkpo
 import dataclasses
 import json
 import pathlib
+import shutil
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from jax.sharding import Mesh
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
 from spirit_jax.data.pipeline import DataConfig, Loader, held_out_batches
+from spirit_jax.data.records import read_metadata
 from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
@@ -27,6 +29,7 @@ from spirit_jax.parallel.processes import is_primary, join_processes, leave, rep
 from spirit_jax.parallel.report import Report
 from spirit_jax.parallel.sharding import local_rows
 from spirit_jax.parallel.topology import Topology
+from spirit_jax.speech import speech_fingerprints
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
@@ -60,6 +63,9 @@ class TrainConfig:
     """Parts that a step is worked through in, one after the other, to save memory; the result is the same."""
     tokenizer: str | None = None
     """Directory of the text tokenizer, extended by the speech tokens if it is a plain Llama's; null: made by `prepare`."""
+    speech_tokenizer: str | None = None
+    """Checkpoint or run whose speech tokenizer the records were encoded with, copied into this run so that its steps can hear and
+    speak; null: made by `prepare`, or none."""
     init_from: str | None = None
     """Directory to start from: converted weights, a step of another run, or a Llama of Hugging Face as it is (.safetensors,
     .bin); null: random weights."""
@@ -112,6 +118,7 @@ class TrainConfig:
         return dataclasses.replace(
             self,
             tokenizer=path(self.tokenizer),
+            speech_tokenizer=path(self.speech_tokenizer),
             init_from=path(self.init_from),
             data=dataclasses.replace(self.data, sources=sources),
         )
@@ -130,6 +137,7 @@ _FREE = {
     "init_from",
     "prepare",
     "tokenizer",
+    "speech_tokenizer",
 }
 
 
@@ -177,7 +185,8 @@ def run(settings: TrainConfig) -> TrainState:
     check_vocabulary_size(settings)
     check_resumable(settings, directory)
 
-    vocabulary = make_vocabulary(settings, directory)
+    vocabulary = make_tokenizers(settings, directory)
+    check_units(settings, directory)
     program = make_program(
         settings.model,
         make_optimizer(settings.optimizer, settings.loop.steps),
@@ -264,16 +273,39 @@ def check_resumable(settings: TrainConfig, directory: pathlib.Path) -> None:
         )
 
 
-def make_vocabulary(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
-    """The run's vocabulary, kept in the run; prepares corpora where the config says so."""
-    path = directory / checkpoint.TOKENIZER
+def make_tokenizers(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
+    """The run's vocabulary, and its speech tokenizer, kept in the run; then corpora are prepared where the config says so."""
+    path, speech = directory / checkpoint.TOKENIZER, directory / checkpoint.SPEECH_TOKENIZER
     if is_primary():
+        if settings.tokenizer is not None and not path.exists():
+            Vocabulary.load(settings.tokenizer, settings.variant).save(path)
+        if settings.speech_tokenizer is not None and not speech.exists():
+            with checkpoint.new_directory(speech) as scratch:
+                source = checkpoint.find(settings.speech_tokenizer, checkpoint.SPEECH_TOKENIZER)
+                shutil.copytree(source, scratch, dirs_exist_ok=True)
         if settings.prepare is not None:
             prepare(settings.prepare, directory, settings.variant, settings.seed)
-        if not path.exists():
-            Vocabulary.load(settings.tokenizer, settings.variant).save(path)
     wait_for_all("prepared")
     return Vocabulary.load(path, settings.variant)
+
+
+def check_units(settings: TrainConfig, directory: pathlib.Path) -> None:
+    """Refuse records of several speech tokenizers, or of another one than the run's: their units mean other sounds."""
+    makers = {}
+    for name in settings.data.source_names:
+        path = settings.data.sources[name].path
+        makers.setdefault(read_metadata(path).get("units") or None, f"{name} ({path})")
+    makers.pop(None, None)  # text
+    if len(makers) > 1:
+        raise ValueError(
+            f"data.sources: {' and '.join(makers.values())} hold units of different speech tokenizers: encode all with one"
+        )
+    known = speech_fingerprints(directory)
+    if known and not makers.keys() <= known:
+        raise ValueError(
+            f"data.sources: {' and '.join(makers.values())} was not encoded with the speech tokenizer in {directory}: "
+            "encode it again, or name the one that did as speech_tokenizer"
+        )
 
 
 def pad_kinds(vocabulary: Vocabulary, rows: int) -> np.ndarray:
@@ -339,16 +371,22 @@ def farewell(settings: TrainConfig, directory: pathlib.Path, step: int) -> None:
     """Say where things are and what to type next."""
     if step < settings.loop.steps:
         return
-    last = directory / checkpoint.STEPS / str(step)
-    report(
-        f"Done: {step} steps.\n"
-        f"  checkpoints  {directory / checkpoint.STEPS}/\n"
-        f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard\n"
-        f"  samples      {directory}/samples/{step}/\n"
-        f"Next, let it speak:\n"
-        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" --output-modality speech '
-        f"--temperature 0.8 --top-p 0.95 --output {directory}/generated"
+    last, samples = directory / checkpoint.STEPS / str(step), directory / "samples" / str(step)
+    mute = (
+        ""
+        if (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
+        else " (units; with speech_tokenizer in the config, sound)"
     )
+    lines = [
+        f"Done: {step} steps.",
+        f"  checkpoints  {directory / checkpoint.STEPS}/",
+        f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard",
+        *([f"  samples      {samples}/"] if samples.is_dir() else []),
+        f"Next, let it speak{mute}:",
+        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" '
+        f"--output-modality speech --temperature 0.8 --top-p 0.95 --output {directory}/generated",
+    ]
+    report("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -20,9 +20,11 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import damage, latest_step, read_checksums
 from spirit_jax.data.corpora import open_corpus, write_corpus
+from spirit_jax.speech import speech_fingerprints
 
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 STEPS = 30
+RECORDS = {"text": "spirit_mini_text", "speech": "spirit_mini", "aligned": "spirit_mini"}
 PATIENCE = 1000  # seconds; a test that takes too long is ended by pytest
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
@@ -41,11 +43,14 @@ def corpora(tmp_path_factory):
 
 
 def _command(run, corpora, *more):
-    return [
-        sys.executable, "-m", "spirit_jax.train", "--config", str(TINY), "--run_directory", str(run),
+    """`corpora` None prepares nothing."""
+    prepare = [] if corpora is None else [
         "--prepare.corpora", json.dumps([str(corpora / "spirit_mini"), str(corpora / "spirit_mini_text")]),
         "--prepare.text_pieces", "320", "--prepare.speech_tokenizer.phonetic_units", "32",
         "--prepare.speech_tokenizer.pitch_units", "8", "--prepare.speech_tokenizer.style_units", "4",
+    ]  # fmt: skip
+    return [
+        sys.executable, "-m", "spirit_jax.train", "--config", str(TINY), "--run_directory", str(run), *prepare,
         "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
         "--model.num_attention_heads", "2", "--model.num_key_value_heads", "2", "--model.num_hidden_layers", "2",
         "--sequence_length", "128", "--global_batch_size", "4", "--loop.steps", str(STEPS), "--loop.log_every", "1",
@@ -264,26 +269,41 @@ def test_another_config_is_not_mixed_into_a_run(unbroken, corpora):
     assert re.search(r"holds a run with another config .*optimizer.learning_rate \S+ -> 1.0", result.stderr)
 
 
-def test_starting_from_another_run(unbroken, corpora, tmp_path):
-    """`init_from` a step: the first held-out loss is that step's own."""
+def _elsewhere(unbroken):
+    """Options with which a run prepares nothing and takes records and tokenizers where another run has them."""
+    sources = {name: str(unbroken[0] / "records" / records) for name, records in RECORDS.items()}
+    return [
+        "--prepare", "null", "--tokenizer", str(unbroken[0] / "tokenizer"), "--speech_tokenizer", str(unbroken[0]),
+        *(word for name, path in sources.items() for word in (f"--data.sources.{name}.path", path)),
+    ]  # fmt: skip
+
+
+def test_starting_from_another_run(unbroken, tmp_path):
+    """`init_from` a step: the first held-out loss is that step's own; the speech tokenizer comes along, and speaks."""
     run = tmp_path / "run"
     before = [line for line in _curve(unbroken[0]) if "validation/loss" in line][-1]
-    _train(
-        run,
-        corpora,
-        "--init_from",
-        str(latest_step(unbroken[0])),
-        "--loop.steps",
-        "1",
-        "--loop.sample_every",
-        "0",
-        "--loop.profile_start",
-        "0",
-    )
+    options = ["--init_from", str(latest_step(unbroken[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
+    _train(run, None, *_elsewhere(unbroken), *options, "--loop.sample_every", "1")
     assert list((run / "profile").rglob("*.xplane.pb"))
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)
+    assert (run / "samples" / "1" / "0.wav").exists()
+    assert speech_fingerprints(run) == speech_fingerprints(unbroken[0])
+
+
+def test_units_of_another_speech_tokenizer_are_refused(unbroken, tmp_path):
+    records = tmp_path / "records"
+    shutil.copytree(unbroken[0] / "records" / "spirit_mini", records)
+    metadata = json.loads((records / "metadata.json").read_text())
+    (records / "metadata.json").write_text(json.dumps({**metadata, "units": "another's"}))
+    other = ["--data.sources.aligned.path", str(records)]
+    result = _train(tmp_path / "run", None, *_elsewhere(unbroken), *other, code=2)
+    assert re.search(r"speech \(\S+\) and aligned \(\S+\) hold units of different speech tokenizers", result.stderr)
+    other += ["--data.sources.speech.path", str(records)]
+    result = _train(tmp_path / "run", None, *_elsewhere(unbroken), *other, code=2)
+    assert re.search(r"speech \(\S+\) was not encoded with the speech tokenizer in \S+run", result.stderr)
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(unbroken, corpora, tmp_path):

@@ -14,7 +14,8 @@ from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.parallel.processes import is_primary
-from spirit_jax.speech import SpeechTokenizer
+from spirit_jax.speech import load_part
+from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 
 
@@ -52,7 +53,7 @@ class _Log(Protocol):
 
 
 class Sampler:
-    """Writes the samples of a step. The speech of a run without a speech tokenizer is kept as units."""
+    """Writes the samples of a step. The speech of a run without a vocoder is kept as units."""
 
     def __init__(
         self,
@@ -66,10 +67,9 @@ class Sampler:
     ):
         self._config, self._model, self._vocabulary, self._mesh = config, model, vocabulary, mesh
         self._run, self._log, self._seed = pathlib.Path(run_directory), log, seed
-        has_speech = (self._run / checkpoint.SPEECH_TOKENIZER).is_dir()
-        self._speech_tokenizer = (
-            SpeechTokenizer.from_pretrained(run_directory, vocabulary.variant) if has_speech else None
-        )
+        voice = f"vocoder_{vocabulary.variant}"
+        has_voice = is_primary() and (self._run / checkpoint.SPEECH_TOKENIZER / voice).is_dir()
+        self._vocoder = load_part(run_directory, voice) if has_voice else None
 
     def __call__(self, params: Params, step: int) -> None:
         """Generate from every prompt and write `samples/STEP/N.txt`, and `N.wav` where speech was generated."""
@@ -86,6 +86,8 @@ class Sampler:
                 top_p=self._config.top_p,
                 seed=self._seed,
             )
+            if not is_primary():
+                continue
             lines = [wanted.prompt]
             for segment in segments:
                 lines.append(f"[Text]{segment.content}" if segment.kind == "text" else f"[Speech]{segment.tokens}")
@@ -94,8 +96,6 @@ class Sampler:
             except ValueError as error:  # a model that is not trained yet says things that no voice can
                 lines.append(f"(cannot be spoken: {error})")
                 audio = None
-            if not is_primary():
-                continue
             checkpoint.write_file(directory / f"{number}.txt", "\n".join(lines) + "\n")
             self._log.text(step, f"sample/{number}", "\n\n".join(lines))
             if audio is not None:
@@ -104,7 +104,8 @@ class Sampler:
 
     def _speak(self, segments: list[Segment]) -> np.ndarray | None:
         """The speech among the segments as one clip, None where there is none."""
-        if self._speech_tokenizer is None:
+        if self._vocoder is None:
             return None
-        spoken = [self._speech_tokenizer.decode(segment.tokens) for segment in segments if segment.kind == "speech"]
+        units = [SpeechUnits.from_string(segment.tokens) for segment in segments if segment.kind == "speech"]
+        spoken = [self._vocoder.decode(each) for each in units]
         return np.concatenate(spoken) if spoken else None

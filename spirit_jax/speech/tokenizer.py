@@ -1,8 +1,11 @@
 """SpeechTokenizer: audio to units and back, out of the parts of a checkpoint directory."""
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -91,17 +94,16 @@ class SpeechTokenizer:
         if variant not in PARTS:
             raise ValueError(f"variant must be one of {', '.join(PARTS)}, found {variant!r}")
         *encoders, vocoder = PARTS[variant]
-        digest = hashlib.sha256()
-        parts = {name: load_part(directory, name, digest, f0) for name in encoders}
-        if isinstance(parts.get("pitch"), VQVAEPitch):
-            digest.update(f0.encode())
+        parts = {name: load_part(directory, name, f0) for name in encoders}
         try:
             find(directory, f"{SPEECH_TOKENIZER}/{vocoder}")
         except CheckpointError:
             voice = None
         else:
             voice = load_part(directory, vocoder)
-        return cls(parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, digest.hexdigest())
+        return cls(
+            parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, _fingerprint(directory, variant, f0)
+        )
 
     def encode(
         self, audio: Float[np.ndarray, " R"], channel_id: int | None = None, speaker: str | None = None
@@ -188,29 +190,54 @@ def _encode_all(encoder: Encoder, clips: Sequence[np.ndarray], **known: str) -> 
     return [encoder.encode(clip) for clip in clips]
 
 
-def load_part(directory: str | os.PathLike, name: str, digest: Any = None, f0: str = "fcpe") -> Any:
-    """One part of a checkpoint directory, of the class that its "kind" says; its files go into `digest` (hashlib) if given.
+def speech_fingerprints(directory: str | os.PathLike) -> set[str]:
+    """Every `SpeechTokenizer.fingerprint` that the encoders of a checkpoint directory can have; none where there is none.
 
-    `f0` is for a part of kind "vqvae".
-
-    Raises:
-        CheckpointError: missing, damaged, or of an unknown kind.
+    They differ by variant and by the F0 extractor of a released pitch part.
     """
-    path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
+    found = set()
+    for variant, f0 in itertools.product(PARTS, ("fcpe", "pyaapt")):
+        with contextlib.suppress(CheckpointError):
+            found.add(_fingerprint(directory, variant, f0))
+    return found
+
+
+def _fingerprint(directory: str | os.PathLike, variant: str, f0: str) -> str:
+    digest = hashlib.sha256()
+    for name in PARTS[variant][:-1]:
+        path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
+        digest.update(name.encode())
+        for file in sorted(file for file in path.iterdir() if file.is_file()):
+            digest.update(file.name.encode() + file.read_bytes())
+        if name == "pitch" and _read_config(path)["kind"] == VQVAEPitch.kind:
+            digest.update(f0.encode())
+    return digest.hexdigest()
+
+
+def _read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The config.json of a part, of a kind that is known."""
     try:
         config = json.loads((path / CONFIG).read_text())
-        kind = KINDS[config["kind"]]
+        KINDS[config["kind"]]
     except (OSError, json.JSONDecodeError) as error:
         raise CheckpointError(f"{path / CONFIG}: cannot be read ({error})") from error
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path / CONFIG}: needs a 'kind' out of {', '.join(sorted(KINDS))}; found {error}"
         ) from error
+    return config
+
+
+def load_part(directory: str | os.PathLike, name: str, f0: str = "fcpe") -> Any:
+    """One part of a checkpoint directory, of the class that its "kind" says; `f0` is for a part of kind "vqvae".
+
+    Raises:
+        CheckpointError: missing, damaged, or of an unknown kind.
+    """
+    path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
+    config = _read_config(path)
+    kind = KINDS[config["kind"]]
     arrays = load_arrays(path)
-    if digest is not None:
-        digest.update(name.encode())
-        for file in sorted(file for file in path.iterdir() if file.is_file()):
-            digest.update(file.name.encode() + file.read_bytes())
     try:
         return kind.load(config, arrays, f0) if kind is VQVAEPitch else kind.load(config, arrays)
     except (KeyError, TypeError) as error:
