@@ -23,16 +23,15 @@ import tqdm
 
 from spirit_jax.audio import SAMPLE_RATE
 from spirit_jax.checkpoint import write_file
-from spirit_jax.data.corpora import Corpus, Utterance, open_corpus
+from spirit_jax.data.corpora import Utterance, open_corpus
 from spirit_jax.data.records import RecordError, RecordSource, RecordWriter, UnitRecord
-from spirit_jax.encoding.inputs import AudioFiles
-from spirit_jax.encoding.tfds import PreparedSpeech
+from spirit_jax.encoding.inputs import Input
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.kmeans import one_thread
 from spirit_jax.units import NAMES, SIZES, SpeechUnits
 
-BLOCK = 64
-"""Utterances that are encoded, written and resumed together."""
+BLOCK, TEXT_BLOCK = 64, 4096
+"""Utterances, or documents of text, that are encoded, written and resumed together."""
 
 _BLOCK_FORMAT = 1
 
@@ -125,7 +124,7 @@ def encode_corpus(
 
 
 def encode_split(
-    corpus: Corpus | AudioFiles | PreparedSpeech,
+    corpus: Input,
     tokenizer: SpeechTokenizer | None,
     directory: str | os.PathLike,
     *,
@@ -169,8 +168,12 @@ class _Blocks:
     """The finished blocks of one split. Those of other files or other encoders are thrown away."""
 
     def __init__(self, directory: pathlib.Path, corpus: str, units: str, utterances: int):
-        self.directory, self.count = directory, -(-utterances // BLOCK)
-        self._job = {"format": _BLOCK_FORMAT, "corpus": corpus, "units": units, "block": BLOCK}
+        self.size = BLOCK if units else TEXT_BLOCK
+        self.directory, self.count, self._utterances = directory, -(-utterances // self.size), utterances
+        self._job = {"format": _BLOCK_FORMAT, "corpus": corpus, "units": units, "block": self.size}
+
+    def indices(self, block: int) -> range:
+        return range(block * self.size, min((block + 1) * self.size, self._utterances))
 
     def path(self, block: int) -> pathlib.Path:
         return self.directory / f"{block:08d}.msgpack"
@@ -207,7 +210,7 @@ def _await_others(blocks: _Blocks, hosts: int, timeout: float) -> None:
 
 
 def _encode_blocks(
-    corpus: Corpus | AudioFiles | PreparedSpeech,
+    corpus: Input,
     tokenizer: SpeechTokenizer | None,
     blocks: _Blocks,
     mine: Iterable[int],
@@ -221,9 +224,6 @@ def _encode_blocks(
         else:
             _log_bad(content["bad"])
 
-    def indices(block: int) -> range:
-        return range(block * BLOCK, min((block + 1) * BLOCK, len(corpus)))
-
     def load(index: int) -> tuple[Utterance, np.ndarray | None] | ValueError:
         try:
             utterance = corpus[index]
@@ -236,7 +236,7 @@ def _encode_blocks(
 
     started, samples, bad = time.perf_counter(), 0, 0
     bar = tqdm.tqdm(
-        total=sum(len(indices(block)) for block in todo),
+        total=sum(len(blocks.indices(block)) for block in todo),
         desc=f"{corpus.name} {corpus.split}",
         unit="utterance",
         disable=not progress,
@@ -245,13 +245,13 @@ def _encode_blocks(
         ahead: list[list[Future]] = []
         for position, block in enumerate(todo):
             for later in todo[position + len(ahead) : position + 2]:  # files are read while the block before is encoded
-                ahead.append([pool.submit(load, index) for index in indices(later)])
+                ahead.append([pool.submit(load, index) for index in blocks.indices(later)])
             began = time.perf_counter()
             content = _encode_block([future.result() for future in ahead.pop(0)], tokenizer, skip_bad)
             blocks.write(block, {**content, "seconds": time.perf_counter() - began})
             _log_bad(content["bad"])
             samples, bad = samples + content["samples"], bad + len(content["bad"])
-            bar.update(len(indices(block)))
+            bar.update(len(blocks.indices(block)))
             factor = samples / SAMPLE_RATE / (time.perf_counter() - started)
             bar.set_postfix_str(f"{factor:.0f} x real time, {bad} bad" if samples else f"{bad} bad", refresh=False)
 
@@ -311,9 +311,7 @@ def _record(utterance: Utterance, audio: np.ndarray | None, units: SpeechUnits |
     return UnitRecord(utterance.id, utterance.text, utterance.words, spans, units, milliseconds, utterance.speaker)
 
 
-def _gather(
-    corpus: Corpus | AudioFiles | PreparedSpeech, blocks: _Blocks, directory: pathlib.Path, shards: int, units: str
-) -> EncodingSummary:
+def _gather(corpus: Input, blocks: _Blocks, directory: pathlib.Path, shards: int, units: str) -> EncodingSummary:
     """All blocks as the split's record files, in the order of the corpus."""
     samples, words, bad, seconds = 0, 0, 0, 0.0
     tokens, histograms = np.zeros(len(NAMES), int), [np.zeros(size, int) for size in SIZES]

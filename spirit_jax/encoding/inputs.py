@@ -1,4 +1,4 @@
-"""What can be encoded besides a prepared corpus: a manifest, a folder or a glob of audio files."""
+"""What can be encoded besides a prepared corpus: manifests, folders and globs of audio files, and lines of text."""
 
 import csv
 import dataclasses
@@ -15,6 +15,7 @@ import numpy as np
 
 from spirit_jax.data.corpora import Corpus, CorpusError, Utterance, open_corpus
 from spirit_jax.data.corpora.reading import version_directory
+from spirit_jax.encoding.text import TextLines, holds_text
 from spirit_jax.encoding.tfds import PreparedSpeech, SpeechAlone, features
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
@@ -73,8 +74,13 @@ class AudioFiles(Sequence[Clip]):
         return digest.hexdigest()
 
 
-def open_input(source: str, split: str) -> Corpus | AudioFiles | PreparedSpeech:
+Input = Corpus | AudioFiles | TextLines | PreparedSpeech
+
+
+def open_input(source: str, split: str) -> Input:
     """A manifest (`.jsonl`, `.tsv`), a folder or glob of audio files, a prepared TFDS directory, or a bundled corpus.
+
+    A `.jsonl` file, or a glob of them, whose lines have `text` and no `audio` is a corpus of text (`TextLines`).
 
     A manifest has a line an utterance, with `FIELDS`: JSON objects (`words` is a list of {"word", "start_ms", "end_ms"}),
     or tab-separated columns named in the first line (no `words`). The id defaults to the path of the audio without its
@@ -88,9 +94,19 @@ def open_input(source: str, split: str) -> Corpus | AudioFiles | PreparedSpeech:
         CorpusError: names the file, and the line of a manifest, and says what is wrong.
     """
     path = pathlib.Path(source)
+    magic = glob.has_magic(source) and not path.exists()
+    if path.suffix == ".jsonl":
+        texts = sorted(map(pathlib.Path, glob.glob(source, recursive=True))) if magic else [path]
+        if magic or (path.is_file() and holds_text(path)):
+            mixed = [str(file) for file in texts if file.stat().st_size and not holds_text(file)]
+            if mixed or not texts:
+                raise CorpusError(
+                    f"{source}: {mixed[0] if mixed else 'no such file'}: needs lines with 'text' and no 'audio'"
+                )
+            return TextLines(path.parent.resolve().name if magic else path.stem, path, split, texts)
     if path.suffix in _MANIFESTS:
         return AudioFiles(path.stem, path, split, _manifest(path))
-    if glob.has_magic(source):
+    if magic:
         root = pathlib.Path(os.path.dirname(re.split(r"[*?[]", source)[0]))
         paths = sorted(map(pathlib.Path, glob.glob(source, recursive=True)))
         return AudioFiles(root.resolve().name, root, split, _files(paths, root))

@@ -1,5 +1,6 @@
 """`python -m spirit_jax.encode`: resumed after a kill without a duplicate or a gap, hosts, bad files, the summary."""
 
+import json
 import logging
 import os
 import pathlib
@@ -208,3 +209,15 @@ def test_text_needs_no_checkpoint(tmp_path, capsys):
     command.main(["--input", "spirit_mini_text", "--output", str(tmp_path), "--split", "validation"])
     assert "records" in capsys.readouterr().out
     assert RecordSource(tmp_path, "validation")[0].units is None
+
+
+def test_lines_of_text_become_records(tmp_path, capsys, caplog):
+    lines = [f"Document {index} of many." for index in range(corpus.TEXT_BLOCK + 3)]
+    rows = [json.dumps({"text": line, "meta": {}}) for line in lines]
+    rows.insert(5, '{"text": ""}')
+    (tmp_path / "web.jsonl").write_text("\n".join(rows))
+    command.main(["--input", str(tmp_path / "web.jsonl"), "--output", str(tmp_path / "records"), "--shards", "2"])
+    assert "1 bad" in capsys.readouterr().out
+    assert "utterance 'web.jsonl:6': its transcript is empty" in caplog.text
+    records = RecordSource(tmp_path / "records", "train")
+    assert sorted(record.text for record in records) == sorted(lines)

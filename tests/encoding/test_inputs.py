@@ -7,6 +7,7 @@ import pytest
 
 from spirit_jax.audio import save_audio
 from spirit_jax.data.corpora import CorpusError
+from spirit_jax.encoding import text
 from spirit_jax.encoding.inputs import open_input
 
 
@@ -49,7 +50,7 @@ def test_manifests(tmp_path):
     ("file", "content", "message"),
     [
         ("m.jsonl", '{"audio": "a.wav"}\n{"audio": ', "m.jsonl:2: not JSON"),
-        ("m.jsonl", '{"text": "x"}', "m.jsonl:1: needs an 'audio' path"),
+        ("m.jsonl", '{"words": []}', "m.jsonl:1: needs an 'audio' path"),
         ("m.jsonl", '{"audio": "a.wav", "transcript": "x"}', "m.jsonl:1: unknown field 'transcript'"),
         ("m.jsonl", '{"audio": "a.wav", "words": [["x", 0, 1]]}', "m.jsonl:1: words must be a list"),
         ("m.jsonl", '{"audio": "a.wav", "id": "x"}\n{"audio": "b.wav", "id": "x"}', "two clips have the id 'x'"),
@@ -83,6 +84,37 @@ def test_the_fingerprint_follows_files_and_transcripts(tmp_path):
     said = open_input(str(tmp_path), "train").fingerprint
     make_files(tmp_path, ["a.wav"], samples=5000)
     assert len({before, said, open_input(str(tmp_path), "train").fingerprint}) == 3
+
+
+def test_lines_of_text(tmp_path):
+    """Ids, other fields, a missing newline at the end, an empty file among several; a bad line is named when it is read."""
+    a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    a.write_text('{"text": "Füße\\nund Hände", "url": "x"}\n{"text": "two", "id": 7}\n')
+    b.write_text('{"text": "three"}\nnot json\n\n{"words": 1}\n{"text": "four"}')
+    (tmp_path / "c.jsonl").write_text("")
+    corpus = open_input(str(a), "train")
+    assert (corpus.name, corpus.split, corpus.has_speech, len(corpus)) == ("a", "train", False, 2)
+    assert [(line.id, line.text) for line in corpus] == [("a.jsonl:1", "Füße\nund Hände"), ("7", "two")]
+    both = open_input(str(tmp_path / "[ab].jsonl"), "train")
+    assert (both.name, len(both)) == (tmp_path.name, 7)
+    assert [both[index].text for index in (0, 1, 2, -1)] == ["Füße\nund Hände", "two", "three", "four"]
+    for index, message in ((3, r"b.jsonl:2: not JSON"), (4, r"b.jsonl:3: empty"), (5, r"b.jsonl:4: needs an object")):
+        with pytest.raises(CorpusError, match=message):
+            both[index]
+    assert len(open_input(str(tmp_path / "[abc].jsonl"), "train")) == 7
+    (tmp_path / "d.jsonl").write_text('{"audio": "a.wav", "text": "spoken"}\n')
+    with pytest.raises(CorpusError, match=r"d.jsonl: needs lines with 'text' and no 'audio'"):
+        open_input(str(tmp_path / "*.jsonl"), "train")
+    before = both.fingerprint
+    b.write_text('{"text": "three"}\n')
+    assert open_input(str(tmp_path / "[ab].jsonl"), "train").fingerprint != before
+
+
+def test_lines_are_found_across_stretches(tmp_path, monkeypatch):
+    monkeypatch.setattr(text, "_STRETCH", 7)
+    expected = [f"{'x' * (index * 5 % 23)}." for index in range(50)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in expected))
+    assert [line.text for line in open_input(str(tmp_path / "t.jsonl"), "train")] == expected
 
 
 def test_a_bundled_corpus_by_name():
