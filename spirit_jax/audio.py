@@ -43,7 +43,8 @@ def load_audio(
         )
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
         missing = not isinstance(source, bytes) and not pathlib.Path(source).exists()
-        raise AudioError(f"{name}: {'no such file' if missing else f'cannot be decoded ({error})'}") from error
+        reason = "no such file" if missing else f"cannot be decoded ({getattr(error, 'error_string', error)})"
+        raise AudioError(f"{name}: {reason}") from error
     audio = samples.mean(axis=1)
     if not audio.size:
         raise AudioError(f"{name}: holds no samples")
