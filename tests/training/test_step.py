@@ -1,5 +1,7 @@
 """The step against torch's autograd on Hugging Face's Llama, and its sums against counting by hand."""
 
+import functools
+
 import jax
 import numpy as np
 import torch
@@ -25,7 +27,8 @@ MODEL = llama.LlamaConfig(
 )
 
 
-def _program(accumulate=1, **optimizer):
+@functools.cache
+def _program(**optimizer):
     config = OptimizerConfig(**optimizer)
     return make_program(
         MODEL,
@@ -34,7 +37,6 @@ def _program(accumulate=1, **optimizer):
         make_mesh(MeshConfig(), jax.devices()[:1]),
         rows=ROWS,
         token_kinds=TOKEN_KINDS,
-        accumulate=accumulate,
         z_loss=config.z_loss,
     )
 
