@@ -1,11 +1,19 @@
 """Set up before any test module is imported."""
 
 import os
+import pathlib
 import sys
+import tempfile
 
 import jaxtyping
+import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Tests, and the commands that they start, compile the same small models again and again: a program is compiled once a session.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers share their parent's
+    _programs = tempfile.TemporaryDirectory(prefix="spirit_jax_compiled_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # transformers imports torchaudio where it finds one, and one built for another torch does not load; nothing here needs it
 sys.modules.setdefault("torchaudio", None)
 
@@ -23,3 +31,15 @@ CHECKED = (
 )
 # is_pep484_tower: as every static checker has it, `float` includes int
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, up to four, where whole directories are to be tested; named files run in this process."""
+    files = all(pathlib.Path(argument.split("::")[0]).is_file() for argument in config.args)
+    return 0 if files else min(os.cpu_count() or 1, 4)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The file that takes longest goes first, so that the workers end at about the same time."""
+    items.sort(key=lambda item: item.path.name != "test_train.py")
