@@ -2,7 +2,8 @@
 
     python benchmarks/int8.py [--checkpoint RUN/checkpoints/STEP] [--hidden 1024] [--layers 16] [--documents 32] [--config FILE]
 
-With a checkpoint, held-out stories of the bundled corpus are scored in float32 and with int8 weights. Then a random model
+With a step of a run, held-out documents of each of its sources are scored in float32 and with int8 weights: text, speech and
+interleaved sequences apart. Then a random model
 of the given width (its weights drawn so that its tokens are neither certain nor a coin's throw) scores documents that it
 drew itself, so that the mean change is its divergence from its own int8 copy. Last, what a 7 B model and its cache take,
 from shapes alone.
@@ -20,7 +21,8 @@ import yaml
 
 from spirit_jax import SpiritLM
 from spirit_jax.config import from_dict
-from spirit_jax.data.corpora import open_corpus
+from spirit_jax.data.records import RecordSource
+from spirit_jax.data.sequences import Sequencer
 from spirit_jax.inference import network, scoring
 from spirit_jax.inference.engine import Engine, Request, Tables
 from spirit_jax.inference.grammar import Grammar
@@ -49,6 +51,28 @@ def compare(name: str, config: LlamaConfig, mesh, full, int8, documents: list[tu
         f"{name}: {before.sum() / tokens:.4f} -> {after.sum() / tokens:.4f} nats a token ({tokens} tokens); largest change of a "
         f"document {np.abs((after - before) / count).max():.4f}; most likely token the same at {np.mean(same):.1%}"
     )
+
+
+def trained_model(checkpoint: pathlib.Path, documents: int) -> None:
+    full, int8 = (SpiritLM.from_pretrained(checkpoint, "float32", int8=asked) for asked in (False, True))
+    run = yaml.safe_load((checkpoint.parents[1] / "config.yaml").read_text())
+    for name, source in run["data"]["sources"].items():
+        records = RecordSource(source["path"], source["held_out_split"])
+        sequencer = Sequencer(full.vocabulary, source["recipe"], run["sequence_length"] + 1)
+        texts = [
+            ids.tolist()
+            for index in range(min(documents, len(records)))
+            for ids in sequencer(records[index], np.random.default_rng(index))
+        ]
+        starts = len(full.vocabulary.prefix) + 1  # after the modality's token
+        compare(
+            f"{checkpoint}, {name}",
+            full.config,
+            full.mesh,
+            full.params,
+            int8.params,
+            [(ids, starts) for ids in texts],
+        )
 
 
 def random_model(hidden: int, layers: int, documents: int) -> None:
@@ -84,17 +108,13 @@ def memory(path: pathlib.Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint")
+    parser.add_argument("--checkpoint", type=pathlib.Path)
     parser.add_argument("--config", type=pathlib.Path, default=SEVEN_B)
     for name, default in (("hidden", 1024), ("layers", 16), ("documents", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args()
     if options.checkpoint:
-        full, int8 = (SpiritLM.from_pretrained(options.checkpoint, "float32", int8=asked) for asked in (False, True))
-        corpus = open_corpus("spirit_mini_text", "validation")
-        texts = [full.vocabulary.encode("[Text]" + corpus[index].text) for index in range(options.documents)]
-        documents = [(ids[: full.config.max_position_embeddings - 1], 1) for ids in texts]
-        compare(options.checkpoint, full.config, full.mesh, full.params, int8.params, documents)
+        trained_model(options.checkpoint, options.documents)
     random_model(options.hidden, options.layers, options.documents)
     memory(options.config)
 
