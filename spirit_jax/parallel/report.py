@@ -111,7 +111,8 @@ class Report:
             )
         for collective in self.collectives:
             named = f"{collective.kind} of {collective.size / 2**20:.0f} MiB, {collective.count:.0f} x, in {collective.where}"
-            if collective.kind == "all-reduce" and collective.size > _LARGE and "transpose" in collective.where:
+            gradient = collective.kind == "all-reduce" and "transpose" in collective.where
+            if gradient and collective.size > _LARGE and not collective.overlapped:
                 found.append(f"{named}: gradients are all-reduced, twice the bytes of a reduce-scatter")
             if not collective.overlapped and collective.exposed > 0.005 * self.seconds:
                 found.append(f"{named}: synchronous, the chips wait {1e3 * collective.exposed:.1f} ms")
@@ -289,8 +290,8 @@ class _Found:
 def _collectives(instruction: Instruction, body: Computation, module: Module) -> list[_Found]:
     """The collective that an instruction is or starts, or those that it has inside."""
     sources, where, inside, scatter = [instruction], body, False, False
-    if instruction.opcode in ("fusion", "async-start"):
-        called = instruction.called("calls")
+    if instruction.opcode in ("fusion", "async-start", "call-start"):  # the last on a SparseCore
+        called = instruction.called("calls") or instruction.called("to_apply")
         where = module.computations[called]
         sources = [i for i in where.values() if i.opcode in _KINDS]
         scatter = "all-reduce-scatter" in called  # XLA:TPU's way to write a reduce-scatter

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 
 from spirit_jax.models import llama
 from spirit_jax.models.losses import next_token_losses
+from spirit_jax.parallel.compiler import compiler_options
 from spirit_jax.parallel.sharding import batch_sharding, logical_rules, tree_shardings, with_shardings
 from spirit_jax.training.faults import Recent, judge, no_recent
 
@@ -185,8 +186,8 @@ def make_program(
     shardings = TrainState(step=whole, params=param_shardings, opt_state=opt_shardings, recent=recent)
     by_row = batch_sharding(mesh, rows)
 
-    def compiled(function, in_shardings, out_shardings, donate=()):
-        return jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, donate_argnums=donate)
+    def compiled(function, in_shardings, out_shardings, **options):
+        return jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, **options)
 
     def ruled(function):
         def call(*arguments):
@@ -195,7 +196,9 @@ def make_program(
 
         return call
 
-    step = compiled(train_step, (shardings, by_row), (shardings, whole), donate=(0,))
+    step = compiled(
+        train_step, (shardings, by_row), (shardings, whole), donate_argnums=0, compiler_options=compiler_options(mesh)
+    )
     return Program(
         shardings=shardings,
         abstract_state=with_shardings(shapes, shardings),

@@ -43,6 +43,25 @@ def test_a_gather_hides_behind_what_stands_between_its_start_and_its_end():
     assert gather.where == "layers/mlp/dot_general"
 
 
+def test_a_gather_on_a_sparse_core_is_one_that_runs_beside_what_follows():
+    called = """
+%gather (p: bf16[32,8192]) -> bf16[8192,8192] {
+  %p = bf16[32,8192]{1,0:T(8,128)(2,1)} parameter(0)
+  ROOT %g = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=[1,256]<=[256], dimensions={0}
+}
+
+ENTRY"""
+    text = OVERLAPPED.replace("ENTRY", called.lstrip("\n"), 1).replace("all-gather-done", "call-done")
+    text = text.replace(
+        "all-gather-start(%w), channel_id=1", 'call-start(%w), async_execution_thread="sparsecore", to_apply=%gather'
+    )
+    found = cost(text)
+    assert found.seconds == pytest.approx(PRODUCT + ADDITION)
+    (gather,) = found.collectives
+    assert (gather.kind, gather.size, gather.devices, gather.overlapped) == ("all-gather", ARRAY, 256, True)
+    assert gather.seconds == pytest.approx(GATHER)
+
+
 def test_an_asynchronous_gather_with_nothing_in_between_is_not_hidden():
     lines = OVERLAPPED.splitlines()
     dot = next(line for line in lines if "%dot =" in line)
@@ -105,6 +124,51 @@ ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {
     assert found.seconds == pytest.approx(2 * PRODUCT)
     (gather,) = found.collectives
     assert (gather.count, gather.overlapped, gather.exposed) == (1, True, 0)
+
+
+def test_two_collectives_in_one_fusion_share_its_time():
+    """Two all-reduces that begin and end in fusions of their own, which take no time, around one product: it hides
+    as much of both together as it lasts; the chip waits for the rest where the last of them ends."""
+    collective = """
+%{role}{n} (w: bf16[8192,8192]) -> bf16[8192,8192] {
+  %w = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(0)
+  %r = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-reduce(%w), channel_id={n}, replica_groups=[1,256]<=[256], to_apply=%add
+  ROOT %c = bf16[8192,8192]{1,0:T(8,128)(2,1)} custom-call(%r), custom_call_target="AsyncCollective{role}"
+}
+"""
+    text = (
+        "HloModule by_hand, is_scheduled=true\n"
+        + "".join(
+            collective.replace("{role}", role).replace("{n}", n) for role in ("Start", "Done") for n in ("1", "2")
+        )
+        + """
+%product (p: bf16[8192,4096], w: bf16[8192,8192]) -> bf16[8192,8192] {
+  %p = bf16[8192,4096]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(1)
+  %r1 = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-reduce(%w), channel_id=1, replica_groups=[1,256]<=[256], to_apply=%add
+  %r2 = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-reduce(%w), channel_id=2, replica_groups=[1,256]<=[256], to_apply=%add
+  ROOT %d = bf16[8192,8192]{1,0:T(8,128)(2,1)} dot(%p, %p), lhs_contracting_dims={1}, rhs_contracting_dims={1}
+}
+
+ENTRY %main (x: bf16[8192,4096], w: bf16[8192,8192]) -> bf16[8192,8192] {
+  %x = bf16[8192,4096]{1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(1)
+  %s1 = bf16[8192,8192]{1,0:T(8,128)(2,1)} fusion(%w), kind=kCustom, calls=%Start1
+  %s2 = bf16[8192,8192]{1,0:T(8,128)(2,1)} fusion(%w), kind=kCustom, calls=%Start2
+  %d = bf16[8192,8192]{1,0:T(8,128)(2,1)} fusion(%x, %w), kind=kOutput, calls=%product
+  %e1 = bf16[8192,8192]{1,0:T(8,128)(2,1)} fusion(%s1), kind=kCustom, calls=%Done1
+  ROOT %e2 = bf16[8192,8192]{1,0:T(8,128)(2,1)} fusion(%s2), kind=kCustom, calls=%Done2
+}
+"""
+    )
+    found = cost(text)
+    product, reduction = PRODUCT / 2, 2 * GATHER
+    assert reduction < product < 2 * reduction
+    assert found.seconds == pytest.approx(2 * reduction)
+    assert found.flops == 2 * 8192 * 4096 * 8192
+    (both,) = found.collectives  # of one kind, size and place: in one line
+    assert (both.kind, both.count, both.overlapped) == ("all-reduce", 2, True)
+    assert both.exposed == pytest.approx(2 * reduction - product)
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from spirit_jax.parallel.compiler import compiler_options
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import _shares, local_rows
 from spirit_jax.parallel.topology import CHIPS, GIB, Topology, slice_index
@@ -47,6 +48,19 @@ def test_data_spans_the_slices_and_nothing_else_does():
     assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
     slices = np.vectorize(slice_index)(mesh.devices)
     assert [set(part.flat) for part in slices] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_compiler_knows_its_options(name):
+    mesh = make_mesh(MeshConfig(), Topology.parse(name).devices())
+    options = compiler_options(mesh)
+    assert options
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    jax.jit(lambda x: x + 1, compiler_options=options).lower(x).compile()
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="No such compile option"
+    ):  # as it says of one that it does not know
+        jax.jit(lambda x: x + 1, compiler_options={"xla_tpu_no_such_option": "true"}).lower(x).compile()
 
 
 def test_a_shape_that_is_none():
