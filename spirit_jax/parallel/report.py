@@ -3,7 +3,8 @@
 The expected time walks the compiled schedule with two clocks, one of the chip and one of its links. An instruction takes as
 long as its FLOPs at the peak rate or its bytes at the memory's full bandwidth, whichever is more. A collective occupies
 the links from where it starts; the chip waits for it where its result is asked for, so it is hidden by what stands in between,
-and only by that. A synchronous collective hides behind nothing.
+and only by that; one that fusions carry on, by those fusions alone. A synchronous collective hides behind nothing. What crosses
+between slices goes over the data centre network, beside the links.
 """
 
 import collections
@@ -16,7 +17,7 @@ import jax
 import numpy as np
 
 from spirit_jax.parallel.hlo import Computation, Instruction, Module, Shape, parse
-from spirit_jax.parallel.topology import GIB, Topology
+from spirit_jax.parallel.topology import GIB, Topology, slice_index
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _LARGE = 2**20  # bytes from which on a collective is worth a warning
@@ -203,6 +204,7 @@ def walk(
         devices: by the number that they have in the module, which is their order in the mesh.
     """
     chip, costs = topology.chip, {}
+    firsts = list({slice_index(device): number for number, device in reversed(list(enumerate(devices)))}.values())
 
     def computation(name: str) -> Cost:
         if name in costs:
@@ -233,21 +235,23 @@ def walk(
                 ]
             flops, size = module.flops(instruction, body, kernel), module.bytes(instruction, body)
             found, edge = _collectives(instruction, body, module), _edge(instruction, module)
-            background = instruction.opcode.endswith("-start")  # a copy or a collective beside what follows
+            # a copy, a collective or an exchange between slices beside what follows
+            background = instruction.opcode.endswith("-start") or instruction.opcode in ("send", "recv")
             work = 0.0
             if edge is None and all(each.inside for each in found):
                 cost.flops, cost.bytes = cost.flops + flops, cost.bytes + size
                 work = 0.0 if background else max(flops / chip.flops, size / chip.hbm_bandwidth)
             clock += work
-            if instruction.opcode.endswith("-done") and instruction.operands[0] in running:
-                collective, end = running.pop(instruction.operands[0])
+            begun = _exchange(body[instruction.operands[0]]) if instruction.opcode.endswith("-done") else ""
+            if begun in running and instruction.opcode != "send-done":
+                collective, end = running.pop(begun)
                 collective.exposed = max(0.0, end - clock)
                 collective.overlapped = collective.exposed < 0.5 * collective.seconds
                 clock = max(clock, end)
             for each in found:
                 channel = each.source.attribute("channel_id")
                 if not (each.inside and channel in chains):  # else it goes on with one that has begun
-                    members = _members(each.source, len(devices))
+                    members = firsts if each.source.opcode == "send" else _members(each.source, len(devices))
                     time = topology.seconds(each.kind, each.size, [devices[i] for i in members])
                     collective = Collective(
                         each.kind, _where(each.source), each.size, len(members), 1.0, False, time, time
@@ -256,10 +260,11 @@ def walk(
                     if each.inside:
                         chains[channel] = [collective, time]
                     else:
-                        direction = each.source.attribute("source_target_pairs")  # opposite permutations run at once
+                        # opposite permutations run at once, and the network beside the links
+                        direction = each.source.attribute("source_target_pairs") or each.source.opcode == "send"
                         end = links[direction] = max(clock, links[direction]) + time
                         if background:
-                            running[instruction.name] = (collective, end)
+                            running[_exchange(instruction)] = (collective, end)
                         else:
                             clock = end
                 if each.inside:  # the links have this fusion's time, once
@@ -289,6 +294,9 @@ class _Found:
 
 def _collectives(instruction: Instruction, body: Computation, module: Module) -> list[_Found]:
     """The collective that an instruction is or starts, or those that it has inside."""
+    if instruction.opcode == "send" and "megascale" in instruction.attributes:  # between slices, a shard of each chip's
+        kind = "all-reduce" if "_xla_megascale_reduce_operation" in instruction.attributes else "all-gather"
+        return [_Found(kind, instruction.shapes[0].size, instruction, False)]
     sources, where, inside, scatter = [instruction], body, False, False
     if instruction.opcode in ("fusion", "async-start", "call-start"):  # the last on a SparseCore
         called = instruction.called("calls") or instruction.called("to_apply")
@@ -307,6 +315,12 @@ def _collectives(instruction: Instruction, body: Computation, module: Module) ->
             size = sum(shape.size for shape in shapes)
             found.append(_Found("reduce-scatter" if scatter else kind, size, source, inside))
     return found
+
+
+def _exchange(instruction: Instruction) -> str:
+    """What an asynchronous operation is known by where it ends: its name, but that of both sides for one between slices."""
+    found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
+    return found[1] if found else instruction.name
 
 
 def _edge(instruction: Instruction, module: Module) -> str | None:

@@ -171,6 +171,34 @@ ENTRY %main (x: bf16[8192,4096], w: bf16[8192,8192]) -> bf16[8192,8192] {
     assert both.exposed == pytest.approx(2 * reduction - product)
 
 
+def test_what_crosses_between_slices_goes_over_the_network_beside_the_links():
+    """As XLA:TPU writes it: a send and a receive of the host that know each other by name; here around a gather in the slice."""
+    crosses = 'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM"}'
+    text = f"""HloModule by_hand, is_scheduled=true
+
+ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {{
+  %x = bf16[8192,8192]{{1,0:T(8,128)(2,1)}} parameter(0)
+  %w = bf16[32,8192]{{1,0:T(8,128)(2,1)}} parameter(1)
+  %t = token[] after-all()
+  %s = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, u32[], token[]) send(%x, %t), channel_id=1, {crosses}
+  %r = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, u32[], token[]) recv(%t), channel_id=2, {crosses}
+  %g = bf16[8192,8192]{{1,0:T(8,128)(2,1)}} all-gather(%w), channel_id=3, replica_groups=[2,256]<=[512], dimensions={{0}}
+  %sd = token[] send-done(%s), channel_id=1, is_host_transfer=true
+  ROOT %rd = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, token[]) recv-done(%r), channel_id=2, is_host_transfer=true
+}}
+"""
+    topology = Topology.parse("2xv5e:16x16")
+    devices = [SimpleNamespace(coords=device.coords, slice_index=number) for number in (0, 1) for device in DEVICES]
+    found = walk(parse(text), topology, devices)
+    network = ARRAY / topology.chip.network_bandwidth  # each of two sends its own and gets the other's
+    across, inside = found.collectives
+    assert (across.kind, across.devices, across.size) == ("all-reduce", 2, ARRAY)
+    assert across.seconds == pytest.approx(network)
+    assert inside.seconds == pytest.approx(GATHER)
+    assert across.exposed == pytest.approx(network - GATHER)
+    assert found.seconds == pytest.approx(network)
+
+
 @pytest.mark.parametrize(
     ("groups", "members"),
     [
