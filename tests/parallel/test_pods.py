@@ -5,7 +5,13 @@ import json
 
 import pytest
 
-from tests.parallel.pods import FIGURES, cases, compile_case, figures
+from spirit_jax import config
+from spirit_jax.train import TrainConfig, compile_run
+from tests.parallel.pods import CONFIGS, FIGURES, cases, compile_case, figures
+
+needs_libtpu = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'"
+)
 
 
 def test_every_pod_has_its_figures_and_they_are_good_enough():
@@ -21,7 +27,7 @@ def test_every_pod_has_its_figures_and_they_are_good_enough():
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'")
+@needs_libtpu
 @pytest.mark.parametrize("name", list(cases()))
 def test_memory_and_flops_of_a_pod(name):
     found, stored = figures(compile_case(name)), json.loads(FIGURES.read_text())[name]
@@ -29,3 +35,25 @@ def test_memory_and_flops_of_a_pod(name):
     assert found["memory_gib"] == pytest.approx(stored["memory_gib"], abs=0.5)
     assert found["executed_per_model_flop"] == pytest.approx(stored["executed_per_model_flop"], abs=0.01)
     assert found["mfu"] == pytest.approx(stored["mfu"], abs=0.03)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_libtpu
+def test_between_slices_each_gradient_crosses_once():
+    """A chip's shard of it, in the type that it is computed in; the norms' come whole, and are small."""
+    d, f, layers = 1024, 2816, 4
+    model = {"hidden_size": d, "intermediate_size": f, "num_hidden_layers": layers}
+    model |= {"num_attention_heads": 8, "num_key_value_heads": 8, "remat": "gate"}
+    options = ["--global_batch_size", "128", "--sequence_length", "1024", "--compile_topology", "2xv5e:8x8"]
+    for name, value in model.items():
+        options += [f"--model.{name}", str(value)]
+    settings = config.load(TrainConfig, CONFIGS / "spirit_lm_base_7b.yaml", options)
+    report = compile_run(settings)
+    assert report.mesh == {"data": 2, "fsdp": 64, "tensor": 1}
+    across = [collective for collective in report.collectives if collective.devices == 2]
+    assert {collective.kind for collective in across} == {"all-reduce"}
+    embedding = settings.model.vocab_size * d
+    gradients = 2 * layers * (4 * d * d + 3 * d * f) + 2 * embedding + 4 * embedding  # the head's in float32
+    assert sum(c.size * c.count for c in across) == pytest.approx(gradients / 64, rel=0.02)
+    assert {collective.devices for collective in report.collectives} == {2, 64}  # all else stays within a slice
