@@ -20,6 +20,8 @@ from spirit_jax.models import llama
 from spirit_jax.models.attention import MASKED, attention
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params
 
+_SHORT = 128  # tokens of a row up to which all heads' scores are made at once
+
 
 class HeadCache(NamedTuple):
     """One layer's keys and values: the token at position p of row b lives in slot p of row b (see `llama.KVCache`)."""
@@ -87,18 +89,31 @@ def _norm(config: LlamaConfig, weight_d: Float[Array, " D"], x_dbt: Float[Array,
     return (x * weight_d[:, None, None]).astype(x_dbt.dtype)
 
 
+def _product(equation: str, weight: Float[Array, "..."], x: Float[Array, "D ..."]) -> Float[Array, "..."]:
+    """The einsum that sums over the first axis of x, multiplied in the dtype of x and summed in float32, which it returns.
+
+    XLA:CPU has a CPU's instructions for bfloat16 matrices used for sums in float32, and from two columns on; what it does
+    otherwise takes many times longer.
+    """
+    if alone := x.dtype == jnp.bfloat16 and x.size == x.shape[0]:
+        x = jnp.repeat(x, 2, axis=-1)
+    result = jnp.einsum(equation, weight, x, preferred_element_type=jnp.float32)
+    return result[..., :1] if alone else result
+
+
 def _cached_attention(
-    q_bnth: Float[Array, "B N T H"], cache: HeadCache, positions_bt: Int[Array, "B T"]
-) -> Float[Array, "B N T H"]:
+    q_bkgth: Float[Array, "B K G T H"], cache: HeadCache, positions_bt: Int[Array, "B T"]
+) -> Float[Array, "B K G T H"]:
     """softmax(q k^T / sqrt(H)) v over the slots up to each query's own; the softmax is float32."""
-    b, n, t, h = q_bnth.shape
-    k, s = cache.k_bksh.shape[1:3]
-    q_bkrh = q_bnth.reshape(b, k, n // k * t, h)
+    b, k, g, t, h = q_bkgth.shape
+    s = cache.k_bksh.shape[2]
+    q_bkrh = q_bkgth.reshape(b, k, g * t, h)
     scores_bkrs = jnp.einsum("bkrh,bksh->bkrs", q_bkrh, cache.k_bksh, preferred_element_type=jnp.float32) * h**-0.5
     seen_bts = jnp.arange(s) <= positions_bt[:, :, None]
-    scores_bkgts = jnp.where(seen_bts[:, None, None], scores_bkrs.reshape(b, k, n // k, t, s), MASKED)
-    weights_bkrs = jax.nn.softmax(scores_bkgts, axis=-1).astype(q_bnth.dtype).reshape(scores_bkrs.shape)
-    return jnp.einsum("bkrs,bksh->bkrh", weights_bkrs, cache.v_bksh).reshape(b, n, t, h)
+    scores_bkgts = jnp.where(seen_bts[:, None, None], scores_bkrs.reshape(b, k, g, t, s), MASKED)
+    weights_bkrs = jax.nn.softmax(scores_bkgts, axis=-1).astype(q_bkgth.dtype).reshape(scores_bkrs.shape)
+    out_bkrh = jnp.einsum("bkrs,bksh->bkrh", weights_bkrs, cache.v_bksh, preferred_element_type=jnp.float32)
+    return out_bkrh.astype(q_bkgth.dtype).reshape(q_bkgth.shape)
 
 
 def _layer(config, weights, x_dbt, rotary, positions_bt, cache, rows_b, first):
@@ -106,25 +121,29 @@ def _layer(config, weights, x_dbt, rotary, positions_bt, cache, rows_b, first):
     b, t = x_dbt.shape[1:]
     k, g, h = config.num_key_value_heads, config.num_attention_heads // config.num_key_value_heads, config.head_size
     normed_dbt = _norm(config, weights["input_norm"], x_dbt)
-    qkv_kgbth = jnp.einsum("kjd,dbt->kjbt", weights["qkv"], normed_dbt).reshape(k, g + 2, h, b, t)
-    qkv_btkgh = jnp.transpose(qkv_kgbth, (3, 4, 0, 1, 2))
-    q_btnh = llama.apply_rotary(qkv_btkgh[:, :, :, :g].reshape(b, t, k * g, h), *rotary)
-    k_btkh, v_btkh = llama.apply_rotary(qkv_btkgh[:, :, :, g], *rotary), qkv_btkgh[:, :, :, g + 1]
+    qkv_kghbt = _product("kjd,dbt->kjbt", weights["qkv"], normed_dbt).reshape(k, g + 2, h, b, t)
+    qkv_bkgth = jnp.transpose(qkv_kghbt.astype(x_dbt.dtype), (3, 0, 1, 4, 2))
+    q_bkgth = llama.apply_rotary(qkv_bkgth[:, :, :g], *rotary)
+    k_bkth, v_bkth = llama.apply_rotary(qkv_bkgth[:, :, g], *(x[:, 0] for x in rotary)), qkv_bkgth[:, :, g + 1]
     with jax.named_scope("attention"):
         if cache is not None:
-            rows = jnp.arange(b) if rows_b is None else rows_b
-            cache = cache.write(rows, positions_bt, jnp.swapaxes(k_btkh, 1, 2), jnp.swapaxes(v_btkh, 1, 2))
-        if first:
-            out_btnh = attention(q_btnh, k_btkh, v_btkh)
+            cache = cache.write(jnp.arange(b) if rows_b is None else rows_b, positions_bt, k_bkth, v_bkth)
+        if first and t > _SHORT:
+            q_btnh = jnp.moveaxis(q_bkgth, 3, 1).reshape(b, t, k * g, h)
+            out_btnh = attention(q_btnh, jnp.swapaxes(k_bkth, 1, 2), jnp.swapaxes(v_bkth, 1, 2))
+            out_bkgth = jnp.moveaxis(out_btnh.reshape(b, t, k, g, h), 1, 3)
+        elif first:
+            positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))
+            out_bkgth = _cached_attention(q_bkgth, HeadCache(k_bkth, v_bkth), positions_bt)
         else:
             read = cache if rows_b is None else jax.tree.map(lambda x: jnp.take(x, rows_b, 0, mode="clip"), cache)
-            out_btnh = jnp.swapaxes(_cached_attention(jnp.swapaxes(q_btnh, 1, 2), read, positions_bt), 1, 2)
-    out_jbt = jnp.transpose(out_btnh, (2, 3, 0, 1)).reshape(-1, b, t)
-    x_dbt += jnp.einsum("dj,jbt->dbt", weights["o_proj"], out_jbt)
+            out_bkgth = _cached_attention(q_bkgth, read, positions_bt)
+    out_jbt = jnp.transpose(out_bkgth, (1, 2, 4, 0, 3)).reshape(-1, b, t)
+    x_dbt += _product("dj,jbt->dbt", weights["o_proj"], out_jbt).astype(x_dbt.dtype)
     normed_dbt = _norm(config, weights["mlp_norm"], x_dbt)
-    gate_up_fbt = jnp.einsum("fcd,dbt->fcbt", weights["gate_up"], normed_dbt)
-    hidden_fbt = nn.silu(gate_up_fbt[:, 0]) * gate_up_fbt[:, 1]
-    return x_dbt + jnp.einsum("df,fbt->dbt", weights["down_proj"], hidden_fbt), cache
+    gate_up_fbt = _product("fcd,dbt->fcbt", weights["gate_up"], normed_dbt)
+    hidden_fbt = (nn.silu(gate_up_fbt[:, 0]) * gate_up_fbt[:, 1]).astype(x_dbt.dtype)
+    return x_dbt + _product("df,fbt->dbt", weights["down_proj"], hidden_fbt).astype(x_dbt.dtype), cache
 
 
 def forward(
@@ -138,7 +157,10 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], tuple[HeadCache, ...] | None]:
     """`network.forward` for parameters out of `arrange`."""
     dtype = DTYPES[config.dtype]
-    rotary = llama.rotary_embedding(config, positions_bt)
+    slots = tokens_bt.shape[1] if cache is None else cache[0].k_bksh.shape[2]
+    with jax.ensure_compile_time_eval():  # looked up: XLA would compute sines again in every layer, for every head
+        table = llama.rotary_embedding(config, jnp.arange(slots)[None])
+    rotary = tuple(jnp.take(x[0, :, 0], positions_bt, axis=0, mode="clip")[:, None, None] for x in table)
     rows_btd = dense(jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"]), dtype)
     x_dbt = jnp.transpose(rows_btd, (2, 0, 1))
     caches = []
@@ -152,5 +174,4 @@ def forward(
 def logits(config: LlamaConfig, params: Params, hidden_bd: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """`network.logits` for parameters out of `arrange`."""
     head_vd = dense(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
-    scores = jnp.einsum("vd,...d->v...", head_vd, hidden_bd, preferred_element_type=jnp.float32)
-    return jnp.moveaxis(scores, 0, -1)
+    return jnp.moveaxis(_product("vd,d...->v...", head_vd, jnp.moveaxis(hidden_bd, -1, 0)), 0, -1)

@@ -201,9 +201,9 @@ def rotary_embedding(
 
 
 def apply_rotary(
-    x_btnh: Float[Array, "B T N H"], cos: Float[Array, "B T 1 H/2"], sin: Float[Array, "B T 1 H/2"]
-) -> Float[Array, "B T N H"]:
-    """Turn the pairs (i, i + H/2) of each head: Hugging Face's half-rotation layout."""
+    x_btnh: Float[Array, "*B H"], cos: Float[Array, "*#B H/2"], sin: Float[Array, "*#B H/2"]
+) -> Float[Array, "*B H"]:
+    """Turn the pairs (i, i + H/2) of each head: Hugging Face's half-rotation layout. Any order of axes before the last."""
     first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_btnh.dtype)
