@@ -1,4 +1,4 @@
-"""Convolutions over time in the forms that run well: few channels folded, many by short spectra, upsampling by phases.
+"""Convolutions over time in the forms that run well: few channels in pairs, many by short spectra, upsampling by phases.
 
 Activations are `[B, T, C]` and kernels `[width, in, out]`.
 """
@@ -13,20 +13,20 @@ from jaxtyping import Array, Float
 SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 14
 """Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles; measured."""
 
-FOLD, FOLD_CHANNELS = 2, 16
-"""Positions that `convolve_folded` puts side by side, and the most channels that gain from it; measured."""
+PAIR_CHANNELS = 16
+"""The most channels that gain from `convolve_in_pairs` on CPU; measured."""
 
 
 def convolve(
     x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], dilation: int = 1
 ) -> Float[Array, "B T O"]:
     """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`."""
-    form = convolve_folded if kernel_kio.shape[1] <= FOLD_CHANNELS else convolve_directly
-    return form(x_btc, kernel_kio, dilation)
+    in_pairs = kernel_kio.shape[1] <= PAIR_CHANNELS and dilation % 2
+    return (convolve_in_pairs if in_pairs else convolve_directly)(x_btc, kernel_kio, dilation)
 
 
 def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
-    """`convolve` as one two-dimensional convolution of height 1: on CPU twice as fast as time along the height."""
+    """`convolve` as one two-dimensional convolution of height 1: on CPU faster than time along the height."""
     around = kernel_kio.shape[0] // 2 * dilation
     y_b1to = jax.lax.conv_general_dilated(
         x_btc[:, None],
@@ -39,24 +39,27 @@ def convolve_directly(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
     return y_b1to[:, 0]
 
 
-def convolve_folded(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
-    """`convolve` of few channels: positions t and t + dilation side by side as twice the channels.
+def convolve_in_pairs(x_btc: Array, kernel_kio: Array, dilation: int) -> Array:
+    """`convolve` of few channels and odd dilation: outputs 2 n and 2 n + dilation side by side, as twice the channels.
 
-    The kernel becomes a band of a block Toeplitz matrix: some of its products are with zeros, and it is faster all the same,
-    because matrix units are wide.
+    One convolution of stride 2 makes them, with one tap more, which is zero for either: a small price where matrix units
+    are wider than the channels are many.
     """
-    batch, time, inputs = x_btc.shape
+    batch, time, _ = x_btc.shape
     width, _, outputs = kernel_kio.shape
-    reach = (width // 2 + FOLD - 1) // FOLD  # in folded positions
-    shape = (batch, -1, FOLD, dilation, inputs)
-    x_bnfpc = jnp.pad(x_btc, ((0, 0), (0, -time % (FOLD * dilation)), (0, 0))).reshape(shape)
-    first = reach * FOLD - width // 2  # tap 0 of output 0, counted from the first position that the folded kernel reads
-    ends = [(first + fold, (2 * reach + 1) * FOLD - width - first - fold) for fold in range(FOLD)]
-    kernel_kifo = jnp.stack([jnp.pad(kernel_kio, (end, (0, 0), (0, 0))) for end in ends], axis=2)
-    kernel_kio = kernel_kifo.reshape(2 * reach + 1, FOLD * inputs, FOLD * outputs)
-    y_bto = convolve_directly(x_bnfpc.swapaxes(2, 3).reshape(batch, -1, FOLD * inputs), kernel_kio, dilation)
-    y_bnpfo = y_bto.reshape(batch, -1, dilation, FOLD, outputs)
-    return y_bnpfo.swapaxes(2, 3).reshape(batch, -1, outputs)[:, :time]
+    pairs, late = (time + 1) // 2, (dilation - 1) // 2  # output 2 m + 1 is the second one of pair m - late
+    sides = [jnp.pad(kernel_kio, (ends, (0, 0), (0, 0))) for ends in ((0, 1), (1, 0))]
+    before, after = width // 2 * dilation + 2 * late, (width - width // 2) * dilation - 1 + time % 2
+    y_b1no = jax.lax.conv_general_dilated(
+        x_btc[:, None],
+        jnp.concatenate(sides, axis=-1)[None],
+        window_strides=(1, 2),
+        padding=((0, 0), (before, after)),
+        rhs_dilation=(1, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    y_bnfo = y_b1no.reshape(batch, late + pairs, 2, outputs)
+    return jnp.stack([y_bnfo[:, late:, 0], y_bnfo[:, :pairs, 1]], axis=2).reshape(batch, -1, outputs)[:, :time]
 
 
 def convolve_by_spectrum(x_btc: Array, spectrum_rio: Array, width: int, dilation: int) -> Array:

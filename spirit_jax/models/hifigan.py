@@ -16,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models import convolution
 from spirit_jax.models.convolution import (
     SPECTRUM_CHANNELS,
     SPECTRUM_TILE,
@@ -194,7 +193,7 @@ def _norm(kernel: Array, shape: tuple[int, ...]) -> Array:
 def prepare_for_cpu(params: dict, config: HifiGanConfig) -> dict:
     """Plain parameters of inference on CPU: forms that a kernel is brought into before it is used, made once.
 
-    Wide kernels of many channels become spectra, which are up to twice as fast there and equal up to rounding.
+    Wide kernels of many channels become spectra, which are faster there and equal up to rounding.
     """
 
     def prepare(name: str, layer: dict) -> dict:
@@ -410,11 +409,6 @@ class HifiGan(nn.Module):
         keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
         x_btc, halo = self.ups[stage](nn.leaky_relu(keep(x_btc), STAGE_SLOPE)), (halo[0] * up, halo[1] * up)
         x_btc, halo = _crop(x_btc, halo, tuple(side + cfg.reach for side in wanted))
-        if cfg.channels(stage) <= convolution.FOLD_CHANNELS:  # a length that folds as it is, in every block
-            extra = -x_btc.shape[1] % math.lcm(
-                *(convolution.FOLD * dilation for row in cfg.resblock_dilation_sizes for dilation in row)
-            )
-            x_btc, halo = jnp.pad(x_btc, ((0, 0), (0, extra), (0, 0))), (halo[0], halo[1] + extra)
         rate *= up
         keep = _keeper(begin_b * rate + halo[0], end_b * rate + halo[0], x_btc.shape[1])
         return sum(block(x_btc, keep) for block in self.resblocks[stage * blocks : (stage + 1) * blocks]) / blocks, halo

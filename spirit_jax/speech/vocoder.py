@@ -1,7 +1,7 @@
 """Units to audio with the released vocoders: rules of FORMATS.md sections 5 and 6, batches, windows, streaming.
 
-However long a clip is, it runs in windows of a few fixed lengths (nothing is compiled anew for a clip), each with the frames
-around it that its audio depends on (`HifiGanConfig.context`). So the audio of a window is that of the whole clip, and
+However long a clip is, it runs in windows of a few fixed lengths (nothing is compiled anew for a clip), those of a long clip
+with the frames around them that their audio depends on (`HifiGanConfig.context`). So the audio of a window is that of the whole clip, and
 windows of many clips share a batch.
 """
 
@@ -168,7 +168,14 @@ class HifiGanVocoder:
         jobs = [(prepared[i].units, 0, len(prepared[i].units)) for i in chosen]
         for i, counts in zip(chosen, self._durations(jobs), strict=True):
             prepared[i] = _repeat(prepared[i], counts)
-        return self._audio([(utterance, 0, len(utterance.units)) for utterance in prepared])
+        # A clip that fits a window needs no context: what is around it is silence.
+        fits = [len(utterance.units) <= WINDOWS[-1] for utterance in prepared]
+        audio: dict[int, np.ndarray] = {}
+        for context, fit in (((0, 0), True), (self.network.context, False)):
+            chosen = [i for i in range(len(prepared)) if fits[i] is fit]
+            jobs = [(prepared[i], 0, len(prepared[i].units)) for i in chosen]
+            audio |= dict(zip(chosen, self._audio(jobs, WINDOWS, context), strict=True))
+        return [audio[i] for i in range(len(prepared))]
 
     def stream(
         self,
@@ -215,7 +222,7 @@ class HifiGanVocoder:
                 if count < (1 if ended else chunk_frames):
                     return
                 stop = spoken + min(count, chunk_frames)
-                yield self._audio([(ready, spoken, stop)], windows=(chunk_frames,))[0]
+                yield self._audio([(ready, spoken, stop)], (chunk_frames,), self.network.context)[0]
                 drop = max(stop - self.network.context[0], 0)
                 ready, spoken = _slice(ready, drop, None), stop - drop
 
@@ -291,15 +298,17 @@ class HifiGanVocoder:
         jobs = [((units,), start, stop) for units, start, stop in jobs]
         return _in_windows(jobs, WINDOWS, (DURATION_CONTEXT, DURATION_CONTEXT), 1, run)
 
-    def _audio(self, jobs: Sequence[tuple[Utterance, int, int]], windows: Sequence[int] = WINDOWS) -> list[np.ndarray]:
+    def _audio(
+        self, jobs: Sequence[tuple[Utterance, int, int]], windows: Sequence[int], context: tuple[int, int]
+    ) -> list[np.ndarray]:
         """Audio of frames `start..stop-1` of each `(utterance, start, stop)`."""
 
         def run(rows, first, last, window):
             streams = [np.stack([_take(utterance[k], indices) for utterance, indices in rows]) for k in range(3)]
             constants = [np.array([utterance[k] for utterance, _ in rows], np.int32) for k in (3, 4)]
-            return np.asarray(_generate(self._model, self._params, *streams, *constants, first, last))
+            return np.asarray(_generate(self._model, self._params, *streams, *constants, first, last, context))
 
-        return _in_windows(jobs, windows, self.network.context, self.network.code_hop_size, run)
+        return _in_windows(jobs, windows, context, self.network.code_hop_size, run)
 
 
 @functools.cache
@@ -314,10 +323,10 @@ def _predict(model, params, units_bt, first_b, last_b):
     return durations(model.apply(params, units_bt, first_b, last_b, method="log_durations"))
 
 
-@functools.partial(jax.jit, static_argnames="model")
-def _generate(model, params, units_bt, f0_bt, styles_bt, speaker_b, style_b, first_b, last_b):
+@functools.partial(jax.jit, static_argnames=("model", "context"))
+def _generate(model, params, units_bt, f0_bt, styles_bt, speaker_b, style_b, first_b, last_b, context):
     arguments = (units_bt, f0_bt, styles_bt, speaker_b, style_b, first_b, last_b)
-    return model.apply(params, *arguments, context=model.config.context, method="generate")
+    return model.apply(params, *arguments, context=context, method="generate")
 
 
 def _in_windows(jobs, windows, context, hop, run) -> list[np.ndarray]:

@@ -161,8 +161,8 @@ def test_windows_with_context_equal_the_whole(pair):
     "config", [BASE, {**BASE, "upsample_kernel_sizes": [3, 2], "resblock_dilation_sizes": [[1], [1]]}]
 )
 def test_context_is_the_receptive_field_exactly(config, monkeypatch):
-    # A unit whose embedding is NaN marks all audio that depends on it; folded kernels would multiply NaN with zeros.
-    monkeypatch.setattr(convolution, "FOLD_CHANNELS", 0)
+    # A unit whose embedding is NaN marks all audio that depends on it; the zero taps of pairs would multiply NaN.
+    monkeypatch.setattr(convolution, "PAIR_CHANNELS", 0)
     _, model, params = both(config)
     folded = fold_weight_norm(params)
     table_ = np.array(folded["unit_embedding"]["embedding"])
@@ -186,9 +186,18 @@ def by_spectrum(x, kernel, dilation):
     return convolution.convolve_by_spectrum(x, convolution.kernel_spectrum(kernel), kernel.shape[0], dilation)
 
 
-@pytest.mark.parametrize("form", [convolution.convolve_directly, convolution.convolve_folded, by_spectrum])
-@pytest.mark.parametrize(("time", "dilation", "width"), [(1, 1, 7), (4, 5, 3), (31, 2, 7), (41, 1, 11), (200, 3, 11)])
+@pytest.mark.parametrize("form", [convolution.convolve_directly, convolution.convolve_in_pairs, by_spectrum])
+@pytest.mark.parametrize(("time", "dilation", "width"), [(1, 1, 7), (4, 5, 3), (31, 3, 7), (41, 1, 11), (200, 3, 11)])
 def test_all_forms_of_convolution_equal_torch(form, time, dilation, width):
+    assert_equals_torch(form, time, dilation, width)
+
+
+@pytest.mark.parametrize("form", [convolution.convolve, convolution.convolve_directly, by_spectrum])
+def test_even_dilations_equal_torch(form):
+    assert_equals_torch(form, 31, 2, 7)
+
+
+def assert_equals_torch(form, time, dilation, width):
     # Against torch in float64. Sums of up to 66 products of unit variance: 1e-5 is 1e-6 of their size.
     rng = np.random.default_rng(time)
     x, kernel = rng.standard_normal((2, time, 6), np.float32), rng.standard_normal((width, 6, 4), np.float32)
