@@ -276,7 +276,7 @@ class PositionalConvolution(nn.Module):
             params = {"kernel": self.param("kernel", nn.initializers.he_normal(), shape)}
             if config.position_norm == "weight":
                 params["gain"] = self.param("gain", nn.initializers.ones, (width,))
-            # One convolution a group: XLA's grouped convolution is an order of magnitude slower on CPU.
+            # One convolution a group: XLA's grouped convolution is much slower on CPU.
             # An even width keeps the number of frames by dropping the last output: one zero less on the right.
             kernel, padding = _position_kernel(params), ((width // 2, (width - 1) // 2),)
             pairs = zip(jnp.split(x_btd, groups, -1), jnp.split(kernel, groups, -1), strict=True)
@@ -425,7 +425,7 @@ def for_inference(params: Params) -> Params:
     """Parameters in the form that computes fastest, equal up to rounding.
 
     The layers stand apart, `layer_0`, `layer_1`, ..., and are read where they lie instead of being copied out of a stack.
-    On CPU, whose narrow wide convolutions take up to ten times as long, `position` holds the `spectrum` complex64
+    On CPU, where wide convolutions of few channels are slow, `position` holds the `spectrum` complex64
     [K + 1, groups, D / groups, D / groups] of its kernel.
     """
     params = dict(params)
