@@ -1,5 +1,7 @@
 """SpiritLM on a golden checkpoint: batches, streams, stops, grammar, scores, int8, and what is refused."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -264,6 +266,28 @@ def test_stacked_layers_and_columns(lm):
         np.testing.assert_allclose(np.swapaxes(one.k_bksh, 1, 2), stacked[1].k_lbskh[index], atol=1e-4)
         np.testing.assert_allclose(np.swapaxes(one.v_bksh, 1, 2), stacked[1].v_lbskh[index], atol=1e-4)
     assert not np.any(stacked[1].k_lbskh[:, 1])
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_columns_in_bfloat16(lm, batch):
+    """A prompt and a token after it, alone (one column) and in a batch: no further from float32 than stacked layers are."""
+    params = llama.init_params(lm.config, jax.random.key(0))
+    tokens = np.random.default_rng(0).integers(5, 1000, (batch, 9)).astype(np.int32)
+    forward = jax.jit(network.forward, static_argnums=(0, 6))
+
+    def logits(dtype, params):
+        config = dataclasses.replace(lm.config, dtype=dtype)
+        cache, scores = network.empty_cache(config, params, batch, 16), []
+        for first, last in ((0, 8), (8, 9)):
+            at = np.tile(np.arange(first, last), (batch, 1))
+            x, cache = forward(config, params, tokens[:, first:last], at, cache, np.arange(batch), first == 0)
+            scores.append(network.logits(config, params, x))
+        return np.concatenate(scores, 1)
+
+    exact = logits("float32", params)
+    stacked = np.abs(logits("bfloat16", params) - exact).max()
+    columns = np.abs(logits("bfloat16", network.arrange(lm.config, params, lm.mesh)) - exact).max()
+    assert 0 < columns < 1.5 * stacked, (columns, stacked)
 
 
 def test_defaults_are_the_checkpoint_s():
