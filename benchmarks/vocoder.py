@@ -4,7 +4,8 @@
 
 Both have their weight norms multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is the whole
 `HifiGanVocoder.decode_batch` of frame-rate units (windows, masks, copies to NumPy), PyTorch's is the network alone, written from
-FORMATS.md section 6 (`tests/models/torch_hifigan.py`).
+FORMATS.md section 6 (`tests/models/torch_hifigan.py`). A last line says what a stream costs: the time that each chunk takes to compute once its units
+are there, which comes on top of waiting for the units that it looks ahead (`HifiGanVocoder.latency`).
 """
 
 import argparse
@@ -71,6 +72,25 @@ def measure(batch: int, seconds: float, rounds: int) -> dict:
     }
 
 
+def measure_stream(seconds: float, chunk_frames: int = 16) -> dict:
+    """Units arrive one by one without delay; the first stream compiles."""
+    ours, _ = networks()
+    units = np.random.default_rng(0).integers(0, 500, round(seconds * 25))
+    for _ in range(2):
+        stamps = [time.perf_counter()]
+        for _ in ours.stream(
+            ({"hubert": [unit]} for unit in units), predict_durations=False, chunk_frames=chunk_frames
+        ):
+            stamps.append(time.perf_counter())
+    chunks = np.diff(stamps)
+    return {
+        "stream_chunk_seconds": chunk_frames / 25,
+        "looks_ahead_seconds": ours.latency(predict_durations=False)[1] / 25,
+        "seconds_to_first_audio": round(float(chunks[0]), 3),
+        "median_seconds_a_chunk": round(float(np.median(chunks)), 3),
+    }
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
@@ -79,6 +99,7 @@ def main():
     arguments = parser.parse_args()
     for batch in arguments.batch:
         print(json.dumps(measure(batch, arguments.seconds, arguments.rounds)), flush=True)
+    print(json.dumps(measure_stream(arguments.seconds)), flush=True)
 
 
 if __name__ == "__main__":
