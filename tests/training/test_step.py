@@ -42,13 +42,14 @@ def _program(**optimizer):
 
 
 def _batch(seed=0):
+    """Two documents in most rows; positions with gaps, since plain ones would follow from the order alone."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
     return {
         "inputs": tokens[:, :-1],
         "targets": tokens[:, 1:],
-        "segment_ids": np.ones((ROWS, LENGTH), np.int32),
-        "positions": np.tile(np.arange(LENGTH, dtype=np.int32), (ROWS, 1)),
+        "segment_ids": np.sort(rng.integers(1, 3, (ROWS, LENGTH)), axis=1).astype(np.int32),
+        "positions": np.cumsum(rng.integers(1, 9, (ROWS, LENGTH)), axis=1, dtype=np.int32),
         "loss_mask": rng.random((ROWS, LENGTH)) < 0.7,
     }
 
@@ -79,12 +80,21 @@ def _to_torch(params):
     return model
 
 
+def _logits(model, batch):
+    """Of Hugging Face's model, told the same documents and positions."""
+    segments_bt = torch.tensor(batch["segment_ids"])
+    sees_bts = (segments_bt[:, :, None] == segments_bt[:, None]) & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
+    mask_b1ts = torch.where(sees_bts, 0.0, torch.finfo(torch.float32).min)[:, None]
+    inputs, positions = (torch.tensor(batch[name], dtype=torch.long) for name in ("inputs", "positions"))
+    return model(inputs, attention_mask=mask_b1ts, position_ids=positions).logits
+
+
 def test_loss_and_gradient_norm_equal_torch():
     program, batch = _program(clip_norm=0.0), _batch()
     state = program.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
     _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
-    logits = model(torch.tensor(batch["inputs"], dtype=torch.long)).logits
+    logits = _logits(model, batch)
     nll = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2), torch.tensor(batch["targets"], dtype=torch.long), reduction="none"
     )
@@ -119,7 +129,7 @@ def test_loss_within_a_kind_equals_torch():
     params = program.init(jax.random.key(1)).params
     metrics = program.eval_step(params, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
     with torch.no_grad():
-        logits = _to_torch(jax.device_get(params))(torch.tensor(batch["inputs"], dtype=torch.long)).logits.numpy()
+        logits = _logits(_to_torch(jax.device_get(params)), batch).numpy()
     kinds, values = TOKEN_KINDS[batch["targets"]], by_kind(metrics)
     for index, kind in enumerate(KINDS):
         here = (kinds == index) & batch["loss_mask"]
