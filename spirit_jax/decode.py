@@ -86,6 +86,8 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
     Raises:
         DecodeError, RecordError, UnitError: nothing there, or not what it should be.
     """
+    if not source.strip():
+        raise DecodeError("--input is empty: give a unit string ([Hu1]...), a file or a directory of unit records")
     path = pathlib.Path(source)
     if source.lstrip().startswith("["):
         SpeechUnits.from_string(source)  # refused here, as an argument

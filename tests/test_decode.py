@@ -129,6 +129,7 @@ def test_nothing_is_overwritten_unless_told(run, tmp_path, capsys):
     [
         ("[Hu1", [], "'[Hu1' at position 0"),
         ("nothing.txt", [], "'nothing.txt' is no unit string"),
+        ("", [], "--input is empty"),
         ("[Hu1]", ["--speaker", "tom"], "unknown speaker 'tom'; known are 0 ann, 1 bob, 2 eve"),
         ("[Hu1]", ["--format", "mp3"], "format"),
         ("[Hu1]", ["--voice", "3"], "voice"),
