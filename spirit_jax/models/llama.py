@@ -305,8 +305,9 @@ def swiglu(gate: Float[Array, "*shape"], up: Float[Array, "*shape"]) -> Float[Ar
 
 def _swiglu_backward(inputs, gradient):
     gate, up, gradient = (x.astype(jnp.float32) for x in (*inputs, gradient))
-    # The logistic function, written otherwise than in the forward pass: XLA would find it there and keep it.
-    share = 0.5 * jnp.tanh(0.5 * gate) + 0.5
+    # The logistic function, written otherwise than in the forward pass, where XLA would find it and keep it, and of something that
+    # has to wait for the gradient: it would be computed early, and kept.
+    share = 0.5 * jnp.tanh(0.5 * gate + 0 * gradient) + 0.5
     silu = gate * share
     by_gate, by_up = gradient * up * (share + silu * (1 - share)), gradient * silu
     return by_gate.astype(inputs[0].dtype), by_up.astype(inputs[1].dtype)
