@@ -25,9 +25,9 @@ class TextLines(Sequence[Utterance]):
     has_speech = False
 
     def __init__(self, name: str, directory: pathlib.Path, split: str, paths: Sequence[pathlib.Path]):
-        self.name, self.directory, self.split, self._paths = name, directory, split, list(paths)
-        self._files = [np.memmap(path, np.uint8, "r") for path in self._paths if path.stat().st_size]
-        self._paths = [pathlib.Path(file.filename) for file in self._files]
+        self.name, self.directory, self.split = name, directory, split
+        self._paths = [path for path in paths if path.stat().st_size]  # an empty file cannot be mapped
+        self._files = [np.memmap(path, np.uint8, "r") for path in self._paths]
         self._ends = [_line_ends(file) for file in self._files]
         self._first = np.cumsum([0, *map(len, self._ends)])
         if not len(self):

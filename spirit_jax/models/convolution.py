@@ -11,10 +11,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 14
-"""Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles; measured."""
+"""Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles."""
 
 PAIR_CHANNELS = 16
-"""The most channels that gain from `convolve_in_pairs` on CPU; measured."""
+"""The most channels that gain from `convolve_in_pairs` on CPU."""
 
 
 def convolve(

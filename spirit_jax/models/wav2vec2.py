@@ -22,6 +22,8 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.models.platform import platform
+
 Params = dict[str, Any]
 ConvLayer = tuple[int, int, int]
 
@@ -239,7 +241,7 @@ class FeatureExtractor(nn.Module):
 def _in_tiles(convolve: Callable, audio_br: Array, rows: tuple[Array, ...], config: Wav2Vec2Config) -> Array:
     """`convolve((audio, *rows))` of stretches of the audio that overlap as they must; on CPU, `CPU_TILE` samples at once."""
     batch, time = audio_br.shape[0], config.frames(audio_br.shape[1])
-    limit = max(1, CPU_TILE // config.hop) if jax.default_backend() == "cpu" else batch * time
+    limit = max(1, CPU_TILE // config.hop) if platform() == "cpu" else batch * time
     count = -(-time // limit)
     size = -(-time // count)  # frames a tile
     samples, hop = (size - 1) * config.hop + config.receptive_field, size * config.hop
@@ -432,7 +434,7 @@ def for_inference(params: Params) -> Params:
     layers = params.pop("layers")
     for i in range(jax.tree.leaves(layers)[0].shape[0]):
         params[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-    if jax.default_backend() == "cpu":
+    if platform() == "cpu":
         kernel = np.asarray(_position_kernel(params["position"]))
         width, inputs, _ = kernel.shape
         spectrum = np.conj(np.fft.rfft(kernel, 2 * width, axis=0)).reshape(width + 1, inputs, -1, inputs)

@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 
 from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm, prepare_for_cpu
+from spirit_jax.models.platform import platform
 from spirit_jax.units import SpeechUnits, UnitError
 
 DEFAULT_SPEAKER = 2
@@ -78,7 +79,7 @@ class HifiGanVocoder:
             if found.get(path) != wanted.get(path):
                 what = f"array {path} has shape {found.get(path)}, its config asks for {wanted.get(path)}"
                 raise CheckpointError(f"vocoder: {what}")
-        if jax.default_backend() == "cpu":
+        if platform() == "cpu":
             params = prepare_for_cpu(params, network)
         self._params = {"params": jax.tree.map(jnp.asarray, params)}
 
