@@ -20,7 +20,7 @@ from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models.llama import LlamaConfig, parameter_count
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.report import Report, make_report
-from spirit_jax.parallel.sharding import logical_rules, with_shardings
+from spirit_jax.parallel.sharding import tracing, with_shardings
 from spirit_jax.parallel.topology import Topology
 
 _PROMPT = 512  # tokens that a prefill reads in each slot
@@ -76,7 +76,7 @@ def compile_generation(
     )
     rows = engine.Rows.of([engine.Request((), new_tokens, 0, Sampling(temperature=1.0))] * slots)
     reports = {}
-    with logical_rules(device_mesh):
+    with tracing(device_mesh, config.dtype):
         state = jax.eval_shape(lambda p: engine._empty(program, p, slots, length, engine.bucket(new_tokens)), params)
         cache_sharding = network.cache_sharding(config, device_mesh, state.cache)
         cache = with_shardings(state.cache, jax.tree.map(lambda _: cache_sharding, state.cache))

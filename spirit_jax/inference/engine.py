@@ -20,7 +20,7 @@ from spirit_jax.inference import network, sampling
 from spirit_jax.inference.grammar import NO_GRAMMAR, Grammar
 from spirit_jax.inference.sampling import Knobs, Sampling
 from spirit_jax.models.llama import LlamaConfig, Params
-from spirit_jax.parallel.sharding import logical_rules
+from spirit_jax.parallel.sharding import tracing
 
 _SMALLEST = 64
 _PREFILL = 512  # longest piece of a prompt that is worked through at once: longer ones let others decode in between
@@ -302,7 +302,7 @@ class Engine:
         waiting = deque(range(len(requests)))
         reading: list[_Reading] = []
         running: dict[int, int] = {}  # slot -> request
-        with logical_rules(self.mesh):
+        with tracing(self.mesh, self.config.dtype):
             state = _empty(program, self.params, slots, length, output)
         while waiting or reading or running:
             free = set(range(slots)) - running.keys() - {prompt.slot for prompt in reading}
@@ -316,7 +316,7 @@ class Engine:
                 continue
             rows = Rows.of([requests[running[slot]] if slot in running else None for slot in range(slots)])
             most = _BETWEEN if reading else steps or output
-            with logical_rules(self.mesh):
+            with tracing(self.mesh, self.config.dtype):
                 arguments = (rows, np.int32(most), np.bool_(bool(waiting)))
                 state = _decode(program, self.params, self.tables, state, *arguments)
             done, count, tokens = (np.array(x) for x in self._fetch(state.done, state.count, state.output))
@@ -345,6 +345,6 @@ class Engine:
             prompt.read += len(piece)
             asked[row] = requests[prompt.index]
             end_b[row] = prompt.read == len(asked[row].ids)
-        with logical_rules(self.mesh):
+        with tracing(self.mesh, self.config.dtype):
             arguments = (Rows.of(asked), slots_b, tokens_bt, start_b, length_b, end_b)
             return _prefill(program, self.params, self.tables, state, *arguments, first=bool((start_b == 0).all()))

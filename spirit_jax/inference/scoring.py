@@ -13,7 +13,7 @@ from spirit_jax.inference import network
 from spirit_jax.inference.engine import bucket
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.models.losses import next_token_losses
-from spirit_jax.parallel.sharding import logical_rules
+from spirit_jax.parallel.sharding import tracing
 
 _ROWS = 16
 
@@ -51,7 +51,7 @@ def log_likelihoods(
     ways = network.batch_ways(mesh)
     rows = -(-min(_ROWS, 1 << max(len(documents) - 1, 0).bit_length()) // ways) * ways
     order = sorted(range(len(documents)), key=lambda i: len(documents[i][0]))
-    with logical_rules(mesh):
+    with tracing(mesh, config.dtype):
         for first in range(0, len(order), rows):
             chosen = order[first : first + rows]
             length = bucket(len(documents[chosen[-1]][0]))
@@ -70,5 +70,5 @@ def logits(config: LlamaConfig, mesh: Mesh, params: Params, ids_bt: Int[np.ndarr
     rows = -(-b // network.batch_ways(mesh)) * network.batch_ways(mesh)
     tokens_bt = np.zeros((rows, bucket(t)), np.int32)
     tokens_bt[:b, :t] = ids_bt
-    with logical_rules(mesh):
+    with tracing(mesh, config.dtype):
         return _logits(config, mesh, params, tokens_bt)[:b, :t]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import flax.linen as nn
@@ -89,9 +89,11 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 
 @contextmanager
-def logical_rules(mesh: Mesh) -> Iterator[None]:
-    """Within it, the models' logical constraints are resolved by the table on this mesh."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())):
+def tracing(mesh: Mesh, dtype: str) -> Iterator[None]:
+    """What a program of a model is traced in: logical constraints are resolved by the table on this mesh, and matrix
+    products of a model in float32 are float32 products, whose inputs TPUs and GPUs otherwise round (JAX's default)."""
+    precision = jax.default_matmul_precision("float32") if dtype == "float32" else nullcontext()
+    with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())), precision:
         yield
 
 

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -88,12 +89,12 @@ def replicate(params):
     return jax.device_put(params, _sharding())
 
 
-def exact(function: Callable) -> Callable:
-    """`jax.jit` with full float32 matrix products everywhere: units must not depend on the accelerator."""
+def exact(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` with float32 products everywhere, which accelerators round by default: units and audio must not depend on it."""
 
-    @jax.jit
+    @functools.wraps(function)
     def run(*arguments):
         with jax.default_matmul_precision("float32"):
             return function(*arguments)
 
-    return run
+    return jax.jit(run, **options)

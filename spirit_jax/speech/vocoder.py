@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm, prepare_for_cpu
 from spirit_jax.models.platform import platform
+from spirit_jax.speech.batches import exact
 from spirit_jax.units import SpeechUnits, UnitError
 
 DEFAULT_SPEAKER = 2
@@ -319,12 +320,12 @@ def _shapes(model: HifiGan) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in flatten(params).items()}
 
 
-@functools.partial(jax.jit, static_argnames="model")
+@functools.partial(exact, static_argnums=0)
 def _predict(model, params, units_bt, first_b, last_b):
     return durations(model.apply(params, units_bt, first_b, last_b, method="log_durations"))
 
 
-@functools.partial(jax.jit, static_argnames=("model", "context"))
+@functools.partial(exact, static_argnums=(0, 9))
 def _generate(model, params, units_bt, f0_bt, styles_bt, speaker_b, style_b, first_b, last_b, context):
     arguments = (units_bt, f0_bt, styles_bt, speaker_b, style_b, first_b, last_b)
     return model.apply(params, *arguments, context=context, method="generate")

@@ -15,7 +15,7 @@ from jaxtyping import Array, Int
 from spirit_jax.models import llama
 from spirit_jax.models.losses import next_token_losses
 from spirit_jax.parallel.compiler import compiler_options
-from spirit_jax.parallel.sharding import batch_sharding, logical_rules, tree_shardings, with_shardings
+from spirit_jax.parallel.sharding import batch_sharding, tracing, tree_shardings, with_shardings
 from spirit_jax.training.faults import Recent, judge, no_recent
 
 Batch = dict[str, Any]
@@ -98,21 +98,21 @@ def make_program(
     kinds_v = jnp.asarray(token_kinds, jnp.int32)
     network = llama.Llama(model)
 
-    def one_hot_kinds(batch: Batch) -> Array:
-        """Which kind each target is of, nothing where the mask is off: [B, T, K]."""
-        return jax.nn.one_hot(kinds_v[batch["targets"]], kinds_count) * batch["loss_mask"][..., None]
+    def by_kind(values_bt: Array, batch: Batch) -> Array:
+        """Sums over the targets of each kind, float32 [K]; a plain sum, for a product would be rounded on accelerators."""
+        masked_bt = values_bt.astype(jnp.float32) * batch["loss_mask"]
+        return (masked_bt[..., None] * jax.nn.one_hot(kinds_v[batch["targets"]], kinds_count)).sum((0, 1))
 
     def forward(params: llama.Params, batch: Batch, scale: Any = 1.0) -> tuple[Array, Metrics]:
         """Hidden states, and sums over tokens: of the loss times scale, and by kind."""
         hidden_btd, _ = network.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
         weights_bt = batch["loss_mask"].astype(jnp.float32) * scale
         losses = next_token_losses(hidden_btd, llama.head_weight(model, params), batch["targets"], weights_bt, z_loss)
-        kind_btk = one_hot_kinds(batch)
         return hidden_btd, {
             "loss": losses.loss,
-            "nll": jnp.einsum("bt,btk->k", losses.nll_bt, kind_btk),
-            "correct": jnp.einsum("bt,btk->k", losses.correct_bt.astype(jnp.float32), kind_btk),
-            "tokens": kind_btk.sum((0, 1)),
+            "nll": by_kind(losses.nll_bt, batch),
+            "correct": by_kind(losses.correct_bt, batch),
+            "tokens": by_kind(jnp.ones_like(losses.nll_bt), batch),
         }
 
     def objective(params: llama.Params, batch: Batch, scale: Any) -> tuple[Array, Metrics]:
@@ -165,7 +165,7 @@ def make_program(
 
         within_bt = jax.lax.map(row, (hidden_btd, batch["targets"]))
         return metrics | {
-            "within": jnp.einsum("bt,btk->k", within_bt, one_hot_kinds(batch)),
+            "within": by_kind(within_bt, batch),
             "targets": jnp.zeros(model.vocab_size).at[batch["targets"]].add(mask_bt),
         }
 
@@ -189,9 +189,9 @@ def make_program(
     def compiled(function, in_shardings, out_shardings, **options):
         return jax.jit(function, in_shardings=in_shardings, out_shardings=out_shardings, **options)
 
-    def ruled(function):
+    def traced(function):
         def call(*arguments):
-            with logical_rules(mesh):
+            with tracing(mesh, model.dtype):
                 return function(*arguments)
 
         return call
@@ -202,9 +202,9 @@ def make_program(
     return Program(
         shardings=shardings,
         abstract_state=with_shardings(shapes, shardings),
-        init=ruled(compiled(init, whole, shardings)),
-        start_from=ruled(compiled(start_from, (param_shardings,), shardings)),
-        train_step=ruled(step),
-        eval_step=ruled(compiled(eval_step, (param_shardings, by_row), whole)),
-        lower_train_step=ruled(step.lower),
+        init=traced(compiled(init, whole, shardings)),
+        start_from=traced(compiled(start_from, (param_shardings,), shardings)),
+        train_step=traced(step),
+        eval_step=traced(compiled(eval_step, (param_shardings, by_row), whole)),
+        lower_train_step=traced(step.lower),
     )
