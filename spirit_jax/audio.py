@@ -42,8 +42,11 @@ def load_audio(
             io.BytesIO(source) if isinstance(source, bytes) else str(source), dtype="float32", always_2d=True
         )
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        missing = not isinstance(source, bytes) and not pathlib.Path(source).exists()
-        reason = "no such file" if missing else f"cannot be decoded ({getattr(error, 'error_string', error)})"
+        reason = f"cannot be decoded ({getattr(error, 'error_string', error)})"
+        if not isinstance(source, bytes) and not pathlib.Path(source).exists():
+            reason = "no such file"
+        elif not isinstance(source, bytes) and pathlib.Path(source).is_dir():
+            reason = "is a directory, not a sound file"
         raise AudioError(f"{name}: {reason}") from error
     audio = samples.mean(axis=1)
     if not audio.size:

@@ -6,10 +6,13 @@
 
 Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a prompts file is
 `{"id": "a", "input": ["speech:a.flac", "text: Is it?"]}` or `{"id": "b", "prompt": "[Text]Once"}`; files are relative to it. The
-output directory gets `results.jsonl`, a line a prompt in their order, and ID-N.wav for speech.
+output directory gets `results.jsonl`, a line a prompt in their order, in the place of one that is there, and ID-N.wav for speech.
+Ctrl-C or kill it at any time: the same command goes on with the prompts that have no answer yet.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
@@ -67,8 +70,8 @@ class GenerateConfig:
     """Strings at which an answer ends; may be repeated."""
     grammar: bool = False
     """Keep generated speech well formed, whatever the model thinks."""
-    speaker: int = 2
-    """Voice of the vocoder."""
+    speaker: int | str = 2
+    """Voice of the vocoder, by number or name."""
     slots: int = 16
     """Prompts that are worked on at a time."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -87,6 +90,7 @@ class InputError(ValueError):
 
 
 _REPEATED = ("input", "stop")
+_LONGEST_ID = 200  # bytes: file systems take names of 255
 
 
 def segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segment:
@@ -97,7 +101,7 @@ def segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segment:
         "speech": lambda name: Segment.speech(directory / name),
         "units": Segment.speech,
     }
-    if not separator or kind not in makers:
+    if not separator or kind not in makers or (kind == "units" and not content.lstrip().startswith("[")):
         raise InputError(f"{text[:40]!r}: expected text:..., speech:FILE or units:[Hu1][Hu2]...")
     return makers[kind](content)
 
@@ -110,9 +114,11 @@ def read_prompts(path: str) -> list[tuple[str, str | list[Segment]]]:
     """
     prompts: list[tuple[str, str | list[Segment]]] = []
     try:
-        lines = pathlib.Path(path).read_text().splitlines()
+        lines = pathlib.Path(path).read_text().split("\n")
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not text ({error})") from error
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -121,13 +127,11 @@ def read_prompts(path: str) -> list[tuple[str, str | list[Segment]]]:
             if not isinstance(entry, dict) or ("prompt" in entry) == ("input" in entry):
                 raise InputError('expected {"id": ..., "input": [...]} or {"id": ..., "prompt": "..."}')
             name = str(entry.get("id", number))
-            if pathlib.PurePath(name).name != name:
-                raise InputError(f"id {name!r} cannot be part of a file name")
-            directory = pathlib.Path(path).parent
-            prompt = entry.get("prompt") or [segment(text, directory) for text in entry["input"]]
-        except (ValueError, TypeError, AttributeError) as error:
+            if not name or pathlib.PurePath(name).name != name or "\0" in name or len(name.encode()) > _LONGEST_ID:
+                raise InputError(f"id {name[:40]!r} cannot be part of a file name")
+            prompts.append((name, _prompt(entry, pathlib.Path(path).parent)))
+        except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
-        prompts.append((name, prompt))
     names = [name for name, _ in prompts]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None or not prompts:
@@ -135,8 +139,20 @@ def read_prompts(path: str) -> list[tuple[str, str | list[Segment]]]:
     return prompts
 
 
+def _prompt(entry: dict[str, Any], directory: pathlib.Path) -> str | list[Segment]:
+    """The prompt of a line."""
+    if "prompt" in entry:
+        if not isinstance(entry["prompt"], str) or not entry["prompt"]:
+            raise InputError(f'"prompt" must be a string with something in it, found {entry["prompt"]!r}')
+        return entry["prompt"]
+    parts = entry["input"]
+    if not isinstance(parts, list) or not parts or not all(isinstance(part, str) for part in parts):
+        raise InputError(f'"input" must be a list of text:..., speech:FILE and units:..., found {str(parts)[:40]!r}')
+    return [segment(part, directory) for part in parts]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: exit code 2 for a bad argument, 1 for a failed job."""
+    """The command: exit code 2 for a bad argument, 1 for a failed or interrupted job."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     settings = config.parse(GenerateConfig, [_option(word) for word in given], PROG, __doc__)
     if settings.compile_topology is not None:
@@ -148,6 +164,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     if settings.output is None:
         config.fail(PROG, "name the directory for the results: --output DIR", config.BAD_ARGUMENT)
+    output = pathlib.Path(settings.output)
+    nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        config.fail(PROG, f"--output {output}: {nearest} is a file", config.BAD_ARGUMENT)
     if bool(settings.input) == (settings.prompts is not None):
         config.fail(PROG, "give either --input (text:..., speech:FILE), or --prompts FILE", config.BAD_ARGUMENT)
     try:
@@ -159,8 +179,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         config.fail(PROG, error, config.BAD_ARGUMENT)
     try:
         run(settings, prompts, [shot for _, shot in shots])
-    except (ValueError, OSError) as error:
-        config.fail(PROG, " ".join(str(error).split()), config.FAILED_JOB)
+    except ValueError as error:  # what was named or asked for does not exist, or does not go with the checkpoint
+        config.fail(PROG, " ".join(str(error).split()), config.BAD_ARGUMENT)
+    except OSError as error:
+        config.fail(PROG, error, config.FAILED_JOB)
+    except KeyboardInterrupt:
+        config.fail(PROG, "interrupted; the same command goes on where it was", config.FAILED_JOB)
 
 
 def compile_run(settings: GenerateConfig) -> dict[str, Report]:
@@ -201,20 +225,67 @@ def run(
     )
     options = {name: getattr(settings, name) for name in names}
     directory = pathlib.Path(settings.output)
-    answers = model.as_completed(strings, settings.output_modality, settings.max_new_tokens, **options)
-    results: dict[int, str] = {}
-    for index, segments in tqdm(answers, total=len(strings), unit="prompt", disable=len(strings) == 1):
+    kept = _Kept(directory, settings, [name for name, _ in prompts], strings)
+    todo = [index for index in range(len(strings)) if index not in kept.results]
+    if kept.results:
+        print(f"{len(kept.results)} of {len(strings)} prompts have their answers in {directory}", file=sys.stderr)
+    chosen = [strings[index] for index in todo]
+    answers = model.as_completed(chosen, settings.output_modality, settings.max_new_tokens, **options)
+    for number, segments in tqdm(answers, total=len(todo), unit="prompt", disable=len(todo) == 1):
+        index = todo[number]
         name = prompts[index][0]
         directory.mkdir(parents=True, exist_ok=True)  # not before the model has taken the prompts
-        outputs = [_write(directory / f"{name}-{number}.wav", part) for number, part in enumerate(segments, 1)]
-        results[index] = json.dumps({"id": name, "prompt": strings[index], "outputs": outputs}, ensure_ascii=False)
+        outputs = [_write(directory / f"{name}-{part}.wav", segment) for part, segment in enumerate(segments, 1)]
+        result = {"id": name, "prompt": strings[index], "outputs": outputs}
+        kept.add(index, json.dumps(result, ensure_ascii=False))
         if len(strings) == 1:
             for output in outputs:
                 speech = output.get("speech") and directory / output["speech"]
                 print(output.get("text") or speech or output.get("units", ""))
-    path = directory / "results.jsonl"
-    checkpoint.write_file(path, "".join(results[index] + "\n" for index in sorted(results)))
-    print(path)
+    print(kept.finish())
+
+
+class _Kept:
+    """Answers so far, by the prompt's place in the file, kept in `results.jsonl.part` until all are there.
+
+    Attributes:
+        results: the line of the results file of each prompt that is answered; those of an interrupted run of the same
+            checkpoint, prompts and settings are there from the start.
+    """
+
+    def __init__(self, directory: pathlib.Path, settings: GenerateConfig, names: list[str], strings: list[str]):
+        answers = dataclasses.asdict(settings)
+        for what in ("output", "input", "prompts", "few_shot", "slots"):  # the strings say it all, slots change nothing
+            del answers[what]
+        content = json.dumps([answers, names, strings], sort_keys=True)
+        self._job = json.dumps({"job": hashlib.sha256(content.encode()).hexdigest()})
+        self._path, self._part = directory / "results.jsonl", directory / "results.jsonl.part"
+        self.results: dict[int, str] = {}
+        with contextlib.suppress(OSError):
+            first, *lines = self._part.read_text().split("\n")
+            if first == self._job:
+                for line in lines:
+                    with contextlib.suppress(ValueError):  # the last one of a run that was killed while it wrote
+                        index, result = json.loads(line)
+                        self.results[index] = result
+        self._begun = False
+
+    def add(self, index: int, result: str) -> None:
+        """Keep an answer."""
+        self.results[index] = result
+        if self._begun:
+            with self._part.open("a") as file:
+                file.write(json.dumps([index, result]) + "\n")
+            return
+        lines = [self._job, *(json.dumps(item) for item in self.results.items())]
+        checkpoint.write_file(self._part, "".join(line + "\n" for line in lines))
+        self._begun = True
+
+    def finish(self) -> pathlib.Path:
+        """Write the results file, whole and in the order of the prompts."""
+        checkpoint.write_file(self._path, "".join(self.results[index] + "\n" for index in sorted(self.results)))
+        self._part.unlink(missing_ok=True)
+        return self._path
 
 
 def _strings(model: SpiritLM, modality: str, prompts, shots) -> Iterator[str]:

@@ -46,6 +46,7 @@ def test_save_audio_round_trip(tmp_path):
 
 def test_bad_audio_is_named(tmp_path):
     (tmp_path / "text.wav").write_text("not audio")
+    (tmp_path / "folder.wav").mkdir()
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)
     soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16_000, subtype="FLOAT")
     for name, message in [
@@ -53,6 +54,7 @@ def test_bad_audio_is_named(tmp_path):
         ("empty.wav", "no samples"),
         ("nan.wav", "not finite"),
         ("none.wav", "no such file"),
+        ("folder.wav", "is a directory, not a sound file"),
     ]:
         with pytest.raises(AudioError, match=f"{name}.*{message}"):
             load_audio(tmp_path / name)

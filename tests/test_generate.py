@@ -69,8 +69,14 @@ REFUSED = {
     "file": (("--input", "speech:nothing.wav"), 2, "nothing.wav: no such file"),
     "option": (("--inputs", "text:a"), 2, "inputs"),
     "modality": (("--input", "text:a", "--output-modality", "song"), 2, "output_modality"),
-    "unit": (("--input", "text:[Hu900]"), 1, "[Hu900] at position 6 is no token"),
-    "value": (("--input", "text:a", "--top-p", "3"), 1, "top_p must be above 0 and at most 1, found 3.0"),
+    "no units": (("--input", "units:hello"), 2, "'units:hello': expected text:..., speech:FILE or units:"),
+    "unit": (("--input", "text:[Hu900]"), 2, "[Hu900] at position 6 is no token"),
+    "value": (("--input", "text:a", "--top-p", "3"), 2, "top_p must be above 0 and at most 1, found 3.0"),
+    "slots": (("--input", "text:a", "--slots", "0"), 2, "slots must be 1 or more, found 0"),
+    "stop": (("--input", "text:a", "--stop", ""), 2, "a stop string needs at least one character"),
+    "file as output": (("--input", "text:a", "--output", __file__), 2, "test_generate.py is a file"),
+    "below a file": (("--input", "text:a", "--output", f"{__file__}/out"), 2, "test_generate.py is a file"),
+    "checkpoint": (("--input", "text:a", "--checkpoint", "nowhere"), 2, "nowhere: no such checkpoint directory"),
     "prompts": (("--prompts", "nothing.jsonl"), 2, "nothing.jsonl: cannot be read (No such file or directory)"),
 }
 
@@ -89,8 +95,9 @@ UNHEARD = {
     "short": ("speech:short.wav", 2, "short.wav: 1000 samples (16 kHz) are too short for units: at least 1280 (80 ms)"),
     "nothing in it": ("speech:empty.wav", 2, "empty.wav: holds no samples"),
     "no sound file": ("speech:words.wav", 2, "words.wav: cannot be decoded"),
-    "context": ("text:" + "a b " * 3000, 1, "the model's context is 4096: shorten it"),
-    "base asked for pitch": ("units:[Pi3][Hu4]", 1, "Spirit LM base has no pitch units; use an expressive checkpoint"),
+    "directory": ("speech:folder", 2, "folder: is a directory, not a sound file"),
+    "context": ("text:" + "a b " * 3000, 2, "the model's context is 4096: shorten it"),
+    "base asked for pitch": ("units:[Pi3][Hu4]", 2, "Spirit LM base has no pitch units; use an expressive checkpoint"),
 }
 
 
@@ -100,6 +107,7 @@ def test_refused_by_a_model_that_hears(tmp_path, monkeypatch, capsys, wanted, co
     soundfile.write("short.wav", np.zeros(1000), 16_000)
     soundfile.write("empty.wav", np.zeros(0), 16_000)
     pathlib.Path("words.wav").write_text("these are words")
+    pathlib.Path("folder").mkdir()
     with pytest.raises(SystemExit) as ended:
         run("--checkpoint", checkpoints.with_speech("small_base"), "--output", "out", "--input", wanted)
     told = capsys.readouterr().err.strip().splitlines()[-1]
@@ -120,6 +128,13 @@ def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys
         ('{"id": 1, "input": ["text:a"]}\nnonsense', "line 2: Expecting value"),
         ('{"id": 1}', 'line 1: expected {"id": ..., "input"'),
         ('{"id": "../x", "prompt": "a"}', "line 1: id '../x' cannot be part of a file name"),
+        ('{"id": "", "prompt": "a"}', "line 1: id '' cannot be part of a file name"),
+        (f'{{"id": "{"x" * 201}", "prompt": "a"}}', "line 1: id 'x{40}' cannot be part of a file name"),
+        ('{"prompt": ""}', "line 1: \"prompt\" must be a string with something in it, found ''"),
+        ('{"prompt": 5}', 'line 1: "prompt" must be a string with something in it, found 5'),
+        ('{"input": "text:a"}', "line 1: \"input\" must be a list of .* found 'text:a'"),
+        ('{"input": []}', 'line 1: "input" must be a list of .* found'),
+        ('{"input": [5]}', 'line 1: "input" must be a list of .* found'),
         ('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "id '1' comes twice"),
         ("", "no prompts in it"),
         ('{"input": ["speech:gone.wav"]}', "line 1: .*gone.wav: no such file"),
@@ -130,6 +145,89 @@ def test_refused_files(tmp_path, lines, message):
     path.write_text(lines)
     with pytest.raises(generate.InputError, match=message):
         generate.read_prompts(str(path))
+
+
+def test_prompts_that_are_no_text(tmp_path):
+    (tmp_path / "prompts.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(generate.InputError, match="prompts.jsonl: not text"):
+        generate.read_prompts(str(tmp_path / "prompts.jsonl"))
+
+
+def test_a_line_ends_at_a_newline_alone(tmp_path):
+    """Unicode has other line ends, which JSON leaves in strings as they are."""
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one\u2028two\x85three"}\r\n{"prompt": "four"}\n', newline="")
+    assert generate.read_prompts(str(tmp_path / "prompts.jsonl")) == [("1", "one\u2028two\x85three"), ("2", "four")]
+
+
+@pytest.fixture
+def asked(monkeypatch) -> list[list[str]]:
+    """The prompts that the model was asked, call by call."""
+    calls, original = [], generate.SpiritLM.as_completed
+
+    def spy(self, prompts, *arguments, **options):
+        calls.append(list(prompts))
+        return original(self, prompts, *arguments, **options)
+
+    monkeypatch.setattr(generate.SpiritLM, "as_completed", spy)
+    return calls
+
+
+def test_interrupted_and_called_again(tmp_path, monkeypatch, capsys, asked):
+    """Answers that were there are not made again, one that was being written is; the end is that of an unbroken run."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(f'{{"id": "p{i}", "input": ["text:{word}"]}}\n' for i, word in enumerate("abcd")))
+    command = ("--checkpoint", checkpoints.with_speech("small_base"), "--prompts", prompts, "--max-new-tokens", "30",
+               "--temperature", "1", "--output-modality", "speech")  # fmt: skip
+    run(*command, "--output", tmp_path / "whole")
+    add = generate._Kept.add
+
+    def interrupted(self, index, result):
+        if len(self.results) == 2:
+            raise KeyboardInterrupt
+        add(self, index, result)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(generate._Kept, "add", interrupted)
+        with pytest.raises(SystemExit) as ended:
+            run(*command, "--output", tmp_path / "cut")
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.strip().endswith("interrupted; the same command goes on where it was")
+    assert not (tmp_path / "cut" / "results.jsonl").exists()
+    with (tmp_path / "cut" / "results.jsonl.part").open("a") as part:
+        part.write('[3, "{\\"id')  # as kill -9 may leave it
+    run(*command, "--output", tmp_path / "cut", "--slots", "1")
+    assert "2 of 4 prompts have their answers in" in capsys.readouterr().err
+    assert [len(prompts) for prompts in asked] == [4, 4, 2]
+    whole, cut = ({f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("whole", "cut"))
+    assert whole == cut
+    assert sorted(whole) == ["p0-1.wav", "p1-1.wav", "p2-1.wav", "p3-1.wav", "results.jsonl"]
+
+
+@pytest.mark.parametrize("change", [("--seed", "1"), ("--max-new-tokens", "9"), ("--prompts", "other.jsonl")])
+def test_another_question_starts_anew(directory, tmp_path, monkeypatch, asked, change):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("prompts.jsonl").write_text('{"prompt": "[Text]a"}\n{"prompt": "[Text]b"}\n')
+    pathlib.Path("other.jsonl").write_text('{"prompt": "[Text]a"}\n{"prompt": "[Text]c"}\n')
+    command = ("--checkpoint", directory, "--prompts", "prompts.jsonl", "--output", "out", "--output-modality", "text",
+               "--max-new-tokens", "8")  # fmt: skip
+    with monkeypatch.context() as patched:
+        patched.setattr(generate._Kept, "finish", lambda self: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                run(*command)
+    run(*command, *change)
+    assert [len(prompts) for prompts in asked] == [2, 0, 2]
+    assert len(results(pathlib.Path("out"))) == 2
+    assert [path.name for path in pathlib.Path("out").iterdir()] == ["results.jsonl"]
+
+
+def test_an_unknown_speaker_is_refused_before_anything_is_generated(tmp_path, capsys, asked):
+    command = ("--checkpoint", checkpoints.with_speech("small_base"), "--input", "text:a", "--output", tmp_path / "out")
+    with pytest.raises(SystemExit) as ended:
+        run(*command, "--speaker", "nobody", "--max-new-tokens", "4000")
+    assert ended.value.code == 2
+    assert "unknown speaker 'nobody'; known are" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_speech_is_written(tmp_path):

@@ -184,6 +184,7 @@ class SpiritLM:
             PromptError: a prompt that cannot be used: empty, longer than the context, with unknown tokens.
             CheckpointError: speech in the prompt and no speech tokenizer in the checkpoint.
             AudioError: speech that is too short or cannot be read.
+            ValueError: a setting that makes no sense, or a speaker that the vocoder does not have.
         """
         options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p, "seed": seed}
         options |= {"repetition_penalty": repetition_penalty, "stop": stop, "grammar": grammar, "speaker": speaker}
@@ -217,6 +218,11 @@ class SpiritLM:
             slots: prompts that are worked on at a time. Where one finishes the next one starts.
         """
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        if "" in stops:
+            raise PromptError("a stop string needs at least one character")
+        if slots < 1:
+            raise PromptError(f"slots must be 1 or more, found {slots}")
+        self._check_speaker(speaker, output_modality)
         encoded = [self.vocabulary.encode(self.prompt_string(prompt, output_modality)) for prompt in prompts]
         method = self._sampling(sampling)
         requests = [self._request(ids, output_modality, max_new_tokens, method, grammar) for ids in encoded]
@@ -282,6 +288,7 @@ class SpiritLM:
         Args:
             steps: tokens that are generated between two looks.
         """
+        self._check_speaker(speaker, output_modality)
         ids = self.vocabulary.encode(self.prompt_string(prompt, output_modality))
         request = self._request(ids, output_modality, max_new_tokens, self._sampling(sampling), grammar)
 
@@ -352,8 +359,8 @@ class SpiritLM:
         self._check_ids(ids)
         if max_new_tokens is None:
             max_new_tokens = self.max_new_tokens
-        if max_new_tokens < 1:
-            raise PromptError(f"max_new_tokens must be 1 or more, found {max_new_tokens}")
+        if not isinstance(max_new_tokens, int | np.integer) or max_new_tokens < 1:
+            raise PromptError(f"max_new_tokens must be an integer of 1 or more, found {max_new_tokens}")
         state = self._grammar.start(ids, modality == "speech") if grammar else None
         most = min(max_new_tokens, self.config.max_position_embeddings - ids.size)
         return Request(ids, most, MODALITIES.index(modality), sampling, state)
@@ -373,6 +380,11 @@ class SpiritLM:
                 f"the prompt has {tokens} tokens, the model's context is {self.config.max_position_embeddings}: "
                 "shorten it (a second of speech is about 20 to 40 tokens)"
             )
+
+    def _check_speaker(self, speaker: int | str, modality: str) -> None:
+        """Refuse, before anything is generated, a voice that the vocoder does not have."""
+        if self.speech_tokenizer is not None and self.speech_tokenizer.vocoder is not None and modality != "text":
+            self.speech_tokenizer.vocoder.speaker_index(speaker)
 
     def _voice(self, context: str, speaker: int | str):
         """What speaks a run of unit tokens: no sound where there is no phonetic unit, units where there is no vocoder.
@@ -402,6 +414,8 @@ class SpiritLM:
 
 
 def _segments(prompt: Prompt) -> list[Segment]:
+    if not isinstance(prompt, Segment | Sequence) or isinstance(prompt, bytes):
+        raise PromptError(f"a prompt is a string, a segment or a list of segments, found {type(prompt).__name__}")
     segments = [prompt] if isinstance(prompt, Segment) else list(prompt)
     for segment in segments:
         if not isinstance(segment, Segment):

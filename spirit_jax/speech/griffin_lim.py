@@ -22,6 +22,7 @@ _CONTRAST = 1.15  # means are flatter than speech: this gives spectra about its 
 _QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
 _SILENCE = -3.0  # ... and gets this much quieter still: the level's clipping kept it audible
 _DISPERSION = 0.016  # radians x harmonic squared: delays 4 kHz of a 100 Hz voice by 2 ms, so that pulses buzz less
+_DEFAULT_SPEAKER = 2
 _USUAL_F0 = np.log2(150.0)  # of a speaker without voiced speech
 
 
@@ -116,14 +117,20 @@ class GriffinLim:
         )
 
     def decode(
-        self, units: SpeechUnits, *, speaker: int | str = 2, style: int | None = None, predict_durations: bool = True
+        self,
+        units: SpeechUnits,
+        *,
+        speaker: int | str = _DEFAULT_SPEAKER,
+        style: int | None = None,
+        predict_durations: bool = True,
     ) -> Float[np.ndarray, " R"]:
         """The sound of units, float32 [R] at 16 kHz, 640 samples for each frame of 40 ms.
 
         Args:
             units: at the frame rate, or aligned (out of a string). Phonetic units never heard in training are left out, such pitch
                 units count as unvoiced and such style units as plain, with a warning: a language model early in its training writes them.
-            speaker: index into `speakers`, or a name.
+            speaker: index into `speakers`, or a name; 2, which every command takes unless told otherwise, is the last voice
+                where there are fewer.
             style: style unit of the whole utterance instead of its own.
             predict_durations: give each unit of an aligned stream its mean duration; runs of equal units without pitch and style
                 collapse to one before. Frame-rate units with pitch keep their own durations.
@@ -132,7 +139,7 @@ class GriffinLim:
             UnitError: no known phonetic unit.
             ValueError: no such speaker.
         """
-        voice = self._speaker(speaker)
+        voice = self.speaker_index(speaker)
         hubert, pitch, gain = self._frames(units, style, predict_durations)
         log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, BANDS)
         quiet = np.clip((_QUIET + 0.4 - log_amplitude.mean(axis=1)) / 0.4, 0, 1)
@@ -144,11 +151,12 @@ class GriffinLim:
         audio = _griffin_lim(target, source.size)
         return (audio * (_LOUDNESS / max(_LOUDNESS, np.abs(audio).max()))).astype(np.float32)
 
-    def _speaker(self, speaker: int | str) -> int:
+    def speaker_index(self, speaker: int | str) -> int:
+        """The place in `speakers` of a voice; arguments and errors as in `decode`."""
         if isinstance(speaker, str) and speaker in self.speakers:
             return self.speakers.index(speaker)
-        if isinstance(speaker, int | np.integer) and 0 <= speaker < len(self.speakers):
-            return int(speaker)
+        if isinstance(speaker, int | np.integer) and (0 <= speaker < len(self.speakers) or speaker == _DEFAULT_SPEAKER):
+            return min(int(speaker), len(self.speakers) - 1)
         raise ValueError(
             f"speaker {speaker!r}: this vocoder has 0..{len(self.speakers) - 1} ({', '.join(self.speakers)})"
         )

@@ -62,6 +62,8 @@ class Vocoder(Protocol):
         self, units: SpeechUnits, *, speaker: int | str, style: int | str | None, predict_durations: bool
     ) -> Float[np.ndarray, " R"]: ...
 
+    def speaker_index(self, speaker: int | str) -> int: ...
+
 
 class SpeechTokenizer:
     """Encoders of the phonetic (25 Hz) and, for "expressive", pitch (12.5 Hz) and style (1 Hz) streams, and a vocoder.

@@ -108,6 +108,14 @@ class HifiGanVocoder:
         """Whether pitch and style units are read."""
         return self.network.num_f0_tokens > 0
 
+    def speaker_index(self, speaker: int | str) -> int:
+        """The row of the speaker table that a number or a name means, 0 where there is one voice.
+
+        Raises:
+            VoiceError: no such speaker; lists those that there are.
+        """
+        return _row("speaker", speaker, self.speakers, self.network.num_speakers)
+
     def latency(self, predict_durations: bool = True) -> tuple[int, int]:
         """`(units, frames)` that must have arrived beyond a frame before `stream` can speak it: the receptive field.
 
@@ -160,7 +168,7 @@ class HifiGanVocoder:
         prepared, predicted = [], []
         for i, (units, who) in enumerate(zip(batch, speakers, strict=True)):
             try:
-                row = _row("speaker", who, self.speakers, self.network.num_speakers)
+                row = self.speaker_index(who)
                 codes, predict = self._codes(units, style_unit, predict_durations, deduplicate)
             except UnitError as error:
                 raise VocoderError(f"item {i}: {error}" if len(batch) > 1 else str(error)) from error
@@ -199,7 +207,7 @@ class HifiGanVocoder:
             speaker, style, predict_durations: as in `decode_batch`.
             chunk_frames: at least 1.
         """
-        row = _row("speaker", speaker, self.speakers, self.network.num_speakers)
+        row = self.speaker_index(speaker)
         style_row, style_unit = self._style(style)
         if chunk_frames < 1:
             raise ValueError(f"chunk_frames must be at least 1, found {chunk_frames}")

@@ -226,7 +226,7 @@ def test_other_refusals(lm, tmp_path):
         base.generate([Segment.speech(expressive)])
     with pytest.raises(PromptError, match="output modality must be one of text, speech, any, found 'song'"):
         lm.generate("[Text]hi", "song")
-    with pytest.raises(PromptError, match="max_new_tokens must be 1 or more, found 0"):
+    with pytest.raises(PromptError, match="max_new_tokens must be an integer of 1 or more, found 0"):
         lm.generate("[Text]hi", max_new_tokens=0)
     with pytest.raises(PromptError, match="ids go from 0 to 1306, found 5..1307"):
         lm.generate_ids([5, 1307])

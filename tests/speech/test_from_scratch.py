@@ -400,6 +400,16 @@ def test_what_the_vocoder_does_not_know(tokenizer, caplog):
             tokenizer.decode(known, speaker=speaker)
 
 
+def test_the_default_voice_of_a_corpus_with_few_speakers(tokenizer):
+    """Speaker 2, which nobody asked for by name, is there for corpora of one and two voices too."""
+    whole = tokenizer.vocoder
+    one = dataclasses.replace(whole, level=whole.level[:1], log2_f0=whole.log2_f0[:1], speakers=whole.speakers[:1])
+    units = SpeechUnits(np.array([3, 9, 9, 4, 7]))
+    np.testing.assert_array_equal(one.decode(units), whole.decode(units, speaker=0))
+    with pytest.raises(ValueError, match=r"speaker 1: this vocoder has 0\.\.0"):
+        one.decode(units, speaker=1)
+
+
 def test_stft_inverts():
     audio = np.random.default_rng(0).normal(size=640 * 7).astype(np.float32)
     np.testing.assert_allclose(G._istft(G._stft(audio), audio.size), audio, atol=1e-5)
