@@ -26,7 +26,7 @@ from spirit_jax.data.sequences import Sequencer
 from spirit_jax.inference import network, scoring
 from spirit_jax.inference.engine import Engine, Request, Tables
 from spirit_jax.inference.grammar import Grammar
-from spirit_jax.inference.int8 import quantise_leaf, quantise_params
+from spirit_jax.inference.int8 import quantise_leaf
 from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig
@@ -81,7 +81,7 @@ def random_model(hidden: int, layers: int, documents: int) -> None:
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = jax.jit(lambda: llama.init_params(config, jax.random.key(0)))()
     full = network.arrange(config, params, mesh)
-    int8 = network.arrange(config, quantise_params(params, network.param_shardings(config, mesh)), mesh)
+    int8 = network.arrange(config, jax.tree_util.tree_map_with_path(quantise_leaf, params), mesh)
     free = Grammar(np.ones((6, VOCABULARY), bool), np.zeros(VOCABULARY, np.int32), np.zeros((6, 7), np.int32))
     engine = Engine(full, config, mesh, Tables(np.zeros((3, VOCABULARY), bool), free), eos_id=-1)
     first = np.random.default_rng(0).integers(3, VOCABULARY, (documents, 4)).astype(np.int32)

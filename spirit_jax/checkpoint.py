@@ -123,6 +123,19 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
         CheckpointError: no `llm/` there, a file of it is not as a training run wrote it, or its tree or a shape differs from
             the one asked for; names the first.
     """
+    from orbax.checkpoint import v1 as ocp
+
+    return ocp.load(_checked_llm(directory, abstract_params), abstract_params, checkpointable_name=LLM)
+
+
+def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
+    """The language model's parameters unread: the tree with a `StoredArray` for each. Arguments and errors as `load_llm`."""
+    directory = _checked_llm(directory, abstract_params)
+    return unflatten(open_arrays(directory, flatten(abstract_params)))
+
+
+def _checked_llm(directory: str | os.PathLike, abstract_params: Any) -> pathlib.Path:
+    """Where `llm/` is, known to be whole and to hold this tree."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
@@ -131,9 +144,43 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
         problem = damage(directory, jax.process_index(), jax.process_count(), within=LLM)
         if problem:
             raise CheckpointError(f"{problem}; choose another step")
-    stored = ocp.metadata(directory, LLM).metadata
-    _compare_trees(f"{directory}/{LLM}", stored, abstract_params)
-    return ocp.load(directory, abstract_params, checkpointable_name=LLM)
+    _compare_trees(f"{directory}/{LLM}", ocp.metadata(directory, LLM).metadata, abstract_params)
+    return directory
+
+
+class StoredArray:
+    """An array of a checkpoint's `llm/`, of which `array[index]` reads a slice."""
+
+    def __init__(self, store: Any):
+        self._store = store
+        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self._store[index].read().result()
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self[...], dtype)
+
+
+def open_arrays(directory: pathlib.Path, paths: Iterable[str]) -> dict[str, StoredArray]:
+    """Arrays of the `llm/` in a directory by their paths, unread and unchecked.
+
+    Stacked layers are stored a layer a chunk (`convert.orbax_file`, `training.checkpoints`): reading a layer reads no other.
+    """
+    import tensorstore
+
+    ocdbt = (directory / LLM / "manifest.ocdbt").is_file()
+    stores = {
+        path: tensorstore.open(array_spec(directory, path, "auto", ocdbt), open=True, read=True) for path in paths
+    }
+    return {path: StoredArray(store.result()) for path, store in stores.items()}
+
+
+def array_spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = True) -> dict[str, Any]:
+    """Where TensorStore finds an array of `llm/`: Orbax names arrays by their path joined by "."."""
+    files, name = f"file://{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
+    store = {"driver": "ocdbt", "base": files, "path": name} if ocdbt else files + name
+    return {"driver": driver, "kvstore": store}
 
 
 def _compare_trees(name: str, stored: Any, wanted: Any) -> None:

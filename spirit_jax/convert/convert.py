@@ -319,7 +319,7 @@ def open_our_llm(source: pathlib.Path) -> OurLlm:
         keys = {name: released.keys(description) for name, description in descriptions.items()}
         unused = {key: tensor for found_in in kept.values() for key, tensor in found_in.items()}
     names = [name for names in keys.values() for name in names]
-    tensors = to_theirs(llama.rows(found), orbax_file.open_llm(directory, expected), unused, names)
+    tensors = to_theirs(llama.rows(found), checkpoint.open_arrays(directory, expected), unused, names)
     shards = keys or hf_weights.default_shards(tensors)
     generation = stored.get("generation", {})
     return OurLlm(found, variant, tokenizer, vocabulary, tensors, shards, files, generation)

@@ -1,4 +1,4 @@
-"""Our `llm/` written and read array by array, slice by slice, however large the model is.
+"""Our `llm/` written array by array, slice by slice, however large the model is.
 
 Orbax saves a tree of whole arrays and copies it. Here it saves the same tree with placeholders of one element; then TensorStore,
 which Orbax stores arrays with, replaces each by an array of the full shape and fills it slice by slice. What this relies on is how Orbax
@@ -13,11 +13,10 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import LLM, unflatten
+from spirit_jax.checkpoint import LLM, array_spec, unflatten
 from spirit_jax.convert.table import Stacked, shapes_of
 
 CHUNK_BYTES = 64 * 2**20
-CACHE_BYTES = 2**30  # for reading: chunks of a training run span layers, and an export goes layer by layer
 
 
 def save_llm(
@@ -79,39 +78,8 @@ def _create(directory: pathlib.Path, path: str, array: Any) -> tensorstore.Tenso
         "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
         "codecs": [{"name": "bytes", "configuration": {"endian": "little"}}, {"name": "crc32c"}],
     }
-    spec = _spec(directory, path, "zarr3") | {"metadata": metadata, "dtype": dtype.name}
+    spec = array_spec(directory, path, "zarr3") | {"metadata": metadata, "dtype": dtype.name}
     return tensorstore.open(spec, create=True, delete_existing=True).result()
-
-
-def _spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = True) -> dict[str, Any]:
-    files, name = f"file://{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
-    store = {"driver": "ocdbt", "base": files, "path": name} if ocdbt else files + name
-    return {"driver": driver, "kvstore": store}
-
-
-class StoredArray:
-    """An array of a checkpoint's `llm/`, of which `array[index]` reads a slice."""
-
-    def __init__(self, store: tensorstore.TensorStore):
-        self._store = store
-        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        return self._store[index].read().result()
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
-        return np.asarray(self._store.read().result(), dtype)
-
-
-def open_llm(directory: pathlib.Path, paths: Mapping[str, Any]) -> dict[str, StoredArray]:
-    """The arrays named by `paths` of a converted checkpoint or a training run's step, unread."""
-    ocdbt = (directory / LLM / "manifest.ocdbt").is_file()
-    context = tensorstore.Context({"cache_pool": {"total_bytes_limit": CACHE_BYTES}})
-    stores = {
-        path: tensorstore.open(_spec(directory, path, "auto", ocdbt), open=True, read=True, context=context)
-        for path in paths
-    }
-    return {path: StoredArray(store.result()) for path, store in stores.items()}
 
 
 def stored_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:

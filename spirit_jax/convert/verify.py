@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from spirit_jax import checkpoint
-from spirit_jax.convert import convert, hf_weights, llama, orbax_file, parts
+from spirit_jax.convert import convert, hf_weights, llama, parts
 from spirit_jax.convert.files import as_bytes, read_json
 from spirit_jax.vocabulary import Variant
 
@@ -64,7 +64,7 @@ def _verify_llm(folder: pathlib.Path, ours: pathlib.Path) -> Verified:
     network = None
     if differences := _differences():
         directory = checkpoint.find(ours, checkpoint.LLM).parent
-        arrays = orbax_file.open_llm(directory, llama.shapes(found.config))
+        arrays = checkpoint.open_arrays(directory, llama.shapes(found.config))
         network = differences.run(differences.llm, folder, theirs, found.config, arrays, known)
     return Verified("llm", *row, network)
 

@@ -52,7 +52,8 @@ def empty_cache(config: LlamaConfig, batch: int, length: int) -> tuple[HeadCache
     return tuple(HeadCache(one, one) for _ in range(config.num_hidden_layers))
 
 
-def _layer_weights(config: LlamaConfig, index: int, layers: Params) -> Params:
+@functools.partial(jax.jit, static_argnums=0)
+def _layer_weights(config: LlamaConfig, own: Params) -> Params:
     """One layer's, all [outputs, inputs]; queries, keys and values in one product, and so gate and up.
 
     qkv is [K, (N/K + 2) H, D], each key-value head with its query heads, so that tensor parallelism keeps them together;
@@ -63,7 +64,6 @@ def _layer_weights(config: LlamaConfig, index: int, layers: Params) -> Params:
         columns = [jnp.moveaxis(x, 0, -1).reshape(config.num_key_value_heads, -1, x.shape[0]) for x in arrays]
         return jnp.concatenate(columns, 1)
 
-    own = jax.tree.map(operator.itemgetter(index), layers)
     heads, mlp = own["self_attn"], own["mlp"]
     return {
         "input_norm": own["input_layernorm"]["weight"],
@@ -75,12 +75,17 @@ def _layer_weights(config: LlamaConfig, index: int, layers: Params) -> Params:
     }
 
 
-@functools.partial(jax.jit, static_argnums=0)
+_transposed = jax.jit(jnp.transpose)
+
+
 def arrange(config: LlamaConfig, params: Params) -> Params:
-    """Parameters as `forward` takes them."""
-    layers = tuple(_layer_weights(config, index, params["layers"]) for index in range(config.num_hidden_layers))
-    head = {"lm_head": jax.tree.map(jnp.transpose, params["lm_head"])} if "lm_head" in params else {}
-    return {**params, **head, "layers": layers}
+    """Parameters as `forward` takes them, layer by layer: stacked ones may be anything that `[index]` reads a layer of."""
+    layers = [
+        _layer_weights(config, jax.tree.map(operator.itemgetter(index), params["layers"]))
+        for index in range(config.num_hidden_layers)
+    ]
+    head = {"lm_head": jax.tree.map(_transposed, params["lm_head"])} if "lm_head" in params else {}
+    return {**params, **head, "layers": tuple(layers)}
 
 
 def _norm(config: LlamaConfig, weight_d: Float[Array, " D"], x_dbt: Float[Array, "D B T"]) -> Float[Array, "D B T"]:

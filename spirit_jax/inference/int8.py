@@ -4,23 +4,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
 _CONTRACTED = {
-    "embed_tokens": (1,),
-    "lm_head": (0,),
-    "q_proj": (1,),
-    "k_proj": (1,),
-    "v_proj": (1,),
-    "o_proj": (1, 2),
-    "gate_proj": (1,),
-    "up_proj": (1,),
-    "down_proj": (1,),
+    "embed_tokens": (-1,),
+    "lm_head": (-2,),
+    "q_proj": (-3,),
+    "k_proj": (-3,),
+    "v_proj": (-3,),
+    "o_proj": (-3, -2),
+    "gate_proj": (-2,),
+    "up_proj": (-2,),
+    "down_proj": (-2,),
 }
-"""Axes of each weight that share a scale: those that a product sums over (the first axis of a layer's weight is its layer).
-The embedding has a scale for each token. Norms stay as they are."""
+"""Axes of each weight, of one layer or of all stacked, that share a scale: those that a product sums over. The embedding has a
+scale for each token. Norms stay as they are."""
 
 
 def _is_quantised(node: Any) -> bool:
@@ -46,22 +44,6 @@ def _quantise(weight: Float[Array, "..."], axes: tuple[int, ...]) -> dict[str, A
 
 
 def quantise_leaf(path: tuple, weight: Float[Array, "..."]) -> Any:
-    """What becomes of the parameter at a path of the tree: a matrix its integers and scales, a norm itself."""
+    """What becomes of the parameter at a path of the tree, or of a layer of it: a matrix its integers and scales, a norm itself."""
     axes = _CONTRACTED.get(path[-1].key)
     return weight if axes is None else _quantise(weight, axes)
-
-
-def quantise_params(params: Any, shardings: Any) -> Any:
-    """A Llama's parameters with its matrices in int8, one array at a time, each put where `shardings` says.
-
-    What is freed as it goes depends on the caller: load into the host's memory, then only int8 reaches the devices.
-    """
-
-    def leaf(path, weight, sharding):
-        axes = _CONTRACTED.get(path[-1].key, ())
-        spec = (*sharding.spec, *[None] * (weight.ndim - len(sharding.spec)))
-        scales = PartitionSpec(*(None if axis in axes else part for axis, part in enumerate(spec)))
-        places = {"int8": sharding, "scale": NamedSharding(sharding.mesh, scales)} if axes else sharding
-        return jax.tree.map(lambda x, place: jax.device_put(np.asarray(x), place), quantise_leaf(path, weight), places)
-
-    return jax.tree_util.tree_map_with_path(leaf, params, shardings)

@@ -65,8 +65,12 @@ def _apart(params: Params) -> bool:
 
 def arrange(config: LlamaConfig, params: Params, mesh: Mesh) -> Params:
     """The parameters in the form that the mesh's devices run best; those that have it already stay as they are."""
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    return columns.arrange(config, params) if on_cpu and not _apart(params) else params
+    return columns.arrange(config, params) if on_cpu(mesh) and not _apart(params) else params
+
+
+def on_cpu(mesh: Mesh) -> bool:
+    """Whether a mesh is of CPUs, which run `columns`."""
+    return mesh.devices.flat[0].platform == "cpu"
 
 
 def empty_cache(config: LlamaConfig, params: Params, batch: int, length: int) -> Cache:

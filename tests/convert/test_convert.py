@@ -167,7 +167,7 @@ def test_a_training_step_exports(ours, tmp_path):
     np.testing.assert_array_equal(loaded["model.layers.2.self_attn.q_proj.weight"].numpy(), q)
     assert Vocabulary.load(folder).fingerprint == Vocabulary.load(ours / "tokenizer").fingerprint
     again = run_import(folder, tmp_path / "again")
-    stored = orbax_file.open_llm(again, llama.shapes(model))
+    stored = checkpoint.open_arrays(again, llama.shapes(model))
     assert all(same_bits(np.asarray(stored[p]), np.asarray(a)) for p, a in checkpoint.flatten(params).items())
 
 
@@ -183,7 +183,7 @@ def test_large_arrays_are_written_in_blocks(tmp_path, monkeypatch):
     orbax_file.save_llm(tmp_path / "c", arrays, seen.append)
     assert sum(seen) == sum(array.nbytes for array in arrays.values())
     assert max(seen) <= 256
-    stored = orbax_file.open_llm(tmp_path / "c", arrays)
+    stored = checkpoint.open_arrays(tmp_path / "c", arrays)
     assert all(same_bits(np.asarray(stored[path]), np.asarray(arrays[path])) for path in arrays)
 
 
@@ -199,7 +199,7 @@ def test_a_flipped_byte_in_our_llm_is_noticed(tmp_path):
             hit += 1
     assert hit == 1
     with pytest.raises(ValueError, match="mismatch"):
-        np.asarray(orbax_file.open_llm(tmp_path / "c", {"x": None})["x"])
+        np.asarray(checkpoint.open_arrays(tmp_path / "c", {"x": None})["x"])
     with pytest.raises(ValueError, match="mismatch"):
         ocp.load(tmp_path / "c", checkpointable_name="llm")
 

@@ -11,7 +11,7 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert import convert, extend, hf_weights, llama, orbax_file
+from spirit_jax.convert import convert, extend, hf_weights, llama
 from spirit_jax.convert.files import ConversionError
 from spirit_jax.convert.table import same_bits
 from spirit_jax.convert.torch_file import save_torch
@@ -138,7 +138,7 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
     assert checkpoint.read_config(first)["model"]["vocab_size"] == vocabulary.padded_size
     old = reference.model.embed_tokens.weight.detach().numpy()[:known]
     arrays = {"embed_tokens": old} if tied else {"embed_tokens": old, "lm_head": None}
-    stored = orbax_file.open_llm(first, arrays)
+    stored = checkpoint.open_arrays(first, arrays)
     embedding = np.asarray(stored["embed_tokens"])
     np.testing.assert_array_equal(embedding[:known], old)
     new = embedding[known:]
