@@ -15,7 +15,7 @@ from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference import network, scoring
 from spirit_jax.inference.engine import Engine, Request, Tables
 from spirit_jax.inference.grammar import Grammar
-from spirit_jax.inference.int8 import quantise_params
+from spirit_jax.inference.loading import load_params
 from spirit_jax.inference.prompts import (
     MODALITIES,
     PromptError,
@@ -96,7 +96,7 @@ class SpiritLM:
         Args:
             dtype: "float32" or "bfloat16", of weights and computation; None: what the checkpoint's config says.
             mesh: devices to spread the model over, weights go straight into their shards; None for one device.
-            int8: keep matrices in 8 bits, half of bfloat16's memory; they pass through the host's memory.
+            int8: keep matrices in 8 bits, half of bfloat16's memory; they are quantised as they are read.
 
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
@@ -105,10 +105,7 @@ class SpiritLM:
         config = _model_config(settings, directory, dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
         mesh = _one_device() if mesh is None else mesh
-        host = make_mesh(MeshConfig(1, 1, 1), jax.local_devices(backend="cpu")[:1])
-        params = checkpoint.load_llm(directory, network.sharded_abstract_params(config, host if int8 else mesh))
-        if int8:
-            params = quantise_params(params, network.param_shardings(config, mesh))
+        params = load_params(directory, config, mesh, int8)
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
         except CheckpointError:
