@@ -188,7 +188,7 @@ def _prefill(
     zero_b = jnp.zeros_like(slots_b)
     token_b, grammar_b3 = _next(program, params, tables, rows, hidden_bd, zero_b, occurred_bv, rows.grammar)
     if program.penalised:
-        occurred_bv = occurred_bv.at[jnp.arange(len(read)), token_b].set(True)
+        occurred_bv = occurred_bv.at[jnp.arange(len(read)), token_b].max(end_b)  # else it is not generated
         occurred_bv = state.occurred.at[slots_b].set(occurred_bv, mode="drop")
 
     slots_b = jnp.where(end_b, slots_b, state.token.shape[0])

@@ -16,6 +16,7 @@ from spirit_jax.inference import engine, network, scoring
 from spirit_jax.inference.prompts import PromptError
 from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models import llama
+from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
 from spirit_jax.units import SpeechUnits
 from tests.goldens import golden
 from tests.inference import checkpoints
@@ -78,6 +79,13 @@ def test_requests_with_their_own_settings_share_slots(lm):
 
 def test_repetition_penalty_runs_as_hugging_face_s(lm, model):
     ids = lm.vocabulary.encode(PROMPTS[1])
+    want = penalised_by_hugging_face(lm, model, ids)
+    assert lm.generate_ids(ids, "any", 24, repetition_penalty=1.8).tolist() == want
+    assert lm.generate_ids(ids, "any", 24).tolist() != want
+
+
+def penalised_by_hugging_face(lm, model, ids) -> list[int]:
+    """24 greedy ids with a repetition penalty of 1.8."""
     bad = [[i] for i in range(lm.vocabulary.size, lm.config.vocab_size)]
     options = {
         "repetition_penalty": 1.8,
@@ -86,9 +94,31 @@ def test_repetition_penalty_runs_as_hugging_face_s(lm, model):
         "pad_token_id": 0,
         "eos_token_id": 2,
     }
-    want = model.generate(torch.tensor([ids]), bad_words_ids=bad, **options)[0, len(ids) :].tolist()
-    assert lm.generate_ids(ids, "any", 24, repetition_penalty=1.8).tolist() == want
-    assert lm.generate_ids(ids, "any", 24).tolist() != want
+    return model.generate(torch.tensor([ids]), bad_words_ids=bad, **options)[0, len(ids) :].tolist()
+
+
+def test_repetition_penalty_counts_the_prompt_and_no_other(lm, model, monkeypatch):
+    """Prompts of half of the vocabulary, read in seven pieces while another row decodes, one after the other in two slots."""
+    monkeypatch.setattr(engine, "_PREFILL", 64)
+    random = np.random.default_rng(0)
+    prompts = [[1, 300, 301], *([1, *random.permutation(np.arange(k, 900, 2)).tolist()] for k in (4, 5, 4))]
+    wanted = [penalised_by_hugging_face(lm, model, ids) for ids in prompts]
+    greedy = [lm.generate_ids(ids, "any", 24).tolist() for ids in prompts]
+    assert any(
+        set(new) & set(ids[:64]) for new, ids in zip(greedy, prompts, strict=True)
+    )  # what the penalty is against
+    requests = [lm._request(ids, "any", 24, Sampling(repetition_penalty=1.8), False) for ids in prompts]
+    found = {i: new.tolist() for i, new, _ in lm._engine.run(requests, slots=2)}
+    assert [found[i] for i in range(len(prompts))] == wanted
+
+
+def test_a_document_may_end_at_once(lm):
+    """Whatever comes first is taken for the end of the document: one token, in a prompt's slot and in the next one's."""
+    ids = lm.vocabulary.encode(PROMPTS[0])
+    first = int(lm.generate_ids(ids, "any", 1)[0])
+    other = engine.Engine(lm.params, lm.config, lm.mesh, lm._engine.tables, eos_id=first)
+    request = lm._request(ids, "any", 24, Sampling(), False)
+    assert [(new.tolist(), done) for _, new, done in other.run([request, request], slots=1)] == [([first], True)] * 2
 
 
 def test_logits_and_log_likelihood_are_those_of_hugging_face(lm, model):
@@ -122,8 +152,27 @@ def test_log_likelihood_of_segments(lm):
 def test_stop_strings(lm):
     (whole,) = lm.generate(PROMPTS[0], "text", 40)
     stop = whole.content[9:11]
-    (cut,) = lm.generate(PROMPTS[0], "text", 40, stop=["never there", stop])
-    assert cut.content == whole.content[: whole.content.index(stop)].strip()
+    later = whole.content[15:17]
+    assert whole.content.index(stop) < whole.content.index(later)
+    for stops in (["never there", stop], [later, stop], [stop, later]):
+        (cut,) = lm.generate(PROMPTS[0], "text", 40, stop=stops)
+        assert cut.content == whole.content[: whole.content.index(stop)].strip()
+
+
+def test_generation_ends_soon_after_a_stop_string(lm, monkeypatch):
+    """At the first look after it, that is within 16 tokens, however many are asked for."""
+    whole = lm.generate_ids(lm.vocabulary.encode(PROMPTS[0]), "text", 20)
+    stop = lm.vocabulary.decode(whole[4:6]).strip()
+    made, run = [], lm._engine.run
+
+    def spy(*arguments, **options):
+        for index, new, finished in run(*arguments, **options):
+            made.append(len(new))
+            yield index, new, finished
+
+    monkeypatch.setattr(lm._engine, "run", spy)
+    lm.generate(PROMPTS[0], "text", 400, stop=stop)
+    assert made[-1] <= 6 + 16
 
 
 def test_stream(lm):
@@ -135,6 +184,31 @@ def test_stream(lm):
         expected = lm.vocabulary.decode([lm.vocabulary.text_id, *ids]).removeprefix("[Text]")
         assert joined == expected.replace("[Speech]", "").replace("[Text]", "")
         assert len(pieces) > 1
+
+
+def test_grammar_by_hand(lm):
+    """Within speech the last phonetic and the last pitch unit may not come again, all other units may, text may not."""
+    v, grammar = lm.vocabulary, lm._grammar
+    hubert, pitch, style = (np.arange(100) + start for start in (v.hubert_offset, v.pitch_offset, v.style_offset))
+    prompt = [v.speech_id, style[4], pitch[7], hubert[3], pitch[8], style[4]]
+    state = grammar.start(prompt, False)
+    forbidden = np.asarray(grammar.forbidden(state[None]))[0, : v.size]
+    allowed = {v.text_id, v.bos_id, v.eos_id, *range(v.hubert_offset, v.size)} - {hubert[3], pitch[8]}
+    assert set(np.flatnonzero(~forbidden).tolist()) == allowed
+    stepwise = grammar.start(prompt[:1], False)[None]
+    for index in prompt[1:]:
+        stepwise = grammar.advance(stepwise, np.array([index]))
+    np.testing.assert_array_equal(stepwise[0], state)
+
+
+def test_speech_without_pitch_takes_that_of_its_context():
+    """The first pitch that was heard; without one, pitch 0 (the neutral one), and style 71."""
+    lm = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32")
+    vocoder = load_part(checkpoints.with_speech("small_expressive"), "vocoder_expressive")
+    lm.speech_tokenizer = SpeechTokenizer(None, None, None, vocoder, "")
+    said = "[Hu3][Hu9][Hu4]"
+    for context, whole in (("[St3][Pi5][Hu3][Pi6][Hu4]", "[St71][Pi5]"), ("[Text]hi", "[St71][Pi0]")):
+        np.testing.assert_array_equal(lm._voice(context, 2)(said), vocoder.decode(whole + said, 2))
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -169,6 +243,16 @@ def test_int8(lm):
     assert kept["int8"].dtype == np.int8
     error = np.abs(np.asarray(kept["int8"]) * np.asarray(kept["scale"]) - np.asarray(weight))
     assert (error <= np.asarray(kept["scale"]) * 0.5001).all()
+    # columns are [outputs..., inputs]: a scale for each output, so that the largest of its inputs is 127 steps
+
+    def named(tree) -> dict[str, np.ndarray]:
+        return {jax.tree_util.keystr(path): np.asarray(x) for path, x in jax.tree_util.tree_leaves_with_path(tree)}
+
+    dense, scales = named(lm.params), {k: v for k, v in named(small.params).items() if "scale" in k}
+    assert len(scales) == 4 * lm.config.num_hidden_layers + 2
+    for name, scale in scales.items():
+        largest = np.abs(dense[name.removesuffix("['scale']")]).max(-1, keepdims=True)
+        np.testing.assert_allclose(scale, largest / 127, rtol=1e-6, err_msg=name)
     sizes = [sum(x.nbytes for x in jax.tree.leaves(m.params)) for m in (small, lm)]
     assert sizes[0] < 0.3 * sizes[1]
     pairs = [("[Text]hello", " world and more"), ("[Speech]", "[St1][Pi3][Hu3][Hu4][Hu5]")]

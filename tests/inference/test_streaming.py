@@ -4,8 +4,24 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM
+from spirit_jax.inference.streaming import pieces_of
 from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
 from tests.inference import checkpoints
+
+
+def test_a_character_comes_whole():
+    """Bytes of characters that the tokenizer has no piece for, one at a time; a piece that ends within one waits for the rest."""
+    vocabulary = checkpoints.load("small_base").vocabulary
+    text = "a \u2603 snowman \U0001f600!"
+    ids = vocabulary.encode_text(text)
+    assert sum(vocabulary.decode([vocabulary.text_id, index]).endswith("\ufffd") for index in ids) == 3 + 4
+    pieces = [segment.content for segment in pieces_of([[index] for index in ids], vocabulary, None, None)]
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    assert len(pieces) == len(ids) - 2 - 3
+    assert "".join(s.content for s in pieces_of([ids[:-2]], vocabulary, None, None)) == vocabulary.decode(
+        [vocabulary.text_id, *ids[:-2]]
+    ).removeprefix("[Text]")
 
 
 @pytest.mark.parametrize("name", ["small_base", "small_expressive"])

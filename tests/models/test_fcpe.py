@@ -90,15 +90,15 @@ def test_edge_lengths():
 
 
 def test_contour_by_hand():
-    """Interpolation between voiced neighbours, held ends, the clip at 1100 Hz, and the resize to 200 Hz."""
-    f0 = jnp.array([[0.0, 100, 0, 0, 130, 1400, 49, 0]])
+    """Interpolation between voiced neighbours, held ends, voices from 50 Hz on, the clip at 1100 Hz, and the resize to 200 Hz."""
+    f0 = jnp.array([[0.0, 100, 0, 0, 130, 1400, 49.9, 50]])
     lengths = jnp.array([7 * 160 + 40])  # 8 frames at 100 Hz, 1160 // 80 + 1 = 15 at 200 Hz
-    line = np.minimum(np.interp(np.arange(8), [1, 4, 5], [100, 130, 1400]), 1100)
+    line = np.minimum(np.interp(np.arange(8), [1, 4, 5, 7], [100, 130, 1400, 50]), 1100)
     source = np.arange(15) * 8 // 15
     ours, voiced, count = contour(f0, lengths, 1500, interpolate=True)
     assert count.tolist() == [15]
     np.testing.assert_allclose(ours[0, :15], line[source], rtol=1e-6)
-    np.testing.assert_array_equal(voiced[0, :15], np.array([0, 1, 0, 0, 1, 1, 0, 0])[source])
+    np.testing.assert_array_equal(voiced[0, :15], np.array([0, 1, 0, 0, 1, 1, 0, 1])[source])
     raw, _, _ = contour(f0, lengths, 1500, interpolate=False)
     np.testing.assert_array_equal(raw[0, :15], np.minimum(f0[0], 1100)[source])
 

@@ -18,7 +18,7 @@ from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_spee
 from spirit_jax.speech import features as F
 from spirit_jax.speech import griffin_lim as G
 from spirit_jax.speech.kmeans import KMeansEncoder, nearest, one_thread
-from spirit_jax.speech.prosody import F0Quantiles, style_features
+from spirit_jax.speech.prosody import F0Quantiles, VoiceStatistics, style_features
 from spirit_jax.units import SpeechUnits, UnitError
 
 RATE = 16_000
@@ -310,6 +310,29 @@ def test_pitch_bins_are_equally_frequent():
     assert counts[0] == 0
     np.testing.assert_allclose(counts[1:], 4000 / 15, rtol=0.02)
     assert (np.diff(part.octaves[1:]) > 0).all()
+
+
+def test_half_of_a_pitch_unit_must_be_voiced():
+    """And an edge belongs to the bin above it, in training and after."""
+    none = np.nan
+    part = F0Quantiles(np.float32([-0.5, 0.25]), np.float32([0, -1, 0, 1]))
+    frames = [[0, 0, none, none], [0, none, none, none], [none, 0, 0, 0], [0.25] * 4, [-0.5] * 4, [-0.6] * 4]
+    assert part.quantize(np.float32(frames).reshape(-1)).tolist() == [2, 0, 2, 3, 2, 1]
+    values = np.repeat(np.float32([1, 2, 3, 4, 5]), 4)  # whose median is the edge of two bins
+    two = F0Quantiles.fit([values], 3)
+    assert two.edges.tolist() == [3]
+    np.testing.assert_allclose(two.octaves, [0, 1.5, 4])
+    assert two.quantize(values).tolist() == [1, 1, 2, 2, 2]
+
+
+def test_styles_do_not_depend_on_the_units_of_a_statistic():
+    """A statistic in other units (by a power of two, which float32 multiplies exactly) gives the same clusters."""
+    random = np.random.default_rng(0)
+    features = (random.normal(0, 1, (300, 3)) + 6 * random.integers(0, 2, (300, 3))).astype(np.float32)
+    units = np.float32([1, 1024, 1 / 64])
+    styles = [VoiceStatistics.fit([x], 8, seed=0).quantize(x) for x in (features, features * units)]
+    np.testing.assert_array_equal(*styles)
+    assert len(set(styles[0].tolist())) == 8
 
 
 # --- sound
