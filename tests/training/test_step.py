@@ -4,6 +4,8 @@ import functools
 
 import jax
 import numpy as np
+import optax
+import pytest
 import torch
 import transformers
 
@@ -28,7 +30,7 @@ MODEL = llama.LlamaConfig(
 
 
 @functools.cache
-def _program(**optimizer):
+def _program(accumulate=1, **optimizer):
     config = OptimizerConfig(**optimizer)
     return make_program(
         MODEL,
@@ -38,6 +40,7 @@ def _program(**optimizer):
         rows=ROWS,
         token_kinds=TOKEN_KINDS,
         z_loss=config.z_loss,
+        accumulate=accumulate,
     )
 
 
@@ -111,6 +114,48 @@ def test_loss_and_gradient_norm_equal_torch():
         np.testing.assert_allclose(values[f"loss_{kind}"], nll[here].mean(), atol=1e-5)
         hits = (logits.argmax(-1).numpy() == batch["targets"])[here]
         np.testing.assert_allclose(values[f"accuracy_{kind}"], hits.mean(), atol=1e-7)
+
+
+def test_z_loss_equals_torch():
+    """Loss and gradient norm with the square of the log-partition; the losses by kind are without it."""
+    program, batch = _program(clip_norm=0.0, z_loss=0.1), _batch()
+    state = program.init(jax.random.key(1))
+    model = _to_torch(jax.device_get(state.params))
+    _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    logits, mask = _logits(model, batch), torch.tensor(batch["loss_mask"])
+    targets = torch.tensor(batch["targets"], dtype=torch.long)
+    nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+    loss = ((nll + 0.1 * torch.logsumexp(logits, -1) ** 2) * mask).sum() / mask.sum()
+    loss.backward()
+    norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
+    np.testing.assert_allclose(float(metrics["loss"]), loss.item(), rtol=1e-5)  # float32 noise
+    np.testing.assert_allclose(float(metrics["gradient_norm"]), norm.item(), rtol=1e-4)
+    np.testing.assert_allclose(by_kind(metrics)["loss"], ((nll * mask).sum() / mask.sum()).item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
+    """The step in parts, of which some have nearly no token to learn, against the step at once: metrics and first moments
+    (the gradient, times one constant) within float32 noise."""
+    mesh, batch = make_mesh(MeshConfig(), jax.devices()[:1]), _batch()
+    batch["loss_mask"][1:] = False
+    batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
+    results = []
+    for parts in (1, accumulate):
+        program = _program(accumulate=parts, clip_norm=0.0)
+        state, metrics = program.train_step(program.init(jax.random.key(1)), put_batch(mesh, batch, ROWS))
+        results.append(jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu"))))
+    assert results[0][0]["tokens"].sum() == batch["loss_mask"].sum()
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *results)
+
+
+def test_the_learning_rate_told_is_that_of_the_step():
+    program, mesh = _program(warmup_steps=4, learning_rate=1e-3), make_mesh(MeshConfig(), jax.devices()[:1])
+    state, told = program.init(jax.random.key(1)), []
+    for _ in range(6):
+        state, metrics = program.train_step(state, put_batch(mesh, _batch(), ROWS))
+        told.append(float(metrics["learning_rate"]))
+    np.testing.assert_allclose(told, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
 
 
 def test_masked_positions_teach_nothing():
