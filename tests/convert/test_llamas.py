@@ -184,3 +184,52 @@ def test_the_hugging_face_config_and_ours_are_inverse():
         back = llama.from_hf_config(llama.to_hf_config(ours, np.dtype(np.float32), 1, 2))
         assert back == ours
         assert transformers.LlamaConfig(**llama.to_hf_config(ours, np.dtype(np.float32), 1, 2)).hidden_size == 4096
+
+
+def test_shards_are_as_large_as_asked_for_and_indexed(tmp_path):
+    """Files of at most so many bytes, but for a tensor that is larger alone; transformers' index, whose total counts bytes."""
+    sizes = [30, 30, 40, 90, 250, 10, 20]
+    tensors = {f"t{i}": np.full(size, i, np.int8) for i, size in enumerate(sizes)}
+    shards = hf_weights.default_shards(tensors, 100)
+    assert list(shards.values()) == [["t0", "t1", "t2"], ["t3"], ["t4"], ["t5", "t6"]]
+    assert list(shards)[1] == "model-00002-of-00004.safetensors"
+    assert list(hf_weights.default_shards(tensors)) == ["model.safetensors"]
+    hf_weights.save_weights(tmp_path, tensors, shards)
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": sum(sizes)}
+    assert index["weight_map"] == {key: name for name, keys in shards.items() for key in keys}
+    found, where = hf_weights.load_weights(tmp_path)
+    assert where == shards
+    for name, array in tensors.items():
+        np.testing.assert_array_equal(found[name], array)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_exported_config_says_the_type_of_the_weights(tmp_path, dtype):
+    """transformers loads them in it where nothing else is asked for."""
+    folder = tmp_path / "llama"
+    hf_llama(folder, dtype=dtype)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
+    model.save_pretrained(folder)
+    convert.run(convert.plan_import(folder, model="base"), tmp_path / "ours", overwrite=False)
+    convert.run(convert.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
+    (exported,) = (tmp_path / "back").glob("spiritlm_model/*")
+    loaded = transformers.LlamaForCausalLM.from_pretrained(exported)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
+    theirs = model.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded.state_dict().items())
+
+
+def test_what_a_config_leaves_out_is_as_in_transformers():
+    sizes = {
+        "vocab_size": 99,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
+    ours, theirs = llama.from_hf_config(sizes), transformers.LlamaConfig(**sizes)
+    for field in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings"):
+        assert getattr(ours, field) == getattr(theirs, field), field
+    assert (ours.initializer_range, ours.head_size) == (theirs.initializer_range, theirs.head_dim)
+    assert (ours.rope_theta, ours.dtype) == (10_000.0, "float32")

@@ -86,5 +86,9 @@ def test_realistic_lengths_fill_their_rows(least, most, filled):
     for _ in range(400):
         while not packer.is_full:
             packer.add(np.zeros(int(rng.integers(least, most)), np.int32), None)
+            waiting = [len(ids) - 1 for ids, _ in packer.waiting]
+            assert packer.is_full == (
+                len(waiting) >= 32 and sum(waiting) >= 2 * 4096
+            )  # so that few wait, however long it runs
         used += sum(len(ids) - 1 for ids in packer.take())
     assert used / (400 * 4096) >= filled

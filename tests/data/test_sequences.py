@@ -279,6 +279,22 @@ def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
     assert all(len(ids) > max_ids - 45 for ids in documents[:-1])
 
 
+@pytest.mark.parametrize("recipe", ["speech", "interleaved", "transcription", "asr", "tts"])
+def test_what_just_fits_a_row_is_not_cut(vocabulary, recipe):
+    """A whole document, and the first part of one; with one slot less both are shorter."""
+    record = utterance(np.random.default_rng(7), 0, 120)
+
+    def documents(max_ids: int) -> list[np.ndarray]:
+        return _sequencer(vocabulary, recipe, max_ids)(record, record_rng(0, "", 0, 0))
+
+    (whole,) = documents(LONG)
+    np.testing.assert_array_equal(documents(len(whole)), [whole])
+    assert len(documents(len(whole) - 1)) > 1
+    first = documents(130)[0]
+    np.testing.assert_array_equal(documents(len(first))[0], first)
+    assert len(documents(len(first) - 1)[0]) < len(first)
+
+
 @pytest.mark.parametrize("words", [0, 2])
 def test_speech_without_words_is_cut_at_seconds(vocabulary, words):
     """And so is a long stretch without words after an aligned one."""
