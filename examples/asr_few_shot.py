@@ -7,6 +7,8 @@ import sys
 
 from spirit_jax import Segment, SpiritLM
 
+if len(sys.argv) < 3 or len(sys.argv) % 2 == 0:
+    sys.exit(__doc__)
 checkpoint, question, *examples = sys.argv[1:]
 model = SpiritLM.from_pretrained(checkpoint)
 prompt = []

@@ -9,8 +9,12 @@ import sys
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 checkpoint, recordings, output = sys.argv[1:]
 paths = sorted(path for path in pathlib.Path(recordings).iterdir() if path.suffix in (".wav", ".flac", ".ogg"))
+if not paths:
+    sys.exit(f"{recordings}: no .wav, .flac or .ogg there")
 pathlib.Path(output).mkdir(parents=True, exist_ok=True)
 model = SpiritLM.from_pretrained(checkpoint)
 prompts = [[Segment.speech(path)] for path in paths]

@@ -9,6 +9,8 @@ import sys
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
+if len(sys.argv) != 5:
+    sys.exit(__doc__)
 checkpoint, text, recording, directory = sys.argv[1:]
 pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
 model = SpiritLM.from_pretrained(checkpoint)

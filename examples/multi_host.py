@@ -13,6 +13,8 @@ import jax
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
+if len(sys.argv) not in (3, 6):
+    sys.exit(__doc__)
 checkpoint, text, *cluster = sys.argv[1:]
 if cluster:
     address, hosts, this = cluster

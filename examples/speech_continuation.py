@@ -8,6 +8,8 @@ import sys
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
+if len(sys.argv) != 4:
+    sys.exit(__doc__)
 checkpoint, recording, output = sys.argv[1:]
 model = SpiritLM.from_pretrained(checkpoint)
 segments = model.generate([Segment.speech(recording)], "speech", max_new_tokens=200, temperature=0.8, top_p=0.95)

@@ -8,6 +8,8 @@ import sys
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
+if len(sys.argv) < 4 or len(sys.argv) % 2 == 1:
+    sys.exit(__doc__)
 checkpoint, text, output, *examples = sys.argv[1:]
 model = SpiritLM.from_pretrained(checkpoint)
 prompt = []

@@ -83,6 +83,21 @@ def test_batch_over_folder(run, checkpoint, clips, tmp_path):
     assert all(seconds(tmp_path / "out" / f"{name}.wav") > 0.5 for name in ("first", "second"))
 
 
+@pytest.mark.parametrize("count", [0, 1, 7])
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_wrong_arguments_are_answered_with_how_to_call_it(run, name, count):
+    if name in ("asr_few_shot", "tts_few_shot") and count == 7:
+        count = {"asr_few_shot": 3, "tts_few_shot": 4}[name]  # a recording without its words
+    with pytest.raises(SystemExit, match=f"python examples/{name}.py CHECKPOINT"):
+        run(name, *"abcdefg"[:count])
+
+
+def test_a_folder_without_recordings(run, tmp_path):
+    with pytest.raises(SystemExit, match="no .wav, .flac or .ogg there"):
+        run("batch_over_folder", "CHECKPOINT", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_multi_host(checkpoint):
     """Two processes, half of the weights each: the answer is that of one process, and one of them prints it."""
     with socket.socket() as probe:
