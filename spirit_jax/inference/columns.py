@@ -170,7 +170,8 @@ def forward(
     x_dbt = jnp.transpose(rows_btd, (2, 0, 1))
     caches = []
     for weights, own in zip(params["layers"], cache or [None] * config.num_hidden_layers, strict=True):
-        x_dbt, own = _layer(config, dense(weights, dtype), x_dbt, rotary, positions_bt, own, rows_b, first)
+        weights = dense(weights, dtype, after=x_dbt)
+        x_dbt, own = _layer(config, weights, x_dbt, rotary, positions_bt, own, rows_b, first)
         caches.append(own)
     x_dbt = _norm(config, params["norm"]["weight"], x_dbt)
     return jnp.transpose(x_dbt, (1, 2, 0)), None if cache is None else tuple(caches)

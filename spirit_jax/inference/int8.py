@@ -25,15 +25,23 @@ def _is_quantised(node: Any) -> bool:
     return isinstance(node, dict) and "int8" in node
 
 
-def dense(tree: Any, dtype: Any) -> Any:
-    """The tree with every array in `dtype`, int8 ones multiplied by their scales."""
-    return jax.tree.map(
-        lambda node: (
-            node["int8"].astype(dtype) * node["scale"].astype(dtype) if _is_quantised(node) else node.astype(dtype)
-        ),
-        tree,
-        is_leaf=_is_quantised,
-    )
+def dense(tree: Any, dtype: Any, after: Array | None = None) -> Any:
+    """The tree with every array in `dtype`, int8 ones multiplied by their scales.
+
+    Args:
+        after: int8 weights become dense only when this has been computed. For layers that stand apart, what each gets: XLA
+            would make all of them dense before a decode loop, or at a prefill's start, and keep them.
+    """
+    # No integer is below -127, so neither bound changes one, but XLA does not know; XLA:CPU drops an optimization_barrier.
+    low = None if after is None else jnp.where(jnp.ravel(after)[0] > 0, -127, -128).astype(jnp.int8)
+
+    def leaf(node: Any) -> Array:
+        if not _is_quantised(node):
+            return node.astype(dtype)
+        integers = node["int8"] if low is None else jnp.maximum(node["int8"], low)
+        return integers.astype(dtype) * node["scale"].astype(dtype)
+
+    return jax.tree.map(leaf, tree, is_leaf=_is_quantised)
 
 
 def _quantise(weight: Float[Array, "..."], axes: tuple[int, ...]) -> dict[str, Array]:
