@@ -368,3 +368,22 @@ def test_voices_keep_their_names(released, tmp_path):
     folder = released / "speech_tokenizer/hifigan_spiritlm_base"
     assert part["speakers"] == (folder / "speakers.txt").read_text().splitlines()
     assert part["styles"] == (folder / "styles.txt").read_text().splitlines()
+
+
+def test_a_target_that_exists_is_left_alone_unless_told_otherwise(tmp_path):
+    """The library refuses as the command does; other parts of the target stay when it may be overwritten."""
+
+    def write(staged: pathlib.Path, progress) -> None:
+        (staged / "config.json").write_text("new")
+
+    job = convert.Job("llm", tmp_path, "config.json", 0, 0, (), write)
+    target = tmp_path / "target"
+    target.mkdir()
+    (target / "config.json").write_text("old")
+    (target / "other").write_text("stays")
+    with pytest.raises(FileExistsError, match="target exists; choose another, or say --overwrite"):
+        convert.run([job], target, overwrite=False)
+    assert (target / "config.json").read_text() == "old"
+    convert.run([job], target, overwrite=True)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"config.json": "new", "other": "stays"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["target"]

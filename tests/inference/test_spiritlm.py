@@ -16,6 +16,7 @@ from spirit_jax.inference import engine, network, scoring
 from spirit_jax.inference.prompts import PromptError
 from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models import llama
+from spirit_jax.parallel.sharding import tracing
 from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
 from spirit_jax.units import SpeechUnits
 from tests.goldens import golden
@@ -110,6 +111,23 @@ def test_repetition_penalty_counts_the_prompt_and_no_other(lm, model, monkeypatc
     requests = [lm._request(ids, "any", 24, Sampling(repetition_penalty=1.8), False) for ids in prompts]
     found = {i: new.tolist() for i, new, _ in lm._engine.run(requests, slots=2)}
     assert [found[i] for i in range(len(prompts))] == wanted
+
+
+def test_rows_that_are_idle_stay_as_they_are(lm):
+    """Tokens that a row of the batch would have had, but for being idle, count neither as its output nor as occurred."""
+    request = lm._request([1, 300], "any", 8, Sampling(repetition_penalty=1.8), False)
+    program = engine.Program(lm.config, lm.mesh, lm.vocabulary.eos_id, 0, penalised=True, grammatical=False)
+    state = engine._empty(program, lm.params, 2, 64, 64)
+    state = state._replace(done=jnp.array([False, True]), token=jnp.array([300, 301]), position=jnp.array([1, 5]))
+    before = jax.device_get(state._replace(cache=None))
+    rows = engine.Rows.of([request, None])
+    with tracing(lm.mesh, lm.config.dtype):
+        after = engine._decode(program, lm.params, lm._engine.tables, state, rows, np.int32(4), np.bool_(False))
+    for name in ("token", "position", "count", "done", "output", "occurred"):
+        old, new = np.asarray(getattr(before, name)), np.asarray(getattr(after, name))
+        np.testing.assert_array_equal(new[1], old[1], err_msg=name)
+        assert name == "done" or (new[0] != old[0]).any()
+    assert np.flatnonzero(after.occurred[0]).tolist() == sorted(set(after.output[0, :4].tolist()))
 
 
 def test_a_document_may_end_at_once(lm):
