@@ -10,6 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from spirit_jax.models.platform import platform
+
 SPECTRUM_WIDTH, SPECTRUM_CHANNELS, SPECTRUM_TILE = 7, 128, 14
 """Narrowest kernel and fewest channels that gain from `convolve_by_spectrum` on CPU, and outputs of its tiles."""
 
@@ -21,7 +23,7 @@ def convolve(
     x_btc: Float[Array, "B T C"], kernel_kio: Float[Array, "K C O"], dilation: int = 1
 ) -> Float[Array, "B T O"]:
     """Convolution of odd width with zeros around: output t reads `t + dilation * (k - K // 2)`."""
-    in_pairs = kernel_kio.shape[1] <= PAIR_CHANNELS and dilation % 2
+    in_pairs = platform() == "cpu" and kernel_kio.shape[1] <= PAIR_CHANNELS and dilation % 2
     return (convolve_in_pairs if in_pairs else convolve_directly)(x_btc, kernel_kio, dilation)
 
 

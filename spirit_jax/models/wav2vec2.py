@@ -132,9 +132,9 @@ def layer_norm(x: Array, scale_c: Array, bias_c: Array, eps: float) -> Array:
     return centred * (lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps) * scale_c) + bias_c
 
 
-def _conv(x_btc: Array, kernel: Array, stride: int = 1, padding=((0, 0),), **kwargs) -> Array:
+def _conv(x_btc: Array, kernel: Array, stride: int = 1, padding=((0, 0),), groups: int = 1) -> Array:
     return lax.conv_general_dilated(
-        x_btc, kernel, (stride,), padding, dimension_numbers=("NWC", "WIO", "NWC"), **kwargs
+        x_btc, kernel, (stride,), padding, dimension_numbers=("NWC", "WIO", "NWC"), feature_group_count=groups
     )
 
 
@@ -278,11 +278,8 @@ class PositionalConvolution(nn.Module):
             params = {"kernel": self.param("kernel", nn.initializers.he_normal(), shape)}
             if config.position_norm == "weight":
                 params["gain"] = self.param("gain", nn.initializers.ones, (width,))
-            # One convolution a group: XLA's grouped convolution is much slower on CPU.
             # An even width keeps the number of frames by dropping the last output: one zero less on the right.
-            kernel, padding = _position_kernel(params), ((width // 2, (width - 1) // 2),)
-            pairs = zip(jnp.split(x_btd, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-            y = jnp.concatenate([_conv(x, k, padding=padding) for x, k in pairs], -1)
+            y = _conv(x_btd, _position_kernel(params), padding=((width // 2, (width - 1) // 2),), groups=groups)
         return gelu(y + self.param("bias", nn.initializers.zeros, (config.hidden_size,)))
 
 
@@ -426,20 +423,21 @@ def truncate(config: Wav2Vec2Config, params: Params, layer: int) -> tuple[Wav2Ve
 def for_inference(params: Params) -> Params:
     """Parameters in the form that computes fastest, equal up to rounding.
 
-    The layers stand apart, `layer_0`, `layer_1`, ..., and are read where they lie instead of being copied out of a stack.
-    On CPU, where wide convolutions of few channels are slow, `position` holds the `spectrum` complex64
-    [K + 1, groups, D / groups, D / groups] of its kernel.
+    Accelerators take them as they are: a loop over stacked layers compiles many times sooner. On CPU the layers stand apart,
+    `layer_0`, `layer_1`, ..., and are read where they lie instead of being copied out of a stack, and, wide convolutions
+    of few channels being slow there, `position` holds the `spectrum` complex64 [K + 1, groups, D / groups, D / groups] of its kernel.
     """
+    if platform() != "cpu":
+        return params
     params = dict(params)
     layers = params.pop("layers")
     for i in range(jax.tree.leaves(layers)[0].shape[0]):
         params[f"layer_{i}"] = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
-    if platform() == "cpu":
-        kernel = np.asarray(_position_kernel(params["position"]))
-        width, inputs, _ = kernel.shape
-        spectrum = np.conj(np.fft.rfft(kernel, 2 * width, axis=0)).reshape(width + 1, inputs, -1, inputs)
-        position = {name: value for name, value in params["position"].items() if name not in ("kernel", "gain")}
-        params["position"] = {**position, "spectrum": np.moveaxis(spectrum, 2, 1).astype(np.complex64)}
+    kernel = np.asarray(_position_kernel(params["position"]))
+    width, inputs, _ = kernel.shape
+    spectrum = np.conj(np.fft.rfft(kernel, 2 * width, axis=0)).reshape(width + 1, inputs, -1, inputs)
+    position = {name: value for name, value in params["position"].items() if name not in ("kernel", "gain")}
+    params["position"] = {**position, "spectrum": np.moveaxis(spectrum, 2, 1).astype(np.complex64)}
     return params
 
 

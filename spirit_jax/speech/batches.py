@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
 from spirit_jax.audio import SAMPLE_RATE, AudioError
+from spirit_jax.models.platform import platform
 
 _SECONDS = (
     *(1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22.5, 25),
@@ -18,7 +19,8 @@ _SECONDS = (
 )
 
 PADDED_LENGTHS = tuple(int(seconds * SAMPLE_RATE) for seconds in _SECONDS)
-"""Samples that clips are padded to: from 2 s on at most a sixth more than they have, on average a sixteenth."""
+"""Samples that clips are padded to: from 2 s on at most a sixth more than they have, on average a sixteenth. Accelerators, which
+compile for long and compute fast, take every fourth of them."""
 
 MAX_SAMPLES = PADDED_LENGTHS[-1]
 """The longest clip (100 s): longer audio is cut into chunks of this (FORMATS.md section 1)."""
@@ -49,8 +51,11 @@ def encode_clips(
         if not minimum <= clip.size <= MAX_SAMPLES:
             raise AudioError(f"{name}{what} need {minimum} to {MAX_SAMPLES} samples (16 kHz), found {clip.size}")
 
+    on_cpu = platform() == "cpu"
+    lengths = PADDED_LENGTHS if on_cpu else (*PADDED_LENGTHS[3:-1:4], MAX_SAMPLES)
+
     def padded(index: int) -> int:
-        return next(length for length in PADDED_LENGTHS if length >= clips[index].size)
+        return next(length for length in lengths if length >= clips[index].size)
 
     devices = jax.local_device_count()
     results: list[tuple[np.ndarray, ...]] = [()] * len(clips)
@@ -59,14 +64,16 @@ def encode_clips(
         largest = devices << (MAX_SAMPLES // length).bit_length() - 1
         while rows:
             # A power of two a device, so that there are few shapes, none of them padded with clips: 7 are 4, 2 and 1.
-            size = min(largest, devices << max(0, (len(rows) // devices).bit_length() - 1))
+            # On accelerators one shape a length.
+            fitting = devices << max(0, (len(rows) // devices).bit_length() - 1)
+            size = min(largest, fitting) if on_cpu else largest
             batch, rows = rows[:size], rows[size:]
             audio = np.zeros((size, length), np.float32)
-            lengths = np.empty(size, np.int32)
+            samples = np.empty(size, np.int32)
             for row in range(size):
-                clip = clips[batch[row % len(batch)]]  # fewer than devices: some repeat
-                audio[row, : clip.size], lengths[row] = clip, clip.size
-            *outputs, counts = map(np.asarray, run(*shard(audio, lengths)))
+                clip = clips[batch[row % len(batch)]]  # fewer than rows: some repeat
+                audio[row, : clip.size], samples[row] = clip, clip.size
+            *outputs, counts = map(np.asarray, run(*shard(audio, samples)))
             for row, index in enumerate(batch):
                 results[index] = tuple(output[row, : counts[row]] for output in outputs)
     return results

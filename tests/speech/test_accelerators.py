@@ -1,0 +1,76 @@
+"""The forms that run on accelerators, run here: other layouts, few shapes, the same units and the same audio."""
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import load_audio
+from spirit_jax.models import convolution, hifigan, wav2vec2
+from spirit_jax.speech import batches, vocoder
+from spirit_jax.speech.phonetic import HubertEncoder
+from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.speech.tokenizer import load_part
+from spirit_jax.units import SpeechUnits
+from tests import released
+from tests.goldens import golden, golden_arrays
+from tests.inference import checkpoints
+from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE, check_codes
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    for module in (convolution, hifigan, wav2vec2, batches, vocoder):
+        monkeypatch.setattr(module, "platform", lambda: "tpu")
+    monkeypatch.setattr(batches, "MAX_SAMPLES", 96_000)
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", (16_000, 24_000, 32_000, 48_000, 96_000))
+    monkeypatch.setattr(vocoder, "WINDOWS", (32, 64))
+    monkeypatch.setattr(vocoder, "MAX_BATCH", 2)
+
+
+def test_phonetic_units_of_the_reference(accelerator):
+    encoder, arrays = HubertEncoder.load(*released.hubert_part(golden(HUBERT))), golden_arrays("hubert.npz")
+    for clip, units in zip(
+        CLIPS, encoder.encode_batch([load_audio(golden(f"audio/{c}.wav")) for c in CLIPS]), strict=True
+    ):
+        check_codes(units, arrays[f"{clip}.wav/units"], arrays[f"{clip}.wav/top2_margin"])
+
+
+def test_style_units_of_the_reference(accelerator):
+    encoder, arrays = Wav2Vec2Style.load(*released.style_part(golden(STYLE))), golden_arrays("style.npz")
+    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    for clip, units in zip(CLIPS, encoder.encode_batch(clips), strict=True):
+        np.testing.assert_array_equal(units, arrays[f"{clip}.wav/codes"], err_msg=clip)
+
+
+@pytest.mark.parametrize("variant", ["base", "expressive"])
+def test_audio(accelerator, monkeypatch, variant):
+    """Clips that fit the one window and one that does not, against the forms for CPUs, which have tests of their own.
+
+    2e-6 as between any two programs (float32)."""
+    rng = np.random.default_rng(0)
+    units = [
+        SpeechUnits(
+            rng.integers(0, 20, n),
+            *((rng.integers(0, 8, n // 2), rng.integers(0, 8, -(-n // 25))) if variant == "expressive" else ()),
+        )
+        for n in (3, 40, 100)
+    ]
+    directory = checkpoints.with_speech(f"small_{variant}")
+    found = load_part(directory, f"vocoder_{variant}").decode_batch(units, predict_durations=False)
+    monkeypatch.undo()
+    expected = load_part(directory, f"vocoder_{variant}").decode_batch(units, predict_durations=False)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
+
+
+def test_shapes_are_few(accelerator):
+    shapes = set()
+
+    def run(audio, lengths):
+        shapes.add(audio.shape)
+        return np.asarray(audio).sum(1, keepdims=True), np.ones(len(audio), int)
+
+    clips = [np.ones(n, np.float32) for n in (800, 16_001, 30_000, 40_000, 90_000, 50_000)]
+    for count in (1, 2, 5, 6):
+        found = batches.encode_clips(run, clips[:count], 1, "sums")
+        assert [float(x[0]) for (x,) in found] == [len(clip) for clip in clips[:count]]
+    assert shapes == {(2, 48_000), (1, 96_000)}
