@@ -3,6 +3,7 @@
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tokenizers
@@ -188,11 +189,11 @@ def test_the_hugging_face_config_and_ours_are_inverse():
 
 def test_shards_are_as_large_as_asked_for_and_indexed(tmp_path):
     """Files of at most so many bytes, but for a tensor that is larger alone; transformers' index, whose total counts bytes."""
-    sizes = [30, 30, 40, 90, 250, 10, 20]
+    sizes = [40, 40, 30, 90, 250, 10, 20]
     tensors = {f"t{i}": np.full(size, i, np.int8) for i, size in enumerate(sizes)}
     shards = hf_weights.default_shards(tensors, 100)
-    assert list(shards.values()) == [["t0", "t1", "t2"], ["t3"], ["t4"], ["t5", "t6"]]
-    assert list(shards)[1] == "model-00002-of-00004.safetensors"
+    assert list(shards.values()) == [["t0", "t1"], ["t2"], ["t3"], ["t4"], ["t5", "t6"]]
+    assert list(shards)[1] == "model-00002-of-00005.safetensors"
     assert list(hf_weights.default_shards(tensors)) == ["model.safetensors"]
     hf_weights.save_weights(tmp_path, tensors, shards)
     index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -205,19 +206,24 @@ def test_shards_are_as_large_as_asked_for_and_indexed(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_exported_config_says_the_type_of_the_weights(tmp_path, dtype):
-    """transformers loads them in it where nothing else is asked for."""
-    folder = tmp_path / "llama"
-    hf_llama(folder, dtype=dtype)
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=dtype)
-    model.save_pretrained(folder)
-    convert.run(convert.plan_import(folder, model="base"), tmp_path / "ours", overwrite=False)
-    convert.run(convert.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
-    (exported,) = (tmp_path / "back").glob("spiritlm_model/*")
-    loaded = transformers.LlamaForCausalLM.from_pretrained(exported)
-    assert {parameter.dtype for parameter in loaded.parameters()} == {getattr(torch, dtype)}
-    theirs = model.state_dict()
-    assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded.state_dict().items())
+@pytest.mark.parametrize("scaled", [False, True])
+def test_an_exported_config_is_read_back_by_transformers_and_by_us(dtype, scaled):
+    """The type of the weights, which transformers loads them in, the ends of a document, and everything of the network."""
+    scaling = llama.RopeScaling(
+        **{name: value for name, value in ROPE.items() if name not in ("rope_type", "rope_theta")}
+    )
+    ours = llama.LlamaConfig(
+        vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rope_theta=5e5, rope_scaling=scaling if scaled else None, rms_norm_eps=1e-4,
+        max_position_embeddings=77, tie_word_embeddings=True, initializer_range=0.3, dtype=dtype, param_dtype=dtype,
+    )  # fmt: skip
+    content = json.loads(json.dumps(llama.to_hf_config(ours, jnp.dtype(dtype), 5, 6)))
+    assert llama.from_hf_config(content) == ours
+    theirs = transformers.LlamaConfig.from_dict(content)
+    assert (theirs.dtype, theirs.bos_token_id, theirs.eos_token_id) == (getattr(torch, dtype), 5, 6)
+    for field in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings"):
+        assert getattr(theirs, field) == getattr(ours, field), field
+    assert theirs.rope_parameters["rope_theta"] == 5e5
 
 
 def test_what_a_config_leaves_out_is_as_in_transformers():
