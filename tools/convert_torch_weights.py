@@ -93,7 +93,9 @@ def check(rows: list[Verified], source: pathlib.Path, target: pathlib.Path) -> N
 def run(arguments: argparse.Namespace) -> None:
     source, target = arguments.source, arguments.target
     if arguments.command == "verify":
-        check(verify(source, target, arguments.only, arguments.model, arguments.layer), source, target)
+        with tqdm.tqdm(unit="B", unit_scale=True, desc="compared", disable=None) as bar:
+            rows = verify(source, target, arguments.only, arguments.model, arguments.layer, bar.update)
+        check(rows, source, target)
         return
     if target.exists() and not (arguments.overwrite or arguments.dry_run):
         raise convert.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")

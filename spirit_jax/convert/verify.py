@@ -3,7 +3,7 @@
 import hashlib
 import importlib.util
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,10 +41,11 @@ def verify(
     only: Iterable[str] | None = None,
     model: Variant | None = None,
     layer: int | None = None,
+    progress: Callable[[int], Any] = lambda _: None,
 ) -> list[Verified]:
-    """A row for each part that the released side has."""
+    """A row for each part that the released side has; `progress` hears of the bytes of each tensor that has been compared."""
     return [
-        _verify_llm(job.source, ours) if job.name == "llm" else _verify_part(job, ours, layer)
+        _verify_llm(job.source, ours, progress) if job.name == "llm" else _verify_part(job, ours, layer, progress)
         for job in convert.plan_import(released, only, model, layer)
     ]
 
@@ -54,13 +55,13 @@ def _differences() -> Any:
     return importlib.import_module("spirit_jax.convert.differences") if importlib.util.find_spec("torch") else None
 
 
-def _verify_llm(folder: pathlib.Path, ours: pathlib.Path) -> Verified:
+def _verify_llm(folder: pathlib.Path, ours: pathlib.Path, progress: Callable[[int], Any]) -> Verified:
     found = convert.open_our_llm(ours)
     theirs, _ = hf_weights.load_weights(folder)
     known = min(theirs["model.embed_tokens.weight"].shape[0], found.config.vocab_size)
     if known != found.config.vocab_size and found.vocabulary:  # a plain Llama, extended: what it had is compared
         known = min(known, found.vocabulary.text_size)
-    row = compare(_rows(theirs, known), _rows(found.tensors, known))
+    row = compare(_rows(theirs, known), _rows(found.tensors, known), progress)
     network = None
     if differences := _differences():
         directory = checkpoint.find(ours, checkpoint.LLM).parent
@@ -69,13 +70,13 @@ def _verify_llm(folder: pathlib.Path, ours: pathlib.Path) -> Verified:
     return Verified("llm", *row, network)
 
 
-def _verify_part(job: convert.Job, ours: pathlib.Path, layer: int | None) -> Verified:
+def _verify_part(job: convert.Job, ours: pathlib.Path, layer: int | None, progress: Callable[[int], Any]) -> Verified:
     part = next(part for part in parts.PARTS if part.name == job.name)
     directory = checkpoint.find(ours, job.place)
     exported = parts.read_ours(part, directory).tensors
     ours_by_name = {f"{file}:{key}": tensor for file, state in exported.items() for key, tensor in state.items()}
     found = parts.read_released(part, job.source, layer)
-    row = compare(found.tensors, ours_by_name)
+    row = compare(found.tensors, ours_by_name, progress)
     network = None
     if differences := _differences():
         own = read_json(directory / checkpoint.CONFIG), checkpoint.load_arrays(directory)
@@ -91,7 +92,9 @@ def _rows(tensors: Mapping[str, Any], known: int) -> dict[str, Any]:
     return {**tensors, **cut}
 
 
-def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[int, int, str, str]:
+def compare(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], progress: Callable[[int], Any] = lambda _: None
+) -> tuple[int, int, str, str]:
     """(tensors, bytes, "yes" or the first difference, sha256 over names, types, shapes and bytes of ours)."""
     digest, size = hashlib.sha256(), 0
     difference = next((f"no: {name} on one side only" for name in sorted(theirs.keys() ^ ours.keys())), "yes")
@@ -104,4 +107,5 @@ def compare(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> tuple[int, in
         digest.update(header)
         digest.update(as_bytes(values))
         size += values.nbytes
+        progress(values.nbytes)
     return len(ours), size, difference, digest.hexdigest()[:16]
