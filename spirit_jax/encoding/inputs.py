@@ -132,7 +132,8 @@ def _identity(path: pathlib.Path, root: pathlib.Path) -> str:
 
 
 def _jsonl(path: pathlib.Path) -> Iterable[tuple[int, Any]]:
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    lines = path.read_text().split("\n")  # Unicode has other line ends, which JSON does not escape
+    for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 yield number, json.loads(line)
@@ -141,7 +142,7 @@ def _jsonl(path: pathlib.Path) -> Iterable[tuple[int, Any]]:
 
 
 def _tsv(path: pathlib.Path) -> Iterable[tuple[int, Any]]:
-    rows = csv.reader(path.read_text().splitlines(), delimiter="\t", quoting=csv.QUOTE_NONE)
+    rows = csv.reader(path.read_text().removesuffix("\n").split("\n"), delimiter="\t", quoting=csv.QUOTE_NONE)
     columns = next(rows, [])
     for number, row in enumerate(rows, 2):
         if len(row) != len(columns):

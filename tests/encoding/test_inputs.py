@@ -46,6 +46,16 @@ def test_manifests(tmp_path):
     assert [clip.text for clip in open_input(str(tmp_path / "m.tsv"), "train")] == ['Say "no".', ""]
 
 
+def test_a_line_of_a_manifest_ends_at_a_newline_alone(tmp_path):
+    """Unicode has other line ends, which JSON and tables leave in transcripts as they are."""
+    make_files(tmp_path, ["x.wav"])
+    text_ = "one\u2028two\x85three"
+    (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "x.wav", "text": text_}, ensure_ascii=False) + "\n")
+    (tmp_path / "m.tsv").write_text(f"audio\ttext\nx.wav\t{text_}\n")
+    for name in ("m.jsonl", "m.tsv"):
+        assert [clip.text for clip in open_input(str(tmp_path / name), "train")] == [text_]
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

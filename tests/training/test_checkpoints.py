@@ -113,6 +113,16 @@ def test_a_damaged_step_gives_way_to_the_one_before(blow, program, run, capsys):
     assert checkpoint.damage(step) is None
 
 
+def test_which_steps_are_kept(program, tmp_path):
+    """The newest two, and every third for good."""
+    checkpoints = RunCheckpoints(tmp_path, CheckpointConfig(keep=2, keep_every=3))
+    state = program.init(jax.random.key(0))
+    for step in range(1, 8):
+        checkpoints.save(state.replace(step=state.step * 0 + step), {})
+    checkpoints.close()
+    assert RunCheckpoints(tmp_path, CheckpointConfig()).steps == [3, 6, 7]
+
+
 def test_nothing_intact(run):
     for step in (run / "checkpoints").iterdir():
         _flip(max(_files(step), key=lambda path: path.stat().st_size))

@@ -2,11 +2,26 @@
 
 import json
 
-from spirit_jax.training.metrics import MetricsLog
+import numpy as np
+import pytest
+
+from spirit_jax.training.metrics import MetricsLog, by_kind
 
 
 def _lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_means_by_kind_by_hand():
+    """Each kind over its own tokens, all over all tokens; kinds without a token are left out."""
+    sums = {"nll": np.array([6.0, 10, 0, 1]), "correct": [1, 2, 0, 4], "tokens": [2, 4, 0, 4], "within": [3.0, 8, 0, 2]}
+    assert by_kind(sums) == {
+        "loss": pytest.approx(17 / 10),
+        "accuracy": pytest.approx(7 / 10),
+        "loss_text": 3.0, "accuracy_text": 0.5, "loss_within_text": 1.5,
+        "loss_hubert": 2.5, "accuracy_hubert": 0.5, "loss_within_hubert": 2.0,
+        "loss_style": 0.25, "accuracy_style": 1.0, "loss_within_style": 0.5,
+    }  # fmt: skip
 
 
 def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):

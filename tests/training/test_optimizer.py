@@ -56,6 +56,12 @@ def test_updates_equal_torch_adamw_with_clipping():
     np.testing.assert_allclose(ours["norm"]["weight"], norm.detach().numpy(), atol=2e-6)
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "linear"])
+def test_a_schedule_without_warmup_begins_at_the_peak(schedule):
+    rate = make_schedule(OptimizerConfig(learning_rate=2.0, schedule=schedule, final_fraction=0.1), 10)
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 5, 10)], [2.0, 1.1, 0.2], rtol=1e-6)
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_schedules(schedule):
     config = OptimizerConfig(learning_rate=2.0, schedule=schedule, warmup_steps=4, final_fraction=0.1)
