@@ -10,6 +10,8 @@ import pytest
 from spirit_jax.data.corpora import CorpusError, Utterance, open_corpus, write_corpus
 from spirit_jax.data.records import RecordError, read_metadata, read_records
 from spirit_jax.encoding import EncodingError, encode_corpus
+from spirit_jax.encoding.corpus import encode_split
+from spirit_jax.encoding.inputs import open_input
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 
 SMALL = SpeechTokenizerConfig(phonetic_units=16, pitch_units=8, style_units=2)
@@ -139,3 +141,11 @@ def test_what_cannot_be_encoded(corpus, tokenizers, utterances, tmp_path):
     with pytest.raises(EncodingError, match="none of 1 utterances of split 'train' can be used"):
         encode_corpus(where, tokenizers[0], tmp_path / "records", ("train",), progress=False)
     assert not list((tmp_path / "records").glob("*.array_record"))
+
+
+def test_a_corpus_that_has_changed_is_encoded_again(tmp_path):
+    path = tmp_path / "pages.jsonl"
+    for count in (1, 2, 2):
+        path.write_text("".join(f'{{"text": "page {number}"}}\n' for number in range(count)))
+        assert encode_split(open_input(str(path), "train"), None, tmp_path / "records", progress=False).records == count
+        assert [record.text for record in read_records(tmp_path / "records", "train")] == ["page 0", "page 1"][:count]
