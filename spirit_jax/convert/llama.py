@@ -76,7 +76,8 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     if kind == "llama3":
         scaling = RopeScaling(**{field.name: rope[field.name] for field in dataclasses.fields(RopeScaling)})
     dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    dtype = dtype if dtype in DTYPES else "float32"
+    # Half precision of either kind runs in bfloat16, as the reference runs it; the stored weights keep theirs.
+    dtype = "bfloat16" if dtype == "float16" else dtype if dtype in DTYPES else "float32"
     try:
         return LlamaConfig(
             **{field: config[field] for field in _SHAPE_FIELDS},

@@ -226,6 +226,14 @@ def test_an_exported_config_is_read_back_by_transformers_and_by_us(dtype, scaled
     assert theirs.rope_parameters["rope_theta"] == 5e5
 
 
+def test_half_precision_of_either_kind_runs_in_bfloat16():
+    """As the reference runs it (FORMATS.md section 0), and in half of float32's memory: Llama-2's files are float16."""
+    sizes = llama.to_hf_config(llama.LlamaConfig(), np.dtype(np.float16), 1, 2)
+    ours = llama.from_hf_config(sizes)
+    assert sizes["torch_dtype"] == "float16"
+    assert (ours.dtype, ours.param_dtype) == ("bfloat16", "bfloat16")
+
+
 def test_what_a_config_leaves_out_is_as_in_transformers():
     sizes = {
         "vocab_size": 99,
