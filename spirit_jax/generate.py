@@ -6,7 +6,7 @@
 
 Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a prompts file is
 `{"id": "a", "input": ["speech:a.flac", "text: Is it?"]}` or `{"id": "b", "prompt": "[Text]Once"}`; files are relative to it. The
-output directory gets `results.jsonl`, a line a prompt in their order, in the place of one that is there, and ID-N.wav for speech.
+output directory gets `results.jsonl`, a line a prompt in their order, and ID-N.wav for speech.
 Ctrl-C or kill it at any time: the same command goes on with the prompts that have no answer yet.
 """
 
@@ -72,6 +72,8 @@ class GenerateConfig:
     """Keep generated speech well formed, whatever the model thinks."""
     speaker: int | str = 2
     """Voice of the vocoder, by number or name."""
+    overwrite: bool = False
+    """Replace the results that are there; otherwise they stop the job before it starts."""
     slots: int = 16
     """Prompts that are worked on at a time."""
     dtype: Literal["float32", "bfloat16"] | None = None
@@ -88,6 +90,8 @@ class GenerateConfig:
 class InputError(ValueError):
     """A prompt on the command line or in a file that cannot be read as one."""
 
+
+RESULTS = "results.jsonl"
 
 _REPEATED = ("input", "stop")
 _LONGEST_ID = 200  # bytes: file systems take names of 255
@@ -168,6 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     nearest = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not nearest.is_dir():
         config.fail(PROG, f"--output {output}: {nearest} is a file", config.BAD_ARGUMENT)
+    if (output / RESULTS).exists() and not settings.overwrite:
+        config.fail(PROG, f"{output / RESULTS} exists; say --overwrite true to replace it", config.BAD_ARGUMENT)
     if bool(settings.input) == (settings.prompts is not None):
         config.fail(PROG, "give either --input (text:..., speech:FILE), or --prompts FILE", config.BAD_ARGUMENT)
     try:
@@ -255,11 +261,11 @@ class _Kept:
 
     def __init__(self, directory: pathlib.Path, settings: GenerateConfig, names: list[str], strings: list[str]):
         answers = dataclasses.asdict(settings)
-        for what in ("output", "input", "prompts", "few_shot", "slots"):  # the strings say it all, slots change nothing
+        for what in ("output", "input", "prompts", "few_shot", "slots", "overwrite"):  # the strings say it all, slots change nothing
             del answers[what]
         content = json.dumps([answers, names, strings], sort_keys=True)
         self._job = json.dumps({"job": hashlib.sha256(content.encode()).hexdigest()})
-        self._path, self._part = directory / "results.jsonl", directory / "results.jsonl.part"
+        self._path, self._part = directory / RESULTS, directory / f"{RESULTS}.part"
         self.results: dict[int, str] = {}
         with contextlib.suppress(OSError):
             first, *lines = self._part.read_text().split("\n")

@@ -42,6 +42,18 @@ def test_one_prompt(directory, tmp_path, capsys):
     assert segment.content in capsys.readouterr().out
 
 
+def test_results_that_are_there_are_replaced_only_if_asked(directory, tmp_path, capsys):
+    command = ("--checkpoint", directory, "--output", tmp_path, "--output-modality", "text", "--max-new-tokens", "3")
+    run(*command, "--input", "text:Once")
+    with pytest.raises(SystemExit) as ended:
+        run(*command, "--input", "text:Twice")
+    assert ended.value.code == 2
+    assert "results.jsonl exists; say --overwrite true to replace it" in capsys.readouterr().err
+    assert results(tmp_path)[0]["prompt"] == "[Text]Once"
+    run(*command, "--input", "text:Twice", "--overwrite", "true")
+    assert results(tmp_path)[0]["prompt"] == "[Text]Twice"
+
+
 def test_a_file_of_prompts(directory, tmp_path):
     """Examples stand before every prompt; results keep the order of the file; settings reach the model."""
     prompts, shots = tmp_path / "prompts.jsonl", tmp_path / "shots.jsonl"
