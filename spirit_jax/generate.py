@@ -94,6 +94,8 @@ class InputError(ValueError):
 RESULTS = "results.jsonl"
 
 _REPEATED = ("input", "stop")
+_NO_MATTER = ("output", "input", "prompts", "few_shot", "slots", "overwrite")
+"""Settings without effect on an answer, but for the prompts that they name."""
 _LONGEST_ID = 200  # bytes: file systems take names of 255
 
 
@@ -261,7 +263,7 @@ class _Kept:
 
     def __init__(self, directory: pathlib.Path, settings: GenerateConfig, names: list[str], strings: list[str]):
         answers = dataclasses.asdict(settings)
-        for what in ("output", "input", "prompts", "few_shot", "slots", "overwrite"):  # the strings say it all, slots change nothing
+        for what in _NO_MATTER:
             del answers[what]
         content = json.dumps([answers, names, strings], sort_keys=True)
         self._job = json.dumps({"job": hashlib.sha256(content.encode()).hexdigest()})
