@@ -23,8 +23,9 @@ import time
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert import hf_weights, llama
-from spirit_jax.convert.files import LazyArray, nbytes
+from spirit_jax.convert.components import llama
+from spirit_jax.convert.formats import hf_weights
+from spirit_jax.convert.formats.files import LazyArray, nbytes
 from spirit_jax.convert.table import slots
 from spirit_jax.models.llama import LlamaConfig
 
@@ -108,7 +109,7 @@ def main() -> None:
         released, ours, back, run = (pathlib.Path(scratch) / name for name in ("released", "ours", "back", "run"))
         size = write_released(released, arguments.layers) / 1e9
         print(f"{arguments.layers} layers of Spirit LM 7B's width, bfloat16: {size:.2f} GB", flush=True)
-        *_, start = measure("-c", "import spirit_jax.convert.verify")
+        *_, start = measure("-c", "import spirit_jax.convert.verification.verify")
         print(f"{'command':8} {'s':>7} {'s/GB':>6} {'CPU s/GB':>9} {'memory GB':>10} {'over start GB':>14}", flush=True)
 
         def convert(name: str, command: str, source: pathlib.Path, target: pathlib.Path) -> None:

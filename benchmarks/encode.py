@@ -27,11 +27,12 @@ sys.modules.setdefault("torchaudio", None)  # transformers imports it when there
 import transformers  # noqa: E402
 
 from spirit_jax.checkpoint import unflatten  # noqa: E402
-from spirit_jax.convert import fcpe, hubert, style, table, vqvae  # noqa: E402
-from spirit_jax.convert.torch_file import load_torch  # noqa: E402
-from spirit_jax.speech.phonetic import HubertEncoder  # noqa: E402
-from spirit_jax.speech.pitch import VQVAEPitch  # noqa: E402
-from spirit_jax.speech.style import Wav2Vec2Style  # noqa: E402
+from spirit_jax.convert import table  # noqa: E402
+from spirit_jax.convert.components import fcpe, hubert, style, vqvae  # noqa: E402
+from spirit_jax.convert.formats.torch_file import load_torch  # noqa: E402
+from spirit_jax.speech.released.phonetic import HubertEncoder  # noqa: E402
+from spirit_jax.speech.released.pitch import VQVAEPitch  # noqa: E402
+from spirit_jax.speech.released.style import Wav2Vec2Style  # noqa: E402
 
 LAYER = 11
 

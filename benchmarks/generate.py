@@ -25,7 +25,7 @@ import torch
 import transformers
 
 from spirit_jax.checkpoint import unflatten
-from spirit_jax.convert import llama as table
+from spirit_jax.convert.components import llama as table
 from spirit_jax.convert.table import to_ours
 from spirit_jax.inference import network
 from spirit_jax.inference.engine import Engine, Request, Tables

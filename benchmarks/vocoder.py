@@ -4,7 +4,7 @@
 
 Both have their weight norms multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is the whole
 `HifiGanVocoder.decode_batch` of frame-rate units (windows, masks, copies to NumPy), PyTorch's is the network alone, written from
-FORMATS.md section 6 (`tests/models/torch_hifigan.py`). A last line says what a stream costs: the time that each chunk takes to compute once its units
+FORMATS.md section 6 (`tests/support/torch_hifigan.py`). A last line says what a stream costs: the time that each chunk takes to compute once its units
 are there, which comes on top of waiting for the units that it looks ahead (`HifiGanVocoder.latency`).
 """
 
@@ -18,10 +18,10 @@ import numpy as np
 import torch
 
 from spirit_jax.checkpoint import unflatten
-from spirit_jax.convert import hifigan as table
+from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.table import to_ours
-from spirit_jax.speech.vocoder import HifiGanVocoder
-from tests.models.torch_hifigan import TorchHifiGan
+from spirit_jax.speech.released.vocoder import HifiGanVocoder
+from tests.support.torch_hifigan import TorchHifiGan
 
 FULL_SIZE = pathlib.Path(__file__).parents[1] / "tests" / "golden" / "FULL_SIZE.json"
 

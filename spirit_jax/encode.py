@@ -15,10 +15,10 @@ from typing import Literal
 
 from spirit_jax import config
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.data.corpora import CorpusError
+from spirit_jax.corpora import CorpusError
+from spirit_jax.corpora.encoding import EncodingError, encode_split
+from spirit_jax.corpora.inputs import open_input
 from spirit_jax.data.records import RecordError
-from spirit_jax.encoding import EncodingError, encode_split
-from spirit_jax.encoding.inputs import open_input
 from spirit_jax.speech import SpeechTokenizer
 
 PROG = "python -m spirit_jax.encode"

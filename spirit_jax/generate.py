@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from spirit_jax import checkpoint, config
 from spirit_jax.audio import save_audio
+from spirit_jax.costmodel.report import Report
+from spirit_jax.costmodel.topology import Topology
 from spirit_jax.inference.compile import compile_generation, model_config
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.report import Report
-from spirit_jax.parallel.topology import Topology
 
 PROG = "python -m spirit_jax.generate"
 

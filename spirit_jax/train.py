@@ -19,16 +19,16 @@ from jax.sharding import Mesh
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
+from spirit_jax.corpora.prepare import PrepareConfig, prepare
+from spirit_jax.costmodel.report import Report
+from spirit_jax.costmodel.topology import Topology
 from spirit_jax.data.pipeline import DataConfig, Loader, held_out_batches
 from spirit_jax.data.records import read_metadata
-from spirit_jax.encoding.prepare import PrepareConfig, prepare
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.processes import is_primary, join_processes, leave, report, wait_for_all
-from spirit_jax.parallel.report import Report
 from spirit_jax.parallel.sharding import local_rows
-from spirit_jax.parallel.topology import Topology
 from spirit_jax.speech import speech_fingerprints
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.compile import compile_step

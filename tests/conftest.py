@@ -24,10 +24,10 @@ CHECKED = (
     "spirit_jax.units",
     "spirit_jax.audio",
     "spirit_jax.vocabulary",
-    "spirit_jax.speech.features",
-    "spirit_jax.speech.griffin_lim",
-    "spirit_jax.speech.kmeans",
-    "spirit_jax.speech.prosody",
+    "spirit_jax.speech.scratch.features",
+    "spirit_jax.speech.scratch.griffin_lim",
+    "spirit_jax.speech.scratch.kmeans",
+    "spirit_jax.speech.scratch.prosody",
 )
 # is_pep484_tower: as every static checker has it, `float` includes int
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")

@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from spirit_jax.audio import AudioError, load_audio, resample_sinc, save_audio
-from tests.goldens import golden, golden_arrays
+from tests.support.goldens import golden, golden_arrays
 
 
 def test_load_audio_resamples_like_the_reference():

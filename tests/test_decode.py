@@ -13,7 +13,7 @@ from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
 from spirit_jax.speech import tokenizer
-from spirit_jax.speech.vocoder import HifiGanVocoder
+from spirit_jax.speech.released.vocoder import HifiGanVocoder
 from spirit_jax.units import SpeechUnits
 
 BASE = HifiGanConfig(

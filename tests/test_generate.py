@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 from spirit_jax import generate
-from tests.inference import checkpoints
+from tests.support import checkpoints
 
 
 def run(*arguments) -> None:

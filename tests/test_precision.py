@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM
-from spirit_jax.speech import batches
-from spirit_jax.speech.phonetic import HubertEncoder
-from spirit_jax.speech.pitch import VQVAEPitch
-from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.speech.released import batches
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.released.pitch import VQVAEPitch
+from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.tokenizer import load_part
 from spirit_jax.units import SpeechUnits
-from tests import released
-from tests.goldens import golden
-from tests.inference import checkpoints
 from tests.models.test_fcpe import TINY
 from tests.models.test_wav2vec2 import HUBERT, STYLE
+from tests.support import checkpoints, released
+from tests.support.goldens import golden
 from tests.training import test_step as steps
 
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")

@@ -19,7 +19,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import damage, latest_step, read_checksums
-from spirit_jax.data.corpora import open_corpus, write_corpus
+from spirit_jax.corpora import open_corpus, write_corpus
 from spirit_jax.speech import speech_fingerprints
 
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"

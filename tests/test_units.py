@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.units import HUBERT, PITCH, STYLE, SpeechUnits, UnitError
-from tests.goldens import golden_json
+from tests.support.goldens import golden_json
 
 
 def _ints(string):

@@ -7,7 +7,7 @@ import pytest
 
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import KINDS, Vocabulary, VocabularyError, added_tokens
-from tests.goldens import golden, golden_json, shared_golden
+from tests.support.goldens import golden, golden_json, shared_golden
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!", "Hello world, hello you"] * 40
 

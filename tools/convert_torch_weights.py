@@ -20,9 +20,9 @@ import sys
 import tqdm
 
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.convert import convert
-from spirit_jax.convert.files import ConversionError
-from spirit_jax.convert.verify import TOLERANCE, Verified, verify
+from spirit_jax.convert import jobs
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.verification.verify import TOLERANCE, Verified, verify
 from spirit_jax.vocabulary import VocabularyError
 
 PROG = "convert_torch_weights.py"
@@ -45,11 +45,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
             "--target", type=pathlib.Path, required=True, help="directory to write (verify: to compare with)"
         )
         command.add_argument(
-            "--only", type=lambda text: text.split(","), help=f"comma-separated among {','.join(convert.ONLY)}"
+            "--only", type=lambda text: text.split(","), help=f"comma-separated among {','.join(jobs.ONLY)}"
         )
         if name != "export":
             command.add_argument(
-                "--model", choices=sorted(convert.MODELS), help="which language model, or which to extend a Llama to"
+                "--model", choices=sorted(jobs.MODELS), help="which language model, or which to extend a Llama to"
             )
             command.add_argument(
                 "--layer",
@@ -98,23 +98,24 @@ def run(arguments: argparse.Namespace) -> None:
         check(rows, source, target)
         return
     if target.exists() and not (arguments.overwrite or arguments.dry_run):
-        raise convert.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
+        raise jobs.UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
     if arguments.command == "import":
-        jobs = convert.plan_import(source, arguments.only, arguments.model, arguments.layer)
+        planned = jobs.plan_import(source, arguments.only, arguments.model, arguments.layer)
     else:
-        jobs = convert.plan_export(source, arguments.only)
+        planned = jobs.plan_export(source, arguments.only)
     print(
         table(
-            [(j.name, j.source, j.place, j.tensors, j.nbytes) for j in jobs], ("part", "from", "to", "tensors", "bytes")
+            [(j.name, j.source, j.place, j.tensors, j.nbytes) for j in planned],
+            ("part", "from", "to", "tensors", "bytes"),
         )
     )
-    for note in (note for job in jobs for note in job.notes):
+    for note in (note for job in planned for note in job.notes):
         print(f"note: {note}")
     if arguments.dry_run:
         print(f"dry run: nothing written to {target}")
         return
-    with tqdm.tqdm(total=sum(job.nbytes for job in jobs), unit="B", unit_scale=True, disable=None) as bar:
-        convert.run(jobs, target, arguments.overwrite, bar.update)
+    with tqdm.tqdm(total=sum(job.nbytes for job in planned), unit="B", unit_scale=True, disable=None) as bar:
+        jobs.run(planned, target, arguments.overwrite, bar.update)
     print(f"wrote {target}")
 
 
@@ -124,7 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run(parsed)
-    except (convert.UsageError, FileExistsError) as error:
+    except (jobs.UsageError, FileExistsError) as error:
         print(f"{PROG}: error: {error}", file=sys.stderr)
         sys.exit(BAD_ARGUMENT)
     except (ConversionError, CheckpointError, VocabularyError, OSError) as error:

@@ -11,8 +11,10 @@ import jax
 import numpy as np
 
 from spirit_jax.checkpoint import flatten, unflatten
-from spirit_jax.convert import extend, hf_weights, llama
-from spirit_jax.convert.files import read_json
+from spirit_jax.convert import extend
+from spirit_jax.convert.components import llama
+from spirit_jax.convert.formats import hf_weights
+from spirit_jax.convert.formats.files import read_json
 from spirit_jax.convert.table import Stacked, to_ours
 from spirit_jax.models.llama import LlamaConfig
 

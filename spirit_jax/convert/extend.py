@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sentencepiece import sentencepiece_model_pb2
 
-from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.formats.files import ConversionError
 from spirit_jax.convert.table import Stacked
 from spirit_jax.vocabulary import TEXT_TOKEN, Variant, Vocabulary, added_tokens
 

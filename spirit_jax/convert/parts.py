@@ -15,11 +15,13 @@ from typing import Any
 import yaml
 
 from spirit_jax import checkpoint
-from spirit_jax.convert import fcpe, hf_weights, hifigan, hubert, released, style, vqvae
-from spirit_jax.convert.files import ConversionError, counted, nbytes, read_json
-from spirit_jax.convert.numpy_pickle import CENTERS, is_torch_file, load_centers
+from spirit_jax.convert import released
+from spirit_jax.convert.components import fcpe, hifigan, hubert, style, vqvae
+from spirit_jax.convert.formats import hf_weights
+from spirit_jax.convert.formats.files import ConversionError, counted, nbytes, read_json
+from spirit_jax.convert.formats.numpy_pickle import CENTERS, is_torch_file, load_centers
+from spirit_jax.convert.formats.torch_file import load_torch, save_torch
 from spirit_jax.convert.table import Rows, same_bits, to_ours, to_theirs
-from spirit_jax.convert.torch_file import load_torch, save_torch
 
 Table = tuple[Rows, Mapping[str, tuple[int, ...]]]
 HUGGING_FACE = ""  # in the place of a file name: whichever of Hugging Face's is there

@@ -13,8 +13,8 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spirit_jax.convert.files import ConversionError, plain_name
-from spirit_jax.convert.safetensors_file import load_safetensors, save_safetensors
+from spirit_jax.convert.formats.files import ConversionError, plain_name
+from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
 
 FOLDER = "released"
 _WEIGHTS, _UNUSED = "weights.json", "unused.safetensors"

@@ -38,7 +38,7 @@ from typing import Any
 import numpy as np
 
 from spirit_jax.checkpoint import flatten
-from spirit_jax.convert.files import ConversionError, LazyArray
+from spirit_jax.convert.formats.files import ConversionError, LazyArray
 
 _INDEX = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 

@@ -14,14 +14,14 @@ import yaml
 
 from spirit_jax import checkpoint
 from spirit_jax.config import from_dict
+from spirit_jax.costmodel.report import Report, make_report
+from spirit_jax.costmodel.topology import Topology
 from spirit_jax.inference import engine, network
 from spirit_jax.inference.grammar import Grammar
 from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models.llama import LlamaConfig, parameter_count
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.report import Report, make_report
 from spirit_jax.parallel.sharding import tracing, with_shardings
-from spirit_jax.parallel.topology import Topology
 
 _PROMPT = 512  # tokens that a prefill reads in each slot
 

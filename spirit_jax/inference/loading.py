@@ -15,7 +15,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spirit_jax import checkpoint
-from spirit_jax.inference import columns, network
+from spirit_jax.inference import llama_cpu as columns
+from spirit_jax.inference import network
 from spirit_jax.inference.int8 import quantise_leaf
 from spirit_jax.models.llama import LlamaConfig, Params
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.inference import columns
+from spirit_jax.inference import llama_cpu as columns
 from spirit_jax.inference.int8 import dense
 from spirit_jax.models import llama
 from spirit_jax.models.llama import DTYPES, KVCache, LlamaConfig, Params

@@ -15,7 +15,7 @@ import numpy as np
 
 from spirit_jax import units as speech_units
 from spirit_jax.audio import AudioError, load_audio
-from spirit_jax.speech.features import MINIMUM_SAMPLES
+from spirit_jax.speech.scratch.features import MINIMUM_SAMPLES
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import SPEECH_TOKEN, TEXT_TOKEN, Vocabulary
 

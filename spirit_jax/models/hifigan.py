@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models.convolution import (
+from spirit_jax.kernels.convolution import (
     SPECTRUM_CHANNELS,
     SPECTRUM_TILE,
     SPECTRUM_WIDTH,
@@ -26,7 +26,7 @@ from spirit_jax.models.convolution import (
     phase_kernel,
     upsample,
 )
-from spirit_jax.models.platform import platform
+from spirit_jax.kernels.platform import platform
 
 STAGE_SLOPE = 0.1
 FINAL_SLOPE = 0.01

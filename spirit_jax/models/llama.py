@@ -27,8 +27,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models import flash_attention
-from spirit_jax.models.attention import attention
+from spirit_jax.kernels import flash_attention
+from spirit_jax.kernels.attention import attention
 
 Params = dict[str, Any]
 

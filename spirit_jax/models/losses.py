@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from spirit_jax.models.platform import platform
+from spirit_jax.kernels.platform import platform
 
 
 class TokenLosses(NamedTuple):

@@ -22,7 +22,7 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models.platform import platform
+from spirit_jax.kernels.platform import platform
 
 Params = dict[str, Any]
 ConvLayer = tuple[int, int, int]

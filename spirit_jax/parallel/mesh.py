@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from spirit_jax.parallel.topology import slice_count
+from spirit_jax.costmodel.topology import slice_count
 
 AXES = ("data", "fsdp", "tensor")
 """Rows are split over data and fsdp, parameters over fsdp, heads and feed-forward widths over tensor."""

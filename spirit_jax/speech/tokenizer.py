@@ -23,14 +23,14 @@ from spirit_jax.checkpoint import (
     save_arrays,
     write_file,
 )
-from spirit_jax.speech.features import MINIMUM_SAMPLES, check_length
-from spirit_jax.speech.griffin_lim import GriffinLim
-from spirit_jax.speech.kmeans import KMeansEncoder
-from spirit_jax.speech.phonetic import HubertEncoder
-from spirit_jax.speech.pitch import VQVAEPitch
-from spirit_jax.speech.prosody import F0Quantiles, VoiceStatistics
-from spirit_jax.speech.style import Wav2Vec2Style
-from spirit_jax.speech.vocoder import HifiGanVocoder
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.released.pitch import VQVAEPitch
+from spirit_jax.speech.released.style import Wav2Vec2Style
+from spirit_jax.speech.released.vocoder import HifiGanVocoder
+from spirit_jax.speech.scratch.features import MINIMUM_SAMPLES, check_length
+from spirit_jax.speech.scratch.griffin_lim import GriffinLim
+from spirit_jax.speech.scratch.kmeans import KMeansEncoder
+from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics
 from spirit_jax.units import SpeechUnits
 
 CHUNK = 1_600_000

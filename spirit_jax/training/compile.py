@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax.models import flash_attention, llama
+from spirit_jax.costmodel.report import Report, make_report
+from spirit_jax.costmodel.topology import Topology
+from spirit_jax.kernels import flash_attention
+from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.report import Report, make_report
 from spirit_jax.parallel.sharding import batch_sharding
-from spirit_jax.parallel.topology import Topology
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import Batch, make_program
 from spirit_jax.vocabulary import KINDS

@@ -14,13 +14,14 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from spirit_jax.audio import load_audio
-from spirit_jax.convert import convert, reference
-from spirit_jax.convert.files import ConversionError
-from spirit_jax.convert.numpy_pickle import load_centers
-from spirit_jax.convert.torch_file import load_torch
-from spirit_jax.convert.verify import TOLERANCE, verify
+from spirit_jax.convert import jobs
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.formats.numpy_pickle import load_centers
+from spirit_jax.convert.formats.torch_file import load_torch
+from spirit_jax.convert.verification import reference
+from spirit_jax.convert.verification.verify import TOLERANCE, verify
 from spirit_jax.speech.tokenizer import load_part
-from tests.goldens import golden
+from tests.support.goldens import golden
 
 HUBERT = golden("variants/hubert_25hz_batch_norm/mhubert_base_25hz.pt")
 POINTS = np.random.default_rng(0).standard_normal((60, 32)).astype(np.float32)
@@ -113,7 +114,7 @@ def test_twist_files_give_the_units_of_scikit_learn_and_come_back(features, tmp_
     audio, x = features
     kmeans = MiniBatchKMeans(7, n_init=1, random_state=0).fit(x)
     source = twist(tmp_path / "twist", "mhubert_base_25hz_cp_mls_cv_sp_fisher_L3_km7.bin", kmeans)
-    convert.run(convert.plan_import(source, ["hubert"]), tmp_path / "ours", overwrite=False)
+    jobs.run(jobs.plan_import(source, ["hubert"]), tmp_path / "ours", overwrite=False)
     config = json.loads((tmp_path / "ours/speech_tokenizer/phonetic/config.json").read_text())
     assert (config["layer"], config["quantizer"]) == (3, {"kind": "kmeans", "dim": 32, "units": 7})
     part = load_part(tmp_path / "ours", "phonetic")
@@ -122,7 +123,7 @@ def test_twist_files_give_the_units_of_scikit_learn_and_come_back(features, tmp_
     assert row.equal == "yes"
     assert row.network < TOLERANCE
 
-    convert.run(convert.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
+    jobs.run(jobs.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
     back = tmp_path / "back/speech_tokenizer/hubert_25hz"
     assert sorted(p.name for p in back.iterdir()) == sorted(p.name for p in source.iterdir())
     for path in source.iterdir():
@@ -138,29 +139,29 @@ def test_twist_files_give_the_units_of_scikit_learn_and_come_back(features, tmp_
     bits = kmeans.cluster_centers_[3].tobytes()
     arrays.write_bytes(content.replace(bits, bits[::-1]))
     with pytest.raises(ConversionError, match=r"km7.bin: cluster_centers_ is not what .* changed since the import"):
-        convert.plan_export(tmp_path / "ours")
+        jobs.plan_export(tmp_path / "ours")
 
 
 @pytest.mark.parametrize("name", ["km.bin", "kmeans_7.npy", "hubert_km7.pt"])
 def test_a_name_without_the_layer_needs_it_said(name, tmp_path):
     source = twist(tmp_path / "twist", name, POINTS[:7])
     with pytest.raises(ConversionError, match="say --layer N"):
-        convert.plan_import(source, ["hubert"])
+        jobs.plan_import(source, ["hubert"])
     with pytest.raises(ConversionError, match="layer 13 is to be quantized: the encoder has layers 1 to 12"):
-        convert.plan_import(source, ["hubert"], layer=13)
-    convert.run(convert.plan_import(source, ["hubert"], layer=6), tmp_path / "ours", overwrite=False)
-    convert.run(convert.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
+        jobs.plan_import(source, ["hubert"], layer=13)
+    jobs.run(jobs.plan_import(source, ["hubert"], layer=6), tmp_path / "ours", overwrite=False)
+    jobs.run(jobs.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
     back = tmp_path / "back/speech_tokenizer/hubert_25hz"
     assert (back / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_centroids_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConversionError, match=r"mis-shaped cluster_centers_: expected \[7, 32\], found \[7, 31\]"):
-        convert.plan_import(twist(tmp_path / "narrow", "L3_km.npy", POINTS[:7, :31]), ["hubert"])
+        jobs.plan_import(twist(tmp_path / "narrow", "L3_km.npy", POINTS[:7, :31]), ["hubert"])
     many = np.zeros((502, 32), np.float32)
     with pytest.raises(ConversionError, match=r"shape \[502, 32\]: expected \[units, 32\] with at most 501 units"):
-        convert.plan_import(twist(tmp_path / "many", "L3_km.npy", many), ["hubert"])
+        jobs.plan_import(twist(tmp_path / "many", "L3_km.npy", many), ["hubert"])
     two = twist(tmp_path / "two", "L3_km.npy", POINTS[:7])
     np.save(two / "L4_km.npy", POINTS)
     with pytest.raises(ConversionError, match=r"L3_km.npy or L4_km.npy\?"):
-        convert.plan_import(two, ["hubert"])
+        jobs.plan_import(two, ["hubert"])

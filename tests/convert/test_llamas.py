@@ -12,15 +12,17 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert import convert, extend, hf_weights, llama
-from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert import extend, jobs
+from spirit_jax.convert.components import llama
+from spirit_jax.convert.formats import hf_weights
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.formats.torch_file import save_torch
 from spirit_jax.convert.table import same_bits
-from spirit_jax.convert.torch_file import save_torch
-from spirit_jax.convert.verify import verify
+from spirit_jax.convert.verification.verify import verify
 from spirit_jax.models.llama import Llama, abstract_params
 from spirit_jax.vocabulary import Vocabulary
-from tests.convert.trees import LLAMAS, check_tree, run_export, run_import
-from tests.goldens import golden
+from tests.support.goldens import golden
+from tests.support.trees import LLAMAS, check_tree, run_export, run_import
 
 
 def hf_llama(folder, **fields):
@@ -39,7 +41,7 @@ def hf_llama(folder, **fields):
 
 
 def our_logits(directory, ids):
-    model = config.from_dict(convert.LlamaConfig, checkpoint.read_config(directory)["model"])
+    model = config.from_dict(jobs.LlamaConfig, checkpoint.read_config(directory)["model"])
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
     params = {"params": checkpoint.load_llm(directory, abstract)}
@@ -93,7 +95,7 @@ def test_a_tied_head_that_the_file_repeats_comes_back_and_must_be_equal(tmp_path
     tensors["lm_head.weight"] = -tensors["lm_head.weight"]
     save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
     with pytest.raises(ConversionError, match=r"different lm_head.weight: should equal model\.embed_tokens\.weight"):
-        convert.plan_import(tmp_path / "hf")
+        jobs.plan_import(tmp_path / "hf")
 
 
 def plain_sentencepiece(folder):
@@ -131,8 +133,8 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
     reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # 5 rows that no piece uses
     recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     (source / "generation_config.json").write_text(json.dumps(recommended))
-    with pytest.raises(convert.UsageError, match="--model base or --model expressive"):
-        convert.plan_import(source)
+    with pytest.raises(jobs.UsageError, match="--model base or --model expressive"):
+        jobs.plan_import(source)
     first = run_import(source, tmp_path / "one", model="expressive")
     vocabulary = Vocabulary.load(first / "tokenizer")
     assert (vocabulary.text_size, vocabulary.variant) == (known, "expressive")

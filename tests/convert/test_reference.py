@@ -8,9 +8,9 @@ import torch
 import yaml
 
 from spirit_jax.audio import load_audio
-from spirit_jax.convert import reference
-from spirit_jax.convert.torch_file import load_torch
-from tests.goldens import golden, golden_arrays, golden_json
+from spirit_jax.convert.formats.torch_file import load_torch
+from spirit_jax.convert.verification import reference
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 SPEECH = "checkpoints/speech_tokenizer"
 

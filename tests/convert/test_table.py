@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.formats.files import ConversionError
 from spirit_jax.convert.table import Kept, Layout, Row, Same, same_bits, to_ours, to_theirs
 
 ROWS = (

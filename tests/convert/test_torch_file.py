@@ -17,11 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from spirit_jax.convert.files import ConversionError, LazyArray
-from spirit_jax.convert.safetensors_file import load_safetensors, save_safetensors
-from spirit_jax.convert.torch_file import load_torch, save_torch
-from spirit_jax.convert.unpickle import Record
-from tests.goldens import golden
+from spirit_jax.convert.formats.files import ConversionError, LazyArray
+from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
+from spirit_jax.convert.formats.torch_file import load_torch, save_torch
+from spirit_jax.convert.formats.unpickle import Record
+from tests.support.goldens import golden
 
 GOLDEN_FILES = sorted(
     path.relative_to(golden(""))
@@ -284,5 +284,5 @@ def test_safetensors_entries_are_checked(entry, message, tmp_path):
 
 
 def test_conversion_needs_no_torch():
-    code = "import sys; import spirit_jax.convert.verify; sys.exit(any(m.split('.')[0] in ('torch', 'transformers') for m in sys.modules))"
+    code = "import sys; import spirit_jax.convert.verification.verify; sys.exit(any(m.split('.')[0] in ('torch', 'transformers') for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -13,8 +13,8 @@ from spirit_jax.data.records import RecordError, RecordSource, RecordWriter
 from spirit_jax.data.sampling import Shuffle, record_rng
 from spirit_jax.data.sequences import Sequencer
 from spirit_jax.vocabulary import Vocabulary
-from tests.data.synthetic import RECIPES, config, document, make_corpus, utterance
-from tests.goldens import golden
+from tests.support.goldens import golden
+from tests.support.synthetic import RECIPES, config, document, make_corpus, utterance
 
 LENGTH, ROWS, SEED = 256, 8, 5
 ARRAYS = ("inputs", "targets", "segment_ids", "positions", "loss_mask", "sources")

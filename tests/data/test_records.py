@@ -19,7 +19,7 @@ from spirit_jax.data.records import (
     read_records,
 )
 from spirit_jax.units import SpeechUnits
-from tests.data.synthetic import document, utterance
+from tests.support.synthetic import document, utterance
 
 
 @pytest.fixture

@@ -6,14 +6,14 @@ import itertools
 import numpy as np
 import pytest
 
-from spirit_jax.data.corpora import open_corpus
+from spirit_jax.corpora import open_corpus
 from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.data.sampling import record_rng
 from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, WordPieces, interleaving, word_frames
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
-from tests.data.synthetic import document, frames_of, spans_of, string_form, unit_string, utterance, word
-from tests.goldens import golden, shared_golden
+from tests.support.goldens import golden, shared_golden
+from tests.support.synthetic import document, frames_of, spans_of, string_form, unit_string, utterance, word
 
 LONG = 100_000  # ids: nothing is cut
 

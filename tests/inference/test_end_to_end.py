@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from spirit_jax import Segment, SpiritLM, load_audio
-from spirit_jax.convert import convert
-from tests.goldens import shared_golden
+from spirit_jax.convert import jobs
+from tests.support.goldens import shared_golden
 
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
 MODALITY = {503: "text", 667: "text", 32002: "speech", 0: "any"}
@@ -28,7 +28,7 @@ def recorded(variant: str) -> dict:
 def lm(request, tmp_path_factory) -> SpiritLM:
     """The whole released tree of a variant, converted."""
     target = tmp_path_factory.mktemp("released") / request.param
-    convert.run(convert.plan_import(shared_golden("checkpoints"), model=request.param), target, overwrite=False)
+    jobs.run(jobs.plan_import(shared_golden("checkpoints"), model=request.param), target, overwrite=False)
     return SpiritLM.from_pretrained(target, dtype="float32")
 
 

@@ -13,7 +13,7 @@ import soundfile
 
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
-from tests.inference import checkpoints
+from tests.support import checkpoints
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 

@@ -6,9 +6,9 @@ from transformers import LlamaForCausalLM
 
 from spirit_jax import SpiritLM
 from spirit_jax.inference.prompts import MODALITIES, forbidden_ids
-from tests.goldens import golden, golden_arrays, golden_json
-from tests.inference import checkpoints
 from tests.models.test_llama import golden_model
+from tests.support import checkpoints
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]

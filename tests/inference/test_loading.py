@@ -14,7 +14,7 @@ from spirit_jax.inference.loading import load_params
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from tests.inference import checkpoints
+from tests.support import checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from spirit_jax import Segment, SpeechUnits
 from spirit_jax.inference import prompts
 from spirit_jax.inference.prompts import MODALITIES, PromptError
 from spirit_jax.vocabulary import Vocabulary
-from tests.goldens import golden, golden_json, shared_golden
+from tests.support.goldens import golden, golden_json, shared_golden
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 

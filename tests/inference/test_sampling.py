@@ -11,7 +11,7 @@ from spirit_jax.inference import sampling
 from spirit_jax.inference.prompts import forbidden_ids
 from spirit_jax.inference.sampling import Knobs, Sampling
 from spirit_jax.vocabulary import Vocabulary
-from tests.goldens import golden, golden_arrays, golden_json
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 ROWS = {"TEXT": 0, "SPEECH": 1, "ARBITRARY": 2}
 

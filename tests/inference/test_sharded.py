@@ -5,7 +5,7 @@ import pathlib
 import subprocess
 import sys
 
-from tests.inference import checkpoints
+from tests.support import checkpoints
 
 
 def test_meshes():

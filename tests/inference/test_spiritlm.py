@@ -19,8 +19,8 @@ from spirit_jax.models import llama
 from spirit_jax.parallel.sharding import tracing
 from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
 from spirit_jax.units import SpeechUnits
-from tests.goldens import golden
-from tests.inference import checkpoints
+from tests.support import checkpoints
+from tests.support.goldens import golden
 
 PROMPTS = [
     "[Text]hello",

@@ -6,7 +6,7 @@ import pytest
 from spirit_jax import SpiritLM
 from spirit_jax.inference.streaming import pieces_of
 from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
-from tests.inference import checkpoints
+from tests.support import checkpoints
 
 
 def test_a_character_comes_whole():

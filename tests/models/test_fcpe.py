@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import load_audio
-from spirit_jax.convert import fcpe, table
+from spirit_jax.convert import table
+from spirit_jax.convert.components import fcpe
 from spirit_jax.models.fcpe import FCPE, FCPEConfig, contour, f0_from_bins, log_mel, mel_filters
-from tests import released
-from tests.goldens import golden, golden_arrays, golden_json, shared_golden
 from tests.models.test_wav2vec2 import CLIPS, padded
+from tests.support import released
+from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
 TINY = "variants/fcpe_tiny/fcpe_tiny.pt"
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from spirit_jax.checkpoint import flatten, unflatten
-from spirit_jax.convert import hifigan as table
-from spirit_jax.convert.files import ConversionError
+from spirit_jax.convert.components import hifigan as table
+from spirit_jax.convert.formats.files import ConversionError
 from spirit_jax.convert.table import slots, to_ours, to_theirs
-from spirit_jax.models import convolution, hifigan
+from spirit_jax.kernels import convolution
+from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm, prepare_for_cpu, split_weight_norm
-from tests.goldens import golden
-from tests.models.torch_hifigan import TorchHifiGan
+from tests.support.goldens import golden
+from tests.support.torch_hifigan import TorchHifiGan
 
 # Neither the released sizes nor those of the golden vectors: two stages, an odd and an even rate, even dilations, four embeddings.
 BASE = {

@@ -18,7 +18,7 @@ from transformers.models.llama import modeling_llama
 from spirit_jax.models import llama
 from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling
 from spirit_jax.models.losses import next_token_losses
-from tests.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
 TINY = LlamaConfig(
     vocab_size=96,

@@ -8,10 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from spirit_jax.convert import table, vqvae
+from spirit_jax.convert import table
+from spirit_jax.convert.components import vqvae
 from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
-from tests import released
-from tests.goldens import golden, golden_arrays, golden_json
+from tests.support import released
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 DIRECTORIES = {"norm": f"{released.SPEECH}/vqvae_f0_quantizer", "raw": "variants/vqvae_f0_quantizer_raw"}
 

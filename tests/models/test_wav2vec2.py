@@ -11,11 +11,12 @@ import pytest
 
 from spirit_jax.audio import load_audio
 from spirit_jax.checkpoint import unflatten
-from spirit_jax.convert import hubert, style, table
+from spirit_jax.convert import table
+from spirit_jax.convert.components import hubert, style
 from spirit_jax.models import wav2vec2
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model, nearest_centroid, truncate
-from tests import released
-from tests.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support import released
+from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
 CLIPS = ("espeak_a_22k", "noise_a", "silence", "tone_a")
 HUBERT = f"{released.SPEECH}/hubert_25hz"

@@ -4,16 +4,16 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import load_audio
-from spirit_jax.models import convolution, hifigan, wav2vec2
-from spirit_jax.speech import batches, vocoder
-from spirit_jax.speech.phonetic import HubertEncoder
-from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.kernels import convolution
+from spirit_jax.models import hifigan, wav2vec2
+from spirit_jax.speech.released import batches, vocoder
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.tokenizer import load_part
 from spirit_jax.units import SpeechUnits
-from tests import released
-from tests.goldens import golden, golden_arrays
-from tests.inference import checkpoints
 from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE, check_codes
+from tests.support import checkpoints, released
+from tests.support.goldens import golden, golden_arrays
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from spirit_jax.speech.batches import MAX_SAMPLES, PADDED_LENGTHS, encode_clips
+from spirit_jax.speech.released.batches import MAX_SAMPLES, PADDED_LENGTHS, encode_clips
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -41,7 +41,7 @@ def test_rows_are_split_over_the_local_devices():
     """In a process with four virtual devices: 11 clips make 2 rows a device, then 1 for the rest, and each its own sum."""
     code = """
 import jax, numpy as np
-from spirit_jax.speech.batches import encode_clips, exact, replicate
+from spirit_jax.speech.released.batches import encode_clips, exact, replicate
 seen = []
 scale = replicate(np.float32(2))
 run_ = exact(lambda scale, audio, lengths: (scale * audio.sum(1, keepdims=True), lengths * 0 + 1))

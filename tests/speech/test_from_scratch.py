@@ -13,12 +13,12 @@ import pytest
 
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.data.corpora import open_corpus, reading
+from spirit_jax.corpora import open_corpus, reading
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
-from spirit_jax.speech import features as F
-from spirit_jax.speech import griffin_lim as G
-from spirit_jax.speech.kmeans import KMeansEncoder, nearest, one_thread
-from spirit_jax.speech.prosody import F0Quantiles, VoiceStatistics, style_features
+from spirit_jax.speech.scratch import features as F
+from spirit_jax.speech.scratch import griffin_lim as G
+from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, one_thread
+from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, style_features
 from spirit_jax.units import SpeechUnits, UnitError
 
 RATE = 16_000

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import AudioError, load_audio
-from spirit_jax.speech import batches
-from spirit_jax.speech.phonetic import HubertEncoder, replace_blanks
-from tests import released
-from tests.goldens import golden, golden_arrays, golden_json, shared_golden
+from spirit_jax.speech.released import batches
+from spirit_jax.speech.released.phonetic import HubertEncoder, replace_blanks
 from tests.models.test_wav2vec2 import CLIPS, HUBERT, check_codes
+from tests.support import released
+from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import AudioError, load_audio
-from spirit_jax.speech import batches
-from spirit_jax.speech.pitch import VQVAEPitch, pyaapt
-from tests import released
-from tests.goldens import golden, golden_arrays, golden_json
+from spirit_jax.speech.released import batches
+from spirit_jax.speech.released.pitch import VQVAEPitch, pyaapt
 from tests.models.test_fcpe import TINY
 from tests.models.test_wav2vec2 import CLIPS
+from tests.support import released
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 VQVAE = f"{released.SPEECH}/vqvae_f0_quantizer"
 

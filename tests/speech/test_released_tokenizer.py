@@ -9,16 +9,17 @@ import pytest
 from spirit_jax.audio import AudioError, load_audio
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.models.wav2vec2 import LinearQuantizer
-from spirit_jax.speech import SpeechTokenizer, batches
-from spirit_jax.speech.phonetic import HubertEncoder
-from spirit_jax.speech.pitch import VQVAEPitch
-from spirit_jax.speech.style import Wav2Vec2Style
+from spirit_jax.speech import SpeechTokenizer
+from spirit_jax.speech.released import batches
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.released.pitch import VQVAEPitch
+from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.tokenizer import save_part
 from spirit_jax.units import SpeechUnits
-from tests import released
-from tests.goldens import golden, golden_json, shared_golden
 from tests.models.test_fcpe import TINY
 from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE
+from tests.support import released
+from tests.support.goldens import golden, golden_json, shared_golden
 
 
 @pytest.fixture(autouse=True, scope="module")

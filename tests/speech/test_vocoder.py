@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 
 from spirit_jax.checkpoint import CheckpointError, load_arrays, unflatten
-from spirit_jax.convert import hifigan as table
+from spirit_jax.convert.components import hifigan as table
+from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.table import to_ours
-from spirit_jax.convert.torch_file import load_torch
 from spirit_jax.models.hifigan import HifiGanConfig, fold_weight_norm
 from spirit_jax.speech import tokenizer
-from spirit_jax.speech.vocoder import HifiGanVocoder, VocoderError, VoiceError
+from spirit_jax.speech.released.vocoder import HifiGanVocoder, VocoderError, VoiceError
 from spirit_jax.units import SpeechUnits
-from tests.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
 FOLDERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
 MANIFEST = golden_json("vocoder_manifest.json")

@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from spirit_jax.convert import convert
+from spirit_jax.convert import jobs
 from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -85,7 +85,7 @@ def main(scratch: pathlib.Path) -> None:
         num_key_value_heads=KV, max_position_embeddings=64,
     )  # fmt: skip
     theirs = hugging_face(scratch / "hf")
-    convert.run(convert.plan_import(scratch / "hf", model="base"), scratch / "ours", overwrite=False)
+    jobs.run(jobs.plan_import(scratch / "hf", model="base"), scratch / "ours", overwrite=False)
     assert is_hugging_face(scratch / "hf")
     assert not is_hugging_face(scratch / "ours")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))

@@ -1,0 +1,94 @@
+"""The vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (FORMATS.md section 6)."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.table import Row, Rows, shapes_of
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
+
+
+def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles: Sequence[str] = ()) -> dict[str, Any]:
+    """The vocoder part's config.json out of the released one and the lines of `speakers.txt` and `styles.txt`.
+
+    Raises `ConversionError` for a network that ours is not, naming the field.
+    """
+    duration = config.get("dur_predictor_params") or {}
+    optional = ("sampling_rate", "f0_hop_size", "style_hop_size", "num_f0_tokens", "num_style_tokens")
+    try:
+        network = HifiGanConfig(
+            num_embeddings=config["num_embeddings"],
+            num_speakers=config.get("num_speakers", 200) if config.get("multispkr") else 0,
+            num_styles=config.get("num_styles", 100) if config.get("multistyle") else 0,
+            embedding_dim=config["embedding_dim"],
+            duration_hidden_dim=duration.get("var_pred_hidden_dim", 0),
+            upsample_rates=tuple(config["upsample_rates"]),
+            upsample_kernel_sizes=tuple(config["upsample_kernel_sizes"]),
+            upsample_initial_channel=config["upsample_initial_channel"],
+            resblock_kernel_sizes=tuple(config["resblock_kernel_sizes"]),
+            resblock_dilation_sizes=tuple(tuple(dilations) for dilations in config["resblock_dilation_sizes"]),
+            code_hop_size=config.get("code_hop_size", math.prod(config["upsample_rates"])),
+            **{name: config[name] for name in optional if name in config},
+        )
+    except KeyError as error:
+        raise ConversionError(f"config.json: {error.args[0]} is missing") from error
+    except ValueError as error:
+        raise ConversionError(f"config.json: {error}") from error
+    checks = [
+        ("resblock", str(config.get("resblock", "1")), "1"),
+        ("model_in_dim", config.get("model_in_dim", network.model_in_dim), network.model_in_dim),
+    ]
+    if duration:
+        checks += [
+            ("dur_predictor_params.var_pred_kernel_size", duration.get("var_pred_kernel_size"), 3),
+            ("dur_predictor_params.encoder_embed_dim", duration.get("encoder_embed_dim"), network.embedding_dim),
+        ]
+    for where, found, expected in checks:
+        if found != expected:
+            raise ConversionError(f"config.json: {where} is {found!r}, expected {expected!r}")
+    names = {"speakers": list(speakers), "styles": list(styles)}
+    return {"kind": "hifigan", "hifigan": dataclasses.asdict(network), **names}
+
+
+def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
+    """`ours` is the place of the network in the tree."""
+
+    def normalised(theirs: str, name: str, gain: str = "o 1 1 -> 1 1 o", layout: str = "o i k -> k i o") -> Rows:
+        new = f"{theirs}.parametrizations.weight.original"
+        return (
+            Row((f"{theirs}.weight_g", f"{new}0"), f"{ours}{name}/weight_g", gain),
+            Row((f"{theirs}.weight_v", f"{new}1"), f"{ours}{name}/weight_v", layout),
+            Row(f"{theirs}.bias", f"{ours}{name}/bias", "o -> o"),
+        )
+
+    duration = f"{ours}duration_predictor/"
+    return (
+        Row("dict.weight", f"{ours}unit_embedding/embedding", "n e -> n e"),
+        Row("f0_dict.weight", f"{ours}f0_embedding/embedding", "n e -> n e"),
+        Row("style_dict.weight", f"{ours}style_embedding/embedding", "n e -> n e"),
+        Row("spkr.weight", f"{ours}speaker_embedding/embedding", "n e -> n e"),
+        Row("style.weight", f"{ours}global_style_embedding/embedding", "n e -> n e"),
+        Row("dur_predictor.conv{j:1,2}.0.weight", duration + "conv{j}/kernel", "o i k -> k i o"),
+        Row("dur_predictor.conv{j:1,2}.0.bias", duration + "conv{j}/bias", "o -> o"),
+        Row("dur_predictor.ln{j:1,2}.weight", duration + "ln{j}/scale", "o -> o"),
+        Row("dur_predictor.ln{j:1,2}.bias", duration + "ln{j}/bias", "o -> o"),
+        Row("dur_predictor.proj.weight", duration + "proj/kernel", "o i -> i o"),
+        Row("dur_predictor.proj.bias", duration + "proj/bias", "o -> o"),
+        *normalised("conv_pre", "conv_pre"),
+        *normalised("ups.{s}", "ups_{s}", "i 1 1 -> 1 i 1", "i o k -> k i o"),
+        *normalised("resblocks.{r}.convs{j:1,2}.{d}", "resblocks_{r}/convs{j}_{d}"),
+        *normalised("conv_post", "conv_post"),
+    )
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes of our arrays by path, weight norm in its two factors; `config` is the part's config.json."""
+    model = HifiGan(HifiGanConfig.from_dict(config["hifigan"]))
+    units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    params = jax.eval_shape(lambda key, x: split_weight_norm(model.init(key, x)["params"]), jax.random.key(0), units)
+    return shapes_of(params)

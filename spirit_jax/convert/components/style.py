@@ -1,0 +1,132 @@
+"""The style encoder: `style_encoder_w2v2/`, a Hugging Face `Wav2Vec2ForSequenceClassification` (FORMATS.md section 3)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spirit_jax.convert.components.hubert import dense_rows, norm_rows, weight_norm_rows
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.table import Kept, Row, Rows, shapes_of
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier
+
+# Wav2Vec2Config of transformers: our field, its field, its default
+_FIELDS = (
+    ("conv_norm", "feat_extract_norm", "group"),
+    ("conv_bias", "conv_bias", False),
+    ("hidden_size", "hidden_size", 768),
+    ("num_layers", "num_hidden_layers", 12),
+    ("num_heads", "num_attention_heads", 12),
+    ("intermediate_size", "intermediate_size", 3072),
+    ("position_kernel", "num_conv_pos_embeddings", 128),
+    ("position_groups", "num_conv_pos_embedding_groups", 16),
+    ("pre_norm", "do_stable_layer_norm", False),
+    ("layer_norm_eps", "layer_norm_eps", 1e-5),
+)
+_FIXED = (
+    ("model_type", "wav2vec2"),
+    ("hidden_act", "gelu"),
+    ("feat_extract_activation", "gelu"),
+    ("add_adapter", False),
+)
+
+
+def hf_encoder_config(config: Mapping[str, Any]) -> Wav2Vec2Config:
+    """The encoder's shape out of a transformers config.json (wav2vec2 or HuBERT)."""
+    dims = config.get("conv_dim", (512,) * 7)
+    kernels = config.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
+    strides = config.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    return Wav2Vec2Config(
+        conv_layers=tuple(zip(dims, kernels, strides, strict=True)),
+        position_norm="batch" if config.get("conv_pos_batch_norm") else "weight",
+        **{ours: config.get(theirs, default) for ours, theirs, default in _FIELDS},
+    )
+
+
+def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The style part's config.json out of the released one (`use_weighted_layer_sum` is ignored, as upstream does).
+
+    Raises `ConversionError` for a feature that our network does not have, naming it.
+    """
+    for field, expected in _FIXED:
+        if config.get(field, expected) != expected:
+            raise ConversionError(f"config.json: {field} is {config[field]!r}: only {expected!r} is supported")
+    return {
+        "kind": "wav2vec2",
+        "encoder": dataclasses.asdict(hf_encoder_config(config)),
+        "projection_size": config.get("classifier_proj_size", 256),
+        "num_labels": len(config["id2label"]) if "id2label" in config else config.get("num_labels", 100),
+    }
+
+
+def hf_encoder_rows(config: Wav2Vec2Config, theirs: str = "wav2vec2.", ours: str = "encoder/") -> Rows:
+    """A transformers wav2vec2 or HuBERT encoder."""
+    extractor, projection = theirs + "feature_extractor.conv_layers.", theirs + "feature_projection."
+    layers = theirs + "encoder.layers.{l}."
+    rows: list[Row | Kept] = [
+        Row(extractor + "{i}.conv.weight", ours + "feature_extractor/conv_{i}", "o i k -> k i o"),
+        Row(extractor + "{i}.conv.bias", ours + "feature_extractor/bias_{i}", "o -> o"),
+        Row(extractor + "0.layer_norm.weight", ours + "feature_extractor/norm_scale", "o -> o"),
+        Row(extractor + "0.layer_norm.bias", ours + "feature_extractor/norm_bias", "o -> o"),
+        Row(extractor + "{i}.layer_norm.weight", ours + "feature_extractor/norm_{i}/scale", "o -> o"),
+        Row(extractor + "{i}.layer_norm.bias", ours + "feature_extractor/norm_{i}/bias", "o -> o"),
+        Row(projection + "layer_norm.weight", ours + "feature_norm/scale", "o -> o"),
+        Row(projection + "layer_norm.bias", ours + "feature_norm/bias", "o -> o"),
+        Row(projection + "projection.weight", ours + "feature_projection/kernel", "o i -> i o"),
+        Row(projection + "projection.bias", ours + "feature_projection/bias", "o -> o"),
+        Row(theirs + "encoder.layer_norm.weight", ours + "encoder_norm/scale", "o -> o"),
+        Row(theirs + "encoder.layer_norm.bias", ours + "encoder_norm/bias", "o -> o"),
+    ]
+    position = theirs + "encoder.pos_conv_embed."
+    if config.position_norm == "batch":
+        rows += [
+            Row(position + "batch_norm.weight", ours + "position/norm_scale", "o -> o"),
+            Row(position + "batch_norm.bias", ours + "position/norm_bias", "o -> o"),
+            Row(position + "batch_norm.running_mean", ours + "position/running_mean", "o -> o"),
+            Row(position + "batch_norm.running_var", ours + "position/running_var", "o -> o"),
+            Kept(position + "batch_norm.num_batches_tracked"),
+            Row(position + "conv.weight", ours + "position/kernel", "o i k -> k i o"),
+            Row(position + "conv.bias", ours + "position/bias", "o -> o"),
+        ]
+    else:
+        rows += weight_norm_rows(position + "conv", ours + "position/")
+    for name, our_name in (
+        ("attention.q_proj", "query"),
+        ("attention.k_proj", "key"),
+        ("attention.v_proj", "value"),
+        ("attention.out_proj", "out"),
+        ("feed_forward.intermediate_dense", "up"),
+        ("feed_forward.output_dense", "down"),
+    ):
+        rows += dense_rows(layers + name, f"{ours}layers/{our_name}")
+    for name, our_name in (("layer_norm", "attention_norm"), ("final_layer_norm", "output_norm")):
+        rows += norm_rows(layers + name, f"{ours}layers/{our_name}")
+    return (*rows, Kept(theirs + "masked_spec_embed"))
+
+
+def rows(config: Mapping[str, Any]) -> Rows:
+    """The table of the wav2vec2 sequence classifier."""
+    return (
+        *hf_encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])),
+        Row("projector.weight", "projector/kernel", "o i -> i o"),
+        Row("projector.bias", "projector/bias", "o -> o"),
+        Row("classifier.weight", "classifier/kernel", "o i -> i o"),
+        Row("classifier.bias", "classifier/bias", "o -> o"),
+        Kept("layer_weights"),
+    )
+
+
+def classifier(config: Mapping[str, Any]) -> WindowClassifier:
+    """The network that a style part's config.json describes."""
+    return WindowClassifier(
+        Wav2Vec2Config.from_dict(config["encoder"]), config["projection_size"], config["num_labels"]
+    )
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
+    network = classifier(config)
+    audio = jax.ShapeDtypeStruct((1, network.config.receptive_field), jnp.float32)
+    return shapes_of(jax.eval_shape(network.init, jax.random.key(0), audio)["params"])

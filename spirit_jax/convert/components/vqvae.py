@@ -1,0 +1,94 @@
+"""The pitch quantizer: `vqvae_f0_quantizer/{model.pt,config.yaml}` (FORMATS.md section 4)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.table import Row, Rows, shapes_of
+from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
+
+FEATURES = ("f0_interp,vuv", "f0,vuv", "norm_f0_interp,vuv", "norm_f0,vuv")
+
+
+def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The pitch part's config.json (without `fcpe`) out of config.yaml and of the statistics of the speakers, if there are any.
+
+    Raises `ConversionError` for a feature that our network does not have, naming it.
+    """
+    if config["features"] not in FEATURES:
+        raise ConversionError(f"config.yaml: features is {config['features']!r}: expected one of {FEATURES}")
+    encoder, decoder, vq = (config[f"{name}_params"] for name in ("encoder", "decoder", "vq"))
+    for name, params in (("encoder_params", encoder), ("decoder_params", decoder)):
+        for field, expected in (("levels", 1), ("input_emb_width", 2), ("m_conv", 1.0), ("dilation_cycle", None)):
+            if params.get(field, expected) != expected:
+                raise ConversionError(
+                    f"config.yaml: {name}.{field} is {params[field]!r}: only {expected!r} is supported"
+                )
+    shared = ("downs_t", "strides_t", "width", "depth", "output_emb_width", "res_scale", "dilation_growth_rate")
+    for field in shared:
+        if encoder.get(field) != decoder.get(field):
+            raise ConversionError(
+                f"config.yaml: {field} differs, {encoder.get(field)} in the encoder and {decoder.get(field)} in the decoder"
+            )
+    depth = encoder["depth"]
+    network = VQVAEConfig(
+        codes=vq["l_bins"],
+        embedding_size=vq["emb_width"],
+        width=encoder["width"],
+        stages=encoder["downs_t"][0],
+        stride=encoder["strides_t"][0],
+        depth=depth,
+        dilation_growth=encoder.get("dilation_growth_rate", 1),
+        residual_scale=depth**-0.5 if encoder.get("res_scale") else 1.0,
+        reverse_decoder_dilation=bool(decoder.get("reverse_decoder_dilation", False)),
+    )
+    return {
+        "kind": "vqvae",
+        "interpolate": "f0_interp" in config["features"],
+        "normalize": config["features"].startswith("norm_") or bool(config.get("speaker_norm")),
+        "vqvae": dataclasses.asdict(network),
+        **_speaker_means(speakers if speakers is not None else config.get("speaker_stats")),
+    }
+
+
+def _speaker_means(speakers: Any) -> dict[str, dict[str, float]]:
+    """`speaker_f0_mean`, Hz by speaker, out of {speaker: {f0_mean: ...}}; nothing where there are no statistics."""
+    if not isinstance(speakers, Mapping):
+        return {}
+    try:
+        return {"speaker_f0_mean": {str(name): float(stats["f0_mean"]) for name, stats in speakers.items()}}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConversionError(f"speaker_stats: an f0_mean in Hz expected for each speaker ({error})") from error
+
+
+def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
+    """`ours` is the place of the network in the tree; `config` is the `vqvae` entry of the part's config.json."""
+    stages = range(config["stages"])
+    encoder, decoder = "encoder.level_blocks.0.model.", "decoder.level_blocks.0.model."
+
+    def conv(theirs: str, name: str, layout: str = "o i k -> k i o") -> tuple[Row, Row]:
+        return Row(f"{theirs}.weight", f"{ours}{name}/kernel", layout), Row(
+            f"{theirs}.bias", f"{ours}{name}/bias", "o -> o"
+        )
+
+    table = [Row("vq.level_blocks.0.k", f"{ours}codebook", "k e -> k e")]
+    table += conv(f"{encoder}{len(stages)}", "encoder/out") + conv(f"{decoder}0", "decoder/in")
+    table += conv("decoder.out", "decoder/out")
+    for i in stages:
+        table += conv(f"{encoder}{i}.0", f"encoder/down_{i}")
+        table += conv(f"{decoder}{i + 1}.1", f"decoder/up_{i}", "i o k -> k i o")
+        for side, stack in (("encoder", f"{encoder}{i}.1"), ("decoder", f"{decoder}{i + 1}.0")):
+            table += conv(stack + ".model.{d}.model.1", f"{side}/stack_{i}/wide_{{d}}")
+            table += conv(stack + ".model.{d}.model.3", f"{side}/stack_{i}/narrow_{{d}}")
+    return tuple(table)
+
+
+def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shape of each of our arrays by path, from the config alone."""
+    network = VQVAEConfig(**config)
+    f0 = jax.ShapeDtypeStruct((1, network.hop), jnp.float32)
+    return shapes_of(jax.eval_shape(VQVAE(network).init, jax.random.key(0), f0, f0)["params"])

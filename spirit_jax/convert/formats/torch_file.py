@@ -1,0 +1,303 @@
+"""Reads and writes PyTorch checkpoint files (`.pt`, `.bin`) without PyTorch.
+
+Reading maps the file and gives tensors as read-only NumPy views of it: nothing is copied and nothing is executed. The pickle inside is
+walked by a small interpreter that knows plain containers and tensors only. A name is looked up in the tables below and never imported;
+any other name is refused with its name. Both layouts are read: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
+
+Writing gives a zip archive that `torch.load(..., weights_only=True)` loads (and maps, with `mmap=True`), one tensor at a time.
+"""
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file, whole_file
+from spirit_jax.convert.formats.numpy_pickle import NUMPY
+from spirit_jax.convert.formats.unpickle import Table, records, unpickle
+
+STORAGE_DTYPES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
+
+# Classes whose instances are only data in checkpoints people have (fairseq's); they become a `Record`, never an instance.
+RECORDS = ("argparse.Namespace", "fairseq.data.dictionary.Dictionary")
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_ALIGNMENT = 64  # of tensors in a zip archive, as PyTorch writes them: lets it map the file
+
+
+# ---------------------------------------------------------------- reading
+
+
+def load_torch(path: str | os.PathLike) -> Any:
+    """Reads a PyTorch file: nested plain containers, with tensors as read-only NumPy views of the mapped file.
+
+    Raises `ConversionError` for a damaged file, a pickle that names anything but data, or a tensor that reaches outside its storage.
+    """
+    data = map_file(path)
+    where = str(path)
+    try:
+        if bytes(data[:2]) == b"PK":
+            return _load_zip(data, where)
+        return _load_legacy(data, where)
+    except ConversionError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        struct.error,
+        zipfile.BadZipFile,
+        EOFError,
+    ) as error:
+        raise ConversionError(
+            f"{where}: not a PyTorch file, or damaged or cut short ({type(error).__name__}: {error})"
+        ) from error
+
+
+def _load_zip(data: memoryview, where: str) -> Any:
+    records = dict(_zip_records(data, where))
+    pickles = [name for name in records if name.split("/", 1)[-1] == "data.pkl"]
+    if len(pickles) != 1:
+        raise ConversionError(f"{where}: a zip archive without data.pkl, so not a PyTorch file")
+    root = pickles[0][: -len("data.pkl")]
+    if bytes(records.get(f"{root}byteorder", b"little")) != b"little":
+        raise ConversionError(f"{where}: tensors are stored big-endian; save the file again on a little-endian machine")
+
+    def storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
+        record = records.get(f"{root}data/{key}")
+        if record is None:
+            raise ConversionError(f"{where}: tensor data {key!r} is missing")
+        if size * dtype.itemsize > len(record):
+            raise ConversionError(
+                f"{where}: tensor data {key!r} has {len(record)} bytes, {size * dtype.itemsize} expected"
+            )
+        return np.frombuffer(record, dtype, count=size) if size else np.empty(0, dtype)
+
+    return _unpickle(io.BytesIO(records[pickles[0]]), where, storage)
+
+
+def _zip_records(data: memoryview, where: str) -> Iterator[tuple[str, memoryview]]:
+    """Names and contents of a zip archive whose members are stored, not compressed."""
+    with open(where, "rb") as file, zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
+            raise ConversionError(
+                f"{where}: {member.filename} is compressed or encrypted; PyTorch stores its records plainly"
+            )
+        head = member.header_offset
+        if bytes(data[head : head + 4]) != b"PK\x03\x04":
+            raise ConversionError(f"{where}: {member.filename} has no header at byte {head}")
+        name_length, extra_length = struct.unpack_from("<HH", data, head + 26)
+        start = head + 30 + name_length + extra_length
+        if start + member.file_size > len(data):
+            raise ConversionError(f"{where}: {member.filename} reaches past the end of the file")
+        yield member.filename, data[start : start + member.file_size]
+
+
+def _load_legacy(data: memoryview, where: str) -> Any:
+    """magic, protocol, system facts, the object, the storage keys: five pickles; then each storage as its size and its bytes."""
+    with open(where, "rb") as stream:
+
+        def plain() -> Any:
+            return _unpickle(stream, where, _no_storage)
+
+        # A damaged first byte must not send the reader through a whole unrelated file.
+        if bytes(data[:1]) != b"\x80" or plain() != _LEGACY_MAGIC:
+            raise ConversionError(f"{where}: not a PyTorch file (neither a zip archive nor the older layout)")
+        if plain() != _LEGACY_PROTOCOL:
+            raise ConversionError(f"{where}: a layout older than PyTorch 0.4; load and save it with PyTorch once")
+        if not plain().get("little_endian", True):
+            raise ConversionError(
+                f"{where}: tensors are stored big-endian; save the file again on a little-endian machine"
+            )
+        # The object names its storages before their places in the file are known: walk it twice.
+        start = stream.tell()
+        sizes: dict[str, int] = {}
+
+        def note(key: str, dtype: np.dtype, size: int) -> None:
+            sizes[key] = dtype.itemsize
+
+        _unpickle(stream, where, note)
+        places = {}
+        keys = plain()
+        offset = stream.tell()
+        for key in keys:
+            (size,) = struct.unpack_from("<q", data, offset)
+            offset += 8
+            end = offset + size * sizes[key]
+            if size < 0 or end > len(data):
+                raise ConversionError(f"{where}: tensor data {key!r} reaches past the end of the file")
+            places[key] = data[offset:end]
+            offset = end
+
+        def storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
+            if size * dtype.itemsize > len(places[key]):
+                raise ConversionError(
+                    f"{where}: tensor data {key!r} has {len(places[key])} bytes, {size * dtype.itemsize} expected"
+                )
+            return np.frombuffer(places[key], dtype, count=size) if size else np.empty(0, dtype)
+
+        stream.seek(start)
+        return _unpickle(stream, where, storage)
+
+
+def _no_storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
+    raise ConversionError(f"tensor data {key!r} where none belongs")
+
+
+def _unpickle(stream: Any, where: str, storage: Callable[[str, np.dtype, int], np.ndarray | None]) -> Any:
+    """One pickle of plain containers and tensors. `storage(key, dtype, size)` gives tensor data."""
+
+    def persistent(identity: Any) -> Any:
+        kind, type_name, key, _, size, *_ = identity
+        dtype = STORAGE_DTYPES.get(str(type_name).rsplit(".", 1)[-1])
+        if kind != "storage" or dtype is None or not isinstance(key, str) or not isinstance(size, int) or size < 0:
+            raise ConversionError(f"{where}: not a tensor storage: {identity!r}")
+        return storage(key, dtype, size)
+
+    table: Table = {
+        "collections.OrderedDict": OrderedDict,
+        "torch.Size": tuple,
+        "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
+        "torch._utils._rebuild_tensor_v2": lambda storage, offset, shape, strides, *_: _view(
+            storage, offset, shape, strides, where
+        ),
+        **dict.fromkeys(f"torch.{name}" for name in STORAGE_DTYPES),
+        **records(*RECORDS),
+        **NUMPY,
+    }
+    return unpickle(stream, where, table, persistent=persistent)
+
+
+def _view(storage: np.ndarray | None, offset: int, shape: tuple, strides: tuple, where: str) -> np.ndarray | None:
+    """A strided view that provably stays inside its storage. Strides count elements."""
+    if storage is None:
+        return None  # the first of two walks
+    if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):
+        raise ConversionError(f"{where}: a tensor has the shape {shape}, strides {strides} and offset {offset}")
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if 0 in shape:
+        return np.empty(shape, storage.dtype)
+    if last >= storage.size:
+        raise ConversionError(
+            f"{where}: a tensor of shape {list(shape)} reaches outside its storage of {storage.size} elements"
+        )
+    byte_strides = [stride * storage.itemsize for stride in strides]
+    return np.lib.stride_tricks.as_strided(storage[offset:], shape, byte_strides, writeable=False)
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_torch(path: str | os.PathLike, tree: Any) -> None:
+    """Writes nested plain containers with arrays (NumPy or `LazyArray`) as a PyTorch zip archive, whole or not at all.
+
+    Arrays that are the same object share their storage, as tied weights do in PyTorch.
+    Raises `ConversionError` for a value that a PyTorch file cannot hold without code.
+    """
+    arrays: dict[int, tuple[str, Any]] = {}
+    pickled = io.BytesIO()
+    pickled.write(pickle.PROTO + b"\x02")
+    _write_value(pickled.write, tree, arrays)
+    pickled.write(pickle.STOP)
+    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def record(name: str, content: bytes | memoryview) -> None:
+            member = zipfile.ZipInfo(f"archive/{name}")
+            # Pads the header with a private extra field so that the content starts on a multiple of the alignment.
+            start = file.tell() + 30 + len(member.filename) + 4
+            padding = -start % _ALIGNMENT
+            member.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
+            member.file_size = len(content)
+            archive.writestr(member, content)
+
+        record("data.pkl", pickled.getvalue())
+        record("byteorder", b"little")
+        for key, array in arrays.values():
+            record(f"data/{key}", as_bytes(array))
+        record("version", b"3\n")
+
+
+def _write_value(write: Callable[[bytes], Any], value: Any, arrays: dict[int, tuple[str, Any]]) -> None:
+    """Appends the opcodes (protocol 2) that build `value`."""
+    match value:
+        case None:
+            write(pickle.NONE)
+        case bool():
+            write(pickle.NEWTRUE if value else pickle.NEWFALSE)
+        case int():
+            if -(2**31) <= value < 2**31:
+                write(pickle.BININT + struct.pack("<i", value))
+            else:
+                digits = pickle.encode_long(value)
+                write(pickle.LONG1 + bytes([len(digits)]) + digits)
+        case float():
+            write(pickle.BINFLOAT + struct.pack(">d", value))
+        case str():
+            text = value.encode("utf-8", "surrogatepass")
+            write(pickle.BINUNICODE + struct.pack("<I", len(text)) + text)
+        case dict():
+            if isinstance(value, OrderedDict):
+                write(pickle.GLOBAL + b"collections\nOrderedDict\n" + pickle.EMPTY_TUPLE + pickle.REDUCE)
+            else:
+                write(pickle.EMPTY_DICT)
+            write(pickle.MARK)
+            for key, item in value.items():
+                _write_value(write, key, arrays)
+                _write_value(write, item, arrays)
+            write(pickle.SETITEMS)
+        case list():
+            write(pickle.EMPTY_LIST + pickle.MARK)
+            for item in value:
+                _write_value(write, item, arrays)
+            write(pickle.APPENDS)
+        case tuple():
+            write(pickle.MARK)
+            for item in value:
+                _write_value(write, item, arrays)
+            write(pickle.TUPLE)
+        case _ if hasattr(value, "shape") and np.dtype(value.dtype) in STORAGE_NAMES:
+            _write_tensor(write, value, arrays)
+        case _:
+            raise ConversionError(
+                f"a PyTorch file cannot hold {type(value).__name__} {getattr(value, 'dtype', '')}".rstrip()
+            )
+
+
+def _write_tensor(write: Callable[[bytes], Any], array: Any, arrays: dict[int, tuple[str, Any]]) -> None:
+    key, _ = arrays.setdefault(id(array), (str(len(arrays)), array))
+    shape = tuple(int(n) for n in array.shape)
+    strides = tuple(int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape)))
+    write(pickle.GLOBAL + b"torch._utils\n_rebuild_tensor_v2\n" + pickle.MARK)
+    write(pickle.MARK)
+    _write_value(write, "storage", arrays)
+    write(pickle.GLOBAL + f"torch\n{STORAGE_NAMES[np.dtype(array.dtype)]}\n".encode())
+    for part in (key, "cpu", int(np.prod(shape, dtype=np.int64))):
+        _write_value(write, part, arrays)
+    write(pickle.TUPLE + pickle.BINPERSID)
+    for part in (0, shape, strides, False, OrderedDict()):
+        _write_value(write, part, arrays)
+    write(pickle.TUPLE + pickle.REDUCE)

@@ -1,0 +1,96 @@
+"""Writing corpora: a TFDS builder over utterances, prepared as ArrayRecord without TensorFlow."""
+
+import contextlib
+import io
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from spirit_jax.checkpoint import new_directory
+from spirit_jax.corpora.reading import CorpusError, Utterance
+
+_VERSION = "1.0.0"
+
+
+def write_corpus(
+    directory: str | os.PathLike, name: str, splits: Mapping[str, Iterable[Utterance]], description: str
+) -> pathlib.Path:
+    """Prepare `directory/name/1.0.0`, a TFDS directory that `open_corpus` and `tfds.builder_from_directory` read.
+
+    Utterances keep their order. Whole or not at all: a corpus of that name there is replaced only when the new one is complete.
+
+    Args:
+        directory: the TFDS data directory.
+        name: the dataset's name, lower case with underscores.
+        splits: split name -> utterances, all with audio or all without.
+        description: a sentence for `dataset_info.json`.
+
+    Returns:
+        the directory that holds the records.
+
+    Raises:
+        CorpusError: no utterances, or some with audio and some without.
+    """
+    import tensorflow_datasets as tfds
+
+    splits = {split: list(utterances) for split, utterances in splits.items()}
+    spoken = {utterance.audio is not None for utterances in splits.values() for utterance in utterances}
+    if len(spoken) != 1:
+        raise CorpusError(f"corpus {name!r} needs utterances that all have audio or that all have none")
+    features = {"id": tfds.features.Text(), "text": tfds.features.Text()}
+    if spoken == {True}:
+        features["speaker"] = tfds.features.Text()
+        features["audio"] = tfds.features.Scalar(np.object_)
+        features["words"] = tfds.features.Sequence(
+            {
+                "word": tfds.features.Text(),
+                "start_ms": tfds.features.Scalar(np.int32),
+                "end_ms": tfds.features.Scalar(np.int32),
+            }
+        )
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(_VERSION)
+        code_path = (
+            None  # nothing of ours lies beside the code; looking needs importlib_resources, which TFDS does not require
+        )
+
+        def _info(self):
+            return tfds.core.DatasetInfo(
+                builder=self,
+                description=description,
+                features=tfds.features.FeaturesDict(features),
+                disable_shuffling=True,
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples(utterances) for split, utterances in splits.items()}
+
+        def _generate_examples(self, utterances):
+            for index, utterance in enumerate(utterances):
+                yield index, {key: _FIELDS[key](utterance) for key in features}
+
+    Builder.name = name
+    target = pathlib.Path(directory) / name
+    with new_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
+        silence = io.StringIO()  # TFDS announces a download and a place that are none
+        with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
+            Builder(data_dir=scratch, file_format="array_record").download_and_prepare()
+        shutil.copytree(pathlib.Path(scratch) / name, whole, dirs_exist_ok=True)
+    return target / _VERSION
+
+
+_FIELDS = {
+    "id": lambda utterance: utterance.id,
+    "text": lambda utterance: utterance.text,
+    "speaker": lambda utterance: utterance.speaker,
+    "audio": lambda utterance: utterance.audio,
+    "words": lambda utterance: [
+        {"word": word, "start_ms": int(start), "end_ms": int(end)}
+        for word, (start, end) in zip(utterance.words, utterance.spans_ms.tolist(), strict=True)
+    ],
+}

@@ -1,0 +1,127 @@
+"""Costs read from HLO text: written by hand, and compiled here from programs whose costs are known."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from spirit_jax.costmodel.hlo import parse
+
+LOOP = """HloModule by_hand, is_scheduled=true
+
+%matmul (p0: f32[8,16], p1: f32[3,16,32], p2: s32[]) -> f32[8,32] {
+  %p0 = f32[8,16]{1,0} parameter(0)
+  %p1 = f32[3,16,32]{2,1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  %slice = f32[1,16,32]{2,1,0} dynamic-slice(%p1, %p2, %zero, %zero), dynamic_slice_sizes={1,16,32}
+  %bitcast = f32[16,32]{1,0} bitcast(%slice)
+  ROOT %dot = f32[8,32]{1,0} dot(%p0, %bitcast), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+%condition (c: (s32[], f32[8,16], f32[3,16,32], s32[])) -> pred[] {
+  %c = (s32[], f32[8,16]{1,0}, f32[3,16,32]{2,1,0}, /*index=3*/s32[]) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  %limit = s32[] get-tuple-element(%c), index=3
+  ROOT %less = pred[] compare(%i, %limit), direction=LT
+}
+
+%body (b: (s32[], f32[8,16], f32[3,16,32], s32[])) -> (s32[], f32[8,16], f32[3,16,32], s32[]) {
+  %b = (s32[], f32[8,16]{1,0}, f32[3,16,32]{2,1,0}, s32[]) parameter(0)
+  %j = s32[] get-tuple-element(%b), index=0
+  %x = f32[8,16]{1,0} get-tuple-element(%b), index=1
+  %w = f32[3,16,32]{2,1,0} get-tuple-element(%b), index=2
+  %n = s32[] get-tuple-element(%b), index=3
+  %fused = f32[8,32]{1,0} fusion(%x, %w, %j), kind=kOutput, calls=%matmul
+  %two = s32[] constant(2)
+  %next = s32[] add(%j, %two)
+  ROOT %out = (s32[], f32[8,16]{1,0}, f32[3,16,32]{2,1,0}, s32[]) tuple(%next, %x, %w, %n)
+}
+
+ENTRY %main (a: f32[8,16], s: f32[3,16,32]) -> f32[8,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  %s = f32[3,16,32]{2,1,0} parameter(1)
+  %first = s32[] constant(0)
+  %last = s32[] constant(10)
+  %start = (s32[], f32[8,16]{1,0}, f32[3,16,32]{2,1,0}, s32[]) tuple(%first, %a, %s, %last)
+  %while = (s32[], f32[8,16]{1,0}, f32[3,16,32]{2,1,0}, s32[]) while(%start), condition=%condition, body=%body
+  ROOT %result = f32[8,16]{1,0} get-tuple-element(%while), index=1
+}
+"""
+
+
+def total(module, what):
+    return sum(
+        times * getattr(module, what)(instruction, computation) for instruction, computation, times in module.runs()
+    )
+
+
+def test_a_loop_runs_as_often_as_its_counter_says():
+    module = parse(LOOP)  # 0, 2, 4, 6, 8
+    assert total(module, "flops") == 5 * 2 * 8 * 16 * 32
+
+
+def test_of_a_sliced_array_the_slice_is_read():
+    module = parse(LOOP)
+    fused = module.computations["body"]["fused"]
+    assert module.bytes(fused, module.computations["body"]) == 4 * (8 * 16 + 16 * 32 + 8 * 32 + 1)
+
+
+def test_what_the_compiler_knows_of_a_loop_wins():
+    text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert total(parse(text), "flops") == 7 * 2 * 8 * 16 * 32
+
+
+def test_a_matrix_product_written_as_a_convolution():
+    """As XLA:TPU does: features contracted, the sequence in a window of one; and one whose window meets the padding."""
+    text = """HloModule convolutions
+ENTRY %main (x: bf16[1,4096,512], w: bf16[512,128]) -> bf16[1,4096,128] {
+  %x = bf16[1,4096,512]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %w = bf16[1,512,128]{2,1,0:T(8,128)(2,1)S(1)} parameter(1)
+  ROOT %c = bf16[1,4096,128]{2,1,0:T(8,128)(2,1)} convolution(%x, %w), window={size=1}, dim_labels=b0f_0io->b0f
+}
+"""
+    module = parse(text)
+    assert total(module, "flops") == 2 * 4096 * 512 * 128
+    assert total(module, "bytes") == 2 * (4096 * 512 + 4096 * 128)  # the weights lie in faster memory
+    same = text.replace("bf16[1,512,128]", "bf16[3,512,128]").replace("size=1", "size=3 pad=1_1")
+    assert total(parse(same), "flops") == 2 * (3 * 4096 - 2) * 512 * 128
+
+
+def test_of_an_array_updated_in_place_the_update_is_written():
+    """A scatter by itself, and inside a fusion, as a KV cache has it."""
+    text = """HloModule cache
+%write (p: f32[100,64], i: s32[2,1], u: f32[2,64]) -> f32[100,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %i = s32[2,1]{1,0} parameter(1)
+  %u = f32[2,64]{1,0} parameter(2)
+  ROOT %s = f32[100,64]{1,0} scatter(%p, %i, %u), update_window_dims={1}, to_apply=%set
+}
+
+ENTRY %main (c: f32[100,64], at: s32[2,1], new: f32[2,64]) -> f32[100,64] {
+  %c = f32[100,64]{1,0} parameter(0)
+  %at = s32[2,1]{1,0} parameter(1)
+  %new = f32[2,64]{1,0} parameter(2)
+  ROOT %f = f32[100,64]{1,0} fusion(%c, %at, %new), kind=kCustom, calls=%write
+}
+"""
+    module = parse(text)
+    update = 4 * 2 * 64
+    assert module.bytes(module.computations["write"]["s"], module.computations["write"]) == 2 * update
+    assert total(module, "bytes") == 3 * update + 4 * 2  # read where it goes, the update and its places; written
+
+
+def test_a_text_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY computation"):
+        parse("nothing")
+
+
+def test_a_scan_compiled_here_has_all_its_flops():
+    """XLA's own count has the loop's body once."""
+
+    def layers(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    x, weights = jnp.ones((64, 128)), jnp.ones((6, 128, 128))
+    compiled = jax.jit(layers).lower(x, weights).compile()
+    module = parse(compiled.as_text())
+    assert total(module, "flops") == 6 * 2 * 64 * 128 * 128

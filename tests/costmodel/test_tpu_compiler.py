@@ -1,0 +1,68 @@
+"""What only the TPU compiler knows: the chips' limits, and where the devices of a pod are. Needs libtpu, no TPU."""
+
+import importlib.util
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
+
+from spirit_jax.costmodel.topology import CHIPS, GIB, Topology, slice_index
+from spirit_jax.parallel.compiler import compiler_options
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.sharding import _shares, local_rows
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'"
+)
+
+
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_memory_of_a_chip_is_what_the_compiler_allows(name):
+    topology = Topology.parse(name)
+    sharding = SingleDeviceSharding(topology.devices()[0])
+    with pytest.raises(jax.errors.JaxRuntimeError) as error:
+        jax.jit(lambda x: x + 1).lower(
+            jax.ShapeDtypeStruct((200_000, 200_000), jnp.float32, sharding=sharding)
+        ).compile()
+    available = re.search(r"available HBM \(([\d.]+)G\)", str(error.value))
+    assert available is not None
+    # libtpu's versions differ by hundredths of a GiB in what they keep for themselves
+    assert CHIPS[name.split(":")[0]].hbm == pytest.approx(float(available[1]) * GIB, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "rows"), [("v5e:16x16", 256), ("v5p-128", 256), ("v4-128", 64), ("2xv5e:4x4", 32)])
+def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
+    """On a torus a host's rows do not stand side by side in the array; together they are the batch, each row once."""
+    mesh = make_mesh(MeshConfig(), Topology.parse(name).devices(), rows)
+    hosts = {device.process_index for device in mesh.devices.flat}
+    shares = [local_rows(mesh, rows, host) for host in hosts]
+    assert sorted(shares) == [(index, len(hosts)) for index in range(len(hosts))]
+    assert sorted(row for held in _shares(mesh, rows).values() for row in held) == list(range(rows))
+
+
+def test_data_spans_the_slices_and_nothing_else_does():
+    mesh = make_mesh(MeshConfig(), Topology.parse("2xv5e:4x4").devices(), 32)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
+    slices = np.vectorize(slice_index)(mesh.devices)
+    assert [set(part.flat) for part in slices] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+def test_the_compiler_knows_its_options(name):
+    mesh = make_mesh(MeshConfig(), Topology.parse(name).devices())
+    options = compiler_options(mesh)
+    assert options
+    x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    jax.jit(lambda x: x + 1, compiler_options=options).lower(x).compile()
+    with pytest.raises(
+        jax.errors.JaxRuntimeError, match="No such compile option"
+    ):  # as it says of one that it does not know
+        jax.jit(lambda x: x + 1, compiler_options={"xla_tpu_no_such_option": "true"}).lower(x).compile()
+
+
+def test_a_shape_that_is_none():
+    with pytest.raises(ValueError, match="no TPU compiler for v5e:3x5"):
+        Topology.parse("v5e:3x5").devices()

@@ -1,0 +1,59 @@
+"""Golden checkpoints as ours, converted once a session."""
+
+import functools
+import pathlib
+import shutil
+import tempfile
+
+from spirit_jax import SpiritLM
+from spirit_jax.convert import jobs
+from spirit_jax.inference.sampling import Sampling
+from tests.support.goldens import golden, shared_golden
+
+
+def _with_tokenizer(weights: str, tokenizer: str) -> pathlib.Path:
+    """A released folder out of its two halves, which are committed once each."""
+    folder = pathlib.Path(_scratch.name) / "released" / pathlib.Path(weights).name
+    folder.mkdir(parents=True)
+    for half in (tokenizer, weights):
+        shutil.copytree(golden(half), folder, dirs_exist_ok=True)
+    return folder
+
+
+_scratch = tempfile.TemporaryDirectory(prefix="spirit_jax_tests_")
+_SOURCES = {
+    "small_base": lambda: _with_tokenizer("variants/llama_small_base", "tokenizers/small_base_added"),
+    "small_expressive": lambda: _with_tokenizer(
+        "variants/llama_small_expressive", "tokenizers/small_expressive_userdef"
+    ),
+    "full_base": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-base-7b"),
+    "full_expressive": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"),
+}
+NAMES = tuple(_SOURCES)
+
+
+@functools.cache
+def converted(name: str) -> pathlib.Path:
+    """Our checkpoint directory of a golden one; skips where the golden set is not beside the checkout."""
+    target = pathlib.Path(_scratch.name) / name
+    jobs.run(jobs.plan_import(_SOURCES[name]()), target, overwrite=False)
+    return target
+
+
+@functools.cache
+def load(name: str) -> SpiritLM:
+    """A golden checkpoint in float32, greedy where a test does not say otherwise (the checkpoint recommends drawing)."""
+    lm = SpiritLM.from_pretrained(converted(name), dtype="float32")
+    lm.sampling = Sampling()
+    return lm
+
+
+@functools.cache
+def with_speech(name: str) -> pathlib.Path:
+    """A small golden checkpoint with what fits it of the golden speech tokenizer: HuBERT (base) and a vocoder."""
+    target = pathlib.Path(_scratch.name) / f"{name}_with_speech"
+    shutil.copytree(converted(name), target)
+    variant = name.removeprefix("small_")
+    parts = ("hubert", "vocoder") if variant == "base" else ("vocoder",)
+    jobs.run(jobs.plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
+    return target

@@ -1,0 +1,77 @@
+"""The pods that the heads of the 7 B configs name, what runs change there, and what the compiled step costs.
+
+    python -m tests.support.pods [TEXT]         # compile those whose name holds TEXT, renew pods.json, print the README's table
+
+A line of a config's head is `#   v5e-256   --model.remat gate`: a topology and the options that fit it.
+"""
+
+import json
+import pathlib
+import re
+import sys
+
+from spirit_jax import config
+from spirit_jax.costmodel.report import GIB, Report
+from spirit_jax.train import TrainConfig, compile_run
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+FIGURES = pathlib.Path(__file__).with_name("pods.json")
+_LINE = re.compile(r"^#   (v\w+-\d+)\b *(.*)$", re.MULTILINE)
+
+
+def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
+    """`config topology` -> the config's file and the options of the command line."""
+    return {
+        f"{path.stem} {topology}": (path, [*options.split(), "--compile_topology", topology])
+        for path in sorted(CONFIGS.glob("*_7b.yaml"))
+        for topology, options in _LINE.findall(path.read_text())
+    }
+
+
+def compile_case(name: str) -> Report:
+    path, options = cases()[name]
+    return compile_run(config.load(TrainConfig, path, options))
+
+
+def figures(report: Report) -> dict[str, float]:
+    """What is held by the test, and what the table shows besides."""
+    return {
+        "memory_gib": round(report.memory.total / GIB, 2),
+        "spare": round(report.memory.spare, 3),
+        "executed_per_model_flop": round(report.recomputation, 3),
+        "step_seconds": round(report.seconds, 3),
+        "mfu": round(report.mfu, 3),
+        "compile_seconds": round(report.compile_seconds),
+    }
+
+
+def main(text: str = "") -> None:
+    stored = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    for name in cases():
+        if text in name:
+            report = compile_case(name)
+            print(f"\n{name}\n{report}", flush=True)
+            stored[name] = figures(report)
+            FIGURES.write_text(json.dumps(stored, indent=1) + "\n")
+    print(table(stored))
+
+
+def table(stored: dict[str, dict[str, float]]) -> str:
+    """The README's."""
+    rows = [
+        "| config, pod | options | memory a chip, GiB (to spare) | executed / model FLOPs | step | MFU | compile |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, (_, options) in cases().items():
+        if name in stored:
+            f = stored[name]
+            shown = " ".join(options[:-2])
+            rows.append(
+                f"| {name.replace('spirit_lm_', '')} | {f'`{shown}`' if shown else ''} | {f['memory_gib']:.1f} ({f['spare']:.0%}) | "
+                f"{f['executed_per_model_flop']:.3f} | {f['step_seconds']:.2f} s | {f['mfu']:.0%} | {f['compile_seconds']:.0f} s |"
+            )
+    return "\n".join(rows)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
