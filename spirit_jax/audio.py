@@ -11,11 +11,14 @@ import soundfile
 import soxr
 from jaxtyping import Float
 
-SAMPLE_RATE = 16_000
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import write_file
+
 """Samples per second that every model of Spirit LM works at."""
 
 
-class AudioError(ValueError):
+class AudioError(SpiritError):
     """Audio that cannot be read or used; the message names the file and the reason."""
 
 
@@ -76,9 +79,7 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
         raise AudioError(f"{path}: unknown audio suffix; use .wav, .flac or .ogg")
     buffer = io.BytesIO()
     soundfile.write(buffer, np.clip(audio, -1.0, 1.0), sample_rate, format=suffix)
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(buffer.getvalue())
-    os.replace(part, path)
+    write_file(path, buffer.getvalue())
 
 
 def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:

@@ -9,14 +9,15 @@ import contextlib
 import json
 import os
 import pathlib
-import shutil
-import tempfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import write_file
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -27,43 +28,8 @@ STEPS = "checkpoints"
 _ARRAYS = "params.safetensors"
 
 
-class CheckpointError(ValueError):
+class CheckpointError(SpiritError):
     """A checkpoint directory, part or array that is missing or is not what was expected; the message names it."""
-
-
-@contextlib.contextmanager
-def new_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
-    """A directory that appears whole or not at all: write into the yielded path, it is renamed to `path` at the end.
-
-    Raises:
-        FileExistsError: `path` is there and `overwrite` is not said.
-    """
-    path = pathlib.Path(path)
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; remove it, choose another, or say that it may be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    try:
-        part.chmod(0o755)
-        yield part
-        if path.exists():
-            discarded = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
-            os.rename(path, discarded / path.name)
-            os.rename(part, path)
-            shutil.rmtree(discarded)
-        else:
-            os.rename(part, path)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a file whole or not at all, replacing one that is there."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(part, path)
 
 
 def find(directory: str | os.PathLike, part: str) -> pathlib.Path:

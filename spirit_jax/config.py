@@ -14,6 +14,8 @@ from typing import Any, NoReturn, TypeVar
 import jsonargparse
 import yaml
 
+from spirit_jax.core.errors import SpiritError
+
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
 Config = TypeVar("Config")
@@ -22,7 +24,7 @@ BAD_ARGUMENT, FAILED_JOB = 2, 1
 """Exit codes of every command."""
 
 
-class ConfigError(ValueError):
+class ConfigError(SpiritError):
     """A config that cannot be used; the message is one line and names the key."""
 
 

@@ -18,8 +18,10 @@ import numpy as np
 import tqdm
 
 from spirit_jax import config
-from spirit_jax.audio import SAMPLE_RATE, AudioError, save_audio
+from spirit_jax.audio import AudioError, save_audio
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.records import METADATA, RecordError, RecordSource, read_metadata
 from spirit_jax.speech import load_part
 from spirit_jax.units import SpeechUnits, UnitError
@@ -59,7 +61,7 @@ class DecodeConfig:
             raise ValueError(f"batch_size must be at least 1, found {self.batch_size}")
 
 
-class DecodeError(ValueError):
+class DecodeError(SpiritError):
     """An input that cannot be used; the message names it."""
 
 

@@ -24,8 +24,10 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from spirit_jax import checkpoint, config
+from spirit_jax import config
 from spirit_jax.audio import save_audio
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import write_file
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.inference.compile import compile_generation, model_config
@@ -87,7 +89,7 @@ class GenerateConfig:
     they will cost there. The checkpoint may then be the YAML config of a run; no weights are read."""
 
 
-class InputError(ValueError):
+class InputError(SpiritError):
     """A prompt on the command line or in a file that cannot be read as one."""
 
 
@@ -286,12 +288,12 @@ class _Kept:
                 file.write(json.dumps([index, result]) + "\n")
             return
         lines = [self._job, *(json.dumps(item) for item in self.results.items())]
-        checkpoint.write_file(self._part, "".join(line + "\n" for line in lines))
+        write_file(self._part, "".join(line + "\n" for line in lines))
         self._begun = True
 
     def finish(self) -> pathlib.Path:
         """Write the results file, whole and in the order of the prompts."""
-        checkpoint.write_file(self._path, "".join(self.results[index] + "\n" for index in sorted(self.results)))
+        write_file(self._path, "".join(self.results[index] + "\n" for index in sorted(self.results)))
         self._part.unlink(missing_ok=True)
         return self._path
 

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
+from spirit_jax.core.files import atomic_directory, write_file
 from spirit_jax.corpora.prepare import PrepareConfig, prepare
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
@@ -199,8 +200,8 @@ def run(settings: TrainConfig) -> TrainState:
         spike_sigmas=settings.faults.spike_sigmas,
     )
     if is_primary():
-        checkpoint.write_file(directory / checkpoint.CONFIG, json.dumps(config.to_dict(settings), indent=1))
-        checkpoint.write_file(directory / "config.yaml", config.to_yaml(settings))
+        write_file(directory / checkpoint.CONFIG, json.dumps(config.to_dict(settings), indent=1))
+        write_file(directory / "config.yaml", config.to_yaml(settings))
 
     checkpoints = RunCheckpoints(directory, settings.checkpoint)
     state, streams = start(settings, program, checkpoints, vocabulary)
@@ -280,7 +281,7 @@ def make_tokenizers(settings: TrainConfig, directory: pathlib.Path) -> Vocabular
         if settings.tokenizer is not None and not path.exists():
             Vocabulary.load(settings.tokenizer, settings.variant).save(path)
         if settings.speech_tokenizer is not None and not speech.exists():
-            with checkpoint.new_directory(speech) as scratch:
+            with atomic_directory(speech) as scratch:
                 source = checkpoint.find(settings.speech_tokenizer, checkpoint.SPEECH_TOKENIZER)
                 shutil.copytree(source, scratch, dirs_exist_ok=True)
         if settings.prepare is not None:

@@ -11,6 +11,8 @@ import re
 import numpy as np
 from jaxtyping import Int32, Integer, UInt8
 
+from spirit_jax.core.errors import SpiritError
+
 HUBERT, PITCH, STYLE = 0, 1, 2
 """Stream codes, in the order in which a vocabulary lays the tokens out."""
 
@@ -28,7 +30,7 @@ _TOKEN = re.compile(r"\[(Hu|Pi|St)([0-9]+)\]|\[Speech\]")
 _STREAM = {name: stream for stream, name in enumerate(NAMES)}
 
 
-class UnitError(ValueError):
+class UnitError(SpiritError):
     """Units or a unit string that no speech can have; the message says where and what was expected."""
 
 

@@ -11,8 +11,6 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
@@ -22,6 +20,8 @@ from jaxtyping import Int32, Integer
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import units as speech_units
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import atomic_directory
 from spirit_jax.units import SpeechUnits
 
 TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
@@ -36,7 +36,7 @@ _SENTENCEPIECE_FILE, _TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
-class VocabularyError(ValueError):
+class VocabularyError(SpiritError):
     """A tokenizer that cannot be read or does not fit; the message names the file and what was expected."""
 
 
@@ -283,18 +283,9 @@ class Vocabulary:
         Raises:
             FileExistsError: the directory is there already.
         """
-        directory = pathlib.Path(directory)
-        if directory.exists():
-            raise FileExistsError(f"{directory} exists; remove it or choose another")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        part = pathlib.Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
-            part.chmod(0o755)
+        with atomic_directory(directory) as scratch:
             for name, content in self._files.items():
-                (part / name).write_bytes(content)
-            os.rename(part, directory)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+                (scratch / name).write_bytes(content)
 
     def unit_ids(self, units: SpeechUnits) -> Int32[np.ndarray, " N"]:
         """Ids of speech, deduplicated and merged, by arithmetic; Base leaves pitch and style out. int32 [N]."""

@@ -5,6 +5,7 @@ import os
 import pytest
 
 from spirit_jax import checkpoint
+from spirit_jax.core.files import atomic_directory, write_file
 
 
 def test_the_newest_step_is_that_of_the_largest_number(tmp_path):
@@ -18,9 +19,9 @@ def test_the_newest_step_is_that_of_the_largest_number(tmp_path):
 def test_a_file_is_replaced_and_never_written_into(tmp_path):
     """Who has the old file open, here under another name, goes on reading the old content; nothing else is left behind."""
     path = tmp_path / "new" / "file"
-    checkpoint.write_file(path, "old")
+    write_file(path, "old")
     os.link(path, tmp_path / "held")
-    checkpoint.write_file(path, b"new and longer")
+    write_file(path, b"new and longer")
     assert path.read_text() == "new and longer"
     assert (tmp_path / "held").read_text() == "old"
     assert [found.name for found in path.parent.iterdir()] == ["file"]
@@ -30,7 +31,7 @@ def test_a_directory_appears_whole_or_not_at_all(tmp_path):
     path = tmp_path / "part"
 
     def write(content: str, **options) -> None:
-        with checkpoint.new_directory(path, **options) as scratch:
+        with atomic_directory(path, **options) as scratch:
             (scratch / content).touch()
             assert not path.exists() or content not in os.listdir(path)
             if content == "broken":

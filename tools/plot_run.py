@@ -16,7 +16,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
-from spirit_jax.audio import SAMPLE_RATE, load_audio
+from spirit_jax.audio import load_audio
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.vocabulary import KINDS
 
 

@@ -14,8 +14,9 @@ from spirit_jax.checkpoint import flatten, unflatten
 from spirit_jax.convert import extend
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.formats import hf_weights
-from spirit_jax.convert.formats.files import read_json
+from spirit_jax.convert.formats.files import ConversionError
 from spirit_jax.convert.table import Stacked, to_ours
+from spirit_jax.core.files import read_json
 from spirit_jax.models.llama import LlamaConfig
 
 
@@ -30,7 +31,7 @@ def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Pat
     Raises:
         ConversionError: not a Llama, or its tensors are not what its config says; names them.
     """
-    config = llama.from_hf_config(read_json(directory / "config.json"), f"{directory}/config.json")
+    config = llama.from_hf_config(read_json(directory / "config.json", ConversionError), f"{directory}/config.json")
     tensors, _ = hf_weights.load_weights(directory)
     arrays, _ = to_ours(llama.rows(config), tensors, llama.shapes(config), str(directory))
     has_tokenizer = any((directory / name).is_file() for name in extend.TOKENIZER_FILES[:2])

@@ -15,8 +15,10 @@ from spirit_jax import checkpoint, config
 from spirit_jax.convert import extend, parts, released
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.formats import hf_weights, orbax_file
-from spirit_jax.convert.formats.files import ConversionError, counted, nbytes, read_json
+from spirit_jax.convert.formats.files import ConversionError, counted, nbytes
 from spirit_jax.convert.table import to_ours, to_theirs
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_json
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.vocabulary import Variant, Vocabulary, VocabularyError
 
@@ -36,7 +38,7 @@ _LM_FOLDER, _SPEECH_FOLDER = "spiritlm_model", "speech_tokenizer"
 _GENERATION = "generation_config.json"
 
 
-class UsageError(ValueError):
+class UsageError(SpiritError):
     """Arguments that cannot be used; the command ends with code 2."""
 
 
@@ -136,7 +138,7 @@ def plan_import(
 def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | None:
     """The folder of the language model, None where there is none."""
     if (source / "config.json").is_file():
-        found = read_json(source / "config.json")
+        found = read_json(source / "config.json", ConversionError)
         return source if isinstance(found, dict) and found.get("model_type") == "llama" else None
     folders = {
         variant: folder
@@ -163,7 +165,7 @@ def _import_part(part: parts.Part, folder: pathlib.Path, layer: int | None) -> J
 
 
 def _import_llm(folder: pathlib.Path, model: Variant | None) -> Job:
-    found = llama.from_hf_config(read_json(folder / "config.json"), f"{folder}/config.json")
+    found = llama.from_hf_config(read_json(folder / "config.json", ConversionError), f"{folder}/config.json")
     tensors, shards = hf_weights.load_weights(folder)
     arrays, unused = to_ours(llama.rows(found), tensors, llama.shapes(found), str(folder))
     notes: list[str] = []
@@ -195,7 +197,7 @@ def _import_llm(folder: pathlib.Path, model: Variant | None) -> Job:
         files, notes = released.carried(folder, but=(*extend.TOKENIZER_FILES, *weights))
     ours["model"] = config.to_dict(found)
     if (folder / _GENERATION).is_file():  # what the model's authors recommend, as they wrote it
-        ours["generation"] = read_json(folder / _GENERATION)
+        ours["generation"] = read_json(folder / _GENERATION, ConversionError)
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
         orbax_file.save_llm(staged / "orbax", arrays, progress)

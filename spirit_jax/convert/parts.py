@@ -18,10 +18,11 @@ from spirit_jax import checkpoint
 from spirit_jax.convert import released
 from spirit_jax.convert.components import fcpe, hifigan, hubert, style, vqvae
 from spirit_jax.convert.formats import hf_weights
-from spirit_jax.convert.formats.files import ConversionError, counted, nbytes, read_json
+from spirit_jax.convert.formats.files import ConversionError, counted, nbytes
 from spirit_jax.convert.formats.numpy_pickle import CENTERS, is_torch_file, load_centers
 from spirit_jax.convert.formats.torch_file import load_torch, save_torch
 from spirit_jax.convert.table import Rows, same_bits, to_ours, to_theirs
+from spirit_jax.core.files import read_json
 
 Table = tuple[Rows, Mapping[str, tuple[int, ...]]]
 HUGGING_FACE = ""  # in the place of a file name: whichever of Hugging Face's is there
@@ -245,7 +246,7 @@ def _read_config(path: pathlib.Path) -> Any:
     """The content of a small file that a part's config may come from, None for other files."""
     try:
         if path.suffix == ".json":
-            return read_json(path)
+            return read_json(path, ConversionError)
         if path.suffix in (".yaml", ".yml"):
             return yaml.safe_load(path.read_bytes())
         if path.suffix == ".txt":
@@ -342,7 +343,7 @@ def read_ours(part: Part, directory: pathlib.Path) -> Exported:
             "released config is unknown"
         )
     files, descriptions, unused = released.load(directory / released.FOLDER)
-    config = read_json(directory / checkpoint.CONFIG)
+    config = read_json(directory / checkpoint.CONFIG, ConversionError)
     arrays = checkpoint.flatten(checkpoint.load_arrays(directory))
     folders: dict[str, tuple[dict[str, Any], list[pathlib.Path]]] = {part.folder: ({}, files)}
     tensors: dict[str, dict[str, Any]] = {}

@@ -13,8 +13,9 @@ from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from spirit_jax.convert.formats.files import ConversionError, plain_name
+from spirit_jax.convert.formats.files import ConversionError
 from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
+from spirit_jax.core.files import plain_name
 
 FOLDER = "released"
 _WEIGHTS, _UNUSED = "weights.json", "unused.safetensors"
@@ -117,7 +118,9 @@ def load(folder: pathlib.Path) -> tuple[list[pathlib.Path], dict[str, Any], dict
     """Reads `released/`: (files to copy, descriptions by file, unused tensors by file and key)."""
     path = folder / _WEIGHTS
     try:
-        descriptions = {plain_name(name, path): found for name, found in json.loads(path.read_bytes()).items()}
+        descriptions = {
+            plain_name(name, path, ConversionError): found for name, found in json.loads(path.read_bytes()).items()
+        }
     except (OSError, ValueError, AttributeError) as error:
         raise ConversionError(f"{path}: {error}") from error
     unused: dict[str, dict[str, Any]] = {name: {} for name in descriptions}

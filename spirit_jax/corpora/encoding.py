@@ -21,8 +21,9 @@ import msgpack
 import numpy as np
 import tqdm
 
-from spirit_jax.audio import SAMPLE_RATE
-from spirit_jax.checkpoint import write_file
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import JobError
+from spirit_jax.core.files import write_file
 from spirit_jax.corpora import Utterance, open_corpus
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.data.records import RecordError, RecordSource, RecordWriter, UnitRecord
@@ -36,7 +37,7 @@ BLOCK, TEXT_BLOCK = 64, 4096
 _BLOCK_FORMAT = 1
 
 
-class EncodingError(ValueError):
+class EncodingError(JobError):
     """A corpus that cannot be encoded; the message names it."""
 
 

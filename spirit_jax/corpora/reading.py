@@ -9,19 +9,18 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.audio import SAMPLE_RATE, AudioError, load_audio
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
 
 BUNDLED = pathlib.Path(__file__).parent
 """Where the corpora that come with the package live."""
-
-MINIMUM_SAMPLES = 1280
-"""The shortest clip that has a unit of each stream: one pitch unit, 80 ms."""
 
 _TOLERANCE_MS = 20
 """Word times may pass the end of the audio by this much (encoders trim and pad); they are cut to it."""
 
 
-class CorpusError(ValueError):
+class CorpusError(SpiritError):
     """A corpus or an utterance that cannot be used; the message names the directory or the utterance."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from spirit_jax.checkpoint import new_directory
+from spirit_jax.core.files import atomic_directory
 from spirit_jax.corpora.reading import CorpusError, Utterance
 
 _VERSION = "1.0.0"
@@ -76,7 +76,7 @@ def write_corpus(
 
     Builder.name = name
     target = pathlib.Path(directory) / name
-    with new_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
+    with atomic_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
         silence = io.StringIO()  # TFDS announces a download and a place that are none
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             Builder(data_dir=scratch, file_format="array_record").download_and_prepare()

@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
+from spirit_jax.core.constants import GIB
 from spirit_jax.costmodel.hlo import Computation, Instruction, Module, Shape, parse
-from spirit_jax.costmodel.topology import GIB, Topology, slice_index
+from spirit_jax.costmodel.topology import Topology
+from spirit_jax.parallel.mesh import slice_index
 
 _KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _LARGE = 2**20  # bytes from which on a collective is worth a warning

@@ -9,43 +9,12 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 
-GIB = 2**30
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """What one chip can do at most. Sources: Cloud TPU's pages of each generation; for links and the data centre network,
-    "How to Scale Your Model" (jax-ml.github.io/scaling-book), which gives the 90 % of the nominal figure that is reached."""
-
-    hbm: float
-    """Bytes of memory that a program may use, which XLA:TPU names when a program needs more: less than the nominal size."""
-    flops: float
-    """Dense bfloat16 FLOP/s."""
-    hbm_bandwidth: float
-    """Bytes/s from and to memory."""
-    link_bandwidth: float
-    """Bytes/s of one link of the torus, in one direction; a chip has two links along each dimension."""
-    network_bandwidth: float
-    """Bytes/s of a chip's share of the data centre network, which joins slices."""
-    ring: int
-    """Length from which on a dimension of the topology is closed to a ring, in multiples."""
-    cores_in_name: int = 1
-    """What `v5p-128` counts, for each chip."""
-    options: tuple[tuple[str, Any], ...] = ()
-    """What the TPU compiler needs to know besides the name."""
-
-
-CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 45e9, 6.25e9, 4, 2, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 45e9, 3.125e9, 16),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 90e9, 6.25e9, 4, 2),
-    "v6e": Chip(31.25 * GIB, 918e12, 1638e9, 90e9, 12.5e9, 16),
-}
+from spirit_jax.core.hardware import CHIPS, Chip
+from spirit_jax.parallel.mesh import slice_index
 
 # Shapes that Cloud TPU gives for a number of chips, where the name says no more
 _SHAPES = {
@@ -166,13 +135,3 @@ class Topology:
         if kind == "collective-permute":
             return size / self.chip.link_bandwidth
         return moved / (max(links, 1) * self.chip.link_bandwidth)
-
-
-def slice_index(device: jax.Device) -> int:
-    """Which slice a device is in; 0 where there is but one."""
-    return getattr(device, "slice_index", None) or 0
-
-
-def slice_count(devices: Iterable[jax.Device]) -> int:
-    """How many slices the devices are in."""
-    return len({slice_index(device) for device in devices})

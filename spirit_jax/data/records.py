@@ -18,6 +18,7 @@ import numpy as np
 from array_record.python import array_record_module
 from jaxtyping import Int
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
 
 FRAME_MS = 1000 / HUBERT_RATE
@@ -30,7 +31,7 @@ _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _SPLIT = re.compile(r"[A-Za-z0-9_.+]+")
 
 
-class RecordError(ValueError):
+class RecordError(SpiritError):
     """A record, record file or record directory that cannot be used; the message names it and says what is wrong."""
 
 

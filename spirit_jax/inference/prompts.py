@@ -15,7 +15,8 @@ import numpy as np
 
 from spirit_jax import units as speech_units
 from spirit_jax.audio import AudioError, load_audio
-from spirit_jax.speech.scratch.features import MINIMUM_SAMPLES
+from spirit_jax.core.constants import MINIMUM_SAMPLES
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import SPEECH_TOKEN, TEXT_TOKEN, Vocabulary
 
@@ -32,7 +33,7 @@ _RUN = re.compile(r"(?:\[(?:Hu|Pi|St)\d+\])+")
 _LEADING_UNIT = re.compile(r"\[(?:Hu|Pi|St).{0,7}\]", re.DOTALL)
 
 
-class PromptError(ValueError):
+class PromptError(SpiritError):
     """A prompt that cannot be used; the message says what is wrong with it and what to do."""
 
 

@@ -9,7 +9,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spirit_jax import checkpoint
-from spirit_jax.audio import SAMPLE_RATE, save_audio
+from spirit_jax.audio import save_audio
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import write_file
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import LlamaConfig, Params
@@ -96,7 +98,7 @@ class Sampler:
             except ValueError as error:  # a model that is not trained yet says things that no voice can
                 lines.append(f"(cannot be spoken: {error})")
                 audio = None
-            checkpoint.write_file(directory / f"{number}.txt", "\n".join(lines) + "\n")
+            write_file(directory / f"{number}.txt", "\n".join(lines) + "\n")
             self._log.text(step, f"sample/{number}", "\n\n".join(lines))
             if audio is not None:
                 save_audio(directory / f"{number}.wav", audio)

@@ -2,12 +2,11 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
-
-from spirit_jax.costmodel.topology import slice_count
 
 AXES = ("data", "fsdp", "tensor")
 """Rows are split over data and fsdp, parameters over fsdp, heads and feed-forward widths over tensor."""
@@ -84,3 +83,13 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None, rows:
     # host by host, so that each host's rows are contiguous
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(shape), AXES)
+
+
+def slice_index(device: jax.Device) -> int:
+    """The slice that a device belongs to; 0 where there is only one."""
+    return getattr(device, "slice_index", None) or 0
+
+
+def slice_count(devices: Iterable[jax.Device]) -> int:
+    """The number of slices that the devices belong to."""
+    return len({slice_index(device) for device in devices})

@@ -19,15 +19,16 @@ from spirit_jax.checkpoint import (
     CheckpointError,
     find,
     load_arrays,
-    new_directory,
     save_arrays,
     write_file,
 )
+from spirit_jax.core.constants import MINIMUM_SAMPLES
+from spirit_jax.core.files import atomic_directory
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
-from spirit_jax.speech.scratch.features import MINIMUM_SAMPLES, check_length
+from spirit_jax.speech.scratch.features import check_length
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics
@@ -248,6 +249,6 @@ def load_part(directory: str | os.PathLike, name: str, f0: str = "fcpe") -> Any:
 
 def save_part(directory: str | os.PathLike, part: Any) -> None:
     """Write a part's config.json and arrays as `directory`, whole or not at all, replacing one that is there."""
-    with new_directory(directory, overwrite=True) as scratch:
+    with atomic_directory(directory, overwrite=True) as scratch:
         write_file(scratch / CONFIG, json.dumps({"kind": part.kind, **part.config()}, indent=1, sort_keys=True) + "\n")
         save_arrays(scratch, part.arrays())

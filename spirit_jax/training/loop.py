@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from spirit_jax.core.errors import JobError
 from spirit_jax.models.llama import Params
 from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.parallel.sharding import put_batch
@@ -61,7 +62,7 @@ class LoopConfig:
                 raise ValueError(f"loop.{name} must not be negative, found {getattr(self, name)}")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(JobError):
     """A run that cannot go on; the message says at which step and why."""
 
 

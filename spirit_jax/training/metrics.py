@@ -13,29 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from spirit_jax.checkpoint import write_file
+from spirit_jax.core import hardware
+from spirit_jax.core.files import write_file
 from spirit_jax.vocabulary import KINDS
-
-# Dense peak of one device in FLOP/s at bfloat16, by a piece of `device_kind`; the makers' datasheets.
-_PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "TPU7x": 2307e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
-}
 
 
 def peak_flops(device: jax.Device) -> float:
     """Floating-point operations per second that a device can do at most; measured for a CPU, NaN where unknown."""
     if device.platform == "cpu":
         return _measured_matmul_flops() / jax.local_device_count()
-    return next((peak for name, peak in _PEAK_FLOPS.items() if name in device.device_kind), math.nan)
+    return hardware.peak_flops(device.device_kind)
 
 
 def _measured_matmul_flops(size: int = 1024, repeats: int = 8) -> float:

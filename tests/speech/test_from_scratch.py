@@ -13,7 +13,7 @@ import pytest
 
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.corpora import open_corpus, reading
+from spirit_jax.corpora import open_corpus
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 from spirit_jax.speech.scratch import features as F
 from spirit_jax.speech.scratch import griffin_lim as G
@@ -191,10 +191,6 @@ def test_a_hundred_seconds_are_a_chunk(tokenizer):
 def test_audio_without_units(tokenizer, audio, message):
     with pytest.raises(AudioError, match=message):
         tokenizer.encode(audio)
-
-
-def test_corpus_and_tokenizer_agree_on_the_shortest_clip():
-    assert reading.MINIMUM_SAMPLES == F.MINIMUM_SAMPLES
 
 
 def test_silence_and_noise_are_unvoiced_and_a_buzz_is_not(tokenizer):

@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax import checkpoint
 from spirit_jax.config import to_dict
+from spirit_jax.core.files import write_file
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import tree_shardings
@@ -33,7 +34,7 @@ MODEL = llama.LlamaConfig(
 def _checkpoint(directory, model, vocabulary=None):
     params = llama.init_params(model, jax.random.key(7))
     ocp.save_checkpointables(directory, {checkpoint.LLM: params})
-    checkpoint.write_file(directory / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))
+    write_file(directory / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))
     if vocabulary is not None:
         vocabulary.save(directory / checkpoint.TOKENIZER)
     return params

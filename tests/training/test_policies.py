@@ -14,6 +14,7 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax import checkpoint, train
 from spirit_jax.config import to_dict
+from spirit_jax.core.files import write_file
 from spirit_jax.data.pipeline import DataConfig, Loader, SourceConfig
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models import llama
@@ -53,9 +54,7 @@ def poisoned(tmp_path_factory):
     params = llama.init_params(model, jax.random.key(0))
     params["embed_tokens"] = params["embed_tokens"].at[token, 3].set(jnp.nan)
     ocp.save_checkpointables(directory / "weights", {checkpoint.LLM: params})
-    checkpoint.write_file(
-        directory / "weights" / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"})
-    )
+    write_file(directory / "weights" / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))
     values = {"variant": "base", "tokenizer": directory / "tokenizer", "init_from": directory / "weights"}
     values |= {"sequence_length": LENGTH, "global_batch_size": ROWS, "checkpoint.every": 3}
     values |= {f"model.{name}": value for name, value in to_dict(model).items() if value is not None}

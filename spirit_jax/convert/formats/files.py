@@ -1,18 +1,17 @@
 """What every file format here shares: the error, arrays read late, files written whole or not at all, memory maps."""
 
-import contextlib
-import json
 import mmap
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 
+from spirit_jax.core.errors import SpiritError
 
-class ConversionError(ValueError):
+
+class ConversionError(SpiritError):
     """A checkpoint that cannot be converted. The message names the file, the key, what was expected and what was found."""
 
 
@@ -48,36 +47,6 @@ def map_file(path: str | os.PathLike) -> memoryview:
         if os.fstat(file.fileno()).st_size == 0:
             raise ConversionError(f"{path}: the file is empty")
         return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-
-
-@contextlib.contextmanager
-def whole_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Opens a binary file that appears under `path` complete, when the block ends, or never."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or `ConversionError`."""
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path}: {error if isinstance(error, OSError) else f'not JSON ({error})'}") from error
-
-
-def plain_name(name: Any, where: Any) -> str:
-    """`name`, if it is that of a file right here: names found in a checkpoint never lead anywhere else."""
-    if not isinstance(name, str) or name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
-        raise ConversionError(f"{where}: {name!r} is not the name of a file beside it: refused")
-    return name
 
 
 def counted(array: Any, progress: Callable[[int], Any]) -> LazyArray:

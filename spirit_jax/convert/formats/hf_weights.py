@@ -5,9 +5,10 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from spirit_jax.convert.formats.files import ConversionError, nbytes, plain_name
+from spirit_jax.convert.formats.files import ConversionError, nbytes
 from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
 from spirit_jax.convert.formats.torch_file import load_torch, save_torch
+from spirit_jax.core.files import plain_name
 
 # In the order in which transformers looks for them.
 NAMES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -31,7 +32,7 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConversionError(f"{index}: not an index of shards ({type(error).__name__}: {error})") from error
     for shard in shards:
-        if not (directory / plain_name(shard, index)).is_file():
+        if not (directory / plain_name(shard, index, ConversionError)).is_file():
             raise ConversionError(f"{index}: shard {shard} is missing")
     return [directory / shard for shard in sorted(shards)]
 
@@ -88,7 +89,7 @@ def save_weights(directory: pathlib.Path, tensors: Mapping[str, Any], shards: Sh
     """Writes the files of `shards`, tensor by tensor, and an index where there is more than one."""
     for name, keys in shards.items():
         save = save_safetensors if name.endswith(".safetensors") else save_torch
-        save(directory / plain_name(name, directory), {key: tensors[key] for key in keys})
+        save(directory / plain_name(name, directory, ConversionError), {key: tensors[key] for key in keys})
     if len(shards) > 1:
         index = "model.safetensors" if next(iter(shards)).endswith(".safetensors") else "pytorch_model.bin"
         weight_map = {key: name for name, keys in shards.items() for key in keys}

@@ -12,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file, nbytes, whole_file
+from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file, nbytes
+from spirit_jax.core.files import atomic_file
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -79,7 +80,7 @@ def save_safetensors(
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with whole_file(path) as file:
+    with atomic_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in tensors.values():
             file.write(as_bytes(array))

@@ -19,9 +19,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file, whole_file
+from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file
 from spirit_jax.convert.formats.numpy_pickle import NUMPY
 from spirit_jax.convert.formats.unpickle import Table, records, unpickle
+from spirit_jax.core.files import atomic_file
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -223,7 +224,7 @@ def save_torch(path: str | os.PathLike, tree: Any) -> None:
     pickled.write(pickle.PROTO + b"\x02")
     _write_value(pickled.write, tree, arrays)
     pickled.write(pickle.STOP)
-    with whole_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
         def record(name: str, content: bytes | memoryview) -> None:
             member = zipfile.ZipInfo(f"archive/{name}")

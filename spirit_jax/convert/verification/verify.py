@@ -12,7 +12,8 @@ from spirit_jax import checkpoint
 from spirit_jax.convert import jobs, parts
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.formats import hf_weights
-from spirit_jax.convert.formats.files import as_bytes, read_json
+from spirit_jax.convert.formats.files import ConversionError, as_bytes
+from spirit_jax.core.files import read_json
 from spirit_jax.vocabulary import Variant
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -85,7 +86,7 @@ def _verify_part(job: jobs.Job, ours: pathlib.Path, layer: int | None, progress:
     row = compare(found.tensors, ours_by_name, progress)
     network = None
     if differences := _differences():
-        own = read_json(directory / checkpoint.CONFIG), checkpoint.load_arrays(directory)
+        own = read_json(directory / checkpoint.CONFIG, ConversionError), checkpoint.load_arrays(directory)
         function = differences.PARTS[part.name]
         theirs = job.source if function is differences.classifier else found.contents
         network = differences.run(function, theirs, *own)

@@ -10,7 +10,8 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Float
 
-from spirit_jax.audio import SAMPLE_RATE, AudioError
+from spirit_jax.audio import AudioError
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.kernels.platform import platform
 
 _SECONDS = (

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.audio import SAMPLE_RATE, AudioError
+from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.models.fcpe import FCPE, PITCH_HOP, FCPEConfig, contour, f0_from_bins, log_mel
 from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
 from spirit_jax.speech.released.batches import PADDED_LENGTHS, encode_clips, exact, replicate

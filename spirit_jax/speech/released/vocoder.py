@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.checkpoint import CheckpointError, flatten
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.kernels.platform import platform
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm, prepare_for_cpu
 from spirit_jax.speech.released.batches import exact
@@ -43,7 +44,7 @@ class VocoderError(UnitError):
     """Units that this vocoder cannot speak; the message says which, and what it can."""
 
 
-class VoiceError(ValueError):
+class VoiceError(SpiritError):
     """A speaker or a style that this vocoder does not have; the message lists those that it has."""
 
 

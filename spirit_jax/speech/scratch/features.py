@@ -10,13 +10,11 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Bool, Float
 
-from spirit_jax.audio import SAMPLE_RATE, AudioError
+from spirit_jax.audio import AudioError
+from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 
 FRAME, RECEPTIVE_FIELD = 640, 720
 """Samples from one HuBERT unit to the next, and samples that one sees (FORMATS section 2)."""
-
-MINIMUM_SAMPLES = 1280
-"""The shortest clip that has a unit of every stream."""
 
 BANDS = 40
 """Mel bands from 0 to 8 kHz: few enough not to resolve the harmonics of a voice, so that the spectrum is an envelope."""

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.fft
 from jaxtyping import Float, Int
 
-from spirit_jax.audio import SAMPLE_RATE
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech.scratch.features import BANDS, FFT, FRAME, HOP, MEL_FRAMES, hann, mel_centres
 from spirit_jax.speech.scratch.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError

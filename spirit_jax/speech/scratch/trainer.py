@@ -11,8 +11,9 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from spirit_jax.audio import SAMPLE_RATE
-from spirit_jax.checkpoint import SPEECH_TOKENIZER, new_directory
+from spirit_jax.checkpoint import SPEECH_TOKENIZER
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import atomic_directory
 from spirit_jax.speech.scratch.features import MEL_FRAMES, check_length, level, log_mel, style_frames
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim, Observed
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalised, one_thread
@@ -76,7 +77,7 @@ def train_speech_tokenizer(
     """
     with one_thread():
         parts = _learn(utterances, config, seed, progress)
-    with new_directory(pathlib.Path(directory) / SPEECH_TOKENIZER, overwrite=True) as scratch:
+    with atomic_directory(pathlib.Path(directory) / SPEECH_TOKENIZER, overwrite=True) as scratch:
         for name, part in parts.items():
             save_part(scratch / name, part)
 

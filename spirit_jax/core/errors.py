@@ -1,0 +1,63 @@
+"""One place that maps errors to a message on standard error and an exit code.
+
+Every error that a user can cause derives from `SpiritError`. Its message names the file or field, the value found, what was
+expected and what to do. A command runs inside `exit_codes`, which prints such a message in one line.
+"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import NoReturn
+
+BAD_ARGUMENT = 2
+"""Exit code of a command whose arguments, config or inputs cannot be used."""
+FAILED_JOB = 1
+"""Exit code of a command that started its work and could not finish it."""
+
+
+class SpiritError(ValueError):
+    """An error that a user can cause and mend."""
+
+    exit_code = BAD_ARGUMENT
+
+
+class JobError(SpiritError):
+    """A job that started and could not finish."""
+
+    exit_code = FAILED_JOB
+
+
+def exit_code(error: BaseException) -> int | None:
+    """The exit code of an error that a user can cause, None for a bug."""
+    if isinstance(error, SpiritError):
+        return error.exit_code
+    if isinstance(error, FileExistsError):
+        return BAD_ARGUMENT
+    if isinstance(error, OSError | ImportError):
+        return FAILED_JOB
+    return None
+
+
+def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
+    """End a command with one line on standard error."""
+    print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def exit_codes(prog: str, interrupted: str = "interrupted") -> Iterator[None]:
+    """Run a command: an error that a user can cause becomes one line and an exit code, a bug keeps its traceback.
+
+    Args:
+        prog: the command's name, printed before the message.
+        interrupted: what to print when the user presses Ctrl-C.
+    """
+    try:
+        yield
+    except KeyboardInterrupt:
+        fail(prog, interrupted, FAILED_JOB)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        fail(prog, error, code)
