@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from spirit_jax.core.constants import GIB
 from spirit_jax.costmodel.hlo import parse
 from spirit_jax.costmodel.report import Memory, Report, _members, walk
-from spirit_jax.costmodel.topology import GIB, Topology
+from spirit_jax.costmodel.topology import Topology
 
 TOPOLOGY = Topology.parse("v5e:16x16")
 DEVICES = [SimpleNamespace(coords=(x, y, 0), slice_index=None) for x in range(16) for y in range(16)]

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from spirit_jax.costmodel.topology import CHIPS, Topology
+from spirit_jax.core.hardware import CHIPS
+from spirit_jax.costmodel.topology import Topology
 from spirit_jax.parallel.mesh import MeshConfig
 
 

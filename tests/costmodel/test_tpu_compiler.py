@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from spirit_jax.costmodel.topology import CHIPS, GIB, Topology, slice_index
+from spirit_jax.core.constants import GIB
+from spirit_jax.core.hardware import CHIPS
+from spirit_jax.costmodel.topology import Topology
 from spirit_jax.parallel.compiler import compiler_options
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh, slice_index
 from spirit_jax.parallel.sharding import _shares, local_rows
 
 pytestmark = pytest.mark.skipif(

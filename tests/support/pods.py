@@ -11,7 +11,8 @@ import re
 import sys
 
 from spirit_jax import config
-from spirit_jax.costmodel.report import GIB, Report
+from spirit_jax.core.constants import GIB
+from spirit_jax.costmodel.report import Report
 from spirit_jax.train import TrainConfig, compile_run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
