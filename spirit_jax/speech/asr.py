@@ -9,7 +9,7 @@ Recognizers are optional packages with weights of their own; none is imported be
 import os
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Float
@@ -119,7 +119,8 @@ class Whisper:
         options = {} if language is None else {"generate_kwargs": {"language": language}}
 
         def transcribe(clip: np.ndarray) -> str:
-            return recognize({"raw": clip, "sampling_rate": SAMPLE_RATE}, **options)["text"].strip()
+            result: Any = recognize({"raw": clip, "sampling_rate": SAMPLE_RATE}, **options)
+            return result["text"].strip()
 
         return transcribe
 
