@@ -1,4 +1,4 @@
-"""python tools/make_mini_corpus.py [--output spirit_jax/corpora]
+"""python tools/make_mini_corpus.py [--output spirit_jax/corpora/bundled]
 
 Makes the two bundled corpora, `spirit_mini` (speech, transcripts, word times) and `spirit_mini_text`: sentences from our own grammar
 (mini_corpus_text.py), spoken by eSpeak NG through the `espeakng-loader` wheel, stored as OGG Opus in prepared TFDS directories.
@@ -20,7 +20,7 @@ import soundfile
 import soxr
 from mini_corpus_text import HAND_WRITTEN, sentences, stories
 
-from spirit_jax.corpora import Utterance, write_corpus
+from spirit_jax.corpora import BUNDLED, Utterance, write_corpus
 
 SAMPLE_RATE = 16_000
 COMPRESSION_LEVEL = 0.95  # of Opus in libsndfile: 0 is 256 kbit/s, 1 is 6; this is about 18
@@ -185,8 +185,7 @@ def documents(split: str, texts: list[str]) -> Iterator[Utterance]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    root = pathlib.Path(__file__).parent.parent / "spirit_jax" / "corpora"
-    parser.add_argument("--output", type=pathlib.Path, default=root, help="where the two TFDS directories go")
+    parser.add_argument("--output", type=pathlib.Path, default=BUNDLED, help="TFDS data directory to write to")
     output = parser.parse_args().output
     # Half of the sentences are long enough (12 words and more) for text and speech spans of the paper's lengths to occur.
     drawn = sentences((TRAIN + VALIDATION) // 2, 1, 5, 11) + sentences((TRAIN + VALIDATION) // 2, 2, 12, 18)

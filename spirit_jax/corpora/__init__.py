@@ -9,7 +9,7 @@ A corpus without `audio` is text only. Bundled are `spirit_mini`, a few hundred 
 `spirit_mini_text`, short stories of the same domain; `tools/make_mini_corpus.py` made both.
 """
 
-from spirit_jax.corpora.reading import Corpus, CorpusError, Utterance, open_corpus
+from spirit_jax.corpora.reading import BUNDLED, Corpus, CorpusError, Utterance, open_corpus
 from spirit_jax.corpora.writing import write_corpus
 
-__all__ = ["Corpus", "CorpusError", "Utterance", "open_corpus", "write_corpus"]
+__all__ = ["BUNDLED", "Corpus", "CorpusError", "Utterance", "open_corpus", "write_corpus"]

@@ -13,8 +13,8 @@ from spirit_jax.audio import AudioError, load_audio
 from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 
-BUNDLED = pathlib.Path(__file__).parent
-"""Where the corpora that come with the package live."""
+BUNDLED = pathlib.Path(__file__).parent / "bundled"
+"""TFDS data directory of the corpora that come with the package."""
 
 _TOLERANCE_MS = 20
 """Word times may pass the end of the audio by this much (encoders trim and pad); they are cut to it."""
@@ -163,7 +163,7 @@ def version_directory(directory: pathlib.Path) -> pathlib.Path:
     found = [path.parent for path in directory.glob("*/dataset_info.json")]
     versions = [path for path in found if all(part.isdigit() for part in path.name.split("."))]
     if not versions:
-        names = sorted(path.name for path in BUNDLED.iterdir() if path.is_dir() and not path.name.startswith("_"))
+        names = sorted(path.name for path in BUNDLED.iterdir())
         raise CorpusError(
             f"{directory}: no prepared corpus (dataset_info.json) here; bundled ones are {', '.join(names)}"
         )

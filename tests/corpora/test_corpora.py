@@ -48,7 +48,7 @@ def test_reading_needs_neither_tensorflow_nor_jax():
         "from spirit_jax import corpora\n"
         "names = ('spirit_mini', 'spirit_mini_text')\n"
         "assert all(corpora.open_corpus(name, split)[-1].text for name in names for split in ('train', 'validation'))\n"
-        "source = tfds.data_source('spirit_mini', split='train', data_dir=corpora.__path__[0])\n"
+        "source = tfds.data_source('spirit_mini', split='train', data_dir=corpora.BUNDLED)\n"
         "assert len(source) == len(corpora.open_corpus('spirit_mini', 'train')) and source[0]['audio'][:4] == b'OggS'\n"
         "found = {'tensorflow', 'jax', 'torch'} & set(sys.modules)\n"
         "assert not found, found\n"
