@@ -39,7 +39,7 @@ from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import Program, TrainState, check_mesh, make_program
-from spirit_jax.vocabulary import KINDS, Variant, Vocabulary, added_tokens
+from spirit_jax.vocabulary import TOKEN_KINDS, Variant, Vocabulary, added_tokens
 
 PROG = "python -m spirit_jax.train"
 
@@ -314,7 +314,7 @@ def pad_kinds(vocabulary: Vocabulary, rows: int) -> np.ndarray:
     return np.pad(
         vocabulary.token_kinds[:rows],
         (0, max(rows - vocabulary.padded_size, 0)),
-        constant_values=KINDS.index("control"),
+        constant_values=TOKEN_KINDS.index("control"),
     )
 
 

@@ -27,8 +27,8 @@ from spirit_jax.units import SpeechUnits
 TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
 Variant = Literal["base", "expressive"]
 
-KINDS = ("text", "hubert", "pitch", "style", "control")
-"""What a token id stands for; `Vocabulary.token_kinds` holds indices into this."""
+TOKEN_KINDS = ("text", "hubert", "pitch", "style", "control")
+"""The kinds of token ids; `Vocabulary.token_kinds` holds an index into this for each id."""
 
 _STREAMS = {"base": (speech_units.HUBERT,), "expressive": (speech_units.HUBERT, speech_units.PITCH, speech_units.STYLE)}
 _ROUND_TO = 128  # 32503 -> 32512 and 32667 -> 32768, the released sizes, and the width of a TPU's matrix unit
@@ -163,7 +163,7 @@ class Vocabulary:
         size, padded_size: number of ids in use, and that rounded up to a multiple of 128: rows of the embedding.
         bos_id, eos_id: begin and end of a document.
         prefix: ids that open every document: `<s>` and the lone dummy space that SentencePiece puts before `[Text]`.
-        token_kinds: int8 [padded_size], an index into `KINDS` for each id.
+        token_kinds: int8 [padded_size], an index into `TOKEN_KINDS` for each id.
         fingerprint: sha256 of everything that decides the ids; two vocabularies with the same one are the same.
     """
 
@@ -183,9 +183,9 @@ class Vocabulary:
         self._offsets = starts[:-1].astype(np.int32)
         self.hubert_offset = int(starts[0])
         self.pitch_offset, self.style_offset = (int(starts[1]), int(starts[2])) if len(sizes) == 3 else (None, None)
-        self.token_kinds = np.full(self.padded_size, KINDS.index("control"), np.int8)
-        self.token_kinds[: self.text_size] = KINDS.index("text")
-        self.token_kinds[[self.bos_id, self.eos_id]] = KINDS.index("control")
+        self.token_kinds = np.full(self.padded_size, TOKEN_KINDS.index("control"), np.int8)
+        self.token_kinds[: self.text_size] = TOKEN_KINDS.index("text")
+        self.token_kinds[[self.bos_id, self.eos_id]] = TOKEN_KINDS.index("control")
         for stream, start, size in zip(self.streams, starts, sizes, strict=False):
             self.token_kinds[start : start + size] = 1 + stream
 

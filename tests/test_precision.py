@@ -54,7 +54,7 @@ def program(**model):
         steps.make_schedule(steps.OptimizerConfig(), 10),
         steps.make_mesh(steps.MeshConfig(), jax.devices()[:1]),
         rows=steps.ROWS,
-        token_kinds=steps.TOKEN_KINDS,
+        token_kinds=steps.KINDS_V,
     )
 
 

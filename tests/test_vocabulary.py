@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import KINDS, Vocabulary, VocabularyError, added_tokens
+from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary, VocabularyError, added_tokens
 from tests.support.goldens import golden, golden_json, shared_golden
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!", "Hello world, hello you"] * 40
@@ -72,7 +72,7 @@ def test_units_of_inverts_unit_ids(small):
 
 
 def test_token_kinds(small):
-    names = [KINDS[kind] for kind in small.token_kinds]
+    names = [TOKEN_KINDS[kind] for kind in small.token_kinds]
     tokens = dict(zip(range(small.text_size, small.size), added_tokens("expressive"), strict=True))
     for index, token in tokens.items():
         assert names[index] == {"[H": "hubert", "[P": "pitch", "[S": "style"}.get(

@@ -18,12 +18,12 @@ import numpy as np
 
 from spirit_jax.audio import load_audio
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.vocabulary import KINDS
+from spirit_jax.vocabulary import TOKEN_KINDS
 
 
 def plot_losses(records: list[dict], path: pathlib.Path) -> None:
     """Training loss as a line, held-out loss within the kind as points, the unigram entropy as a dashed line."""
-    kinds = [kind for kind in KINDS if any(f"train/loss_{kind}" in record for record in records)]
+    kinds = [kind for kind in TOKEN_KINDS if any(f"train/loss_{kind}" in record for record in records)]
     figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3), constrained_layout=True)
     for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
         train = [(record["step"], record[f"train/loss_{kind}"]) for record in records if f"train/loss_{kind}" in record]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from spirit_jax.vocabulary import KINDS, Vocabulary
+from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary
 
 OUTSIDE, STYLE_NEXT, PITCH_NEXT, HUBERT_NEXT, INSIDE, FREE = range(6)
 """Stages. FREE is that of rows without a grammar: everything may come, always."""
@@ -41,7 +41,7 @@ class Grammar(NamedTuple):
     @classmethod
     def of(cls, vocabulary: Vocabulary, rows: int) -> "Grammar":
         """That of a vocabulary, for an embedding of `rows` rows."""
-        assert KINDS == ("text", "hubert", "pitch", "style", "control")
+        assert TOKEN_KINDS == ("text", "hubert", "pitch", "style", "control")
         class_v = np.full(rows, _CONTROL, np.int32)
         class_v[: vocabulary.size] = vocabulary.token_kinds[: vocabulary.size]
         class_v[vocabulary.text_id], class_v[vocabulary.speech_id] = _TO_TEXT, _TO_SPEECH

@@ -14,7 +14,7 @@ from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import batch_sharding
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import Batch, make_program
-from spirit_jax.vocabulary import KINDS
+from spirit_jax.vocabulary import TOKEN_KINDS
 
 
 def abstract_batch(mesh: jax.sharding.Mesh, rows: int, length: int) -> Batch:
@@ -48,7 +48,7 @@ def compile_step(
         make_schedule(optimizer, steps),
         device_mesh,
         rows=rows,
-        token_kinds=np.arange(model.vocab_size) % len(KINDS),  # which id is of which kind changes no shape
+        token_kinds=np.arange(model.vocab_size) % len(TOKEN_KINDS),  # which id is of which kind changes no shape
         accumulate=accumulate,
         z_loss=optimizer.z_loss,
     )

@@ -29,7 +29,7 @@ from spirit_jax.training.interruption import Interruption
 from spirit_jax.training.metrics import MetricsLog, by_kind, peak_flops, unigram_entropy
 from spirit_jax.training.step import Batch, Program, TrainState
 from spirit_jax.training.watchdog import Watchdog
-from spirit_jax.vocabulary import KINDS
+from spirit_jax.vocabulary import TOKEN_KINDS
 
 _HOPELESS = 10  # bad steps in a row, or returns to the same checkpoint, that end a run
 
@@ -225,7 +225,7 @@ class Loop:
         values |= {"tokens": float(metrics["tokens"].sum()), **pace.take(waited)}
         progress.set_postfix_str(
             f"loss {values['loss']:.3f} "
-            + " ".join(f"{kind} {values[f'loss_{kind}']:.2f}" for kind in KINDS[:4] if f"loss_{kind}" in values)
+            + " ".join(f"{kind} {values[f'loss_{kind}']:.2f}" for kind in TOKEN_KINDS[:4] if f"loss_{kind}" in values)
             + f" | {values['tokens_per_second']:,.0f} tok/s, MFU {100 * values['mfu']:.0f} %"
         )
         self.log.write(step, values)
@@ -256,7 +256,7 @@ class Loop:
             for prefix, record in logged.items():
                 self.log.write(step, record, prefix)
             self.log.write(step, values, "validation")
-            kinds = [kind for kind in KINDS if f"loss_{kind}" in values]
+            kinds = [kind for kind in TOKEN_KINDS if f"loss_{kind}" in values]
             within = ", ".join(
                 f"{kind} {values[f'loss_within_{kind}']:.2f} / {values[f'unigram_entropy_{kind}']:.2f}"
                 for kind in kinds

@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from spirit_jax.core import hardware
 from spirit_jax.core.files import write_file
-from spirit_jax.vocabulary import KINDS
+from spirit_jax.vocabulary import TOKEN_KINDS
 
 
 def peak_flops(device: jax.Device) -> float:
@@ -47,7 +47,7 @@ def by_kind(sums: Mapping[str, Any]) -> dict[str, float]:
     nll, correct, tokens = (np.asarray(sums[name], np.float64) for name in ("nll", "correct", "tokens"))
     total = max(tokens.sum(), 1.0)
     values = {"loss": nll.sum() / total, "accuracy": correct.sum() / total}
-    for index, kind in enumerate(KINDS[: len(tokens)]):
+    for index, kind in enumerate(TOKEN_KINDS[: len(tokens)]):
         if tokens[index]:
             values[f"loss_{kind}"] = nll[index] / tokens[index]
             values[f"accuracy_{kind}"] = correct[index] / tokens[index]
@@ -64,7 +64,7 @@ def unigram_entropy(counts: Int[np.ndarray, " V"], token_kinds: Int[np.ndarray, 
         token_kinds: the kind of each id (`Vocabulary.token_kinds`).
     """
     values = {}
-    for index, kind in enumerate(KINDS):
+    for index, kind in enumerate(TOKEN_KINDS):
         share = counts[(token_kinds == index) & (counts > 0)]
         if share.size:
             share = share / share.sum()

@@ -15,10 +15,10 @@ from spirit_jax.parallel.sharding import put_batch
 from spirit_jax.training.metrics import by_kind, unigram_entropy
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from spirit_jax.training.step import make_program
-from spirit_jax.vocabulary import KINDS
+from spirit_jax.vocabulary import TOKEN_KINDS
 
 ROWS, LENGTH, VOCABULARY = 4, 12, 50
-TOKEN_KINDS = np.arange(VOCABULARY) % len(KINDS)
+KINDS_V = np.arange(VOCABULARY) % len(TOKEN_KINDS)
 MODEL = llama.LlamaConfig(
     vocab_size=VOCABULARY,
     hidden_size=32,
@@ -38,7 +38,7 @@ def _program(accumulate=1, **optimizer):
         make_schedule(config, 10),
         make_mesh(MeshConfig(), jax.devices()[:1]),
         rows=ROWS,
-        token_kinds=TOKEN_KINDS,
+        token_kinds=KINDS_V,
         z_loss=config.z_loss,
         accumulate=accumulate,
     )
@@ -107,9 +107,9 @@ def test_loss_and_gradient_norm_equal_torch():
     norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
     np.testing.assert_allclose(float(metrics["loss"]), loss.item(), atol=1e-5)  # float32 noise of 50-way logits
     np.testing.assert_allclose(float(metrics["gradient_norm"]), norm.item(), rtol=1e-4)
-    nll, kinds = (nll * mask).detach().numpy(), TOKEN_KINDS[batch["targets"]]
+    nll, kinds = (nll * mask).detach().numpy(), KINDS_V[batch["targets"]]
     values = by_kind(metrics)
-    for index, kind in enumerate(KINDS):
+    for index, kind in enumerate(TOKEN_KINDS):
         here = (kinds == index) & batch["loss_mask"]
         np.testing.assert_allclose(values[f"loss_{kind}"], nll[here].mean(), atol=1e-5)
         hits = (logits.argmax(-1).numpy() == batch["targets"])[here]
@@ -175,11 +175,11 @@ def test_loss_within_a_kind_equals_torch():
     metrics = program.eval_step(params, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
     with torch.no_grad():
         logits = _logits(_to_torch(jax.device_get(params)), batch).numpy()
-    kinds, values = TOKEN_KINDS[batch["targets"]], by_kind(metrics)
-    for index, kind in enumerate(KINDS):
+    kinds, values = KINDS_V[batch["targets"]], by_kind(metrics)
+    for index, kind in enumerate(TOKEN_KINDS):
         here = (kinds == index) & batch["loss_mask"]
-        own = torch.log_softmax(torch.tensor(logits[here][:, TOKEN_KINDS == index]), -1).numpy()
-        position = np.searchsorted(np.flatnonzero(TOKEN_KINDS == index), batch["targets"][here])
+        own = torch.log_softmax(torch.tensor(logits[here][:, KINDS_V == index]), -1).numpy()
+        position = np.searchsorted(np.flatnonzero(KINDS_V == index), batch["targets"][here])
         np.testing.assert_allclose(values[f"loss_within_{kind}"], -own[np.arange(len(own)), position].mean(), atol=1e-5)
 
 
