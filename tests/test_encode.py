@@ -1,4 +1,4 @@
-"""`python -m spirit_jax.encode`: resumed after a kill without a duplicate or a gap, hosts, bad files, the summary."""
+"""`python -m spirit_jax.encode`: resuming after a kill, several hosts, unusable files, the summary and errors."""
 
 import json
 import logging
@@ -15,9 +15,10 @@ import pytest
 
 from spirit_jax import encode as command
 from spirit_jax.audio import load_audio, save_audio
-from spirit_jax.corpora import encoding as corpus
-from spirit_jax.corpora.encoding import EncodingError, encode_split
-from spirit_jax.corpora.inputs import open_input
+from spirit_jax.corpora import open_input
+from spirit_jax.corpora.block_store import BlockStore
+from spirit_jax.corpora.blocks import SPEECH_BLOCK, TEXT_BLOCK, EncodedBlock
+from spirit_jax.corpora.encoding import EncodingError, HostShare, encode_split
 from spirit_jax.data.records import RecordSource
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
@@ -27,7 +28,7 @@ from tests.support import released
 from tests.support.goldens import golden
 
 ROOT = pathlib.Path(__file__).parents[1]
-CLIPS = 3 * corpus.BLOCK + 7
+CLIPS = 3 * SPEECH_BLOCK + 7
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(tokenizer, files, tmp_path_factory):
-    """What an undisturbed job writes."""
+    """The records and the summary of an undisturbed job."""
     directory = tmp_path_factory.mktemp("records")
     summary = encode_split(open_input(str(files), "train"), tokenizer, directory, shards=2, progress=False)
     return directory, summary
@@ -71,7 +72,7 @@ def contents(directory):
     return [source.read_bytes(index) for index in range(len(source))]
 
 
-def test_records_and_summary(expected, files, tokenizer):
+def test_records_and_summary_describe_the_clips(expected, files, tokenizer):
     directory, summary = expected
     source = RecordSource(directory, "train")
     records = [source[index] for index in range(len(source))]
@@ -85,15 +86,17 @@ def test_records_and_summary(expected, files, tokenizer):
         assert record.duration_ms == round(len(audio) / 16)
     seconds = sum(len(load_audio(files / f"{name}.wav")) for name in ids) / 16_000
     assert summary.hours == pytest.approx(seconds / 3600)
-    tokens = sum(len(record.units.merged()[0]) for record in records)
+    units = [record.units for record in records if record.units is not None]
+    assert len(units) == len(records)
+    tokens = sum(len(one.merged()[0]) for one in units)
     assert summary.tokens_per_second == {"Hu": pytest.approx(tokens / seconds)}
-    counts = np.bincount(np.concatenate([record.units.hubert for record in records]), minlength=501)
+    counts = np.bincount(np.concatenate([one.hubert for one in units]), minlength=501)
     assert summary.histograms == {"Hu": counts.tolist()}
     assert f"{np.count_nonzero(counts)} of 501 units in use" in str(summary)
     assert not list(directory.glob(".*"))
 
 
-def test_bad_files_are_logged_with_their_reasons(files, tokenizer, tmp_path, caplog):
+def test_unusable_files_are_logged_with_their_reasons(files, tokenizer, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         encode_split(open_input(f"{files}/clip0[07]*.wav", "train"), tokenizer, tmp_path, progress=False)
     for reason in ("'clip005': 1279 samples", "'clip070': .*cannot be decoded", "'clip071': .*holds no samples"):
@@ -104,8 +107,8 @@ def test_bad_files_are_logged_with_their_reasons(files, tokenizer, tmp_path, cap
         encode_split(open_input(f"{files}/clip005.wav*", "train"), tokenizer, tmp_path / "none", progress=False)
 
 
-def test_killed_and_resumed(checkpoint, files, expected, tmp_path):
-    """SIGKILL after the first block; the same command then writes what an undisturbed job writes."""
+def test_killed_job_resumes_without_gaps_or_duplicates(checkpoint, files, expected, tmp_path):
+    """After SIGKILL behind the first block, the same command writes the records of an undisturbed job."""
     arguments = [
         "--checkpoint",
         checkpoint,
@@ -133,27 +136,30 @@ def test_killed_and_resumed(checkpoint, files, expected, tmp_path):
     done = subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"train: {CLIPS - 3} records" in done.stdout
-    assert f"{CLIPS - len(first) * corpus.BLOCK}/{CLIPS - len(first) * corpus.BLOCK}" in done.stderr  # only the rest
+    assert f"{CLIPS - len(first) * SPEECH_BLOCK}/{CLIPS - len(first) * SPEECH_BLOCK}" in done.stderr  # only the rest
     assert contents(tmp_path) == contents(expected[0])
     assert not blocks.exists()
 
 
-def test_hosts_share_the_work(files, tokenizer, expected, tmp_path):
+def test_hosts_encode_disjoint_blocks(files, tokenizer, expected, tmp_path):
     opened = open_input(str(files), "train")
     for host in (2, 1):
-        assert encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, host=host, hosts=3) is None
+        assert encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(host, 3)) is None
     assert sorted(path.stem for path in (tmp_path / ".encoding-train").iterdir()) == ["00000001", "00000002"]
-    summary = encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, host=0, hosts=3)
+    summary = encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(0, 3))
+    assert summary is not None
     assert (summary.records, summary.bad) == (expected[1].records, expected[1].bad)
     assert contents(tmp_path) == contents(expected[0])
 
 
-def test_a_host_that_died_is_named(files, tokenizer, expected, tmp_path):
-    """Host 1 of 3 never runs: host 0 gives up, saying so, and both go on when they are started again."""
+def test_host_that_stopped_is_named(files, tokenizer, expected, tmp_path):
+    """Host 1 of 3 never runs: host 0 gives up and names it; both resume when they are started again."""
     opened = open_input(str(files), "train")
 
     def run(host):
-        return encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, host=host, hosts=3, host_timeout=0.1)
+        return encode_split(
+            opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(host, 3, timeout=0.1)
+        )
 
     run(2)
     with pytest.raises(EncodingError, match="host 1 of 3 has finished no block for 0 s and lacks 1. .*--host_index 1"):
@@ -164,20 +170,28 @@ def test_a_host_that_died_is_named(files, tokenizer, expected, tmp_path):
     assert {
         path.name: path.stat().st_mtime_ns for path in (tmp_path / ".encoding-train").iterdir()
     }.items() >= kept.items()
-    assert run(0).records == expected[1].records
+    summary = run(0)
+    assert summary is not None
+    assert summary.records == expected[1].records
     assert contents(tmp_path) == contents(expected[0])
 
 
 def test_finished_blocks_of_another_job_are_not_used(files, tokenizer, tmp_path):
     left, opened = (open_input(f"{files}/clip0{tens}*.wav", "train") for tens in (1, 2))
-    blocks = corpus._Blocks(tmp_path / ".encoding-train", left.fingerprint, tokenizer.fingerprint, len(left))
-    blocks.write(0, {"records": [b"left behind by a job on other files"]})
+    store = BlockStore(
+        tmp_path / ".encoding-train",
+        corpus=left.fingerprint,
+        units=tokenizer.fingerprint,
+        block_size=SPEECH_BLOCK,
+    )
+    store.write(0, EncodedBlock([b"left behind by a job on other files"], [], 0, 0, [0, 0, 0], [[], [], []], 0.0))
+    assert store.read(0) is not None
     encode_split(opened, tokenizer, tmp_path, progress=False)
     source = RecordSource(tmp_path, "train")
     assert [source[index].id for index in range(len(source))] == [f"clip02{n}" for n in range(10)]
 
 
-def test_what_is_finished_is_not_done_again(files, tokenizer, expected, monkeypatch):
+def test_finished_split_is_not_encoded_again(files, tokenizer, expected, monkeypatch):
     monkeypatch.setattr(tokenizer, "encode_batch", None)
     directory, summary = expected
     assert encode_split(open_input(str(files), "train"), tokenizer, directory, shards=2, progress=False) == summary
@@ -195,7 +209,7 @@ def test_what_is_finished_is_not_done_again(files, tokenizer, expected, monkeypa
         (["--input", "x", "--output", "o", "--inputs", "y"], 2, "inputs"),
     ],
 )
-def test_command_line_errors(arguments, code, message, capsys, tmp_path, monkeypatch):
+def test_command_line_errors_are_one_line(arguments, code, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         command.main(arguments)
@@ -213,7 +227,7 @@ def test_text_needs_no_checkpoint(tmp_path, capsys):
 
 
 def test_lines_of_text_become_records(tmp_path, capsys, caplog):
-    lines = [f"Document {index} of many." for index in range(corpus.TEXT_BLOCK + 3)]
+    lines = [f"Document {index} of many." for index in range(TEXT_BLOCK + 3)]
     rows = [json.dumps({"text": line, "meta": {}}) for line in lines]
     rows.insert(5, '{"text": ""}')
     (tmp_path / "web.jsonl").write_text("\n".join(rows))

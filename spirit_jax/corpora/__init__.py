@@ -1,15 +1,18 @@
-"""Corpora of speech and text as prepared TFDS directories, read and written without TensorFlow.
+"""Corpora of speech and text, and their encoding into unit records.
 
-`open_corpus("spirit_mini", "train")` opens a bundled corpus, `open_corpus("/data/my_corpus", "train")` any directory that
-`write_corpus` (or another TFDS builder with the same features) prepared:
+`open_input` opens whatever a user has: a manifest, a folder of audio files, lines of text, a prepared TFDS directory or the
+name of a bundled corpus. `write_corpus` prepares a TFDS directory with the features
 
-    id text, text text, speaker text, audio the bytes of an encoded file, words [{word, start_ms, end_ms}]
+    id text, text text, speaker text, audio the content of a file, words [{word, start_ms, end_ms}]
 
-A corpus without `audio` is text only. Bundled are `spirit_mini`, a few hundred spoken English sentences with word times, and
-`spirit_mini_text`, short stories of the same domain; `tools/make_mini_corpus.py` made both.
+which `open_corpus` reads back without TensorFlow. A corpus without `audio` is text only. Two corpora are bundled:
+`spirit_mini`, a few hundred spoken English sentences with word times, and `spirit_mini_text`, short stories of the same
+domain. `tools/make_mini_corpus.py` made both.
 """
 
-from spirit_jax.corpora.reading import BUNDLED, Corpus, CorpusError, Utterance, open_corpus
+from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.corpora.readers.prepared import BUNDLED, Corpus, open_corpus
+from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.corpora.writing import write_corpus
 
-__all__ = ["BUNDLED", "Corpus", "CorpusError", "Utterance", "open_corpus", "write_corpus"]
+__all__ = ["BUNDLED", "Corpus", "CorpusError", "Input", "Utterance", "open_corpus", "open_input", "write_corpus"]

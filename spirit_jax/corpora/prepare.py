@@ -1,28 +1,33 @@
-"""From corpora to a run's tokenizers and unit records, for runs that start from audio and text alone."""
+"""Preparation of a run that starts from audio and text alone: its tokenizers and its unit records."""
 
 import dataclasses
 import os
 import pathlib
 
 from spirit_jax import checkpoint
-from spirit_jax.corpora import open_corpus
 from spirit_jax.corpora.encoding import encode_corpus
+from spirit_jax.corpora.readers.prepared import open_corpus
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 from spirit_jax.vocabulary import Variant, Vocabulary
 
 RECORDS = "records"
+"""Folder of a run that holds a directory of unit records for each corpus."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """What a run makes of its corpora before its first step, where it is not there yet."""
+    """Tokenizers and records to build from the corpora before training. Existing outputs are kept.
+
+    Raises:
+        ValueError: no corpus is named.
+    """
 
     corpora: list[str] = dataclasses.field(default_factory=list)
-    """Bundled corpora by name, or prepared TFDS directories; their units go to {run}/records/NAME."""
+    """Names of bundled corpora, or prepared TFDS directories; the records of each go to {run}/records/NAME."""
     text_pieces: int = 512
-    """Pieces of the SentencePiece model that is trained on their text."""
+    """Number of pieces of the SentencePiece model that is trained on the text of the corpora."""
     speech_tokenizer: SpeechTokenizerConfig = SpeechTokenizerConfig()
-    """The speech tokenizer that is trained on their audio."""
+    """Sizes of the speech tokenizer that is trained on the audio of the corpora."""
 
     def __post_init__(self) -> None:
         if not self.corpora:
@@ -30,11 +35,17 @@ class PrepareConfig:
 
 
 def prepare(config: PrepareConfig, run_directory: str | os.PathLike, variant: Variant, seed: int) -> None:
-    """Make `tokenizer/`, `speech_tokenizer/` and `records/` in the run; what is there already stays.
+    """Build `tokenizer/`, `speech_tokenizer/` and `records/` in a run directory. Existing outputs are kept.
+
+    Args:
+        config: corpora and sizes.
+        run_directory: directory of the run.
+        variant: which unit streams the run uses.
+        seed: of the training of the speech tokenizer.
 
     Raises:
-        CorpusError: a corpus that is not there.
-        ValueError: too little text or speech for the sizes that the config asks for.
+        CorpusError: a corpus does not exist.
+        ValueError: there is too little text or speech for the sizes in the config.
     """
     run = pathlib.Path(run_directory)
     corpora = [open_corpus(name, "train") for name in config.corpora]

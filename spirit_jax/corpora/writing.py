@@ -1,4 +1,4 @@
-"""Writing corpora: a TFDS builder over utterances, prepared as ArrayRecord without TensorFlow."""
+"""Preparation of corpora as TFDS directories of ArrayRecord files, without TensorFlow."""
 
 import contextlib
 import io
@@ -7,11 +7,12 @@ import pathlib
 import shutil
 import tempfile
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from spirit_jax.core.files import atomic_directory
-from spirit_jax.corpora.reading import CorpusError, Utterance
+from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 _VERSION = "1.0.0"
 
@@ -21,28 +22,30 @@ def write_corpus(
 ) -> pathlib.Path:
     """Prepare `directory/name/1.0.0`, a TFDS directory that `open_corpus` and `tfds.builder_from_directory` read.
 
-    Utterances keep their order. Whole or not at all: a corpus of that name there is replaced only when the new one is complete.
+        write_corpus("data", "my_corpus", {"train": utterances}, "Sentences read by me.")
+
+    Utterances keep their order. The write is atomic: a corpus of that name is replaced when the new one is complete.
 
     Args:
         directory: the TFDS data directory.
-        name: the dataset's name, lower case with underscores.
-        splits: split name -> utterances, all with audio or all without.
+        name: of the dataset, lower case with underscores.
+        splits: utterances of each split, all with audio or all without.
         description: a sentence for `dataset_info.json`.
 
     Returns:
-        the directory that holds the records.
+        The directory that holds the records.
 
     Raises:
-        CorpusError: no utterances, or some with audio and some without.
+        CorpusError: there are no utterances, some have audio and some have not, or an audio file cannot be read.
     """
     import tensorflow_datasets as tfds
 
     splits = {split: list(utterances) for split, utterances in splits.items()}
-    spoken = {utterance.audio is not None for utterances in splits.values() for utterance in utterances}
-    if len(spoken) != 1:
+    with_audio = {utterance.audio is not None for utterances in splits.values() for utterance in utterances}
+    if len(with_audio) != 1:
         raise CorpusError(f"corpus {name!r} needs utterances that all have audio or that all have none")
-    features = {"id": tfds.features.Text(), "text": tfds.features.Text()}
-    if spoken == {True}:
+    features: dict[str, Any] = {"id": tfds.features.Text(), "text": tfds.features.Text()}
+    if with_audio == {True}:
         features["speaker"] = tfds.features.Text()
         features["audio"] = tfds.features.Scalar(np.object_)
         features["words"] = tfds.features.Sequence(
@@ -55,9 +58,7 @@ def write_corpus(
 
     class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version(_VERSION)
-        code_path = (
-            None  # nothing of ours lies beside the code; looking needs importlib_resources, which TFDS does not require
-        )
+        code_path = None  # TFDS would look for files beside the code, with a package that it does not require
 
         def _info(self):
             return tfds.core.DatasetInfo(
@@ -72,25 +73,26 @@ def write_corpus(
 
         def _generate_examples(self, utterances):
             for index, utterance in enumerate(utterances):
-                yield index, {key: _FIELDS[key](utterance) for key in features}
+                yield index, {key: _FEATURES[key](utterance) for key in features}
 
     Builder.name = name
     target = pathlib.Path(directory) / name
-    with atomic_directory(target, overwrite=True) as whole, tempfile.TemporaryDirectory() as scratch:
-        silence = io.StringIO()  # TFDS announces a download and a place that are none
+    with atomic_directory(target, overwrite=True) as staging, tempfile.TemporaryDirectory() as scratch:
+        silence = io.StringIO()  # TFDS announces a download, which does not take place
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
             Builder(data_dir=scratch, file_format="array_record").download_and_prepare()
-        shutil.copytree(pathlib.Path(scratch) / name, whole, dirs_exist_ok=True)
+        shutil.copytree(pathlib.Path(scratch) / name, staging, dirs_exist_ok=True)
     return target / _VERSION
 
 
-_FIELDS = {
+_FEATURES = {
     "id": lambda utterance: utterance.id,
     "text": lambda utterance: utterance.text,
     "speaker": lambda utterance: utterance.speaker,
-    "audio": lambda utterance: utterance.audio,
+    "audio": lambda utterance: utterance.audio_bytes(),
     "words": lambda utterance: [
         {"word": word, "start_ms": int(start), "end_ms": int(end)}
         for word, (start, end) in zip(utterance.words, utterance.spans_ms.tolist(), strict=True)
     ],
 }
+"""How each feature is taken from an utterance."""

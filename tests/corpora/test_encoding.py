@@ -1,4 +1,4 @@
-"""Corpora to unit records: what is written, what is left out and said, and what is not done twice."""
+"""Encoding of corpora: records and summaries, unusable utterances, and work that is not repeated."""
 
 import dataclasses
 import json
@@ -7,9 +7,9 @@ import logging
 import numpy as np
 import pytest
 
-from spirit_jax.corpora import CorpusError, Utterance, open_corpus, write_corpus
+from spirit_jax.corpora import CorpusError, Utterance, open_corpus, open_input, write_corpus
+from spirit_jax.corpora.blocks import BlockEncoder
 from spirit_jax.corpora.encoding import EncodingError, encode_corpus, encode_split
-from spirit_jax.corpora.inputs import open_input
 from spirit_jax.data.records import RecordError, read_metadata, read_records
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 
@@ -24,7 +24,7 @@ def utterances():
 
 @pytest.fixture(scope="module")
 def tokenizers(utterances, tmp_path_factory):
-    """Two, of different seeds."""
+    """Two tokenizers of different seeds."""
     found = []
     for seed in range(2):
         directory = tmp_path_factory.mktemp("tokenizer")
@@ -35,7 +35,7 @@ def tokenizers(utterances, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(utterances, tmp_path_factory):
-    """18 sound and 5 bad utterances to train on, two to validate."""
+    """18 usable and 5 unusable utterances in train, two in validation."""
     bad = [
         dataclasses.replace(utterances[0], id="corrupt", audio=utterances[0].audio[:600]),
         dataclasses.replace(utterances[0], id="no-transcript", text=""),
@@ -52,7 +52,7 @@ def corpus(utterances, tmp_path_factory):
 def test_records_hold_the_units_of_their_utterances(corpus, utterances, tokenizers, tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         summaries = encode_corpus(corpus, tokenizers[0], tmp_path, progress=False)
-    records = read_records(tmp_path, "train") + read_records(tmp_path, "validation")
+    records = [*read_records(tmp_path, "train"), *read_records(tmp_path, "validation")]
     assert [record.id for record in records] == [utterance.id for utterance in utterances]
     seconds = 0.0
     for record, utterance in zip(records, utterances, strict=True):
@@ -84,13 +84,13 @@ def test_records_hold_the_units_of_their_utterances(corpus, utterances, tokenize
     assert read_metadata(tmp_path)["units"] == tokenizers[0].fingerprint
 
 
-def test_the_first_bad_utterance_is_an_error_if_asked(corpus, tokenizers, tmp_path):
+def test_first_unusable_utterance_is_an_error_without_skip_bad(corpus, tokenizers, tmp_path):
     with pytest.raises(CorpusError, match="'corrupt'"):
         encode_corpus(corpus, tokenizers[0], tmp_path, skip_bad=False, progress=False)
     assert not list(tmp_path.glob("*.array_record"))
 
 
-def test_what_is_done_is_not_done_again(corpus, tokenizers, tmp_path):
+def test_finished_splits_are_kept_and_lost_files_made_again(corpus, tokenizers, tmp_path):
     def encode(tokenizer, directory=tmp_path):
         summaries = encode_corpus(corpus, tokenizer, directory, progress=False)
         return summaries, {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
@@ -111,7 +111,7 @@ def test_what_is_done_is_not_done_again(corpus, tokenizers, tmp_path):
     assert json.loads(repaired["encoding-validation.json"])["records"] == 2
 
 
-def test_shards_hold_the_same_records(corpus, tokenizers, tmp_path):
+def test_shards_hold_all_records(corpus, tokenizers, tmp_path):
     encode_corpus(corpus, tokenizers[0], tmp_path, ("train",), shards=3, progress=False)
     assert len(list(tmp_path.glob("train-*-of-00003.array_record"))) == 3
     assert len({record.id for record in read_records(tmp_path, "train")}) == 18
@@ -131,20 +131,37 @@ def test_text_needs_no_tokenizer(tmp_path, caplog):
     assert "'empty'" in caplog.text
 
 
-def test_what_cannot_be_encoded(corpus, tokenizers, utterances, tmp_path):
+def test_unusable_corpora_are_refused(corpus, tokenizers, utterances, tmp_path):
     with pytest.raises(EncodingError, match="'mixed' holds speech: a speech tokenizer is needed"):
         encode_corpus(corpus, None, tmp_path / "records", progress=False)
     with pytest.raises(CorpusError, match="no split 'test'"):
         encode_corpus(corpus, tokenizers[0], tmp_path / "records", ("test",), progress=False)
-    where = write_corpus(tmp_path, "hopeless", {"train": [dataclasses.replace(utterances[0], audio=b"?")]}, "Bad.")
+    where = write_corpus(tmp_path, "unusable", {"train": [dataclasses.replace(utterances[0], audio=b"?")]}, "Bad.")
     with pytest.raises(EncodingError, match="none of 1 utterances of split 'train' can be used"):
         encode_corpus(where, tokenizers[0], tmp_path / "records", ("train",), progress=False)
     assert not list((tmp_path / "records").glob("*.array_record"))
 
 
-def test_a_corpus_that_has_changed_is_encoded_again(tmp_path):
+def test_changed_corpus_is_encoded_again(tmp_path):
     path = tmp_path / "pages.jsonl"
     for count in (1, 2, 2):
         path.write_text("".join(f'{{"text": "page {number}"}}\n' for number in range(count)))
-        assert encode_split(open_input(str(path), "train"), None, tmp_path / "records", progress=False).records == count
+        summary = encode_split(open_input(str(path), "train"), None, tmp_path / "records", progress=False)
+        assert summary is not None
+        assert summary.records == count
         assert [record.text for record in read_records(tmp_path / "records", "train")] == ["page 0", "page 1"][:count]
+
+
+def test_blocks_do_not_depend_on_the_order_of_encoding(tmp_path, monkeypatch):
+    monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 3)
+    path = tmp_path / "pages.jsonl"
+    path.write_text("".join(f'{{"text": "page {number}"}}\n' for number in range(8)))
+    corpus = open_input(str(path), "train")
+
+    def records(blocks):
+        with BlockEncoder(corpus, None) as encoder:
+            assert encoder.count == 3
+            return {block: encoder.encode(block).records for block in blocks}
+
+    assert records([2, 0, 1]) == records([0, 1, 2])
+    assert [len(block) for block in records([0, 1, 2]).values()] == [3, 3, 2]

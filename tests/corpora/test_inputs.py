@@ -1,4 +1,4 @@
-"""Manifests, folders and globs of audio files as corpora."""
+"""Every kind of input: manifests, folders and globs of audio files, lines of text, corpora by name."""
 
 import json
 
@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import save_audio
-from spirit_jax.corpora import CorpusError, text
-from spirit_jax.corpora.inputs import open_input
+from spirit_jax.corpora import CorpusError, open_input
+from spirit_jax.corpora.readers import text_lines
 
 
 def make_files(folder, names, samples=4000):
@@ -16,7 +16,7 @@ def make_files(folder, names, samples=4000):
         save_audio(folder / name, np.full(samples, 0.1, np.float32))
 
 
-def test_a_folder_and_a_glob(tmp_path):
+def test_folders_and_globs_give_a_clip_a_file(tmp_path):
     make_files(tmp_path, ["b/two.flac", "a.wav", "b/one.wav"])
     (tmp_path / "b/one.txt").write_text("a transcript\n")
     (tmp_path / "notes.md").write_text("not audio")
@@ -29,7 +29,7 @@ def test_a_folder_and_a_glob(tmp_path):
     assert [clip.id for clip in open_input(f"{tmp_path}/**/*.flac", "dev")] == ["b/two"]
 
 
-def test_manifests(tmp_path):
+def test_manifests_give_a_clip_a_line(tmp_path):
     make_files(tmp_path / "wav", ["x.wav", "y.wav"])
     words = [{"word": "hello", "start_ms": 0, "end_ms": 90}, {"word": "you", "start_ms": 90, "end_ms": 250}]
     lines = [
@@ -45,8 +45,8 @@ def test_manifests(tmp_path):
     assert [clip.text for clip in open_input(str(tmp_path / "m.tsv"), "train")] == ['Say "no".', ""]
 
 
-def test_a_line_of_a_manifest_ends_at_a_newline_alone(tmp_path):
-    """Unicode has other line ends, which JSON and tables leave in transcripts as they are."""
+def test_manifest_line_ends_only_at_a_newline(tmp_path):
+    """Other line ends of Unicode are part of a transcript."""
     make_files(tmp_path, ["x.wav"])
     text_ = "one\u2028two\x85three"
     (tmp_path / "m.jsonl").write_text(json.dumps({"audio": "x.wav", "text": text_}, ensure_ascii=False) + "\n")
@@ -68,13 +68,13 @@ def test_a_line_of_a_manifest_ends_at_a_newline_alone(tmp_path):
         ("other.txt", "", "no prepared corpus"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, file, content, message):
+def test_errors_name_file_and_line(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(CorpusError, match=message):
         open_input(str(tmp_path / file), "train")
 
 
-def test_missing_things_are_named(tmp_path):
+def test_missing_files_are_named(tmp_path):
     with pytest.raises(CorpusError, match="no such manifest"):
         open_input(str(tmp_path / "m.jsonl"), "train")
     with pytest.raises(CorpusError, match="no audio files"):
@@ -85,18 +85,18 @@ def test_missing_things_are_named(tmp_path):
         clip.load()
 
 
-def test_the_fingerprint_follows_files_and_transcripts(tmp_path):
+def test_fingerprint_changes_with_files_and_transcripts(tmp_path):
     make_files(tmp_path, ["a.wav"])
     before = open_input(str(tmp_path), "train").fingerprint
     assert open_input(str(tmp_path), "train").fingerprint == before
-    (tmp_path / "a.txt").write_text("said")
-    said = open_input(str(tmp_path), "train").fingerprint
+    (tmp_path / "a.txt").write_text("spoken")
+    transcribed = open_input(str(tmp_path), "train").fingerprint
     make_files(tmp_path, ["a.wav"], samples=5000)
-    assert len({before, said, open_input(str(tmp_path), "train").fingerprint}) == 3
+    assert len({before, transcribed, open_input(str(tmp_path), "train").fingerprint}) == 3
 
 
-def test_lines_of_text(tmp_path):
-    """Ids, other fields, a missing newline at the end, an empty file among several; a bad line is named when it is read."""
+def test_text_lines_are_read_in_order_and_bad_ones_named(tmp_path):
+    """Covers ids, other fields, a missing newline at the end and an empty file; a bad line is named when it is read."""
     a, b = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
     a.write_text('{"text": "Füße\\nund Hände", "url": "x"}\n{"text": "two", "id": 7}\n')
     b.write_text('{"text": "three"}\nnot json\n\n{"words": 1}\n{"text": "four"}')
@@ -119,14 +119,41 @@ def test_lines_of_text(tmp_path):
     assert open_input(str(tmp_path / "[ab].jsonl"), "train").fingerprint != before
 
 
-def test_lines_are_found_across_stretches(tmp_path, monkeypatch):
-    monkeypatch.setattr(text, "_STRETCH", 7)
+def test_lines_are_found_across_scans(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_lines, "SCAN_BYTES", 7)
     expected = [f"{'x' * (index * 5 % 23)}." for index in range(50)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in expected))
     assert [line.text for line in open_input(str(tmp_path / "t.jsonl"), "train")] == expected
 
 
-def test_a_bundled_corpus_by_name():
+def test_bundled_corpus_opens_by_name():
     corpus = open_input("spirit_mini", "validation")
     assert corpus.has_speech
     assert corpus[0].words
+
+
+def test_unknown_input_lists_the_kinds(tmp_path):
+    (tmp_path / "one.wav").write_bytes(b"")
+    for source in (tmp_path / "one.wav", tmp_path / "missing"):
+        with pytest.raises(
+            CorpusError, match=r"manifest \(.jsonl, .tsv\); .*bundled corpora are spirit_mini"
+        ) as caught:
+            open_input(str(source), "train")
+        assert str(caught.value).startswith(f"{source}: ")
+
+
+def test_windows_line_ends_are_line_ends(tmp_path):
+    make_files(tmp_path, ["x.wav", "y.wav"])
+    (tmp_path / "m.tsv").write_bytes(b"audio\ttext\r\nx.wav\tone\r\ny.wav\ttwo\r\n")
+    assert [clip.text for clip in open_input(str(tmp_path / "m.tsv"), "train")] == ["one", "two"]
+    (tmp_path / "x.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo\r\n")
+    assert open_input(str(tmp_path), "train")[0].text == "one\ntwo"
+
+
+def test_text_that_is_not_utf8_is_named(tmp_path):
+    make_files(tmp_path, ["x.wav"])
+    for name in ("m.tsv", "m.jsonl", "x.txt"):
+        (tmp_path / name).write_bytes(b"\xff\xfe")
+    for source in ("m.tsv", "m.jsonl", "."):
+        with pytest.raises(CorpusError, match="not UTF-8 text"):
+            open_input(str(tmp_path / source), "train")

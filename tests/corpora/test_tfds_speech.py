@@ -1,4 +1,4 @@
-"""Speech that stock TFDS builders prepared, in the files that they write, through TFDS's own serializer."""
+"""Speech that stock TFDS builders prepared, in files that TFDS's own serializer writes."""
 
 import io
 import json
@@ -12,8 +12,8 @@ from tensorflow_datasets.core.example_serializer import ExampleSerializer
 from tensorflow_datasets.core.features import TensorInfo
 
 from spirit_jax.audio import load_audio, resample_sinc
-from spirit_jax.corpora import CorpusError
-from spirit_jax.corpora.inputs import open_input
+from spirit_jax.corpora import CorpusError, open_input
+from spirit_jax.corpora.readers.tfds_speech import TFDSSpeech
 from tests.support.goldens import golden
 
 
@@ -31,7 +31,7 @@ def audio_feature(rate, dimensions=("-1",), lazy=False):
 
 
 def write_tfrecord(path, records):
-    """Checksums are left 0: reading does not look at them."""
+    """Write records with zero checksums, which are not read."""
     path.write_bytes(b"".join(struct.pack("<QI", len(r), 0) + r + bytes(4) for r in records))
 
 
@@ -46,7 +46,7 @@ WRITERS = {"array_record": write_array_record, "tfrecord": write_tfrecord}
 
 
 def prepare(directory, name, features, specs, examples, kind="array_record", shards=2):
-    """A directory as `download_and_prepare` leaves it."""
+    """Write a directory as `download_and_prepare` leaves it."""
     place = directory / name / "2.1.1"
     place.mkdir(parents=True)
     serializer = ExampleSerializer({key: TensorInfo(*spec) for key, spec in specs.items()})
@@ -88,23 +88,24 @@ def librispeech(directory, samples, kind="array_record", **changes):
 
 
 @pytest.mark.parametrize("kind", WRITERS)
-def test_librispeech(tmp_path, speech, kind):
+def test_librispeech_is_read_at_random(tmp_path, speech, kind):
     corpus = open_input(str(librispeech(tmp_path, speech, kind)), "train")
     assert (corpus.name, corpus.split, len(corpus), corpus.has_speech) == ("librispeech", "train", 5, True)
-    for n in (4, 0, 2, 1, 3):  # across both shards, in any order
+    for n in (4, 0, 2, 1, 3):  # across both shards
         utterance = corpus[n]
         assert (utterance.id, utterance.text) == (f"1272-128104-{n:04d}", f"HELLO {n}")
         assert utterance.speaker == str(1272 + n)
         np.testing.assert_array_equal(utterance.load(), speech[100 * n : 100 * n + 2000 + n] / np.float32(32768))
     with pytest.raises(IndexError, match="utterance 5 of 5"):
         corpus[5]
+    assert isinstance(corpus, TFDSSpeech)
     before = corpus.fingerprint
     corpus.files[1].write_bytes(corpus.files[1].read_bytes() + b" ")
     assert corpus.fingerprint != before
 
 
-def test_other_builders(tmp_path, speech):
-    """Stereo at another rate without transcript or id; and audio kept as the file that it was."""
+def test_stereo_and_stored_files_are_read(tmp_path, speech):
+    """Stereo at another sample rate without transcript or id, and audio stored as a file."""
     stereo = np.stack([speech[:9000], speech[9000:18_000]], 1)
     spec = {"audio": ((None, 2), np.int64)}
     examples = [{"audio": stereo.astype(np.int64)}]
@@ -125,7 +126,7 @@ def test_other_builders(tmp_path, speech):
     np.testing.assert_array_equal(utterance.load(), load_audio(golden("audio/espeak_a_22k.wav")))
 
 
-def test_errors(tmp_path, speech):
+def test_unusable_directories_are_named(tmp_path, speech):
     with pytest.raises(CorpusError, match="does not say the sample rate of 'speech'"):
         open_input(str(librispeech(tmp_path / "rate", speech, speech=audio_feature(None))), "train")
     with pytest.raises(CorpusError, match="exactly one audio feature expected, found speech, more"):

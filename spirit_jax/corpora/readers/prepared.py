@@ -1,0 +1,138 @@
+"""Corpora that `write_corpus` prepared, the bundled ones among them, read without TensorFlow."""
+
+import hashlib
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from spirit_jax.corpora.input_path import InputPath
+from spirit_jax.corpora.readers import position
+from spirit_jax.corpora.utterance import CorpusError, Utterance
+
+BUNDLED = pathlib.Path(__file__).parents[1] / "bundled"
+"""TFDS data directory of the corpora that come with the package."""
+
+
+class Corpus(Sequence[Utterance]):
+    """One split of a prepared corpus: a sequence of utterances, each read from disk when it is asked for.
+
+    Attributes:
+        name: of the corpus.
+        split: the opened split.
+        splits: names of all its splits.
+        location: directory of the files.
+        has_speech: whether utterances have audio.
+    """
+
+    def __init__(self, directory: str | os.PathLike, split: str):
+        """Open a split of the TFDS directory that holds `dataset_info.json`, or of the newest version under `directory`.
+
+        Raises:
+            CorpusError: names the directory; it holds no prepared corpus or no such split, or features are missing.
+        """
+        import tensorflow_datasets as tfds  # takes a second to import; reading needs no TensorFlow
+
+        self.location, self.split = version_directory(pathlib.Path(directory)), split
+        try:
+            builder = tfds.builder_from_directory(self.location)
+        except Exception as error:  # TFDS raises what its files and features raise
+            raise CorpusError(
+                f"{self.location}: cannot be opened as a TFDS directory ({' '.join(str(error).split())})"
+            ) from error
+        if split not in builder.info.splits:
+            raise CorpusError(
+                f"{self.location} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}"
+            )
+        features: Any = builder.info.features or {}  # TFDS has no type for a mapping of features
+        missing = {"id", "text"} - set(features)
+        if missing:
+            raise CorpusError(f"{self.location}: features {sorted(missing)} are missing; found {sorted(features)}")
+        self.name = builder.info.name
+        self.splits = tuple(sorted(builder.info.splits))
+        self.has_speech = "audio" in features
+        # TFDS decorates the method in a way that hides its parameters from type checkers
+        self._source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Utterance:
+        index = position(index, len(self), self.location)
+        try:
+            example = self._source[index]
+        except Exception as error:  # array_record and protobuf have no common error class
+            raise CorpusError(
+                f"{self.location}: record {index} of split {self.split!r} cannot be read ({error})"
+            ) from error
+        words = example.get("words") or {"word": [], "start_ms": [], "end_ms": []}
+        return Utterance(
+            id=_text(example["id"]),
+            audio=example["audio"] if self.has_speech else None,
+            text=_text(example["text"]),
+            words=tuple(map(_text, words["word"])),
+            spans_ms=np.stack([words["start_ms"], words["end_ms"]], axis=1).astype(np.int32),
+            speaker=_text(example.get("speaker", b"")),
+        )
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of the names and contents of the split's files."""
+        digest = hashlib.sha256()
+        for path in sorted(self.location.glob(f"*-{self.split}.*")):
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        return digest.hexdigest()
+
+
+def is_prepared(source: InputPath) -> bool:
+    """Whether the input is a prepared TFDS directory or the name of a bundled corpus."""
+    return source.holds_dataset or (not source.path.is_dir() and source.argument in bundled_names())
+
+
+def open_prepared(source: InputPath, split: str) -> Corpus:
+    """Open a split of a prepared TFDS directory or of a bundled corpus."""
+    return open_corpus(source.argument, split)
+
+
+def open_corpus(name_or_directory: str | os.PathLike, split: str) -> Corpus:
+    """Open a split of a bundled corpus by name ("spirit_mini", "spirit_mini_text"), or of a prepared TFDS directory.
+
+        corpus = open_corpus("spirit_mini", "train")
+        corpus[0].text, corpus[0].load()
+
+    Raises:
+        CorpusError: this is neither a bundled name nor a prepared directory, or it has no such split.
+    """
+    name = str(name_or_directory)
+    return Corpus(BUNDLED / name if name in bundled_names() else name_or_directory, split)
+
+
+def bundled_names() -> list[str]:
+    """Names of the bundled corpora."""
+    return sorted(path.name for path in BUNDLED.iterdir())
+
+
+def version_directory(directory: pathlib.Path) -> pathlib.Path:
+    """The directory itself if it holds a prepared dataset, otherwise that of the newest version in it.
+
+    Raises:
+        CorpusError: there is neither; names the bundled corpora.
+    """
+    if (directory / "dataset_info.json").is_file():
+        return directory
+    found = [path.parent for path in directory.glob("*/dataset_info.json")]
+    versions = [path for path in found if all(part.isdigit() for part in path.name.split("."))]
+    if not versions:
+        raise CorpusError(
+            f"{directory}: no prepared corpus (dataset_info.json) here; bundled ones are {', '.join(bundled_names())}"
+        )
+    return max(versions, key=lambda path: [int(part) for part in path.name.split(".")])
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,0 +1,132 @@
+"""What became of an encoded split: counts, rates and how often each unit occurs."""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import read_json, write_file
+from spirit_jax.corpora.blocks import EncodedBlock
+from spirit_jax.corpora.inputs import Input
+from spirit_jax.data.records import RecordSource
+from spirit_jax.units import NAMES, SIZES
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodingSummary:
+    """Result of encoding one split; stored beside its records as `encoding-SPLIT.json`."""
+
+    corpus: str
+    """Fingerprint of the input."""
+    units: str
+    """Fingerprint of the encoders, "" for text."""
+    split: str
+    """Name of the split."""
+    records: int
+    """Utterances or documents written."""
+    bad: int
+    """Utterances or documents left out because they cannot be used; each is logged with its reason."""
+    hours: float
+    """Hours of speech written."""
+    words: int
+    """Aligned words written; words of the transcript where there is no alignment."""
+    tokens_per_second: dict[str, float]
+    """Tokens per second of speech in each stream ("Hu", "Pi", "St"), after deduplication."""
+    seconds: float
+    """Seconds that encoding took, summed over hosts and interruptions."""
+    histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    """Occurrences of each unit of each stream, at the frame rate."""
+
+    @property
+    def real_time_factor(self) -> float:
+        """Seconds of speech encoded per second."""
+        return self.hours * 3600 / max(self.seconds, 1e-9)
+
+    def __str__(self) -> str:
+        text = f"{self.split}: {self.records} records, {self.words} words"
+        if self.hours:
+            rates = ", ".join(f"{rate:.1f} {name}" for name, rate in self.tokens_per_second.items())
+            text += (
+                f", {self.hours:.2f} h of speech at {rates} tokens/s, "
+                f"encoded {self.real_time_factor:.0f} x faster than real time"
+            )
+        text += f"; {self.bad} bad ones left out" if self.bad else ""
+        return "\n".join([text, *(f"  {name} {_describe(counts)}" for name, counts in self.histograms.items())])
+
+    @staticmethod
+    def path(directory: pathlib.Path, split: str) -> pathlib.Path:
+        """Where the summary of a split is stored."""
+        return directory / f"encoding-{split}.json"
+
+    def save(self, directory: pathlib.Path) -> None:
+        """Store the summary beside the records."""
+        write_file(self.path(directory, self.split), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
+
+    @classmethod
+    def load_finished(cls, directory: pathlib.Path, split: str) -> "EncodingSummary | None":
+        """The stored summary of a split whose records are all there, otherwise None."""
+        with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged: the split is encoded again
+            summary = cls(**read_json(cls.path(directory, split)))
+            if len(RecordSource(directory, split)) == summary.records:
+                return summary
+        return None
+
+
+class Totals:
+    """Sums over the blocks of a split."""
+
+    def __init__(self):
+        self.records = self.bad = self.samples = self.words = 0
+        self.seconds = 0.0
+        self._tokens = np.zeros(len(NAMES), int)
+        self._histograms = [np.zeros(size, int) for size in SIZES]
+
+    def add(self, block: EncodedBlock) -> None:
+        """Add a finished block."""
+        self.records += len(block.records)
+        self.bad += len(block.bad)
+        self.samples += block.samples
+        self.words += block.words
+        self.seconds += block.seconds
+        self._tokens += block.tokens
+        for sums, counts in zip(self._histograms, block.histograms, strict=True):
+            sums += counts
+
+    def summary(self, corpus: Input, units: str) -> EncodingSummary:
+        """The summary of the split that the blocks make up.
+
+        Args:
+            corpus: the encoded split.
+            units: fingerprint of the encoders, "" for text.
+        """
+        return EncodingSummary(
+            corpus=corpus.fingerprint,
+            units=units,
+            split=corpus.split,
+            records=self.records,
+            bad=self.bad,
+            hours=self.samples / SAMPLE_RATE / 3600,
+            words=self.words,
+            tokens_per_second={
+                name: count * SAMPLE_RATE / self.samples
+                for name, count in zip(NAMES, self._tokens.tolist(), strict=True)
+                if count
+            },
+            seconds=self.seconds,
+            histograms={
+                name: counts.tolist() for name, counts in zip(NAMES, self._histograms, strict=True) if counts.any()
+            },
+        )
+
+
+def _describe(counts: Sequence[int]) -> str:
+    """A histogram in one line: units in use, perplexity and the most frequent units."""
+    share = np.array(counts) / max(sum(counts), 1)
+    used = share[share > 0]
+    most = ", ".join(f"{unit} {share[unit]:.1%}" for unit in np.argsort(-share, kind="stable")[:5] if share[unit])
+    perplexity = np.exp(-np.sum(used * np.log(used)))
+    return f"{len(used)} of {len(share)} units in use, perplexity {perplexity:.0f}; most frequent: {most}"

@@ -1,0 +1,102 @@
+"""One example of a corpus, and the checks that it passes before it is encoded."""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
+
+_TOLERANCE_MS = 20
+"""Word times may pass the end of the audio by this much, because audio encoders trim and pad."""
+
+
+class CorpusError(SpiritError):
+    """A corpus or an utterance that cannot be used; the message names the file or the utterance."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Utterance:
+    """One utterance, or one document of text, as its corpus stores it.
+
+    utterance = Utterance("clip-1", pathlib.Path("clip-1.flac"), "Hello you.")
+    audio = utterance.load()  # float32 [R] at 16 kHz
+    """
+
+    id: str
+    """Name within the corpus."""
+    audio: bytes | pathlib.Path | None
+    """Content of an audio file (FLAC, OGG, WAV, ...), or the path of one that is read when it is needed; None for text."""
+    text: str
+    """Transcript or document as published."""
+    words: tuple[str, ...] = ()
+    """Aligned words in order; empty without an alignment."""
+    spans_ms: Int[np.ndarray, "W 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    """Start and end of each word in milliseconds from the start of the audio."""
+    speaker: str = ""
+    """Name of the speaker, "" if unknown."""
+    transcript_required: bool = True
+    """Whether an empty transcript makes the utterance unusable; in many corpora speech without a transcript is normal."""
+
+    def load(self) -> Float[np.ndarray, " R"]:
+        """Check the utterance and decode its audio.
+
+        Returns:
+            float32 [R] at 16 kHz.
+
+        Raises:
+            CorpusError: names the utterance; its audio is missing, damaged or shorter than 80 ms, its transcript is empty
+                although one is required, or its words are out of order or outside the audio.
+        """
+        self.check_transcript()
+        try:
+            audio = load_audio(self.audio_bytes())
+        except AudioError as error:
+            raise CorpusError(f"utterance {self.id!r}: {error}") from error
+        if audio.size < MINIMUM_SAMPLES:
+            raise CorpusError(
+                f"utterance {self.id!r}: {audio.size} samples are shorter than a frame of each unit stream; "
+                f"at least {MINIMUM_SAMPLES} (80 ms) are needed"
+            )
+        self._check_spans(audio.size * 1000 / SAMPLE_RATE)
+        return audio
+
+    def audio_bytes(self) -> bytes:
+        """The content of the audio file.
+
+        Raises:
+            CorpusError: names the utterance; it has no audio, or its file cannot be read.
+        """
+        if self.audio is None:
+            raise CorpusError(f"utterance {self.id!r} has no audio")
+        if isinstance(self.audio, bytes):
+            return self.audio
+        try:
+            return self.audio.read_bytes()
+        except OSError as error:
+            raise CorpusError(f"utterance {self.id!r}: {self.audio}: {error.strerror}") from error
+
+    def check_transcript(self) -> None:
+        """Check that there is a transcript where one is required.
+
+        Raises:
+            CorpusError: names the utterance.
+        """
+        if self.transcript_required and not self.text.strip():
+            raise CorpusError(f"utterance {self.id!r}: its transcript is empty")
+
+    def _check_spans(self, duration_ms: float) -> None:
+        spans = self.spans_ms
+        if spans.shape != (len(self.words), 2):
+            raise CorpusError(f"utterance {self.id!r}: {len(self.words)} words, but word times of shape {spans.shape}")
+        bad = (spans[:, 0] < 0) | (spans[:, 1] < spans[:, 0]) | (spans[:, 1] > duration_ms + _TOLERANCE_MS)
+        bad[1:] |= spans[1:, 0] < spans[:-1, 0]
+        if bad.any():
+            word = int(np.argmax(bad))
+            raise CorpusError(
+                f"utterance {self.id!r}: word {word} ({self.words[word]!r}) at {spans[word, 0]}..{spans[word, 1]} ms is "
+                f"out of order or outside the {duration_ms:.0f} ms of audio"
+            )

@@ -1,0 +1,48 @@
+"""Utterances: audio from bytes and from files, and the checks before encoding."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from spirit_jax.corpora import CorpusError
+from tests.support.clips import RATE, clip, flac
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"audio": flac(RATE)[:2000]}, "cannot be decoded|holds no samples|outside"),
+        ({"audio": b"not audio"}, "cannot be decoded"),
+        ({"audio": None}, "has no audio"),
+        ({"audio": flac(1279)}, "1279 samples are shorter"),
+        ({"text": " \n"}, "transcript is empty"),
+        ({"spans_ms": np.array([[100, 400], [450, 1100]], np.int32)}, r"word 1 \('words'\) at 450..1100 ms"),
+        ({"spans_ms": np.array([[-50, 400], [450, 900]], np.int32)}, r"word 0 \('two'\)"),
+        ({"spans_ms": np.array([[500, 700], [450, 900]], np.int32)}, r"word 1 .* out of order"),
+        ({"spans_ms": np.array([[100, 90], [450, 900]], np.int32)}, "word 0"),
+        ({"words": ("two",)}, "1 words, but word times of shape"),
+    ],
+)
+def test_unusable_utterances_name_themselves(change, message):
+    assert clip().load().size == RATE
+    with pytest.raises(CorpusError, match=message) as caught:
+        dataclasses.replace(clip(), **change).load()
+    assert "'clip'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_audio_is_read_from_its_file_when_needed(tmp_path):
+    path = tmp_path / "clip.flac"
+    utterance = dataclasses.replace(clip(), audio=path)
+    with pytest.raises(CorpusError, match=r"utterance 'clip': .*clip.flac: No such file"):
+        utterance.load()
+    path.write_bytes(flac(RATE))
+    np.testing.assert_array_equal(utterance.load(), clip().load())
+
+
+def test_transcript_may_be_optional():
+    untranscribed = dataclasses.replace(clip(), text="", words=(), spans_ms=np.zeros((0, 2), np.int32))
+    with pytest.raises(CorpusError, match="transcript is empty"):
+        untranscribed.load()
+    assert dataclasses.replace(untranscribed, transcript_required=False).load().size == RATE
