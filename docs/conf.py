@@ -1,0 +1,90 @@
+"""Sphinx configuration: `python -m sphinx -W -b html docs docs/_build` builds the site."""
+
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+import spirit_jax  # noqa: E402 (the line above finds it)
+
+project = "spirit_jax"
+author = "the spirit_jax authors"
+release = getattr(spirit_jax, "__version__", "")
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["_build"]
+html_theme = "furo"
+html_title = "spirit_jax"
+html_static_path = ["audio"]
+
+myst_enable_extensions = ["colon_fence"]
+myst_heading_anchors = 3
+
+suppress_warnings = ["ref.python"]  # attributes named as a builtin is: `bytes`, `size`
+default_role = "literal"  # docstrings write code in single backticks
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_default_options = {"members": True, "special-members": "__call__", "show-inheritance": False}
+
+
+def list_modules(app, docname: str, source: list[str]) -> None:
+    """Replace a line `MODULES name ...` of a page by the reference of these modules and of all modules within them."""
+    lines = []
+    for line in source[0].split("\n"):
+        first, *names = line.split(" ")
+        lines += [_reference(module) for name in names for module in _modules(name)] if first == "MODULES" else [line]
+    source[0] = "\n".join(lines)
+
+
+def _modules(name: str) -> list[str]:
+    path = ROOT.joinpath(*name.split("."))
+    if not path.is_dir():
+        return [name]
+    found = [file.relative_to(ROOT).with_suffix("") for file in sorted(path.rglob("*.py"))]
+    return [".".join(file.parts) for file in found if file.name != "__init__" and not file.name.startswith("_")]
+
+
+def _reference(module: str) -> str:
+    return f"## {module.removeprefix('spirit_jax.')}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+
+
+def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
+    """Turn the Markdown of docstrings into reStructuredText: tables, and lists without a blank line before them."""
+    result: list[str] = []
+    in_table = False
+    for line in lines:
+        text, indent = line.strip(), line[: len(line) - len(line.lstrip())]
+        previous = result[-1].strip() if result else ""
+        if text.startswith("| ") and text.endswith(" |"):
+            if not in_table:
+                result += ["", f"{indent}.. list-table::", f"{indent}   :header-rows: 1", ""]
+            cells = [cell.strip() for cell in text[1:-1].split(" | ")]
+            result += [f"{indent}   {'* -' if i == 0 else '  -'} {cell}" for i, cell in enumerate(cells)]
+            in_table = True
+            continue
+        if text.startswith("|---"):
+            continue
+        if text.startswith("- ") and previous and not previous.startswith("- ") and not _continues_item(result, indent):
+            result.append("")
+        in_table = False
+        result.append(line)
+    lines[:] = result
+
+
+def _continues_item(lines: list[str], indent: str) -> bool:
+    """Whether the last lines belong to a list item at the same indentation."""
+    for line in reversed(lines):
+        if not line.strip():
+            return False
+        if line.startswith(f"{indent}- "):
+            return True
+    return False
+
+
+def setup(app) -> None:
+    """Connect the hooks of this file."""
+    app.connect("source-read", list_modules)
+    app.connect("autodoc-process-docstring", markdown_to_rst, priority=100)  # before napoleon
