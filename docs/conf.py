@@ -35,20 +35,22 @@ def list_modules(app, docname: str, source: list[str]) -> None:
     lines = []
     for line in source[0].split("\n"):
         first, *names = line.split(" ")
-        lines += [_reference(module) for name in names for module in _modules(name)] if first == "MODULES" else [line]
+        lines += [_reference(path) for name in names for path in _files(name)] if first == "MODULES" else [line]
     source[0] = "\n".join(lines)
 
 
-def _modules(name: str) -> list[str]:
+def _files(name: str) -> list[pathlib.Path]:
+    """The file of a module, or of all modules of a package; the packages' own files come first."""
     path = ROOT.joinpath(*name.split("."))
-    if not path.is_dir():
-        return [name]
-    found = [file.relative_to(ROOT).with_suffix("") for file in sorted(path.rglob("*.py"))]
-    return [".".join(file.parts) for file in found if file.name != "__init__" and not file.name.startswith("_")]
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path.with_suffix(".py")]
 
 
-def _reference(module: str) -> str:
-    return f"## {module.removeprefix('spirit_jax.')}\n\n```{{eval-rst}}\n.. automodule:: {module}\n```\n"
+def _reference(path: pathlib.Path) -> str:
+    """A heading and the docstrings of a module; a package's file, which only collects names, gives its own docstring."""
+    package = path.name == "__init__.py"
+    module = ".".join((path.parent if package else path.with_suffix("")).relative_to(ROOT).parts)
+    lines = ["```{eval-rst}", f".. automodule:: {module}", *(["   :no-members:"] if package else []), "```", ""]
+    return "\n".join([f"## {module.removeprefix('spirit_jax.')}", "", *lines])
 
 
 def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:

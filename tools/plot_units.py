@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from spirit_jax import SpeechTokenizer, SpeechUnits
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.corpora.reading import Utterance, open_corpus
+from spirit_jax.corpora import Utterance, open_corpus
 from spirit_jax.units import HUBERT_RATE, PITCH_RATE, STYLE_RATE
 
 COLORS = {"Hu": "#1b6ca8", "Pi": "#c2571a", "St": "#3a7d44", "Text": "#444444", "Speech": "#444444"}
