@@ -8,13 +8,13 @@ import argparse
 import itertools
 import pathlib
 import re
-import textwrap
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 
 from spirit_jax import SpeechTokenizer, SpeechUnits
@@ -33,7 +33,7 @@ def runs(units: np.ndarray) -> list[tuple[int, int, int]]:
     return [(int(units[start]), start, end) for start, end in itertools.pairwise(edges)]
 
 
-def draw_wave(axis: plt.Axes, audio: np.ndarray, utterance: Utterance, seconds: float) -> None:
+def draw_wave(axis: Axes, audio: np.ndarray, utterance: Utterance, seconds: float) -> None:
     """The waveform, with each word over the time in which it is spoken."""
     axis.plot(np.arange(audio.size) / SAMPLE_RATE, audio / np.abs(audio).max(), color="#444444", linewidth=0.5)
     for word, (start, end) in zip(utterance.words, utterance.spans_ms / 1000, strict=True):
@@ -45,7 +45,7 @@ def draw_wave(axis: plt.Axes, audio: np.ndarray, utterance: Utterance, seconds: 
     axis.set_ylabel("audio", rotation=0, ha="right", va="center")
 
 
-def draw_units(axis: plt.Axes, units: np.ndarray, label: str, kind: str, rate: float) -> None:
+def draw_units(axis: Axes, units: np.ndarray, label: str, kind: str, rate: float) -> None:
     """A cell for each run of equal units, as wide as the run lasts: one token. Style tokens do not collapse."""
     cells = [(int(value), i, i + 1) for i, value in enumerate(units)] if kind == "St" else runs(units)
     for index, (value, start, end) in enumerate(cells):
@@ -60,22 +60,22 @@ def draw_units(axis: plt.Axes, units: np.ndarray, label: str, kind: str, rate: f
     axis.set_ylabel(label, rotation=0, ha="right", va="center")
 
 
-def draw_string(axis: plt.Axes, string: str) -> None:
+def draw_string(axis: Axes, string: str) -> None:
     """The token string in a monospaced font, each token in the color of its stream."""
-    tokens = re.sub(r"\]\[", "] [", string)
-    for row, line in enumerate(textwrap.wrap(tokens, STRING_COLUMNS)):
-        column = 0
-        for token in line.split(" "):
-            kind = re.match(r"\[([A-Z][a-z]+)", token)[1]
-            place = {"x": column / STRING_COLUMNS, "y": 1 - 0.2 * row, "transform": axis.transAxes}
-            axis.text(**place, s=token, family="monospace", fontsize=8.6, va="top", color=COLORS[kind])
-            column += len(token) + 1
+    row, column = 0, 0
+    for match in re.finditer(r"\[([A-Z][a-z]+)\d*\]", string):
+        if column + len(match[0]) > STRING_COLUMNS:
+            row, column = row + 1, 0
+        place = {"x": column / STRING_COLUMNS, "y": 1 - 0.2 * row, "transform": axis.transAxes}
+        axis.text(**place, s=match[0], family="monospace", fontsize=8.6, va="top", color=COLORS[match[1]])
+        column += len(match[0]) + 1
     axis.set_ylabel("tokens", rotation=0, ha="right", va="center")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[2], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description="Draw the units of the start of a bundled clip.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("checkpoint", help="checkpoint with a speech tokenizer, or a training run")
     parser.add_argument("--clip", type=int, default=0, help="which clip of the bundled corpus")
