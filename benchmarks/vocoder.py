@@ -4,7 +4,7 @@
 
 Both have their weight norms multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is the whole
 `HifiGanVocoder.decode_batch` of frame-rate units (windows, masks, copies to NumPy), PyTorch's is the network alone, written from
-FORMATS.md section 6 (`tests/support/torch_hifigan.py`). A last line says what a stream costs: the time that each chunk takes to compute once its units
+docs/formats.md, "Vocoders" (`tests/support/torch_hifigan.py`). A last line says what a stream costs: the time that each chunk takes to compute once its units
 are there, which comes on top of waiting for the units that it looks ahead (`HifiGanVocoder.latency`).
 """
 

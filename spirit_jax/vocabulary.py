@@ -169,7 +169,7 @@ class Vocabulary:
 
     def __init__(self, tokenizer: _TextTokenizer, variant: Variant, files: dict[str, bytes]):
         self._tokenizer, self._files = tokenizer, files
-        self.variant = variant
+        self.variant: Variant = variant
         self.text_size = tokenizer.text_size
         self.text_id, self.speech_id = self.text_size, self.text_size + 1
         self.streams = _STREAMS[variant]

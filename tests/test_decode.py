@@ -12,8 +12,8 @@ from spirit_jax import decode
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
-from spirit_jax.speech import tokenizer
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
+from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
 
 BASE = HifiGanConfig(
@@ -45,7 +45,7 @@ def vocoders():
 @pytest.fixture
 def checkpoint(vocoders, tmp_path):
     for variant, vocoder in vocoders.items():
-        tokenizer.save_part(tmp_path / "ours" / SPEECH_TOKENIZER / f"vocoder_{variant}", vocoder)
+        save_part(tmp_path / "ours" / SPEECH_TOKENIZER / f"vocoder_{variant}", vocoder)
     return tmp_path / "ours"
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_overwritten_unless_told(run, tmp_path, capsys):
     ("source", "arguments", "message"),
     [
         ("[Hu1", [], "'[Hu1' at position 0"),
-        ("nothing.txt", [], "'nothing.txt' is no unit string"),
+        ("nothing.txt", [], "'nothing.txt' is not a unit string"),
         ("", [], "--input is empty"),
         ("[Hu1]", ["--speaker", "tom"], "unknown speaker 'tom'; known are 0 ann, 1 bob, 2 eve"),
         ("[Hu1]", ["--format", "mp3"], "format"),

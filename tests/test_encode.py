@@ -22,7 +22,7 @@ from spirit_jax.corpora.encoding import EncodingError, HostShare, encode_split
 from spirit_jax.data.records import RecordSource
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
-from spirit_jax.speech.tokenizer import save_part
+from spirit_jax.speech.storage import save_part
 from tests.models.test_wav2vec2 import HUBERT
 from tests.support import released
 from tests.support.goldens import golden

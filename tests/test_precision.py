@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM
+from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
-from spirit_jax.speech.tokenizer import load_part
 from spirit_jax.units import SpeechUnits
 from tests.models.test_fcpe import TINY
 from tests.models.test_wav2vec2 import HUBERT, STYLE
@@ -103,7 +103,7 @@ def test_speech(tmp_path, monkeypatch, network):
                 part = Wav2Vec2Style.load(*released.style_part(golden(STYLE)))
             case _:
                 variant = network.removeprefix("vocoder_")
-                part = load_part(checkpoints.with_speech(f"small_{variant}"), network)
+                part = load_vocoder(checkpoints.with_speech(f"small_{variant}"), variant)
         if network.startswith("vocoder"):
             part.decode(SpeechUnits(*streams[: 1 if variant == "base" else 3]))
         else:

@@ -15,11 +15,11 @@ import numpy as np
 
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.threads import one_thread
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.utterance import Utterance
 from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.speech import SpeechTokenizer
-from spirit_jax.speech.scratch.kmeans import one_thread
 from spirit_jax.units import NAMES, SIZES, SpeechUnits
 
 SPEECH_BLOCK = 64

@@ -8,7 +8,6 @@ from typing import Literal, Protocol
 import numpy as np
 from jax.sharding import Mesh
 
-from spirit_jax import checkpoint
 from spirit_jax.audio import save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.files import write_file
@@ -16,7 +15,7 @@ from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.parallel.processes import is_primary
-from spirit_jax.speech import load_part
+from spirit_jax.speech import has_vocoder, load_vocoder
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 
@@ -69,9 +68,9 @@ class Sampler:
     ):
         self._config, self._model, self._vocabulary, self._mesh = config, model, vocabulary, mesh
         self._run, self._log, self._seed = pathlib.Path(run_directory), log, seed
-        voice = f"vocoder_{vocabulary.variant}"
-        has_voice = is_primary() and (self._run / checkpoint.SPEECH_TOKENIZER / voice).is_dir()
-        self._vocoder = load_part(run_directory, voice) if has_voice else None
+        variant = vocabulary.variant
+        has_voice = is_primary() and has_vocoder(run_directory, variant)
+        self._vocoder = load_vocoder(run_directory, variant) if has_voice else None
 
     def __call__(self, params: Params, step: int) -> None:
         """Generate from every prompt and write `samples/STEP/N.txt`, and `N.wav` where speech was generated."""

@@ -296,7 +296,7 @@ class SpiritLM:
                 seen = len(new)
 
         vocoder = None if self.speech_tokenizer is None else self.speech_tokenizer.vocoder
-        speak = getattr(vocoder, "stream", None)
+        speak = None if vocoder is None or vocoder.latency() is None else vocoder.stream
         yield from pieces_of(
             arrivals(),
             self.vocabulary,

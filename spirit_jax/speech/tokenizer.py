@@ -1,168 +1,175 @@
-"""SpeechTokenizer: audio to units and back, out of the parts of a checkpoint directory."""
+"""`SpeechTokenizer`: audio to units and back, with the parts of a checkpoint directory."""
 
-import contextlib
-import hashlib
 import itertools
-import json
 import os
-import pathlib
 from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from typing import Self
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.audio import AudioError
-from spirit_jax.checkpoint import (
-    CONFIG,
-    SPEECH_TOKENIZER,
-    CheckpointError,
-    find,
-    load_arrays,
-    save_arrays,
-    write_file,
-)
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import MINIMUM_SAMPLES
-from spirit_jax.core.files import atomic_directory
-from spirit_jax.speech.released.phonetic import HubertEncoder
-from spirit_jax.speech.released.pitch import VQVAEPitch
-from spirit_jax.speech.released.style import Wav2Vec2Style
-from spirit_jax.speech.released.vocoder import HifiGanVocoder
-from spirit_jax.speech.scratch.features import check_length
-from spirit_jax.speech.scratch.griffin_lim import GriffinLim
-from spirit_jax.speech.scratch.kmeans import KMeansEncoder
-from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics
+from spirit_jax.speech.features import CHUNK_SAMPLES, check_length
+from spirit_jax.speech.loading import (
+    ENCODER_PARTS,
+    fingerprint,
+    has_vocoder,
+    load_phonetic_encoder,
+    load_pitch_encoder,
+    load_style_encoder,
+    load_vocoder,
+)
+from spirit_jax.speech.protocols import (
+    DEFAULT_SPEAKER,
+    F0Extractor,
+    PhoneticEncoder,
+    PitchEncoder,
+    StyleEncoder,
+    Vocoder,
+    VoiceError,
+)
 from spirit_jax.units import SpeechUnits
-
-CHUNK = 1_600_000
-"""Samples (100 s) that are encoded on their own, as the reference does; units of the chunks are joined."""
-
-PARTS = {
-    "base": ("phonetic", "vocoder_base"),
-    "expressive": ("phonetic", "pitch", "style", "vocoder_expressive"),
-}
-"""The directories under `speech_tokenizer/` that each variant consists of."""
-
-_FROM_SCRATCH = (KMeansEncoder, F0Quantiles, VoiceStatistics, GriffinLim)
-_RELEASED = (HubertEncoder, VQVAEPitch, Wav2Vec2Style, HifiGanVocoder)
-
-KINDS = {part.kind: part for part in (*_FROM_SCRATCH, *_RELEASED)}
-"""What the "kind" of a part's config.json stands for."""
-
-
-class Encoder(Protocol):
-    """A part that makes one stream of units: int32 [frames] out of float32 [R] at 16 kHz."""
-
-    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " frames"]: ...
-
-
-class Vocoder(Protocol):
-    """A part that makes float32 [R] at 16 kHz out of units."""
-
-    def decode(
-        self, units: SpeechUnits, *, speaker: int | str, style: int | str | None, predict_durations: bool
-    ) -> Float[np.ndarray, " R"]: ...
-
-    def speaker_index(self, speaker: int | str) -> int: ...
+from spirit_jax.vocabulary import Variant
 
 
 class SpeechTokenizer:
-    """Encoders of the phonetic (25 Hz) and, for "expressive", pitch (12.5 Hz) and style (1 Hz) streams, and a vocoder.
+    """Turns audio into the units that Spirit LM reads, and units into audio.
 
-    Made by `from_pretrained`. A vocoder may be missing: encoding works, decoding says so.
+    Phonetic units run at 25 Hz. The "expressive" variant adds pitch units at 12.5 Hz and style units at 1 Hz.
+
+    Example:
+        >>> from spirit_jax import SpeechTokenizer, load_audio
+        >>> tokenizer = SpeechTokenizer.from_pretrained("checkpoint", variant="expressive")
+        >>> units = tokenizer.encode(load_audio("hello.wav"))
+        >>> units.to_string()
+        '[St71][Pi39][Hu99][Hu49][Pi57][Hu38]...'
+        >>> audio = tokenizer.decode(units, speaker=2)  # float32 [R] at 16 kHz
+
+    Attributes:
+        phonetic: the encoder of phonetic units.
+        pitch: the encoder of pitch units; None for the "base" variant.
+        style: the encoder of style units; None for the "base" variant.
+        vocoder: what `decode` speaks with; None if the checkpoint has none.
+        fingerprint: sha256 (hex) of the encoders' files. Units of equal fingerprints can be mixed in training.
     """
 
     def __init__(
-        self, phonetic: Encoder, pitch: Encoder | None, style: Encoder | None, vocoder: Vocoder | None, fingerprint: str
+        self,
+        phonetic: PhoneticEncoder,
+        pitch: PitchEncoder | None,
+        style: StyleEncoder | None,
+        vocoder: Vocoder | None,
+        fingerprint: str,
     ):
+        """Compose a tokenizer from loaded parts; most callers use `from_pretrained`."""
         self.phonetic, self.pitch, self.style, self.vocoder = phonetic, pitch, style, vocoder
         self.fingerprint = fingerprint
-        """sha256 (hex) of the encoders' files: what units depend on."""
 
     @classmethod
     def from_pretrained(
-        cls,
-        directory: str | os.PathLike,
-        variant: Literal["base", "expressive"] = "expressive",
-        f0: Literal["fcpe", "pyaapt"] = "fcpe",
-    ) -> "SpeechTokenizer":
-        """Load the parts of `variant` from a checkpoint directory.
+        cls, directory: str | os.PathLike, variant: Variant = "expressive", f0: F0Extractor = "fcpe"
+    ) -> Self:
+        """Load the parts of a variant from a checkpoint directory.
+
+        The checkpoint may be converted from released weights, or be a training run or one of its steps. A missing
+        vocoder is not an error until `decode` is called.
 
         Args:
-            f0: the extractor of a released pitch part; other kinds have one of their own.
+            directory: a checkpoint directory with `speech_tokenizer/`.
+            variant: "base" or "expressive".
+            f0: how a released pitch encoder finds F0. "fcpe" is a network and runs on the accelerator. "pyaapt" is
+                what the paper used; it runs on the host and is slow.
 
         Raises:
-            CheckpointError: an encoder is missing or damaged, or of a kind that this version does not know; names it.
+            CheckpointError: an encoder is missing, damaged or of an unknown kind; the message names it.
+            ValueError: an unknown variant or F0 extractor.
         """
-        if variant not in PARTS:
-            raise ValueError(f"variant must be one of {', '.join(PARTS)}, found {variant!r}")
-        *encoders, vocoder = PARTS[variant]
-        parts = {name: load_part(directory, name, f0) for name in encoders}
-        try:
-            find(directory, f"{SPEECH_TOKENIZER}/{vocoder}")
-        except CheckpointError:
-            voice = None
-        else:
-            voice = load_part(directory, vocoder)
+        if variant not in ENCODER_PARTS:
+            raise ValueError(f"variant must be one of {', '.join(ENCODER_PARTS)}, found {variant!r}")
+        expressive = variant == "expressive"
         return cls(
-            parts["phonetic"], parts.get("pitch"), parts.get("style"), voice, _fingerprint(directory, variant, f0)
+            phonetic=load_phonetic_encoder(directory),
+            pitch=load_pitch_encoder(directory, f0) if expressive else None,
+            style=load_style_encoder(directory) if expressive else None,
+            vocoder=load_vocoder(directory, variant) if has_vocoder(directory, variant) else None,
+            fingerprint=fingerprint(directory, variant, f0),
         )
 
     def encode(
-        self, audio: Float[np.ndarray, " R"], channel_id: int | None = None, speaker: str | None = None
+        self, audio: Float[np.ndarray, "*channels R"], channel_id: int | None = None, speaker: str | None = None
     ) -> SpeechUnits:
-        """Units at the frame rate of mono audio, float32 [R] at 16 kHz; the channels of [2, R] are averaged.
+        """Encode one clip into units at their frame rates.
 
-        Audio beyond 100 s is encoded in chunks of 100 s; a rest shorter than 80 ms has no units (FORMATS section 1).
+        Audio longer than 100 s is encoded in chunks of 100 s, and the units of the chunks are joined. A last chunk
+        shorter than 80 ms gives no units (docs/formats.md, "Audio").
 
         Args:
-            channel_id: 0 or 1, to hear that channel of [2, R] alone.
-            speaker: one whose mean F0 a released pitch part holds: pitch is then relative to that instead of to the chunk's own.
+            audio: floating point [R] in [-1, 1] at 16 kHz (`spirit_jax.load_audio`), or [2, R], whose channels are
+                averaged.
+            channel_id: 0 or 1, to encode only that channel of [2, R].
+            speaker: a speaker whose mean F0 the released pitch encoder stores. Pitch is then relative to that mean
+                instead of the mean of each chunk.
+
+        Returns:
+            `hubert` int32 [(R - 720) // 640 + 1]; for the expressive variant also `pitch`, one unit every 80 ms, and
+            `style`, one unit a second.
 
         Raises:
-            AudioError: fewer than 1280 samples (80 ms), not floating point of these shapes, no such channel, or not finite.
-            ValueError: an unknown speaker.
+            AudioError: the clip is shorter than 1280 samples (80 ms), holds samples that are not finite, or has
+                another shape or type.
+            VoiceError: an unknown speaker.
         """
         return self.encode_batch([audio], channel_id, speaker)[0]
 
     def encode_batch(
         self,
-        audios: Sequence[Float[np.ndarray, " R"]],
+        audios: Sequence[Float[np.ndarray, "*channels R"]],
         channel_id: int | None = None,
         speaker: str | None = None,
     ) -> list[SpeechUnits]:
-        """Units of each clip, the same as `encode` of each, in batches where a part can."""
-        clips = [_mono(audio, channel_id) for audio in audios]
-        pieces = [[clip[start : start + CHUNK] for start in range(0, clip.size, CHUNK)] for clip in clips]
-        pieces = [[chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES] for chunks in pieces]
-        flat = [chunk for chunks in pieces for chunk in chunks]
-        streams = []
-        for encoder in (self.phonetic, self.pitch, self.style):
-            known = {"speaker": speaker} if encoder is self.pitch and speaker is not None else {}
-            if known and not isinstance(encoder, VQVAEPitch):
-                raise ValueError(f"speaker {speaker!r}: this tokenizer's pitch units know no speakers")
-            units = None if encoder is None else iter(_encode_all(encoder, flat, **known))
-            streams.append([units and np.concatenate([next(units) for _ in chunks]) for chunks in pieces])
-        return [SpeechUnits(*units) for units in zip(*streams, strict=True)]
+        """Encode many clips; the units equal those of `encode` on each clip.
+
+        Clips of similar length share a batch, which is faster than encoding one clip at a time. Arguments and errors
+        are those of `encode`.
+        """
+        if speaker is not None and self.pitch is None:
+            raise VoiceError(f"speaker {speaker!r}: this tokenizer has no pitch encoder that could use a speaker")
+        chunks = [_chunks(_mono(audio, channel_id)) for audio in audios]
+        flat = [chunk for clip in chunks for chunk in clip]
+        counts = [len(clip) for clip in chunks]
+        nothing = [None] * len(audios)
+        hubert = _join(self.phonetic.encode_batch(flat), counts)
+        pitch = nothing if self.pitch is None else _join(self.pitch.encode_batch(flat, speaker), counts)
+        style = nothing if self.style is None else _join(self.style.encode_batch(flat), counts)
+        return [SpeechUnits(*units) for units in zip(hubert, pitch, style, strict=True)]
 
     def decode(
         self,
         units: SpeechUnits | str,
-        speaker: int | str = 2,
+        speaker: int | str = DEFAULT_SPEAKER,
         style: int | str | None = None,
         predict_durations: bool = True,
     ) -> Float[np.ndarray, " R"]:
-        """The sound of units, float32 [R] at 16 kHz.
+        """Turn units into audio.
 
         Args:
-            units: units, or their string form.
-            speaker: index or name of a voice of the vocoder.
-            style: index or name that overrides the style of the whole utterance; None takes that of the units, or the vocoder's default.
-            predict_durations: lengthen deduplicated units by the vocoder's durations; frame-rate units that carry pitch keep theirs.
+            units: units, or their string form (`SpeechUnits.to_string`).
+            speaker: number or name of a voice of the vocoder.
+            style: number or name of a style for the whole utterance. None takes the style of the units (expressive) or
+                the vocoder's default (base).
+            predict_durations: let the vocoder choose how long each unit lasts, as the string form needs. Units at the
+                frame rate that carry pitch keep their own durations. For units at the frame rate without pitch, pass
+                False: each unit is then one frame of 40 ms.
+
+        Returns:
+            float32 [R] in [-1, 1] at 16 kHz.
 
         Raises:
-            CheckpointError: the checkpoint has no vocoder for this variant.
-            UnitError: a malformed string, or no units.
+            CheckpointError: the checkpoint has no vocoder for the variant that was loaded.
+            UnitError: a malformed string, no units, or units that the vocoder cannot speak.
+            VoiceError: an unknown speaker or style.
         """
         if self.vocoder is None:
             raise CheckpointError("this checkpoint has no vocoder for the variant that was loaded")
@@ -171,7 +178,8 @@ class SpeechTokenizer:
         return self.vocoder.decode(units, speaker=speaker, style=style, predict_durations=predict_durations)
 
 
-def _mono(audio: Float[np.ndarray, " R"], channel_id: int | None = None) -> Float[np.ndarray, " R"]:
+def _mono(audio: Float[np.ndarray, "*channels R"], channel_id: int | None) -> Float[np.ndarray, " R"]:
+    """One checked channel, float32: the only one, the one asked for, or the mean of two."""
     audio = np.asarray(audio)
     if not np.issubdtype(audio.dtype, np.floating):
         raise AudioError(f"audio must be floating point in [-1, 1], found {audio.dtype}")
@@ -186,69 +194,13 @@ def _mono(audio: Float[np.ndarray, " R"], channel_id: int | None = None) -> Floa
     return audio
 
 
-def _encode_all(encoder: Encoder, clips: Sequence[np.ndarray], **known: str) -> list[np.ndarray]:
-    """In batches where the part can."""
-    if hasattr(encoder, "encode_batch"):
-        return encoder.encode_batch(clips, **known)
-    return [encoder.encode(clip) for clip in clips]
+def _chunks(audio: Float[np.ndarray, " R"]) -> list[Float[np.ndarray, " C"]]:
+    """Chunks of 100 s. The last one is dropped if it is too short for a unit of each stream."""
+    chunks = [audio[start : start + CHUNK_SAMPLES] for start in range(0, audio.size, CHUNK_SAMPLES)]
+    return [chunk for chunk in chunks if chunk.size >= MINIMUM_SAMPLES]
 
 
-def speech_fingerprints(directory: str | os.PathLike) -> set[str]:
-    """Every `SpeechTokenizer.fingerprint` that the encoders of a checkpoint directory can have; none where there is none.
-
-    They differ by variant and by the F0 extractor of a released pitch part.
-    """
-    found = set()
-    for variant, f0 in itertools.product(PARTS, ("fcpe", "pyaapt")):
-        with contextlib.suppress(CheckpointError):
-            found.add(_fingerprint(directory, variant, f0))
-    return found
-
-
-def _fingerprint(directory: str | os.PathLike, variant: str, f0: str) -> str:
-    digest = hashlib.sha256()
-    for name in PARTS[variant][:-1]:
-        path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
-        digest.update(name.encode())
-        for file in sorted(file for file in path.iterdir() if file.is_file()):
-            digest.update(file.name.encode() + file.read_bytes())
-        if name == "pitch" and _read_config(path)["kind"] == VQVAEPitch.kind:
-            digest.update(f0.encode())
-    return digest.hexdigest()
-
-
-def _read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The config.json of a part, of a kind that is known."""
-    try:
-        config = json.loads((path / CONFIG).read_text())
-        KINDS[config["kind"]]
-    except (OSError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path / CONFIG}: cannot be read ({error})") from error
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path / CONFIG}: needs a 'kind' out of {', '.join(sorted(KINDS))}; found {error}"
-        ) from error
-    return config
-
-
-def load_part(directory: str | os.PathLike, name: str, f0: str = "fcpe") -> Any:
-    """One part of a checkpoint directory, of the class that its "kind" says; `f0` is for a part of kind "vqvae".
-
-    Raises:
-        CheckpointError: missing, damaged, or of an unknown kind.
-    """
-    path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
-    config = _read_config(path)
-    kind = KINDS[config["kind"]]
-    arrays = load_arrays(path)
-    try:
-        return kind.load(config, arrays, f0) if kind is VQVAEPitch else kind.load(config, arrays)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not a whole {config['kind']!r} part ({error})") from error
-
-
-def save_part(directory: str | os.PathLike, part: Any) -> None:
-    """Write a part's config.json and arrays as `directory`, whole or not at all, replacing one that is there."""
-    with atomic_directory(directory, overwrite=True) as scratch:
-        write_file(scratch / CONFIG, json.dumps({"kind": part.kind, **part.config()}, indent=1, sort_keys=True) + "\n")
-        save_arrays(scratch, part.arrays())
+def _join(units: Sequence[Int[np.ndarray, " N"]], counts: Sequence[int]) -> list[Int[np.ndarray, " M"]]:
+    """The units of each clip, given the units of all chunks and the number of chunks of each clip."""
+    rest = iter(units)
+    return [np.concatenate(list(itertools.islice(rest, count))) for count in counts]

@@ -20,7 +20,7 @@ from spirit_jax.convert.formats.numpy_pickle import load_centers
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.verification import reference
 from spirit_jax.convert.verification.verify import TOLERANCE, verify
-from spirit_jax.speech.tokenizer import load_part
+from spirit_jax.speech.loading import load_phonetic_encoder
 from tests.support.goldens import golden
 
 HUBERT = golden("variants/hubert_25hz_batch_norm/mhubert_base_25hz.pt")
@@ -117,8 +117,8 @@ def test_twist_files_give_the_units_of_scikit_learn_and_come_back(features, tmp_
     jobs.run(jobs.plan_import(source, ["hubert"]), tmp_path / "ours", overwrite=False)
     config = json.loads((tmp_path / "ours/speech_tokenizer/phonetic/config.json").read_text())
     assert (config["layer"], config["quantizer"]) == (3, {"kind": "kmeans", "dim": 32, "units": 7})
-    part = load_part(tmp_path / "ours", "phonetic")
-    np.testing.assert_array_equal(part.encode(audio), kmeans.predict(x))
+    part = load_phonetic_encoder(tmp_path / "ours")
+    np.testing.assert_array_equal(part.encode_batch([audio])[0], kmeans.predict(x))
     (row,) = verify(source, tmp_path / "ours", ["hubert"])
     assert row.equal == "yes"
     assert row.network < TOLERANCE

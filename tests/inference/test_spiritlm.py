@@ -17,7 +17,7 @@ from spirit_jax.inference.prompts import PromptError
 from spirit_jax.inference.sampling import Sampling
 from spirit_jax.models import llama
 from spirit_jax.parallel.sharding import tracing
-from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
+from spirit_jax.speech import SpeechTokenizer, load_vocoder
 from spirit_jax.units import SpeechUnits
 from tests.support import checkpoints
 from tests.support.goldens import golden
@@ -222,7 +222,7 @@ def test_grammar_by_hand(lm):
 def test_speech_without_pitch_takes_that_of_its_context():
     """The first pitch that was heard; without one, pitch 0 (the neutral one), and style 71."""
     lm = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32")
-    vocoder = load_part(checkpoints.with_speech("small_expressive"), "vocoder_expressive")
+    vocoder = load_vocoder(checkpoints.with_speech("small_expressive"), "expressive")
     lm.speech_tokenizer = SpeechTokenizer(None, None, None, vocoder, "")
     said = "[Hu3][Hu9][Hu4]"
     for context, whole in (("[St3][Pi5][Hu3][Pi6][Hu4]", "[St71][Pi5]"), ("[Text]hi", "[St71][Pi0]")):

@@ -5,7 +5,7 @@ import pytest
 
 from spirit_jax import SpiritLM
 from spirit_jax.inference.streaming import pieces_of
-from spirit_jax.speech.tokenizer import SpeechTokenizer, load_part
+from spirit_jax.speech import SpeechTokenizer, load_vocoder
 from tests.support import checkpoints
 
 
@@ -30,7 +30,7 @@ def test_streamed_audio_is_that_of_generate(name):
 
     The grammar makes a random model name style and pitch before it speaks.
     """
-    vocoder = load_part(checkpoints.with_speech(name), f"vocoder_{name.removeprefix('small_')}")
+    vocoder = load_vocoder(checkpoints.with_speech(name), name.removeprefix("small_"))
     lm = SpiritLM.from_pretrained(checkpoints.converted(name), dtype="float32")
     lm.speech_tokenizer = SpeechTokenizer(None, None, None, vocoder, "")  # prompts hold units: nothing has to hear
     options = {"temperature": 1.0, "seed": 4, "grammar": True}

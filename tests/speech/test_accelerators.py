@@ -6,10 +6,10 @@ import pytest
 from spirit_jax.audio import load_audio
 from spirit_jax.kernels import convolution
 from spirit_jax.models import hifigan, wav2vec2
-from spirit_jax.speech.released import batches, vocoder
+from spirit_jax.speech.loading import load_vocoder
+from spirit_jax.speech.released import batches, synthesis
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.style import Wav2Vec2Style
-from spirit_jax.speech.tokenizer import load_part
 from spirit_jax.units import SpeechUnits
 from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE, check_codes
 from tests.support import checkpoints, released
@@ -18,12 +18,12 @@ from tests.support.goldens import golden, golden_arrays
 
 @pytest.fixture
 def accelerator(monkeypatch):
-    for module in (convolution, hifigan, wav2vec2, batches, vocoder):
+    for module in (convolution, hifigan, wav2vec2, batches, synthesis):
         monkeypatch.setattr(module, "platform", lambda: "tpu")
     monkeypatch.setattr(batches, "MAX_SAMPLES", 96_000)
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (16_000, 24_000, 32_000, 48_000, 96_000))
-    monkeypatch.setattr(vocoder, "WINDOWS", (32, 64))
-    monkeypatch.setattr(vocoder, "MAX_BATCH", 2)
+    monkeypatch.setattr(synthesis, "WINDOWS", (32, 64))
+    monkeypatch.setattr(synthesis, "MAX_BATCH", 2)
 
 
 def test_phonetic_units_of_the_reference(accelerator):
@@ -55,9 +55,9 @@ def test_audio(accelerator, monkeypatch, variant):
         for n in (3, 40, 100)
     ]
     directory = checkpoints.with_speech(f"small_{variant}")
-    found = load_part(directory, f"vocoder_{variant}").decode_batch(units, predict_durations=False)
+    found = load_vocoder(directory, variant).decode_batch(units, predict_durations=False)
     monkeypatch.undo()
-    expected = load_part(directory, f"vocoder_{variant}").decode_batch(units, predict_durations=False)
+    expected = load_vocoder(directory, variant).decode_batch(units, predict_durations=False)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
 

@@ -41,10 +41,10 @@ def test_rows_are_split_over_the_local_devices():
     """In a process with four virtual devices: 11 clips make 2 rows a device, then 1 for the rest, and each its own sum."""
     code = """
 import jax, numpy as np
-from spirit_jax.speech.released.batches import encode_clips, exact, replicate
+from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 seen = []
 scale = replicate(np.float32(2))
-run_ = exact(lambda scale, audio, lengths: (scale * audio.sum(1, keepdims=True), lengths * 0 + 1))
+run_ = jit_float32(lambda scale, audio, lengths: (scale * audio.sum(1, keepdims=True), lengths * 0 + 1))
 def run(audio, lengths):
     seen.append((audio.shape, len(audio.sharding.device_set), len(scale.sharding.device_set)))
     return run_(scale, audio, lengths)

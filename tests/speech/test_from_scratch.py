@@ -13,11 +13,14 @@ import pytest
 
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.core.threads import one_thread
 from spirit_jax.corpora import open_corpus
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
-from spirit_jax.speech.scratch import features as F
+from spirit_jax.speech import features as F
+from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.scratch import griffin_lim as G
-from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, one_thread
+from spirit_jax.speech.scratch.f0 import f0
+from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, style_features
 from spirit_jax.units import SpeechUnits, UnitError
 
@@ -65,10 +68,10 @@ def _files(directory):
     return {path.relative_to(directory): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()}
 
 
-def _voice(f0, seconds=1.0):
+def _voice(hertz, seconds=1.0):
     """A buzz: ten harmonics of a fundamental in Hz, a number or an array of one value a sample."""
-    f0 = np.broadcast_to(f0, int(seconds * RATE))
-    phase = 2 * np.pi * np.cumsum(f0) / RATE
+    hertz = np.broadcast_to(hertz, int(seconds * RATE))
+    phase = 2 * np.pi * np.cumsum(hertz) / RATE
     return 0.1 * sum(np.cos(k * phase) / k for k in range(1, 11)).astype(np.float32)
 
 
@@ -101,7 +104,7 @@ def test_mel_frames_lie_under_their_unit(unit):
 
 @pytest.mark.parametrize("hertz", [75.0, 110.0, 223.0, 390.0])
 def test_f0_of_a_buzz(hertz):
-    pitch, voiced = F.f0(_voice(hertz), 50)
+    pitch, voiced = f0(_voice(hertz), 50)
     assert voiced.all()
     np.testing.assert_allclose(pitch[1:-1], hertz, rtol=0.005)
     np.testing.assert_allclose(pitch, hertz, rtol=0.02)  # the outermost windows reach into zeros
@@ -110,12 +113,12 @@ def test_f0_of_a_buzz(hertz):
 def test_f0_follows_a_glide_and_ends_with_the_voice():
     glide = np.geomspace(100, 300, RATE)
     audio = np.concatenate([_voice(glide), np.zeros(RATE // 2, np.float32)])
-    pitch, voiced = F.f0(audio, 75)
+    pitch, voiced = f0(audio, 75)
     assert voiced[:48].all()
     assert not voiced[52:].any()
     np.testing.assert_allclose(pitch[2:48], glide[160::320][2:48], rtol=0.02)
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
-    assert F.f0(noise, 50)[1].mean() < 0.05
+    assert f0(noise, 50)[1].mean() < 0.05
 
 
 @pytest.mark.parametrize("mean", [7.0, np.nan], ids=["voice", "no voice"])
@@ -353,7 +356,7 @@ def test_decoded_units_sound_like_the_original(tokenizer, heard):
         distances.append(_distance(audio, rebuilt))
         chance.append(_distance(audio, np.roll(rebuilt, rebuilt.size // 2)))
         frames = rebuilt.size // 320
-        (pitch, voiced), (pitch2, voiced2) = F.f0(audio[: rebuilt.size], frames), F.f0(rebuilt, frames)
+        (pitch, voiced), (pitch2, voiced2) = f0(audio[: rebuilt.size], frames), f0(rebuilt, frames)
         both = voiced & voiced2
         assert np.mean(voiced != voiced2) < 0.25
         correlations.append(np.corrcoef(np.log(pitch[both]), np.log(pitch2[both]))[0, 1])
@@ -385,7 +388,7 @@ def test_pitch_units_and_speakers_are_heard(tokenizer):
 
     def pitch(unit, speaker):
         units = SpeechUnits(np.full(25, voiced), np.full(12, unit))
-        values, sounding = F.f0(tokenizer.decode(units, speaker=speaker), 48)
+        values, sounding = f0(tokenizer.decode(units, speaker=speaker), 48)
         return np.median(values[sounding])
 
     low, high = pitch(4, "us_m1"), pitch(28, "us_m1")
@@ -462,7 +465,10 @@ def test_loading_says_what_is_wrong(tokenizer, checkpoint, tmp_path):
     with pytest.raises(CheckpointError, match=r"pitch/config.json.*guess"):
         SpeechTokenizer.from_pretrained(copy)
     config.write_text(json.dumps({"kind": KMeansEncoder.kind}))
-    with pytest.raises(CheckpointError, match=r"pitch: not a whole 'kmeans' part"):
+    with pytest.raises(CheckpointError, match=r"pitch/config.json: .* out of f0_quantiles, vqvae; found 'kmeans'"):
+        SpeechTokenizer.from_pretrained(copy)
+    config.write_text(json.dumps({"kind": VQVAEPitch.kind, "fcpe": {}}))
+    with pytest.raises(CheckpointError, match=r"pitch: incomplete 'vqvae' part"):
         SpeechTokenizer.from_pretrained(copy)
     shutil.rmtree(parts / "pitch")
     with pytest.raises(CheckpointError, match="pitch"):

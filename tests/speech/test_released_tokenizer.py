@@ -14,7 +14,7 @@ from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
-from spirit_jax.speech.tokenizer import save_part
+from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
 from tests.models.test_fcpe import TINY
 from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE

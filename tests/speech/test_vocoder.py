@@ -16,8 +16,12 @@ from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.table import to_ours
 from spirit_jax.models.hifigan import HifiGanConfig, fold_weight_norm
-from spirit_jax.speech import tokenizer
-from spirit_jax.speech.released.vocoder import HifiGanVocoder, VocoderError, VoiceError
+from spirit_jax.speech.loading import load_vocoder
+from spirit_jax.speech.protocols import VoiceError
+from spirit_jax.speech.released.synthesis import Span
+from spirit_jax.speech.released.vocoder import HifiGanVocoder
+from spirit_jax.speech.released.vocoder_input import VocoderError, Voice, prepare_input
+from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
 from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
 
@@ -44,9 +48,8 @@ def vocoders(tmp_path_factory):
         state = load_torch(released / "generator.pt")["generator"]
         params, _ = to_ours(table.rows(config), state, table.shapes(config), folder)
         params = unflatten({path: np.asarray(value) for path, value in params.items()})
-        name = f"vocoder_{variant}"
-        tokenizer.save_part(checkpoint / "speech_tokenizer" / name, HifiGanVocoder.load(config, params))
-        loaded[variant] = tokenizer.load_part(checkpoint, name)
+        save_part(checkpoint / "speech_tokenizer" / f"vocoder_{variant}", HifiGanVocoder.load(config, params))
+        loaded[variant] = load_vocoder(checkpoint, variant)
     return loaded
 
 
@@ -99,9 +102,10 @@ def test_audio_of_real_speech_equals_the_reference(name, vocoders):
 def test_predicted_durations_are_the_references(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
     units, options = call(case, json.loads(MANIFEST[f"{case}/wav"]["note"]))
-    (codes, *_), predict = vocoder._codes(units, None, True, options["deduplicate"])
+    voice, deduplicate = Voice(speaker=2, style=8), options["deduplicate"]
+    codes, predict = prepare_input(vocoder.network, units, voice, predict_durations=True, deduplicate=deduplicate)
     assert predict
-    found = vocoder._durations([(codes, 0, len(codes))])[0]
+    (found,) = vocoder.synthesizer.durations([Span(codes, 0, len(codes))])
     clear = arrays[f"{case}/dur_tie_margin"] > 1e-3
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(found[clear], arrays[f"{case}/durations"][clear])
@@ -111,11 +115,14 @@ def test_predicted_durations_are_the_references(case, vocoders, arrays):
 def test_conditioning_equals_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
     units, options = call(case, json.loads(MANIFEST[f"{case}/wav"]["note"]))
-    codes, predict = vocoder._codes(units, None, options["predict_durations"])
-    counts = vocoder._durations([(codes[0], 0, len(codes[0]))])[0] if predict else 1
-    frames = [np.repeat(stream, counts)[None, :40] for stream in codes]
-    rows = np.array([options["speaker"]]), np.array([8])
-    found = vocoder._model.apply(vocoder._params, *frames, *rows, method="conditioning")[0].T
+    voice, network = Voice(speaker=options["speaker"], style=8), vocoder.synthesizer
+    frames, predict = prepare_input(vocoder.network, units, voice, predict_durations=options["predict_durations"])
+    if predict:
+        (counts,) = network.durations([Span(frames, 0, len(frames))])
+        frames = frames.repeat(counts)
+    codes = [stream[None, :40] for stream in (frames.units, frames.pitch, frames.styles)]
+    rows = np.array([voice.speaker]), np.array([voice.style])
+    found = network.model.apply(network.variables, *codes, *rows, method="conditioning")[0].T
     np.testing.assert_array_equal(found, arrays[f"{case}/conv_pre_input"])  # look-ups and copies: exact
 
 
@@ -210,8 +217,8 @@ def test_windows_of_a_long_clip_have_no_seam(vocoders):
     # 288 frames run as windows of 256 and 32; expected is the network over all of them at once, without windows or bounds.
     base = vocoders["base"]
     units = np.random.default_rng(1).integers(0, 500, 288)
-    generate = jax.jit(functools.partial(base._model.apply, method="generate"))
-    whole = generate(base._params, units[None], None, None, np.array([2]), np.array([8]))[0]
+    generate = jax.jit(functools.partial(base.synthesizer.model.apply, method="generate"))
+    whole = generate(base.synthesizer.variables, units[None], None, None, np.array([2]), np.array([8]))[0]
     audio = base.decode({"hubert": units}, predict_durations=False)
     np.testing.assert_allclose(audio, whole, atol=2e-6)
 
@@ -242,7 +249,10 @@ def test_a_stream_is_the_clip_in_chunks_and_keeps_its_latency(variant, predict, 
     audio = np.concatenate(chunks)
     np.testing.assert_allclose(audio, vocoder.decode(units, predict_durations=predict), atol=2e-6)
     # The first chunk came as soon as the units that its receptive field covers were there, not before, not later.
-    frames = vocoder._durations([(units["hubert"], 0, count)])[0] if predict else np.ones(count, int)
+    frames = np.ones(count, int)
+    if predict:
+        codes, _ = prepare_input(vocoder.network, units, Voice(speaker=2, style=8), predict_durations=True)
+        (frames,) = vocoder.synthesizer.durations([Span(codes, 0, count)])
     units_ahead, frames_ahead = vocoder.latency(predict)
     needed = int(np.searchsorted(np.cumsum(frames), 32 + frames_ahead)) + 1 + units_ahead
     assert needed <= seen[0] < needed + 7
@@ -265,7 +275,7 @@ def test_latency_is_the_receptive_field(vocoders):
 
 def test_parts_keep_both_factors_of_weight_norm(vocoders, tmp_path):
     base = vocoders["base"]
-    tokenizer.save_part(tmp_path / "part", base)
+    save_part(tmp_path / "part", base)
     released = load_torch(golden(f"checkpoints/speech_tokenizer/{FOLDERS['base']}") / "generator.pt")["generator"]
     kept = load_arrays(tmp_path / "part")
     np.testing.assert_array_equal(kept["ups_0"]["weight_g"][0, :, 0], released["ups.0.weight_g"][:, 0, 0])

@@ -1,9 +1,14 @@
-"""Clips of any length through a network that is compiled for a few padded shapes."""
+"""Runs clips of any length through a network that is compiled for a few padded lengths.
+
+Each padded length is a program of its own, so a platform decides how many there are. A CPU compiles fast and computes slowly:
+it gets many lengths, which waste little on padding, and batches of 1, 2, 4, ... rows. An accelerator compiles for long and
+computes fast: it gets every fourth length and one batch size for each.
+"""
 
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,6 +18,7 @@ from jaxtyping import Float
 from spirit_jax.audio import AudioError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.kernels.platform import platform
+from spirit_jax.speech.features import CHUNK_SAMPLES
 
 _SECONDS = (
     *(1, 1.25, 1.5, 1.75, 2, 2.25, 2.5, 2.75, 3, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 18, 20, 22.5, 25),
@@ -20,30 +26,34 @@ _SECONDS = (
 )
 
 PADDED_LENGTHS = tuple(int(seconds * SAMPLE_RATE) for seconds in _SECONDS)
-"""Samples that clips are padded to: from 2 s on at most a sixth more than they have, on average a sixteenth. Accelerators, which
-compile for long and compute fast, take every fourth of them."""
+"""Samples that clips are padded to. From 2 s on, padding adds at most a sixth to a clip, and a sixteenth on average."""
 
-MAX_SAMPLES = PADDED_LENGTHS[-1]
-"""The longest clip (100 s): longer audio is cut into chunks of this (FORMATS.md section 1)."""
+MAX_SAMPLES = CHUNK_SAMPLES
+"""The longest clip, 100 s, and the most samples of a batch on each device."""
+
+BatchFunction = Callable[[jax.Array, jax.Array], Sequence[jax.Array]]
+"""`(audio float32 [B, R], lengths int32 [B]) -> (outputs [B, N, ...], ..., counts int32 [B])`."""
+
+_Tree = TypeVar("_Tree")
 
 
 def encode_clips(
-    run: Callable, clips: Sequence[Float[np.ndarray, " R"]], minimum: int, what: str
+    run: BatchFunction, clips: Sequence[Float[np.ndarray, " R"]], minimum: int, what: str
 ) -> list[tuple[np.ndarray, ...]]:
-    """Run a network on clips in batches of similar length, each with at most `MAX_SAMPLES` samples a device.
+    """Run a network on clips, in batches of similar length with at most `MAX_SAMPLES` samples a device.
 
     Args:
-        run: `(audio float32 [B, R], lengths int32 [B]) -> (outputs [B, N, ...], ..., counts [B])`, jitted; a clip's
-            outputs must not depend on its neighbours or on padding. Batches are split over the local devices.
+        run: the compiled network. The outputs of a clip must not depend on its neighbors or on padding. The rows of a
+            batch are split over the local devices.
         clips: float32 [R] each.
         minimum: samples that a clip needs.
-        what: what the network gives, for error messages.
+        what: name of the outputs in error messages.
 
     Returns:
-        For each clip its outputs, cut to its count.
+        The outputs of each clip, cut to its count.
 
     Raises:
-        AudioError: a clip is not 1-D float32, is shorter than `minimum` or longer than `MAX_SAMPLES`; says which.
+        AudioError: a clip is not 1-D float32, shorter than `minimum` or longer than `MAX_SAMPLES`; says which clip.
     """
     for index, clip in enumerate(clips):
         name = f"clip {index}: " if len(clips) > 1 else ""
@@ -55,24 +65,23 @@ def encode_clips(
     on_cpu = platform() == "cpu"
     lengths = PADDED_LENGTHS if on_cpu else (*PADDED_LENGTHS[3:-1:4], MAX_SAMPLES)
 
-    def padded(index: int) -> int:
+    def padded_length(index: int) -> int:
         return next(length for length in lengths if length >= clips[index].size)
 
     devices = jax.local_device_count()
     results: list[tuple[np.ndarray, ...]] = [()] * len(clips)
-    for length, group in itertools.groupby(sorted(range(len(clips)), key=padded), padded):
-        rows = list(group)
+    for length, group in itertools.groupby(sorted(range(len(clips)), key=padded_length), padded_length):
+        waiting = list(group)
         largest = devices << (MAX_SAMPLES // length).bit_length() - 1
-        while rows:
-            # A power of two a device, so that there are few shapes, none of them padded with clips: 7 are 4, 2 and 1.
-            # On accelerators one shape a length.
-            fitting = devices << max(0, (len(rows) // devices).bit_length() - 1)
-            size = min(largest, fitting) if on_cpu else largest
-            batch, rows = rows[:size], rows[size:]
+        while waiting:
+            # On CPU the largest power of two that the clips fill, so that no row is wasted: 7 clips are 4, 2 and 1.
+            filled = devices << max(0, (len(waiting) // devices).bit_length() - 1)
+            size = min(largest, filled) if on_cpu else largest
+            batch, waiting = waiting[:size], waiting[size:]
             audio = np.zeros((size, length), np.float32)
             samples = np.empty(size, np.int32)
             for row in range(size):
-                clip = clips[batch[row % len(batch)]]  # fewer than rows: some repeat
+                clip = clips[batch[row % len(batch)]]  # rows without a clip of their own repeat one
                 audio[row, : clip.size], samples[row] = clip, clip.size
             *outputs, counts = map(np.asarray, run(*shard(audio, samples)))
             for row, index in enumerate(batch):
@@ -88,17 +97,17 @@ def _sharding(*axes: str) -> NamedSharding:
 
 
 def shard(*arrays: np.ndarray) -> tuple[jax.Array, ...]:
-    """Batches [B, ...] with their rows split over the local devices; B must be a multiple of their number."""
+    """Split the rows of each array [B, ...] over the local devices; B must be a multiple of their number."""
     return tuple(jax.device_put(array, _sharding("data")) for array in arrays)
 
 
-def replicate(params):
-    """Parameters on every local device."""
+def replicate(params: _Tree) -> _Tree:
+    """Copy a tree of parameters to every local device."""
     return jax.device_put(params, _sharding())
 
 
-def exact(function: Callable, **options: Any) -> Callable:
-    """`jax.jit` with float32 products everywhere, which accelerators round by default: units and audio must not depend on it."""
+def jit_float32(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` with full float32 products. Accelerators round them by default, and units would depend on the device."""
 
     @functools.wraps(function)
     def run(*arguments):

@@ -1,37 +1,47 @@
-"""Units to sound without a neural vocoder: mean spectra of the units on a harmonic or noise source, phases by Griffin-Lim."""
+"""Units to sound without a neural vocoder: each unit gets the mean spectrum that it had in the training speech.
+
+A harmonic or noise source is shaped by these spectra, and the Griffin-Lim algorithm makes the phases consistent.
+"""
 
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import scipy.fft
-from jaxtyping import Float, Int
+from jaxtyping import Complex, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.speech.scratch.features import BANDS, FFT, FRAME, HOP, MEL_FRAMES, hann, mel_centres
+from spirit_jax.speech.features import BANDS, FFT, FRAME, HOP, MEL_FRAMES, hann, mel_centers
+from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.scratch.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
 _WINDOW = 3 * HOP
-_ITERATIONS = 4  # few: the source brings good phases
-_LOUDNESS = 0.95  # peak of the result
-_CONTRAST = 1.15  # means are flatter than speech: this gives spectra about its spread over time
+_ITERATIONS = 4  # few are enough, because the source has good phases
+_LOUDNESS = 0.95  # largest peak of the result
+_CONTRAST = 1.15  # means are flatter than speech; this factor restores the spread of spectra over time
 _QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
-_SILENCE = -3.0  # ... and gets this much quieter still: the level's clipping kept it audible
+_SILENCE = -3.0  # ... and is lowered by this much more, because normalized spectra are clipped at an audible level
 _DISPERSION = 0.016  # radians x harmonic squared: delays 4 kHz of a 100 Hz voice by 2 ms, so that pulses buzz less
-_DEFAULT_SPEAKER = 2
+_CONTOUR_POINTS = 16
+_PITCH_FRAMES, _STYLE_FRAMES = 2, 25  # frames of 40 ms in one pitch unit and in one style unit
 _USUAL_F0 = np.log2(150.0)  # of a speaker without voiced speech
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Observed:
-    """What the vocoder learns from one utterance: units at their rates beside what was measured there.
+    """One training utterance: its units at their frame rates, and the features that were measured there.
 
-    `spectrum` float32 [4 x units, bands] normalised log-mel, `level` float32 [bands] what was subtracted, `octaves` float32
-    [4 x pitch units] F0 against the mean (NaN unvoiced), `mean_log2_f0` that mean, NaN without a voice.
+    Attributes:
+        speaker: name of the speaker.
+        units: phonetic, pitch and style units.
+        spectrum: float32 [4 * H, bands], normalized log-mel (`kmeans.normalize`).
+        level: float32 [bands], the level that was subtracted.
+        octaves: float32 [4 * P], F0 in octaves above the mean, NaN where unvoiced (`prosody.log_f0`).
+        mean_log2_f0: the mean in log2 Hz, NaN without a voice.
     """
 
     speaker: str
@@ -42,20 +52,30 @@ class Observed:
     mean_log2_f0: float
 
 
+class _Frames(NamedTuple):
+    """What is spoken in each frame of 40 ms."""
+
+    hubert: Int[np.ndarray, " N"]
+    octaves: Float[np.ndarray, " N"]
+    """Pitch above the mean of the voice."""
+    gain: Float[np.ndarray, " N"]
+    """Loudness in nats."""
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class GriffinLim:
-    """Part kind "griffin_lim": every unit sounds as it did on average in the training speech.
+    """Part kind "griffin_lim": each unit sounds as it did on average in the training speech.
 
     Attributes:
-        spectrum: float32 [K, 4, bands], mean normalised log-mel frames of each phonetic unit.
-        voicing: float32 [K], how much of it is voiced, 0 to 1.
-        duration: float32 [K], its mean run length in frames of 40 ms.
-        octaves: float32 [P], pitch of each pitch unit against the mean of the voice.
+        spectrum: float32 [K, 4, bands], mean normalized log-mel frames of each phonetic unit.
+        voicing: float32 [K], the fraction of each phonetic unit that is voiced.
+        duration: float32 [K], mean run length of each phonetic unit in frames of 40 ms.
+        octaves: float32 [P], pitch of each pitch unit above the mean of the voice.
         gain: float32 [S], loudness of each style unit in nats.
         contour: float32 [16], mean pitch in octaves along an utterance: the intonation of units without pitch.
         level: float32 [N, bands], log-mel level of each speaker.
-        log2_f0: float32 [N], mean pitch of each speaker, log2 Hz.
-        speakers: their N names.
+        log2_f0: float32 [N], mean pitch of each speaker in log2 Hz.
+        speakers: the names of the N speakers.
     """
 
     kind: ClassVar[str] = "griffin_lim"
@@ -74,103 +94,159 @@ class GriffinLim:
     def fit(
         cls, observed: Sequence[Observed], octaves: Float[np.ndarray, " P"], units: int, styles: int
     ) -> "GriffinLim":
-        """Means over utterances; `octaves` are those of the pitch units, `units` and `styles` how many of those there are."""
+        """Average over utterances.
+
+        Args:
+            observed: the training utterances.
+            octaves: pitch of each pitch unit (`F0Quantiles.octaves`).
+            units: number of phonetic units.
+            styles: number of style units.
+        """
         spectra, frames = np.zeros((units, MEL_FRAMES, BANDS)), np.zeros(units)
         voiced, runs = np.zeros(units), np.zeros(units)
-        points = 16
-        contour, contour_frames = np.zeros(points), np.zeros(points)
+        contour, contour_frames = np.zeros(_CONTOUR_POINTS), np.zeros(_CONTOUR_POINTS)
         for seen in observed:
             hubert = seen.units.hubert
             np.add.at(spectra, hubert, seen.spectrum.reshape(-1, MEL_FRAMES, BANDS))
             np.add.at(frames, hubert, 1)
             np.add.at(runs, hubert[np.diff(hubert, prepend=-1) != 0], 1)
-            # Two F0 frames a unit; the clip may have a pitch unit more or less than half its HuBERT units.
+            # Two F0 frames a unit. A clip may have a pitch unit more or less than half its HuBERT units.
             halves = np.isfinite(seen.octaves)[: 2 * len(hubert)]
             np.add.at(voiced, hubert[np.arange(len(halves)) // 2], halves / 2)
             at = np.flatnonzero(np.isfinite(seen.octaves))
-            place = at * points // len(seen.octaves)
+            place = at * _CONTOUR_POINTS // len(seen.octaves)
             np.add.at(contour, place, seen.octaves[at])
             np.add.at(contour_frames, place, 1)
         mean = spectra / np.maximum(frames, 1)[:, None, None]
-        names = tuple(sorted({seen.speaker for seen in observed}))
-        level, log2_f0 = np.zeros((len(names), BANDS)), np.zeros(len(names))
-        for index, name in enumerate(names):
-            own = [seen for seen in observed if seen.speaker == name]
+        speakers = tuple(sorted({seen.speaker for seen in observed}))
+        level, log2_f0 = np.zeros((len(speakers), BANDS)), np.zeros(len(speakers))
+        for index, speaker in enumerate(speakers):
+            own = [seen for seen in observed if seen.speaker == speaker]
             level[index] = np.mean([seen.level for seen in own], axis=0)
             pitches = [seen.mean_log2_f0 for seen in own if np.isfinite(seen.mean_log2_f0)]
             log2_f0[index] = np.mean(pitches) if pitches else _USUAL_F0
         return cls(
-            *(
-                array.astype(np.float32)
-                for array in (
-                    mean,
-                    voiced / np.maximum(frames, 1),
-                    np.maximum(frames / np.maximum(runs, 1), 1),
-                    octaves,
-                    _style_gain(observed, mean, styles),
-                    contour / np.maximum(contour_frames, 1),
-                    level,
-                    log2_f0,
-                )
-            ),
-            names,
+            spectrum=mean.astype(np.float32),
+            voicing=(voiced / np.maximum(frames, 1)).astype(np.float32),
+            duration=np.maximum(frames / np.maximum(runs, 1), 1).astype(np.float32),
+            octaves=octaves.astype(np.float32),
+            gain=_style_gain(observed, mean, styles).astype(np.float32),
+            contour=(contour / np.maximum(contour_frames, 1)).astype(np.float32),
+            level=level.astype(np.float32),
+            log2_f0=log2_f0.astype(np.float32),
+            speakers=speakers,
         )
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "GriffinLim":
+        """The part from its config.json and arrays."""
+        return cls(**arrays, speakers=tuple(config["speakers"]))
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json, without the kind."""
+        return {"units": len(self.spectrum), "speakers": list(self.speakers)}
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays, as stored."""
+        names = [field.name for field in dataclasses.fields(self) if field.name != "speakers"]
+        return {name: getattr(self, name) for name in names}
 
     def decode(
         self,
         units: SpeechUnits,
-        *,
-        speaker: int | str = _DEFAULT_SPEAKER,
-        style: int | None = None,
+        speaker: int | str = DEFAULT_SPEAKER,
+        style: int | str | None = None,
         predict_durations: bool = True,
     ) -> Float[np.ndarray, " R"]:
-        """The sound of units, float32 [R] at 16 kHz, 640 samples for each frame of 40 ms.
+        """The audio of one utterance, float32 [R] at 16 kHz, 640 samples for each frame of 40 ms.
+
+        Units that training never saw are tolerated, because a language model early in its training writes them.
+        Phonetic ones are left out with a warning; unknown pitch units count as unvoiced; unknown style units change
+        no loudness.
 
         Args:
-            units: at the frame rate, or aligned (out of a string). Phonetic units never heard in training are left out, such pitch
-                units count as unvoiced and such style units as plain, with a warning: a language model early in its training writes them.
-            speaker: index into `speakers`, or a name; 2, which every command takes unless told otherwise, is the last voice
-                where there are fewer.
+            units: at the frame rate, or aligned (from a string).
+            speaker: index into `speakers`, or a name. The default, which every command uses, is the last voice if there
+                are fewer.
             style: style unit of the whole utterance instead of its own.
-            predict_durations: give each unit of an aligned stream its mean duration; runs of equal units without pitch and style
-                collapse to one before. Frame-rate units with pitch keep their own durations.
+            predict_durations: give each unit of an aligned stream its mean duration. Without pitch and style, runs of
+                equal units first collapse to one. Frame-rate units with pitch keep their own durations.
 
         Raises:
             UnitError: no known phonetic unit.
-            ValueError: no such speaker.
+            VoiceError: an unknown speaker, or a style that is not a number.
         """
         voice = self.speaker_index(speaker)
-        hubert, pitch, gain = self._frames(units, style, predict_durations)
+        if isinstance(style, str):
+            raise VoiceError(f"style {style!r}: this vocoder has no named styles, only units 0..{len(self.gain) - 1}")
+        hubert, octaves, gain = self._frames(units, style, predict_durations)
         log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, BANDS)
         quiet = np.clip((_QUIET + 0.4 - log_amplitude.mean(axis=1)) / 0.4, 0, 1)
         log_amplitude = log_amplitude + self.level[voice] + (np.repeat(gain, MEL_FRAMES) + _SILENCE * quiet)[:, None]
         padded = np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge")
-        log_amplitude = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]  # units meet without steps
-        source = _source(self.log2_f0[voice] + pitch, self.voicing[hubert])
+        log_amplitude = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]  # no steps between units
+        source = _source(self.log2_f0[voice] + octaves, self.voicing[hubert])
         target = _stft(source) * np.exp(np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge") @ _bands_to_bins().T)
         audio = _griffin_lim(target, source.size)
         return (audio * (_LOUDNESS / max(_LOUDNESS, np.abs(audio).max()))).astype(np.float32)
 
+    def decode_batch(
+        self,
+        batch: Sequence[SpeechUnits],
+        speaker: int | str = DEFAULT_SPEAKER,
+        style: int | str | None = None,
+        predict_durations: bool = True,
+    ) -> list[Float[np.ndarray, " _R"]]:
+        """`decode` of each utterance."""
+        return [self.decode(units, speaker, style, predict_durations) for units in batch]
+
+    def stream(
+        self,
+        pieces: Iterable[SpeechUnits],
+        speaker: int | str = DEFAULT_SPEAKER,
+        style: int | str | None = None,
+        predict_durations: bool = True,
+    ) -> Iterator[Float[np.ndarray, " _R"]]:
+        """`decode` of all units, in one chunk when the pieces end: the loudness depends on the whole utterance.
+
+        Pitch and style are used only if every piece has them.
+        """
+        whole = list(pieces)
+        if not whole:
+            raise UnitError("no phonetic units to speak")
+        units = SpeechUnits(
+            np.concatenate([piece.hubert for piece in whole]),
+            _concatenate([piece.pitch for piece in whole]),
+            _concatenate([piece.style for piece in whole]),
+        )
+        yield self.decode(units, speaker, style, predict_durations)
+
+    def latency(self, predict_durations: bool = True) -> tuple[int, int] | None:
+        """None: sound comes when all units are known."""
+        return None
+
     def speaker_index(self, speaker: int | str) -> int:
-        """The place in `speakers` of a voice; arguments and errors as in `decode`."""
+        """The index into `speakers` of a voice given by index or name; the default is the last voice if there are fewer.
+
+        Raises:
+            VoiceError: an unknown speaker.
+        """
         if isinstance(speaker, str) and speaker in self.speakers:
             return self.speakers.index(speaker)
-        if isinstance(speaker, int | np.integer) and (0 <= speaker < len(self.speakers) or speaker == _DEFAULT_SPEAKER):
+        if isinstance(speaker, int | np.integer) and (0 <= speaker < len(self.speakers) or speaker == DEFAULT_SPEAKER):
             return min(int(speaker), len(self.speakers) - 1)
-        raise ValueError(
+        raise VoiceError(
             f"speaker {speaker!r}: this vocoder has 0..{len(self.speakers) - 1} ({', '.join(self.speakers)})"
         )
 
-    def _frames(
-        self, units: SpeechUnits, style: int | None, predict_durations: bool
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Unit int [n], pitch in octaves float [n] and loudness in nats float [n] of every frame of 40 ms."""
+    def _frames(self, units: SpeechUnits, style: int | None, predict_durations: bool) -> _Frames:
+        """Unit, pitch and loudness of every frame of 40 ms."""
         hubert, pitch, styles = units.streams
         aligned = units.is_aligned
         if pitch is not None and not aligned:
-            pitch = _stretch(pitch, 2, len(hubert))
+            pitch = _stretch(pitch, _PITCH_FRAMES, len(hubert))
         if styles is not None and not aligned:
-            styles = _stretch(styles, 25, len(hubert))
+            styles = _stretch(styles, _STYLE_FRAMES, len(hubert))
         known = hubert < len(self.spectrum)
         if not known.all():
             logging.warning(
@@ -184,71 +260,69 @@ class GriffinLim:
             )
         octaves = np.full(len(hubert), np.nan)
         if pitch is not None and len(pitch):
-            sounds = (pitch != UNVOICED) & (pitch < len(self.octaves))
-            octaves[sounds] = self.octaves[pitch[sounds]]
+            voiced = (pitch != UNVOICED) & (pitch < len(self.octaves))
+            octaves[voiced] = self.octaves[pitch[voiced]]
         gain = np.zeros(len(hubert))
         if style is not None:
             styles = np.full(len(hubert), style)
         if styles is not None and len(styles):
-            plain = np.append(self.gain, 0.0)
-            gain = plain[np.minimum(styles, len(self.gain))]
-        hubert, octaves, gain = hubert[known], octaves[known], gain[known]
+            with_unknown = np.append(self.gain, 0.0)
+            gain = with_unknown[np.minimum(styles, len(self.gain))]
+        frames = _Frames(hubert[known], octaves[known], gain[known])
         if aligned and predict_durations:
-            ends = np.round(np.cumsum(self.duration[hubert])).astype(int)  # rounding errors do not add up
+            ends = np.round(np.cumsum(self.duration[frames.hubert])).astype(int)  # rounding errors do not add up
             repeats = np.diff(ends, prepend=0)
-            hubert, octaves, gain = (np.repeat(stream, repeats) for stream in (hubert, octaves, gain))
-        return hubert, self._intonation(octaves, has_pitch=pitch is not None), gain
+            frames = _Frames(*(np.repeat(stream, repeats) for stream in frames))
+        return frames._replace(octaves=self._intonation(frames.octaves, has_pitch=pitch is not None))
 
-    def _intonation(self, octaves: np.ndarray, has_pitch: bool) -> np.ndarray:
-        """Pitch of every frame: gaps bridged, steps smoothed; the mean contour where there are no pitch units."""
+    def _intonation(self, octaves: Float[np.ndarray, " N"], has_pitch: bool) -> Float[np.ndarray, " N"]:
+        """Smooth pitch of every frame, with unvoiced gaps bridged; the mean contour where there are no pitch units."""
         frames = np.arange(len(octaves))
-        heard = np.isfinite(octaves)
-        if not has_pitch or not heard.any():
-            return np.interp(
-                (frames + 0.5) / len(frames) * len(self.contour) - 0.5, np.arange(len(self.contour)), self.contour
-            )
-        whole = np.pad(np.interp(frames, frames[heard], octaves[heard]), 1, mode="edge")
-        return 0.25 * whole[:-2] + 0.5 * whole[1:-1] + 0.25 * whole[2:]
-
-    def arrays(self) -> dict[str, Any]:
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "speakers"}
-
-    def config(self) -> dict[str, Any]:
-        return {"units": len(self.spectrum), "speakers": list(self.speakers)}
-
-    @classmethod
-    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "GriffinLim":
-        return cls(**arrays, speakers=tuple(config["speakers"]))
+        voiced = np.isfinite(octaves)
+        if not has_pitch or not voiced.any():
+            points = np.arange(len(self.contour))
+            return np.interp((frames + 0.5) / len(frames) * len(points) - 0.5, points, self.contour)
+        bridged = np.pad(np.interp(frames, frames[voiced], octaves[voiced]), 1, mode="edge")
+        return 0.25 * bridged[:-2] + 0.5 * bridged[1:-1] + 0.25 * bridged[2:]
 
 
-def _style_gain(observed: Sequence[Observed], mean: np.ndarray, styles: int) -> np.ndarray:
-    """By how much sound is louder under each style unit than its phonetic units are on average."""
+def _style_gain(
+    observed: Sequence[Observed], mean: Float[np.ndarray, "K 4 bands"], styles: int
+) -> Float[np.ndarray, " S"]:
+    """How much louder (nats) sound is under each style unit than its phonetic units are on average."""
     total, count = np.zeros(styles), np.zeros(styles)
     usual = mean.mean(axis=(1, 2))
     for seen in observed:
-        hubert = seen.units.hubert
+        hubert, style = seen.units.hubert, seen.units.style
+        assert style is not None, "training utterances have units of every stream"
         excess = seen.spectrum.reshape(len(hubert), -1).mean(axis=1) - usual[hubert]
-        style = _stretch(seen.units.style, 25, len(hubert))
+        style = _stretch(style, _STYLE_FRAMES, len(hubert))
         sound = usual[hubert] > _QUIET
         np.add.at(total, style[sound], excess[sound])
         np.add.at(count, style[sound], 1)
     return total / np.maximum(count, 1)
 
 
-def _stretch(units: Int[np.ndarray, " N"], factor: int, length: int) -> Int[np.ndarray, " length"]:
-    """Units of a slower stream at the HuBERT rate: repeated, cut, or the last one held."""
+def _concatenate(streams: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """One stream from those of consecutive pieces; None if a piece has none."""
+    present = [stream for stream in streams if stream is not None]
+    return np.concatenate(present) if len(present) == len(streams) else None
+
+
+def _stretch(units: Int[np.ndarray, " N"], factor: int, length: int) -> Int[np.ndarray, " M"]:
+    """Repeat each unit of a slower stream `factor` times, then cut, or pad with the last one, to `length`."""
     return units[np.minimum(np.arange(length) // factor, len(units) - 1)] if len(units) else units
 
 
 @functools.cache
 def _bands_to_bins() -> Float[np.ndarray, "bins bands"]:
-    """Interpolation from log amplitudes at the middles of the mel bands to those of the FFT bins."""
+    """A matrix that interpolates log amplitudes from the centers of the mel bands to the Fourier bins."""
     bins = np.arange(FFT // 2 + 1) * SAMPLE_RATE / FFT
-    return np.stack([np.interp(bins, mel_centres(), row) for row in np.eye(BANDS)], axis=1).astype(np.float32)
+    return np.stack([np.interp(bins, mel_centers(), row) for row in np.eye(BANDS)], axis=1).astype(np.float32)
 
 
 def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " R"]:
-    """Harmonics of F0 where voiced and noise elsewhere, 640 samples a frame, unit power and a flat spectrum either way."""
+    """Harmonics of F0 where voiced and noise elsewhere, 640 samples a frame. Both have unit power and flat spectra."""
     samples = len(log2_f0) * FRAME
     place = (np.arange(samples) + 0.5) / FRAME - 0.5
     frames = np.arange(len(log2_f0))
@@ -258,21 +332,21 @@ def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " 
     for number in range(1, int(SAMPLE_RATE / 2 / frequency.min()) + 1):
         harmonics += np.cos(number * phase + _DISPERSION * number**2) * (number * frequency < SAMPLE_RATE / 2)
     harmonics *= np.sqrt(2 * frequency / (SAMPLE_RATE / 2))
-    noise = np.random.default_rng(0).standard_normal(samples)  # the same units always sound the same
+    noise = np.random.default_rng(0).standard_normal(samples)  # seeded: equal units give equal audio
     voiced = np.interp(place, frames, np.clip(2 * voicing - 0.5, 0, 1))
     return (np.sqrt(voiced) * harmonics + np.sqrt(1 - voiced) * noise).astype(np.float32)
 
 
-def _stft(audio: Float[np.ndarray, " R"]) -> np.ndarray:
-    """complex64 [R / 160 + 2, bins]: frames of 30 ms, 10 ms apart, the first one 20 ms early, so that all samples are under three."""
+def _stft(audio: Float[np.ndarray, " R"]) -> Complex[np.ndarray, "frames bins"]:
+    """Spectra of frames of 30 ms every 10 ms, [R / 160 + 2, bins]. The first starts 20 ms early: each sample is in three."""
     padded = np.pad(audio, 2 * HOP)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
-    return scipy.fft.rfft(frames * hann(_WINDOW), FFT, axis=1)
+    return np.asarray(scipy.fft.rfft(frames * hann(_WINDOW), FFT, axis=1))
 
 
-def _istft(spectrum: np.ndarray, samples: int) -> Float[np.ndarray, " R"]:
+def _istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
     """The least-squares inverse of `_stft`."""
-    frames = scipy.fft.irfft(spectrum, FFT, axis=1)[:, :_WINDOW] * hann(_WINDOW)
+    frames = np.asarray(scipy.fft.irfft(spectrum, FFT, axis=1))[:, :_WINDOW] * hann(_WINDOW)
     parts = frames.reshape(len(frames), 3, HOP)
     weights = (hann(_WINDOW) ** 2).reshape(3, HOP)
     audio, total = np.zeros((len(frames) + 2, HOP), np.float32), np.zeros((len(frames) + 2, HOP), np.float32)
@@ -282,8 +356,8 @@ def _istft(spectrum: np.ndarray, samples: int) -> Float[np.ndarray, " R"]:
     return (audio / np.maximum(total, 1e-8)).reshape(-1)[2 * HOP : 2 * HOP + samples]
 
 
-def _griffin_lim(target: np.ndarray, samples: int) -> Float[np.ndarray, " R"]:
-    """A signal whose spectrum comes near the amplitudes of `target`, starting from its phases (Griffin and Lim 1984)."""
+def _griffin_lim(target: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
+    """A signal whose spectrum is close to the amplitudes of `target`, starting from its phases (Griffin and Lim 1984)."""
     amplitude, audio = np.abs(target), _istft(target, samples)
     for _ in range(_ITERATIONS):
         rebuilt = _stft(audio)

@@ -1,42 +1,44 @@
-"""Phonetic units from scratch: k-means over log-mel spectra at 25 Hz, the way HuBERT's first iteration labels its targets."""
+"""Phonetic units from scratch: k-means over log-mel spectra at 25 Hz.
 
-import contextlib
-import dataclasses
-from collections.abc import Sequence
+HuBERT's first training iteration labels its targets in the same way, with MFCC as features (arXiv 2106.07447, section 2).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.speech.scratch.features import BANDS, MEL_FRAMES, level, log_mel
+from spirit_jax.core.threads import one_thread
+from spirit_jax.speech.features import BANDS, MEL_FRAMES, level, log_mel
 
-_RANGE = 4.0  # nats around the level; what is further off is silence or a click, not a phone
+_RANGE = 4.0  # nats around the level; anything farther away is silence or a click, not a phone
 
 
-def normalised(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, "frames bands"]:
-    """A log-mel spectrum without its voice and recording level, bounded.
+def normalize(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, "frames bands"]:
+    """Subtract the level of voice and recording from a log-mel spectrum and clip the rest to 4 nats on either side.
 
-    Clusters of it say as much of the phones as clusters of cepstra (MFCC) do, and unlike cepstra it can be inverted as it is.
+    Clusters of these spectra separate phones as well as clusters of MFCC do, and a spectrum can be turned into sound.
     """
     return np.clip(spectrum - level(spectrum), -_RANGE, _RANGE)
 
 
 def unit_features(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "units features"]:
-    """What is clustered: the four normalised mel frames of each HuBERT unit, side by side."""
-    return normalised(log_mel(audio)).reshape(-1, MEL_FRAMES * BANDS)
-
-
-def one_thread() -> contextlib.AbstractContextManager:
-    """Keeps BLAS and OpenMP to one thread: sums over threads come in any order, and small products only lose by them."""
-    from threadpoolctl import threadpool_limits
-
-    return threadpool_limits(1)
+    """The four normalized mel frames of each HuBERT unit, side by side: [units, 4 * 40]."""
+    return normalize(log_mel(audio)).reshape(-1, MEL_FRAMES * BANDS)
 
 
 def cluster(
     features: Float[np.ndarray, "N F"], clusters: int, seed: int, *, restarts: int
 ) -> Float[np.ndarray, "clusters F"]:
-    """Centroids by mini-batch k-means with k-means++ starts; equal inputs and seed give equal bits.
+    """Centroids by mini-batch k-means with k-means++ starts. Equal inputs and seed give equal bits on CPU.
+
+    Args:
+        features: the points.
+        clusters: number of centroids.
+        seed: of the starts and the batches.
+        restarts: starts that are tried; the best one is used.
 
     Raises:
         ValueError: fewer points than clusters.
@@ -54,27 +56,27 @@ def cluster(
         init_size=max(3 * clusters, min(len(features), 20 * clusters)),
         max_iter=100,
         max_no_improvement=20,
-        n_init=restarts,
+        n_init=restarts,  # pyright: ignore[reportArgumentType]  # inferred from the default "auto"; int is documented
         reassignment_ratio=0.0,
         random_state=seed,
         compute_labels=False,
     )
     with one_thread():
-        return model.fit(features).cluster_centers_.astype(np.float32)
+        return np.asarray(model.fit(features).cluster_centers_, np.float32)
 
 
 def nearest(features: Float[np.ndarray, "N F"], centroids: Float[np.ndarray, "K F"]) -> Int[np.ndarray, " N"]:
-    """The nearest centroid of each row."""
+    """The index of the nearest centroid of each row, int32."""
     distance = np.sum(centroids**2, axis=1) - 2 * (features @ centroids.T)
     return np.argmin(distance, axis=1).astype(np.int32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class KMeansEncoder:
-    """Part kind "kmeans": the nearest of K spectra at 25 Hz.
+    """Part kind "kmeans": each phonetic unit is the nearest of K spectra.
 
     Attributes:
-        centroids: float32 [K, 4 x 40], normalised log-mel frames of each unit.
+        centroids: float32 [K, 4 * 40], normalized log-mel frames of each unit.
     """
 
     kind: ClassVar[str] = "kmeans"
@@ -83,19 +85,30 @@ class KMeansEncoder:
 
     @classmethod
     def fit(cls, features: Sequence[Float[np.ndarray, "_units F"]], units: int, seed: int) -> "KMeansEncoder":
-        """Cluster `unit_features` of many utterances."""
+        """Cluster the `unit_features` of many utterances into `units` units.
+
+        Raises:
+            ValueError: fewer frames than units.
+        """
         return cls(cluster(np.concatenate(features), units, seed, restarts=3))
 
-    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
-        """int32 units at 25 Hz, floor((R - 720) / 640) + 1 of them."""
-        return nearest(unit_features(audio), self.centroids)
-
-    def arrays(self) -> dict[str, Any]:
-        return {"centroids": self.centroids}
+    @classmethod
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "KMeansEncoder":
+        """The part from its config.json and arrays."""
+        return cls(arrays["centroids"])
 
     def config(self) -> dict[str, Any]:
+        """The content of config.json, without the kind."""
         return {"units": len(self.centroids)}
 
-    @classmethod
-    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "KMeansEncoder":
-        return cls(arrays["centroids"])
+    def arrays(self) -> dict[str, Any]:
+        """The arrays, as stored."""
+        return {"centroids": self.centroids}
+
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
+        """Phonetic units of one clip at 25 Hz, int32 [floor((R - 720) / 640) + 1]."""
+        return nearest(unit_features(audio), self.centroids)
+
+    def encode_batch(self, clips: Sequence[Float[np.ndarray, " _R"]]) -> list[Int[np.ndarray, " _units"]]:
+        """`encode` of each clip."""
+        return [self.encode(clip) for clip in clips]

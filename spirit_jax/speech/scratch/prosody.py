@@ -1,29 +1,33 @@
 """Pitch and style units from scratch: quantiles of F0 at 12.5 Hz, clusters of F0 and energy statistics at 1 Hz."""
 
-import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from spirit_jax.speech.scratch.features import HOP, f0, level, log_mel, pitch_frames, style_frames
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.speech.features import HOP, SOUND_RANGE, level, log_mel, pitch_frames, style_frames
+from spirit_jax.speech.protocols import VoiceError
+from spirit_jax.speech.scratch.f0 import f0
 from spirit_jax.speech.scratch.kmeans import cluster, nearest
 
 UNVOICED = 0
 """The pitch unit of stretches without a voice."""
 
 _F0_FRAMES = 4  # of 20 ms in one pitch unit
-_STYLE_FRAMES = 16_000 // HOP  # mel frames in one style unit
+_STYLE_FRAMES = SAMPLE_RATE // HOP  # mel frames in one style unit
 _STYLE_F0_FRAMES = 50  # of 20 ms in one style unit
-_SOUND = 3.45  # nats (30 dB) below the level, where sound ends
 _NEUTRAL = 7.2  # log2 Hz (147 Hz), the register of a clip without a voice
 
 
 def log_f0(audio: Float[np.ndarray, " R"]) -> tuple[Float[np.ndarray, " frames"], float]:
-    """log2 of F0 above the clip's mean, in octaves (NaN where unvoiced), four frames for each pitch unit; and that mean, log2 Hz.
+    """The F0 contour of a clip relative to its mean, and the mean.
 
-    A clip without a voice has the mean NaN.
+    Returns:
+        `(octaves, mean)`: octaves above the mean, float32, four frames of 20 ms for each pitch unit, NaN where unvoiced;
+        and the mean in log2 Hz, NaN for a clip without a voice.
     """
     pitch, voiced = f0(audio, pitch_frames(audio.size) * _F0_FRAMES)
     if not voiced.any():
@@ -44,15 +48,16 @@ def _pitch_of_units(
     return median, voiced
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class F0Quantiles:
-    """Part kind "f0_quantiles": F0 against the clip's mean, in bins that are equally frequent in the training speech.
+    """Part kind "f0_quantiles": F0 relative to the clip's mean, in bins that are equally frequent in the training speech.
 
-    Unit 0 is unvoiced, units 1.. rise in pitch. Removing the mean (as the released quantizer does) leaves intonation, not the voice.
+    Unit 0 is unvoiced; the other units rise in pitch. The released pitch encoder also removes the mean, which leaves the
+    intonation and takes away the voice.
 
     Attributes:
-        edges: float32 [units - 2], inner edges of the bins in octaves.
-        octaves: float32 [units], the mean of each bin, 0 for unvoiced: what the unit sounds like.
+        edges: float32 [units - 2], edges between the bins in octaves.
+        octaves: float32 [units], the mean of each bin, with which a unit is spoken; 0 for unvoiced.
     """
 
     kind: ClassVar[str] = "f0_quantiles"
@@ -62,10 +67,10 @@ class F0Quantiles:
 
     @classmethod
     def fit(cls, contours: Sequence[Float[np.ndarray, " _frames"]], units: int) -> "F0Quantiles":
-        """Bins from the contours (`log_f0`) of many utterances.
+        """Choose the bins from the contours (`log_f0`) of many utterances.
 
         Raises:
-            ValueError: nothing in them is voiced.
+            ValueError: no contour has a voiced frame.
         """
         pitches = [_pitch_of_units(contour) for contour in contours]
         values = np.concatenate([median[voiced] for median, voiced in pitches])
@@ -75,40 +80,57 @@ class F0Quantiles:
         bins = np.searchsorted(edges, values, side="right")
         counts = np.bincount(bins, minlength=units - 1)
         means = np.bincount(bins, values, minlength=units - 1) / np.maximum(counts, 1)
-        return cls(edges, np.concatenate([[0], means]).astype(np.float32))
-
-    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
-        """int32 units at 12.5 Hz, (R // 80 + 1) // 16 of them; silence and noise give unit 0."""
-        return self.quantize(log_f0(audio)[0])
-
-    def quantize(self, octaves: Float[np.ndarray, " frames"]) -> Int[np.ndarray, " units"]:
-        """Units of a contour of `log_f0`."""
-        median, voiced = _pitch_of_units(octaves)
-        return np.where(voiced, 1 + np.searchsorted(self.edges, median, side="right"), UNVOICED).astype(np.int32)
-
-    def arrays(self) -> dict[str, Any]:
-        return {"edges": self.edges, "octaves": self.octaves}
-
-    def config(self) -> dict[str, Any]:
-        return {"units": len(self.octaves)}
+        return cls(edges=edges, octaves=np.concatenate([[0], means]).astype(np.float32))
 
     @classmethod
-    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "F0Quantiles":
-        return cls(arrays["edges"], arrays["octaves"])
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "F0Quantiles":
+        """The part from its config.json and arrays."""
+        return cls(edges=arrays["edges"], octaves=arrays["octaves"])
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json, without the kind."""
+        return {"units": len(self.octaves)}
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays, as stored."""
+        return {"edges": self.edges, "octaves": self.octaves}
+
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
+        """Pitch units of one clip at 12.5 Hz, int32 [(R // 80 + 1) // 16]. Silence and noise give unit 0."""
+        return self.quantize(log_f0(audio)[0])
+
+    def encode_batch(
+        self, clips: Sequence[Float[np.ndarray, " _R"]], speaker: str | None = None
+    ) -> list[Int[np.ndarray, " _units"]]:
+        """`encode` of each clip.
+
+        Raises:
+            VoiceError: a speaker is given; this encoder stores no speaker's mean F0.
+        """
+        if speaker is not None:
+            raise VoiceError(f"speaker {speaker!r}: this pitch encoder stores no speaker's mean F0")
+        return [self.encode(clip) for clip in clips]
+
+    def quantize(self, octaves: Float[np.ndarray, " frames"]) -> Int[np.ndarray, " units"]:
+        """Units of a contour of `log_f0`, int32, one for every four frames."""
+        median, voiced = _pitch_of_units(octaves)
+        return np.where(voiced, 1 + np.searchsorted(self.edges, median, side="right"), UNVOICED).astype(np.int32)
 
 
 def style_features(
     spectrum: Float[np.ndarray, "mel_frames bands"], octaves: Float[np.ndarray, " f0_frames"], mean: float, units: int
 ) -> Float[np.ndarray, "units 3"]:
-    """Three statistics of each second and of the seconds beside it: register, brightness and pace.
+    """Three statistics of each second together with the seconds before and after it: register, brightness and pace.
 
-    The mean of log2 F0 over voiced frames (of the clip where these seconds have none); how much louder the upper half of the
-    mel bands is than the lower; how fast timbre changes. A style lasts longer than a second: with its neighbours, a second
-    tells more of the unit that follows.
+    Register is the mean of log2 F0 over voiced frames, or of the clip if there are none. Brightness is how much louder
+    the upper half of the mel bands is than the lower half. Pace is how fast the spectrum changes. The neighboring seconds
+    count because a style lasts longer than a second.
 
     Args:
         spectrum: log-mel, a frame every 10 ms.
-        octaves, mean: what `log_f0` gives for the same clip, a frame every 20 ms.
+        octaves: F0 in octaves above the mean, a frame every 20 ms (`log_f0`).
+        mean: mean of log2 F0 (`log_f0`).
+        units: number of seconds.
     """
     relative = spectrum - level(spectrum)
     loudness = relative.mean(axis=1)
@@ -117,25 +139,25 @@ def style_features(
     brightness = relative[:, half:].mean(axis=1) - relative[:, :half].mean(axis=1)
     rows = []
     for unit in range(units):
-        # The last unit may hold less than one HuBERT frame; then the last mel frame stands for it.
+        # The last unit may be shorter than one HuBERT frame, and then has no mel frame: use the last one.
         first = min(unit * _STYLE_FRAMES, len(spectrum) - 1)
         window = slice(max(first - _STYLE_FRAMES, 0), (unit + 2) * _STYLE_FRAMES)
-        sound = loudness[window] > -_SOUND
-        some = sound if sound.any() else np.ones_like(sound)
+        sound = loudness[window] > -SOUND_RANGE
+        chosen = sound if sound.any() else np.ones_like(sound)
         pitch = octaves[max(unit - 1, 0) * _STYLE_F0_FRAMES : (unit + 2) * _STYLE_F0_FRAMES]
         pitch = pitch[np.isfinite(pitch)]
         register = (mean if np.isfinite(mean) else _NEUTRAL) + (pitch.mean() if pitch.size else 0)
-        rows.append([register, brightness[window][some].mean(), flux[window][some].mean()])
+        rows.append([register, brightness[window][chosen].mean(), flux[window][chosen].mean()])
     return np.array(rows, np.float32)
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class VoiceStatistics:
-    """Part kind "voice_statistics": the nearest of K clusters of `style_features`, each scaled to unit variance.
+    """Part kind "voice_statistics": each style unit is the nearest of K clusters of `style_features`.
 
     Attributes:
-        scale: float32 [3], what the statistics are multiplied by.
-        centroids: float32 [K, 3].
+        scale: float32 [3], factors that give each statistic unit variance.
+        centroids: float32 [K, 3], scaled.
     """
 
     kind: ClassVar[str] = "voice_statistics"
@@ -145,25 +167,37 @@ class VoiceStatistics:
 
     @classmethod
     def fit(cls, features: Sequence[Float[np.ndarray, "_units 3"]], units: int, seed: int) -> "VoiceStatistics":
-        """Cluster the statistics of many utterances."""
+        """Cluster the `style_features` of many utterances into `units` units.
+
+        Raises:
+            ValueError: fewer seconds than units.
+        """
         points = np.concatenate(features)
         scale = (1 / np.maximum(points.std(axis=0), 1e-6)).astype(np.float32)
-        return cls(scale, cluster(points * scale, units, seed, restarts=10))
-
-    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
-        """int32 units at 1 Hz, one for every 50 frames of 20 ms begun."""
-        return self.quantize(style_features(log_mel(audio), *log_f0(audio), style_frames(audio.size)))
-
-    def quantize(self, features: Float[np.ndarray, "units 3"]) -> Int[np.ndarray, " units"]:
-        """Units of `style_features`."""
-        return nearest(features * self.scale, self.centroids)
-
-    def arrays(self) -> dict[str, Any]:
-        return {"scale": self.scale, "centroids": self.centroids}
-
-    def config(self) -> dict[str, Any]:
-        return {"units": len(self.centroids)}
+        return cls(scale=scale, centroids=cluster(points * scale, units, seed, restarts=10))
 
     @classmethod
-    def load(cls, config: dict[str, Any], arrays: dict[str, Any]) -> "VoiceStatistics":
-        return cls(arrays["scale"], arrays["centroids"])
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "VoiceStatistics":
+        """The part from its config.json and arrays."""
+        return cls(scale=arrays["scale"], centroids=arrays["centroids"])
+
+    def config(self) -> dict[str, Any]:
+        """The content of config.json, without the kind."""
+        return {"units": len(self.centroids)}
+
+    def arrays(self) -> dict[str, Any]:
+        """The arrays, as stored."""
+        return {"scale": self.scale, "centroids": self.centroids}
+
+    def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
+        """Style units of one clip at 1 Hz, int32, one for every 50 frames of 20 ms or part of them."""
+        octaves, mean = log_f0(audio)
+        return self.quantize(style_features(log_mel(audio), octaves, mean, style_frames(audio.size)))
+
+    def encode_batch(self, clips: Sequence[Float[np.ndarray, " _R"]]) -> list[Int[np.ndarray, " _units"]]:
+        """`encode` of each clip."""
+        return [self.encode(clip) for clip in clips]
+
+    def quantize(self, features: Float[np.ndarray, "units 3"]) -> Int[np.ndarray, " units"]:
+        """Units of `style_features`, int32."""
+        return nearest(features * self.scale, self.centroids)

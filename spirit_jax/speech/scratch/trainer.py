@@ -1,11 +1,11 @@
-"""A speech tokenizer trained in seconds on the corpus at hand, behind the interface of the released one."""
+"""Trains a speech tokenizer of scratch parts, in seconds, on the corpus at hand."""
 
 import dataclasses
 import logging
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import tqdm
@@ -13,44 +13,68 @@ from jaxtyping import Float
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory
-from spirit_jax.speech.scratch.features import MEL_FRAMES, check_length, level, log_mel, style_frames
+from spirit_jax.core.threads import one_thread
+from spirit_jax.speech.features import MEL_FRAMES, check_length, level, log_mel, style_frames
+from spirit_jax.speech.protocols import Part
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim, Observed
-from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalised, one_thread
+from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalize
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, log_f0, style_features
-from spirit_jax.speech.tokenizer import save_part
+from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SIZES, SpeechUnits
 
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerConfig:
-    """How many units a from-scratch speech tokenizer has, and how much speech it learns them from."""
+    """How many units a speech tokenizer trained from scratch has, and how much speech it learns them from.
+
+    Raises:
+        ValueError: a number is outside the range given below.
+    """
 
     phonetic_units: int = 200
-    """k-means clusters at 25 Hz, 2 to 500. Each wants a hundred frames (4 s) or more of training speech."""
+    """k-means clusters at 25 Hz, 2 to 500. Each needs a hundred frames (4 s) or more of training speech."""
     pitch_units: int = 32
-    """F0 units at 12.5 Hz, the first of them unvoiced, 3 to 64."""
+    """F0 units at 12.5 Hz, 3 to 64. The first one is unvoiced."""
     style_units: int = 12
     """Clusters of F0 and energy statistics at 1 Hz, 1 to 100."""
     max_hours: float = 2.0
-    """Learn from at most this much speech, utterances drawn at random; 2 h take about 40 s."""
+    """Most speech to learn from, in utterances drawn at random; 2 h take about 40 s."""
 
     def __post_init__(self):
-        for name, lowest, size in (("phonetic", 2, SIZES[0] - 1), ("pitch", 3, SIZES[1]), ("style", 1, SIZES[2])):
-            units = getattr(self, f"{name}_units")
-            if not lowest <= units <= size:
-                raise ValueError(f"{name}_units must lie in {lowest}..{size}, found {units}")
+        hubert, pitch, style = SIZES
+        for name, units, lowest, highest in (
+            ("phonetic_units", self.phonetic_units, 2, hubert - 1),
+            ("pitch_units", self.pitch_units, 3, pitch),
+            ("style_units", self.style_units, 1, style),
+        ):
+            if not lowest <= units <= highest:
+                raise ValueError(f"{name} must lie in {lowest}..{highest}, found {units}")
         if not self.max_hours > 0:
             raise ValueError(f"max_hours must be positive, found {self.max_hours}")
 
 
 class Spoken(Protocol):
-    """What training needs of an utterance (`spirit_jax.corpora.Utterance` is one)."""
+    """A training utterance; `spirit_jax.corpora.Utterance` is one."""
 
-    id: str
-    speaker: str
+    @property
+    def id(self) -> str:
+        """Its name in messages."""
+        ...
 
-    def load(self) -> Float[np.ndarray, " R"]: ...
+    @property
+    def speaker(self) -> str:
+        """The name of the speaker."""
+        ...
+
+    def load(self) -> Float[np.ndarray, " R"]:
+        """The audio, float32 [R] at 16 kHz.
+
+        Raises:
+            SpiritError: the utterance has no audio that can be read; the message names it.
+        """
+        ...
 
 
 def train_speech_tokenizer(
@@ -61,16 +85,17 @@ def train_speech_tokenizer(
     *,
     progress: bool = True,
 ) -> None:
-    """Learn all parts of both variants and write `directory/speech_tokenizer/`, whole or not at all.
+    """Learn the parts of both variants and write `directory/speech_tokenizer/` in one atomic step.
 
-    Equal utterances, config and seed give equal files, bit for bit, on CPU. Utterances that cannot be used are left out and logged.
+    Equal utterances, config and seed give equal files, bit for bit, on CPU. Utterances that cannot be used are left out
+    and logged.
 
     Args:
-        utterances: random access to training speech.
-        config: sizes.
-        directory: a checkpoint directory, made if needed; a speech tokenizer in it is replaced.
+        utterances: training speech, with random access.
+        config: numbers of units, and how much speech to use.
+        directory: a checkpoint directory, which is created if needed. A speech tokenizer in it is replaced.
         seed: of the choice of utterances and the starts of k-means.
-        progress: show a bar.
+        progress: whether to show a progress bar.
 
     Raises:
         ValueError: too little usable speech for the numbers of units.
@@ -82,8 +107,9 @@ def train_speech_tokenizer(
             save_part(scratch / name, part)
 
 
-def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> dict[str, Any]:
-    clips = _analyse(utterances, config, seed, progress)
+def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> dict[str, Part]:
+    """The parts by the names of their directories."""
+    clips = _analyze(utterances, config, seed, progress)
     if not clips:
         raise ValueError(f"none of {len(utterances)} utterances can be used to train a speech tokenizer")
     features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES, -1) for clip in clips]
@@ -92,12 +118,16 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
     style = VoiceStatistics.fit([clip.style for clip in clips], config.style_units, seed)
     observed = [
         Observed(
-            clip.speaker,
-            SpeechUnits(nearest(points, phonetic.centroids), pitch.quantize(clip.octaves), style.quantize(clip.style)),
-            clip.spectrum,
-            clip.level,
-            clip.octaves,
-            clip.mean_log2_f0,
+            speaker=clip.speaker,
+            units=SpeechUnits(
+                hubert=nearest(points, phonetic.centroids),
+                pitch=pitch.quantize(clip.octaves),
+                style=style.quantize(clip.style),
+            ),
+            spectrum=clip.spectrum,
+            level=clip.level,
+            octaves=clip.octaves,
+            mean_log2_f0=clip.mean_log2_f0,
         )
         for clip, points in zip(clips, features, strict=True)
     ]
@@ -113,7 +143,7 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Clip:
-    """The features of one utterance; see `Observed`."""
+    """The features of one utterance; the fields of `Observed`, and `style`, its `style_features`."""
 
     speaker: str
     spectrum: np.ndarray
@@ -123,7 +153,8 @@ class _Clip:
     style: np.ndarray
 
 
-def _analyse(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> list[_Clip]:
+def _analyze(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> list[_Clip]:
+    """The features of utterances in random order, until there is enough speech."""
     clips, samples = [], 0
     order = np.random.default_rng(seed).permutation(len(utterances))
     for index in tqdm.tqdm(order, desc="speech tokenizer", unit="utterance", disable=not progress):
@@ -131,12 +162,19 @@ def _analyse(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: 
             utterance = utterances[int(index)]
             audio = utterance.load()
             check_length(audio)
-        except ValueError as error:  # CorpusError and AudioError name the utterance or the reason
+        except SpiritError as error:
             logging.warning("left out of the speech tokenizer's training: %s", error)
             continue
         spectrum, (octaves, mean) = log_mel(audio), log_f0(audio)
-        style = style_features(spectrum, octaves, mean, style_frames(audio.size))
-        clips.append(_Clip(utterance.speaker, normalised(spectrum), level(spectrum), octaves, mean, style))
+        clip = _Clip(
+            speaker=utterance.speaker,
+            spectrum=normalize(spectrum),
+            level=level(spectrum),
+            octaves=octaves,
+            mean_log2_f0=mean,
+            style=style_features(spectrum, octaves, mean, style_frames(audio.size)),
+        )
+        clips.append(clip)
         samples += audio.size
         if samples >= config.max_hours * 3600 * SAMPLE_RATE:
             break
