@@ -15,14 +15,14 @@ import time
 
 import numpy as np
 
-from spirit_jax.data import packing, pipeline, sampling
-from spirit_jax.data.pipeline import DataConfig, Loader, SourceConfig
+from spirit_jax.data import loader, packing, sampling, source
+from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.records import RecordSource, RecordWriter, UnitRecord
-from spirit_jax.data.sequences import Sequencer
+from spirit_jax.data.sequences import Recipe, Sequencer
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 
-SOURCES = {"speech": "speech", "aligned": "interleaved", "prose": "text"}
+SOURCES: dict[str, Recipe] = {"speech": "speech", "aligned": "interleaved", "prose": "text"}
 SEQUENCE_LENGTH, ROWS, SEED = 4096, 8, 0
 
 
@@ -92,11 +92,11 @@ STAGES = {
     "read (file, msgpack)": (RecordSource, "__getitem__"),
     "check the record": (UnitRecord, "validate"),
     "shuffle": (sampling.Shuffle, "__getitem__"),
-    "draw spans": (pipeline.data_streams, "record_rng"),
+    "draw spans": (source, "record_rng"),
     "tokenise text": (Vocabulary, "encode_text"),
     "interleave, merge units": (Sequencer, "__call__"),
     "choose documents": (packing.Packer, "take"),
-    "lay out rows": (pipeline, "fill_row"),
+    "lay out rows": (loader, "fill_row"),
 }
 
 
@@ -132,13 +132,13 @@ def timed_stages():
 def measure(config: DataConfig, vocabulary: Vocabulary, batches: int) -> dict[str, float]:
     """Take batches as fast as they come."""
     start = time.perf_counter()
-    with Loader(config, vocabulary, SEQUENCE_LENGTH, ROWS, SEED) as loader:
-        next(loader)
+    with loader.Loader(config, vocabulary, SEQUENCE_LENGTH, ROWS, SEED) as training_batches:
+        next(training_batches)
         first, longest, tokens, by_source = time.perf_counter() - start, 0.0, 0, np.zeros(len(SOURCES))
         start, cpu = time.perf_counter(), time.process_time()
         for _ in range(batches):
             before = time.perf_counter()
-            batch = next(loader)
+            batch = next(training_batches)
             longest = max(longest, time.perf_counter() - before)
             used = (batch["segment_ids"] > 0).sum(1)
             tokens += int(used.sum())

@@ -23,7 +23,9 @@ from spirit_jax.core.files import atomic_directory, write_file
 from spirit_jax.corpora.prepare import PrepareConfig, prepare
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
-from spirit_jax.data.pipeline import DataConfig, Loader, held_out_batches
+from spirit_jax.data.config import DataConfig
+from spirit_jax.data.held_out import held_out_batches
+from spirit_jax.data.loader import Loader
 from spirit_jax.data.records import read_metadata
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama

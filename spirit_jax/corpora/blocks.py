@@ -54,6 +54,8 @@ class EncodedBlock:
 class BlockEncoder:
     """Encodes any block of one split. Use it as a context manager.
 
+    Example::
+
         with BlockEncoder(corpus, tokenizer) as encoder:
             first = encoder.encode(0)
 

@@ -22,8 +22,10 @@ class CorpusError(SpiritError):
 class Utterance:
     """One utterance, or one document of text, as its corpus stores it.
 
-    utterance = Utterance("clip-1", pathlib.Path("clip-1.flac"), "Hello you.")
-    audio = utterance.load()  # float32 [R] at 16 kHz
+    Example::
+
+        utterance = Utterance("clip-1", pathlib.Path("clip-1.flac"), "Hello you.")
+        audio = utterance.load()  # float32 [R] at 16 kHz
     """
 
     id: str

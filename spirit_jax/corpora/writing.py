@@ -22,9 +22,11 @@ def write_corpus(
 ) -> pathlib.Path:
     """Prepare `directory/name/1.0.0`, a TFDS directory that `open_corpus` and `tfds.builder_from_directory` read.
 
-        write_corpus("data", "my_corpus", {"train": utterances}, "Sentences read by me.")
-
     Utterances keep their order. The write is atomic: a corpus of that name is replaced when the new one is complete.
+
+    Example::
+
+        write_corpus("data", "my_corpus", {"train": utterances}, "Sentences read by me.")
 
     Args:
         directory: the TFDS data directory.

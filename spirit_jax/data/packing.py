@@ -1,38 +1,44 @@
 """Packing of documents into rows of one length: which documents share a row, and the arrays of that row."""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-ARRAYS = {
+HostBatch = dict[str, np.ndarray]
+"""Arrays of one host's rows: those of `BATCH_ARRAYS`, and `sources` int32 [rows], the number of each row's source."""
+
+BATCH_ARRAYS = {
     "inputs": np.int32,
     "targets": np.int32,
     "segment_ids": np.int32,
     "positions": np.int32,
     "loss_mask": np.bool_,
 }
-"""Arrays [rows, sequence_length] of a batch and their types."""
+"""Arrays [rows, sequence_length] of a batch and their types; `fill_row` describes them."""
+
+_MIN_CHOICE = 32
+"""Documents to choose a row from, at least. The more there are, the fuller the row gets."""
 
 
-_CHOICE = 32
-"""Documents to choose a row from, at least: the more there are, the fuller it gets."""
+def choose_documents(lengths: Sequence[int], capacity: int) -> list[int]:
+    """Choose the documents that fill a row best.
 
-
-def choose(lengths: Sequence[int], capacity: int) -> list[int]:
-    """Indices of the documents that fill a row best, in ascending order.
-
-    Always takes document 0 (the one that waits longest, so that none waits for ever) and adds those of the others whose
-    lengths sum up to the most that still fits: an exact subset sum, with a big integer as the set of reachable sums.
-    Among equally full choices older documents (smaller indices) go first.
+    Document 0, which waits longest, is always taken, so that no document waits forever. The others are chosen so that the
+    sum of the lengths is the largest that fits: an exact subset sum, with the bits of a big integer as the reachable sums.
+    Among equally full choices, older documents (smaller indices) come first.
 
     Args:
-        lengths: slots of each document, oldest first; the first at most `capacity`.
+        lengths: slots of each document, oldest first; the first has at most `capacity`.
         capacity: slots of the row.
+
+    Returns:
+        Indices in ascending order.
     """
     space = capacity - lengths[0]
     everything = (1 << (space + 1)) - 1
-    reachable = [1]  # bit s of entry i: some of the first i documents sum up to s
+    reachable = [1]  # bit s of entry i: some of the documents 1..i sum up to s
     for length in lengths[1:]:
         sums = reachable[-1]
         reachable.append((sums | sums << length) & everything)
@@ -54,25 +60,27 @@ class Packer:
         sequence_length: slots of a row.
 
     Attributes:
-        waiting: `(ids, tag)` of each document, in the order added; the tag is the caller's.
+        waiting: `(ids, tag)` of each document in the order added; the tag is any value of the caller.
     """
 
     def __init__(self, sequence_length: int):
-        self.sequence_length, self.waiting, self._slots = sequence_length, [], 0
+        self.sequence_length = sequence_length
+        self.waiting: list[tuple[Int32[np.ndarray, " _N"], Any]] = []
+        self._slots = 0  # of all waiting documents
 
     @property
     def is_full(self) -> bool:
         """Whether enough documents wait for a good choice."""
-        return len(self.waiting) >= _CHOICE and self._slots >= 2 * self.sequence_length
+        return len(self.waiting) >= _MIN_CHOICE and self._slots >= 2 * self.sequence_length
 
-    def add(self, ids: Int32[np.ndarray, " N"], tag) -> None:
-        """Append a document of 2 to `sequence_length + 1` ids."""
+    def add(self, ids: Int32[np.ndarray, " N"], tag: Any) -> None:
+        """Add a document of 2 to `sequence_length + 1` ids."""
         self.waiting.append((ids, tag))
         self._slots += len(ids) - 1
 
     def take(self) -> list[Int32[np.ndarray, " _N"]]:
         """Remove and return the documents of the next row."""
-        chosen = choose([len(ids) - 1 for ids, _ in self.waiting], self.sequence_length)
+        chosen = choose_documents([len(ids) - 1 for ids, _ in self.waiting], self.sequence_length)
         documents = [self.waiting[index][0] for index in chosen]
         for index in reversed(chosen):
             del self.waiting[index]
@@ -80,27 +88,27 @@ class Packer:
         return documents
 
 
-def empty_batch(rows: int, sequence_length: int) -> dict[str, np.ndarray]:
-    """Rows of padding only: zeros everywhere."""
-    return {name: np.zeros((rows, sequence_length), dtype) for name, dtype in ARRAYS.items()}
+def empty_batch(rows: int, sequence_length: int) -> HostBatch:
+    """Rows of padding: zeros in every array of `BATCH_ARRAYS`."""
+    return {name: np.zeros((rows, sequence_length), dtype) for name, dtype in BATCH_ARRAYS.items()}
 
 
-def fill_row(batch: dict[str, np.ndarray], row: int, documents: Iterable[Int32[np.ndarray, " _N"]], prefix: int) -> int:
-    """Lay documents one after another into a row of padding.
+def fill_row(batch: HostBatch, row: int, documents: Iterable[Int32[np.ndarray, " _N"]], prefix: int) -> int:
+    """Put documents one after another into a row of padding.
 
-    A document of n + 1 ids takes n slots: its inputs are all ids but the last, its targets all but the first, so no target
-    is a token of another document. Segments are 1, 2, ... and 0 in padding; positions restart with each document. The loss
-    mask is off in padding and where the target is one of the constant ids that open every document (the dummy piece after
-    `<s>`), from which there is nothing to learn.
+    A document of n + 1 ids takes n slots: `inputs` are all ids but the last, `targets` all but the first, so no target is a
+    token of another document. `segment_ids` are 1, 2, ... and 0 in padding, and `positions` restart with each document.
+    `loss_mask` is off in padding, and where the target is one of the constant ids that open every document (the dummy piece
+    after `<s>`), which the model need not learn.
 
     Args:
-        batch: of `empty_batch`, changed in place.
-        row: which row.
-        documents: int32 ids each, together at most `sequence_length` slots.
+        batch: from `empty_batch`; changed in place.
+        row: index of the row.
+        documents: int32 [N] each, together at most `sequence_length` slots.
         prefix: number of constant ids at the start of each document.
 
     Returns:
-        Slots in use.
+        Number of slots in use.
     """
     documents = list(documents)
     lengths = [len(document) - 1 for document in documents]

@@ -1,7 +1,7 @@
-"""Unit records on disk: one utterance or text document each, msgpack in ArrayRecord files with random access.
+"""Unit records on disk: one utterance or text document each, as msgpack in ArrayRecord files with random access.
 
 A directory holds `{split}-00000-of-0000N.array_record` and `metadata.json`. Units are stored at the frame rate, before
-deduplication (HuBERT as u16, pitch and style as u8), word times in milliseconds.
+deduplication: HuBERT as uint16, pitch and style as uint8. Word times are in milliseconds.
 """
 
 import dataclasses
@@ -12,56 +12,58 @@ import pathlib
 import re
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import msgpack
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
 from jaxtyping import Int
 
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_json, write_file
 from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
 
-FRAME_MS = 1000 / HUBERT_RATE
-"""Milliseconds of one HuBERT unit."""
+FRAME_MS = round(1000 / HUBERT_RATE)
+"""Milliseconds of one HuBERT unit: 40."""
 
 METADATA = "metadata.json"
+"""The file that lists the splits and files of a record directory."""
+
 _FORMAT = 1
-_WRITER_OPTIONS = "group_size:1"  # one record a group: what random access wants
+_WRITER_OPTIONS = "group_size:1"  # one record a group, for random access
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
 _SPLIT = re.compile(r"[A-Za-z0-9_.+]+")
 
 
 class RecordError(SpiritError):
-    """A record, record file or record directory that cannot be used; the message names it and says what is wrong."""
+    """A record, record file or record directory that cannot be used; the message names it and the reason."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UnitRecord:
-    """One utterance with its units and, where aligned, its words; or one text document (no units, no words).
-
-    Attributes:
-        id: name within the corpus.
-        text: transcript or document; "" for speech without a transcript.
-        words: the aligned words, in order; their spelling may be normalised, `text` is as published.
-        spans_ms: int32 [W, 2], start and end of each word in milliseconds.
-        units: at the frame rate, or None for text.
-        duration_ms: length of the audio, 0 for text.
-        speaker: name, or "".
-    """
+    """One utterance with its units and, if it is aligned, its words; or one text document without units and words."""
 
     id: str
+    """Name within the corpus."""
     text: str
+    """Transcript or document as published; "" for speech without a transcript."""
     words: tuple[str, ...] = ()
+    """The aligned words in order; their spelling may be normalized."""
     spans_ms: Int[np.ndarray, "W 2"] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int32))
+    """Start and end of each word in milliseconds."""
     units: SpeechUnits | None = None
+    """Units at the frame rate; None for text."""
     duration_ms: int = 0
+    """Length of the audio in milliseconds; 0 for text."""
     speaker: str = ""
+    """Name of the speaker, "" if unknown."""
 
     def validate(self) -> None:
-        """Check that the record is one that sequences can be cut from.
+        """Check that sequences can be made from the record.
 
         Raises:
-            RecordError: naming the id; no text, no frame, words outside the audio, out of order or empty, ...
+            RecordError: names the record and the problem: no text, no frame, words that are empty, out of order or outside
+                the audio, and the like.
         """
         problem = self._problem()
         if problem:
@@ -78,10 +80,10 @@ class UnitRecord:
             return f"{len(self.words)} aligned words but no units" if self.words else None
         frames = len(self.units.hubert)
         if self.duration_ms < FRAME_MS or frames == 0:
-            return f"clip of {self.duration_ms} ms with {frames} units is shorter than a frame ({FRAME_MS:.0f} ms)"
-        # encoders lose up to a frame at each end, and one a chunk of 100 s
+            return f"clip of {self.duration_ms} ms with {frames} units is shorter than a frame ({FRAME_MS} ms)"
+        # encoders lose up to a frame at each end, and one in each chunk of 100 s
         if abs(frames * FRAME_MS - self.duration_ms) > 3 * FRAME_MS + self.duration_ms / 100:
-            return f"{frames} units last {frames * FRAME_MS:.0f} ms, the audio {self.duration_ms} ms"
+            return f"{frames} units last {frames * FRAME_MS} ms, the audio {self.duration_ms} ms"
         if any(stream is not None and not len(stream) for stream in self.units.streams):
             return "an empty pitch or style stream; leave it out or give it units"
         if not self.words:
@@ -102,9 +104,9 @@ class UnitRecord:
         return None
 
     def to_bytes(self) -> bytes:
-        """The record in msgpack."""
+        """Serialize the record as msgpack."""
         hubert, pitch, style = self.units.streams if self.units is not None else (None, None, None)
-        return msgpack.packb(
+        data = msgpack.packb(
             {
                 "v": _FORMAT,
                 "id": self.id,
@@ -118,13 +120,15 @@ class UnitRecord:
                 "speaker": self.speaker,
             }
         )
+        assert data is not None  # only a packer that collects several objects returns None
+        return data
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "UnitRecord":
-        """Read what `to_bytes` wrote; the contents are not checked beyond their types, see `validate`.
+        """Read the bytes of `to_bytes`. Only the types of the fields are checked; `validate` checks the values.
 
         Raises:
-            RecordError: not such bytes; the id is named where it could be read.
+            RecordError: the bytes are not a record; names the id if it could be read.
         """
         try:
             fields = msgpack.unpackb(data)
@@ -145,9 +149,9 @@ class UnitRecord:
                     ),
                 )
             spans = np.frombuffer(fields["spans"], "<i4").reshape(-1, 2)
-            for name, kind in (("id", str), ("text", str), ("words", list), ("ms", int), ("speaker", str)):
-                if not isinstance(fields[name], kind):
-                    raise TypeError(f"{name} is {type(fields[name]).__name__}, expected {kind.__name__}")
+            for name, expected in (("id", str), ("text", str), ("words", list), ("ms", int), ("speaker", str)):
+                if not isinstance(fields[name], expected):
+                    raise TypeError(f"{name} is {type(fields[name]).__name__}, expected {expected.__name__}")
             if not all(isinstance(word, str) for word in fields["words"]):
                 raise TypeError("words that are not strings")
             return cls(
@@ -158,43 +162,52 @@ class UnitRecord:
 
 
 def shard_names(split: str, shards: int) -> list[str]:
-    """File names of a split, `train-00000-of-00002.array_record` and so on."""
+    """File names of a split: `train-00000-of-00002.array_record` and so on."""
     return [f"{split}-{shard:05d}-of-{shards:05d}.array_record" for shard in range(shards)]
 
 
-def read_metadata(directory: str | os.PathLike) -> dict:
-    """`metadata.json` of a record directory: `name`, `splits` (records of each), `units` (fingerprint) and `files`.
+def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
+    """Read `metadata.json` of a record directory.
+
+    Returns:
+        `name` of the corpus, `units` (fingerprint of the encoders), `splits` (number of records of each) and `files`
+        (records and bytes of each).
 
     Raises:
-        RecordError: no such directory or file, or not what `RecordWriter` writes.
+        RecordError: there is no such file, or `RecordWriter` did not write it.
     """
     path = pathlib.Path(directory) / METADATA
-    try:
-        metadata = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise RecordError(f"{path}: not found; is {directory} a directory of unit records?") from None
-    except ValueError as error:
-        raise RecordError(f"{path}: not JSON ({error})") from error
+    if not path.exists():
+        raise RecordError(f"{path}: not found; is {directory} a directory of unit records?")
+    metadata = read_json(path, RecordError)
     if not isinstance(metadata, dict) or not all(isinstance(metadata.get(k), dict) for k in ("splits", "files")):
         raise RecordError(f"{path}: expected an object with 'splits' and 'files'")
     return metadata
 
 
 class RecordWriter:
-    """Writes one split of a record directory, whole or not at all: nothing is there under its name until `close`.
+    """Writes one split of a record directory. The split appears when the writer is closed, and replaces an existing one.
 
-    Use as a context manager (an exception inside leaves the directory as it was). Records go to the shards in turn.
-    Splits are added to a directory one after another; a split that exists is replaced.
+    An exception inside the `with` block leaves the directory as it was. Records go to the shards in turn. Splits are added to
+    a directory one after another.
+
+    Example::
+
+        with RecordWriter("records", "train") as writer:
+            writer.write(UnitRecord("page-1", "One fine day."))
 
     Args:
-        directory: made if needed.
-        split: letters, digits, `_ . +`.
+        directory: created if needed.
+        split: name of letters, digits, `_`, `.` and `+`.
         shards: number of files.
-        name: of the corpus; the directory's own name by default.
-        units: fingerprint of what made the units (sha256 hex or any string), "" for text.
+        name: of the corpus; by default the name of the directory.
+        units: fingerprint of the encoders (sha256 hex or any string), "" for text.
+
+    Attributes:
+        count: number of records written.
 
     Raises:
-        RecordError: a split name with other characters, or units of another fingerprint than the directory's.
+        RecordError: the name of the split has other characters, or the directory holds units of another fingerprint.
     """
 
     def __init__(
@@ -231,14 +244,18 @@ class RecordWriter:
         self.write_bytes(record.to_bytes())
 
     def write_bytes(self, data: bytes) -> None:
-        """Add a serialised record as it is, unchecked."""
+        """Add a serialized record without checking it."""
         shard = self.count % len(self._writers)
         self._writers[shard].write(data)
         self._counts[shard] += 1
         self.count += 1
 
     def close(self) -> None:
-        """Put the split in place: files first, then `metadata.json`, each by one rename."""
+        """Put the split in place: first the files, then `metadata.json`, each by one rename.
+
+        Raises:
+            RecordError: a file could not be written.
+        """
         for writer in self._writers:
             if not writer.ok():
                 raise RecordError(f"{self.directory}: could not write split {self.split!r}")
@@ -250,15 +267,13 @@ class RecordWriter:
             files[file] = {"records": count, "bytes": os.path.getsize(part)}
             os.replace(part, self.directory / file)
         metadata = {**self._metadata, "splits": {**self._metadata["splits"], self.split: self.count}, "files": files}
-        part = pathlib.Path(self._part.name) / METADATA
-        part.write_text(json.dumps(metadata, indent=1, sort_keys=True) + "\n")
-        os.replace(part, self.directory / METADATA)
+        write_file(self.directory / METADATA, json.dumps(metadata, indent=1, sort_keys=True) + "\n")
         for file in old:
             (self.directory / file).unlink(missing_ok=True)
         self._part.cleanup()
 
     def abort(self) -> None:
-        """Forget everything written."""
+        """Discard all records written."""
         for writer in self._writers:
             writer.close()
         self._part.cleanup()
@@ -275,20 +290,27 @@ def _split_of(file: str) -> str:
 
 
 class RecordSource:
-    """Random access to the records of one split; safe to pickle and to use after a fork (files open on first use).
+    """Random access to the records of one split. Files open on first use, so a source can be pickled and used after a fork.
+
+    Example::
+
+        source = RecordSource("records", "train")
+        source[0].text, len(source)
 
     Args:
-        directory: as `RecordWriter` writes it.
-        split: a name in its metadata.
-        allow_damaged: open it although files are missing or truncated; only their own records then raise, when read.
+        directory: a directory that `RecordWriter` wrote.
+        split: name of the split.
+        allow_damaged: whether to open the split although files are missing or truncated; reading one of their records raises.
 
     Attributes:
+        directory: the directory.
+        split: name of the split.
         name: of the corpus.
-        fingerprint: sha256 hex of the split's names, counts and sizes.
-        damaged: what is wrong with which file, by number of the file.
+        fingerprint: sha256 (hex) of the names, counts and sizes of the split's files.
+        damaged: number of each damaged file -> what is wrong with it.
 
     Raises:
-        RecordError: no such split, or a file that is missing or has another size than it was written with.
+        RecordError: there is no such split, or a file is missing or has another size than when it was written.
     """
 
     def __init__(self, directory: str | os.PathLike, split: str, *, allow_damaged: bool = False):
@@ -343,7 +365,12 @@ class RecordSource:
         return self._readers[shard]
 
     def read_bytes(self, index: int) -> bytes:
-        """The serialised record `index`."""
+        """The serialized record at an index.
+
+        Raises:
+            RecordError: the file or the record is damaged; names the file and the record's row in it.
+            IndexError: the index is not in 0..len - 1.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -355,11 +382,11 @@ class RecordSource:
             raise RecordError(f"{self._paths[shard]}: record {row} cannot be read ({error})") from error
 
     def __getitem__(self, index: int) -> UnitRecord:
-        """Record `index`, not yet validated.
+        """The record at an index, not yet validated.
 
         Raises:
-            RecordError: corrupt; names the file and the record's row in it.
-            IndexError: outside `0..len - 1`.
+            RecordError: the file or the record is damaged; names the file and the record's row in it.
+            IndexError: the index is not in 0..len - 1.
         """
         data = self.read_bytes(index)
         try:
@@ -370,7 +397,11 @@ class RecordSource:
 
 
 def read_records(directory: str | os.PathLike, split: str) -> Sequence[UnitRecord]:
-    """All records of a split in memory, each validated: for tools and tests on small sets."""
+    """Read all records of a small split into memory and validate each.
+
+    Raises:
+        RecordError: a record cannot be read or is not valid.
+    """
     source = RecordSource(directory, split)
     records = [source[index] for index in range(len(source))]
     for record in records:

@@ -1,6 +1,6 @@
-"""Which record comes next, and which source the next row comes from: pure functions of a seed and a position.
+"""The order of records and of sources: pure functions of a seed and a position.
 
-Nothing here has state, so any position can be asked for at once; that is what makes resumption and any number of hosts cheap.
+Nothing here has state, so any position can be computed directly. That makes resuming cheap, for any number of hosts.
 """
 
 import functools
@@ -10,50 +10,66 @@ from collections.abc import Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
-_ROUNDS = 4
-_TABLE = 1 << 16  # Grain's shuffle walks a cycle of up to 2^16 steps for smaller ranges: there a table is faster
-_GOLDEN = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
-_MASK = (1 << 64) - 1
+_SHUFFLE_ROUNDS = 4
+_MAX_TABLE = 1 << 16  # for shorter ranges Grain's shuffle walks a cycle of up to 2^16 steps, so a table is faster
+_GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
+_MASK_64 = (1 << 64) - 1
 
 
 @functools.lru_cache(maxsize=256)
 def name_key(name: str) -> int:
-    """A 64-bit integer that stands for a name in seeds, the same on every machine."""
+    """A 64-bit integer that represents a name in seeds, the same on every machine."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
 
 
 def record_rng(seed: int, source: str, record: int, epoch: int) -> np.random.Generator:
-    """The generator of all random choices within one record in one epoch; depends on the arguments only."""
+    """The generator for all random choices within one record in one epoch; it depends on the arguments only.
+
+    Args:
+        seed: of the run.
+        source: name of the source.
+        record: index of the record in its split.
+        epoch: pass over the source.
+    """
     return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, name_key(source), record, epoch))))
 
 
 class Permutation:
-    """A random permutation of `0..length - 1` with random access, out of a key; small ones are a table."""
+    """A random permutation of `0..length - 1` with random access.
+
+    Args:
+        length: number of elements.
+        key: integers that decide the permutation.
+    """
 
     def __init__(self, length: int, *key: int):
         seeds = np.random.SeedSequence(key)
         self._last, self._seed, self._table = length - 1, int(seeds.generate_state(1)[0]), None
-        if length <= _TABLE:
+        if length <= _MAX_TABLE:
             self._table = np.random.Generator(np.random.Philox(seeds)).permutation(length).astype(np.uint16)
 
     def __getitem__(self, index: int) -> int:
+        """The element at a position."""
         if self._table is not None:
             return int(self._table[index])
-        return index_shuffle(index, self._last, self._seed, _ROUNDS)
+        return index_shuffle(index, self._last, self._seed, _SHUFFLE_ROUNDS)
 
 
 class Shuffle:
-    """The infinite sequence of a source's records, reshuffled every epoch.
+    """The infinite sequence of a source's records, shuffled anew in every epoch.
 
     Args:
         records: number of records.
         seed: of the run.
-        source: its name, so that two sources of one length are shuffled differently.
-        fraction: part of the records used, 0..1; the records of a smaller fraction are among those of a larger one, and
-            they are the same for every seed, so that runs compare.
+        source: name of the source; sources of one length are shuffled differently.
+        fraction: part of the records in use, 0..1. The records of a smaller fraction are among those of a larger one, and
+            they are the same for every seed, so that runs can be compared.
+
+    Attributes:
+        length: records in an epoch.
 
     Raises:
-        ValueError: nothing to draw from.
+        ValueError: no record is in use.
     """
 
     def __init__(self, records: int, seed: int, source: str, fraction: float = 1.0):
@@ -62,7 +78,9 @@ class Shuffle:
         if self.length < 1:
             raise ValueError(f"source {source!r}: a fraction {fraction} of {records} records is none")
         self._subset = Permutation(records, self._key) if self.length < records else range(records)
-        self._epochs: dict[int, Permutation] = {}  # the streams of a process are in about the same one
+        self._epochs: dict[
+            int, Permutation
+        ] = {}  # a few recent ones: the streams of a process are in about the same epoch
 
     def __getitem__(self, position: int) -> tuple[int, int]:
         """`(record, epoch)` at a position of the sequence."""
@@ -75,14 +93,14 @@ class Shuffle:
 
 
 class Mixture:
-    """Which source each row comes from, in the proportion of the weights.
+    """The source of each row, in proportion to the weights.
 
-    Row g takes the source in which the point `offset + g * golden ratio` (mod 1) falls when the sources divide the unit
-    interval by weight. Among any n consecutive rows the share of a source then differs from its weight by O(log n / n),
-    where independent draws would differ by O(n ** -0.5).
+    The sources divide the unit interval by weight. Row g takes the source in which the point `offset + g * golden ratio`
+    (mod 1) falls. Among any n consecutive rows, the share of a source then differs from its weight by O(log n / n);
+    independent draws would differ by O(n ** -0.5).
 
     Args:
-        weights: not negative, not all 0.
+        weights: of the sources, not negative, not all 0.
         seed: of the run.
     """
 
@@ -92,6 +110,6 @@ class Mixture:
         self._offset = int(np.random.SeedSequence((seed, name_key("mixture"))).generate_state(1, np.uint64)[0])
 
     def __getitem__(self, row: int) -> int:
-        """Index of the source of global row `row`."""
-        point = (self._offset + row * _GOLDEN) & _MASK
+        """Index of the source of a row, which is counted over the whole run."""
+        point = (self._offset + row * _GOLDEN_RATIO) & _MASK_64
         return next(source for source, limit in enumerate(self._limits) if point < limit)

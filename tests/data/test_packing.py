@@ -5,15 +5,15 @@ import itertools
 import numpy as np
 import pytest
 
-from spirit_jax.data.packing import Packer, choose, empty_batch, fill_row
+from spirit_jax.data.packing import Packer, choose_documents, empty_batch, fill_row
 
 
-def test_choose_is_the_best_that_holds_the_oldest():
+def test_choice_is_the_fullest_with_the_oldest_document():
     rng = np.random.default_rng(0)
     for _ in range(150):
         lengths = rng.integers(1, 60, rng.integers(1, 9)).tolist()
         capacity = int(rng.integers(lengths[0], 150))
-        chosen = choose(lengths, capacity)
+        chosen = choose_documents(lengths, capacity)
         assert chosen[0] == 0
         assert chosen == sorted(set(chosen))
         total = sum(lengths[index] for index in chosen)
@@ -26,10 +26,10 @@ def test_choose_is_the_best_that_holds_the_oldest():
         assert total == max(s for s in sums if s <= capacity)
 
 
-def test_choose_prefers_older_documents():
-    assert choose([3, 2, 2, 2, 2], 7) == [0, 1, 2]
-    assert choose([3, 5, 2, 1, 4], 7) == [0, 4]
-    assert choose([7, 1], 7) == [0]
+def test_older_documents_are_preferred():
+    assert choose_documents([3, 2, 2, 2, 2], 7) == [0, 1, 2]
+    assert choose_documents([3, 5, 2, 1, 4], 7) == [0, 4]
+    assert choose_documents([7, 1], 7) == [0]
 
 
 def _documents(rng, count, longest, prefix):
@@ -40,7 +40,7 @@ def _documents(rng, count, longest, prefix):
 
 
 @pytest.mark.parametrize("prefix", [[1], [1, 5], [1, 5, 6]])
-def test_rows_against_a_loop(prefix):
+def test_rows_equal_a_loop_over_their_documents(prefix):
     rng = np.random.default_rng(1)
     documents = _documents(rng, 9, 12, prefix)
     batch = empty_batch(3, 128)
@@ -61,7 +61,7 @@ def test_rows_against_a_loop(prefix):
         assert not array[[0, 2]].any()
 
 
-def test_every_document_comes_out_once_and_none_waits_for_ever():
+def test_every_document_comes_out_once_and_the_oldest_first():
     rng = np.random.default_rng(2)
     documents = _documents(rng, 800, 65, [1])
     packer, rows, added = Packer(64), [], 0
@@ -80,8 +80,8 @@ def test_every_document_comes_out_once_and_none_waits_for_ever():
 @pytest.mark.parametrize(
     ("least", "most", "filled"), [(40, 420, 0.999), (200, 2000, 0.995), (260, 2900, 0.97)], ids=str
 )
-def test_realistic_lengths_fill_their_rows(least, most, filled):
-    """Speech of 2-16 s, text of 200-2000 and of up to 2900 tokens in rows of 4096."""
+def test_rows_of_realistic_lengths_are_filled(least, most, filled):
+    """The lengths are those of speech of 2-16 s, and of text of 200-2000 and of up to 2900 tokens, in rows of 4096."""
     rng, packer, used = np.random.default_rng(3), Packer(4096), 0
     for _ in range(400):
         while not packer.is_full:
@@ -89,6 +89,6 @@ def test_realistic_lengths_fill_their_rows(least, most, filled):
             waiting = [len(ids) - 1 for ids, _ in packer.waiting]
             assert packer.is_full == (
                 len(waiting) >= 32 and sum(waiting) >= 2 * 4096
-            )  # so that few wait, however long it runs
+            )  # so that few documents wait, however long a run is
         used += sum(len(ids) - 1 for ids in packer.take())
     assert used / (400 * 4096) >= filled

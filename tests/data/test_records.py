@@ -1,4 +1,4 @@
-"""Unit records: the round trip, what a bad record says, and files that were cut or changed."""
+"""Unit records: the round trip, invalid records, and files that were truncated or changed."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ from spirit_jax.data.records import (
     read_records,
 )
 from spirit_jax.units import SpeechUnits
-from tests.support.synthetic import document, utterance
+from tests.support.synthetic import speech_record, text_record
 
 
 @pytest.fixture
 def records():
     rng = np.random.default_rng(0)
-    base = [utterance(rng, number, 8, expressive=False) for number in range(10, 15)]
-    return [utterance(rng, number, 12) for number in range(10)] + base + [document(rng, 20, 200)]
+    base = [speech_record(rng, number, 8, expressive=False) for number in range(10, 15)]
+    return [speech_record(rng, number, 12) for number in range(10)] + base + [text_record(rng, 20, 200)]
 
 
 def _same(one: UnitRecord, two: UnitRecord) -> bool:
@@ -35,7 +35,7 @@ def _same(one: UnitRecord, two: UnitRecord) -> bool:
 
 
 @pytest.mark.parametrize("shards", [1, 3])
-def test_round_trip(tmp_path, records, shards):
+def test_written_records_read_back(tmp_path, records, shards):
     with RecordWriter(tmp_path / "corpus", "train", shards, units="abc") as writer:
         for record in records:
             writer.write(record)
@@ -51,7 +51,7 @@ def test_round_trip(tmp_path, records, shards):
         source[len(records)]
 
 
-def test_splits_are_added_and_replaced(tmp_path, records):
+def test_splits_are_added_or_replaced(tmp_path, records):
     for split, count, shards in (("train", 5, 2), ("test", 2, 1), ("train", 3, 1)):
         with RecordWriter(tmp_path, split, shards) as writer:
             for record in records[:count]:
@@ -63,7 +63,7 @@ def test_splits_are_added_and_replaced(tmp_path, records):
         RecordSource(tmp_path, "dev")
 
 
-def test_a_failed_writer_leaves_nothing(tmp_path, records):
+def test_failed_writer_leaves_the_directory_as_it_was(tmp_path, records):
     with RecordWriter(tmp_path, "train") as writer:
         writer.write(records[0])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -103,7 +103,7 @@ def test_units_of_two_tokenizers_do_not_mix(tmp_path, records):
         ({"units": SpeechUnits(np.arange(25), np.zeros(0, int), np.zeros(1, int))}, "empty pitch or style"),
     ],
 )
-def test_bad_records_say_what_is_wrong(tmp_path, change, message):
+def test_invalid_records_name_the_problem(tmp_path, change, message):
     spans = np.array([[0, 100], [100, 1000]], np.int32)
     record = UnitRecord("clip-7", "A b.", ("a", "b"), spans, SpeechUnits(np.arange(25)), 1000)
     record.validate()
@@ -114,7 +114,7 @@ def test_bad_records_say_what_is_wrong(tmp_path, change, message):
         writer.write(bad)
 
 
-def test_truncated_or_missing_files(tmp_path, records):
+def test_truncated_or_missing_files_are_named(tmp_path, records):
     with RecordWriter(tmp_path, "train", 2) as writer:
         for record in records:
             writer.write(record)
@@ -146,14 +146,14 @@ def test_truncated_or_missing_files(tmp_path, records):
         RecordSource(tmp_path / "elsewhere", "train")
 
 
-def test_a_flipped_byte_is_noticed_or_harmless(tmp_path, records):
-    """Every record either reads exactly as written or is an error that names the file."""
+def test_flipped_byte_is_noticed_or_harmless(tmp_path, records):
+    """Every record either reads exactly as written or raises an error that names the file."""
     with RecordWriter(tmp_path, "train") as writer:
         for record in records:
             writer.write(record)
     file = tmp_path / "train-00000-of-00001.array_record"
     data, rng, noticed = file.read_bytes(), np.random.default_rng(0), 0
-    (used,) = np.nonzero(np.frombuffer(data, np.uint8))  # most of so small a file is padding
+    (used,) = np.nonzero(np.frombuffer(data, np.uint8))  # most of a file this small is padding
     for position in rng.choice(used, 60):
         changed = bytearray(data)
         changed[position] ^= 1 << int(rng.integers(8))
@@ -167,13 +167,13 @@ def test_a_flipped_byte_is_noticed_or_harmless(tmp_path, records):
     assert noticed > 20
 
 
-def test_bytes_that_are_no_record(tmp_path, records):
+def test_bytes_that_are_not_a_record_are_refused(tmp_path, records):
     broken = records[0].to_bytes().replace(b"utterance-0", b"utterance-X")
     assert UnitRecord.from_bytes(broken).id == "utterance-X"
     for field, value in (("text", 7), ("words", ["a", 3]), ("ms", "long"), ("id", None), ("spans", b"12345")):
         fields = msgpack.unpackb(records[0].to_bytes()) | {field: value}
         with pytest.raises(RecordError, match="record "):
-            UnitRecord.from_bytes(msgpack.packb(fields))
+            UnitRecord.from_bytes(msgpack.packb(fields) or b"")
     with RecordWriter(tmp_path, "train") as writer:
         writer.write_bytes(b"\x93not msgpack")
     with pytest.raises(RecordError, match="train-00000-of-00001.array_record: record 0: not a unit record"):

@@ -1,4 +1,4 @@
-"""Shuffling and mixing: permutations, fractions, bounds on the mixture."""
+"""Shuffling and mixing: permutations, fractions, and bounds on the mixture."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from spirit_jax.data.sampling import Mixture, Permutation, Shuffle, record_rng
 
 
 @pytest.mark.parametrize("records", [1, 2, 7, 100])
-def test_every_epoch_is_another_permutation(records):
+def test_every_epoch_is_a_new_permutation(records):
     order = Shuffle(records, seed=3, source="speech")
     epochs = [[order[epoch * records + index] for index in range(records)] for epoch in range(5)]
     for number, epoch in enumerate(epochs):
@@ -52,7 +52,7 @@ def test_fractions_are_nested_and_the_same_for_every_seed():
 
 
 @pytest.mark.parametrize("weights", [(1, 1, 1), (1, 3), (0.1, 0.2, 0.7), (5,)])
-def test_mixture_keeps_to_the_weights_in_every_window(weights):
+def test_mixture_follows_the_weights_in_every_window(weights):
     shares = np.array(weights) / np.sum(weights)
     for seed in range(4):
         mixture = Mixture(weights, seed)

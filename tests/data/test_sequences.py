@@ -1,4 +1,4 @@
-"""Documents against string forms built word by word and frame by frame (`synthetic.py`), through the string tokenizer."""
+"""Documents against string forms that `support/synthetic.py` builds word by word and frame by frame."""
 
 import dataclasses
 import itertools
@@ -9,13 +9,23 @@ import pytest
 from spirit_jax.corpora import open_corpus
 from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.data.sampling import record_rng
-from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, WordPieces, interleaving, word_frames
+from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, interleaving, span_unit_ids, word_frames
+from spirit_jax.data.word_pieces import WordPieces
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.goldens import golden, shared_golden
-from tests.support.synthetic import document, frames_of, spans_of, string_form, unit_string, utterance, word
+from tests.support.synthetic import (
+    frames_of,
+    spans_of,
+    speech_record,
+    string_form,
+    text_record,
+    unit_string,
+    units_of,
+    word,
+)
 
-LONG = 100_000  # ids: nothing is cut
+LONG = 100_000  # ids; no document is cut
 
 
 @pytest.fixture(scope="module", params=["base", "expressive"])
@@ -28,7 +38,7 @@ def _sequencer(vocabulary, recipe, max_ids=LONG, **spans):
 
 
 def _ids(vocabulary, string):
-    """Whole document through the string tokenizer."""
+    """The document of a string form, through the tokenizer."""
     return [*vocabulary.encode(string), vocabulary.eos_id]
 
 
@@ -59,7 +69,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("which", ["base", "expressive", "trained", "released"])
-def test_pieces_by_word_are_those_of_the_whole_text(which):
+def test_encoding_by_word_equals_encoding_the_text(which):
     if which == "trained":
         vocabulary = Vocabulary.train(
             ["the cat sat on the mat, the dog ran\tafter it", "of the and to the in the"] * 9, 300
@@ -69,7 +79,7 @@ def test_pieces_by_word_are_those_of_the_whole_text(which):
     else:
         vocabulary = Vocabulary.load(golden(f"tokenizers/small_{which}_userdef"))
     pieces, rng = WordPieces(vocabulary), np.random.default_rng(0)
-    assert pieces._by_word
+    assert pieces.by_word
     letters = list("abcdefghij  \n.,'-0123\u00e9\u4f60[]")
     texts = TEXTS + ["".join(rng.choice(letters, rng.integers(1, 80))) for _ in range(300)]
     for _ in range(2):  # unknown words, then known ones
@@ -77,15 +87,15 @@ def test_pieces_by_word_are_those_of_the_whole_text(which):
             assert pieces(text) == vocabulary.encode_text(text), repr(text)
 
 
-def test_word_frames_are_those_with_their_centre_in_the_word():
+def test_word_frames_have_their_center_in_the_word():
     rng = np.random.default_rng(0)
     for number in range(30):
-        record = utterance(rng, number, 20)
-        for index, (first, last) in enumerate(word_frames(record)):
+        record = speech_record(rng, number, 20)
+        for index, (first, last) in enumerate(word_frames(record.spans_ms, len(units_of(record).hubert))):
             assert list(range(first, last)) == frames_of(record, index, index + 1)
 
 
-def test_interleaving_covers_the_words_in_spans_of_the_asked_lengths():
+def test_interleaving_covers_the_words_in_spans_of_the_given_lengths():
     firsts, lengths = [], {TEXT: set(), SPEECH: set()}
     for seed in range(400):
         words = 1 + seed % 150
@@ -102,15 +112,13 @@ def test_interleaving_covers_the_words_in_spans_of_the_asked_lengths():
 
 
 @pytest.mark.parametrize("pause", [0, 300])
-def test_interleaved(vocabulary, pause):
+def test_interleaved_documents_equal_their_string_form(vocabulary, pause):
     rng, switches = np.random.default_rng(1), 0
     for number in range(25):
-        record = utterance(rng, number, int(rng.integers(1, 60)), pause=pause)
+        record = speech_record(rng, number, int(rng.integers(1, 60)), pause=pause)
         (ids,) = _sequencer(vocabulary, "interleaved")(record, record_rng(3, "source", number, 0))
         string = _string(vocabulary, ids)
-        spans = spans_of(
-            record, string, expressive=_expressive(vocabulary)
-        )  # the same words in order, whichever modality
+        spans = spans_of(record, string, expressive=_expressive(vocabulary))  # every word occurs once and in order
         assert string == string_form(record, spans, expressive=_expressive(vocabulary))
         assert ids.tolist() == _ids(vocabulary, string)
         for modality, first, last in spans[:-1]:
@@ -119,8 +127,8 @@ def test_interleaved(vocabulary, pause):
     assert switches > 25
 
 
-def test_switching_points_of_a_real_utterance(vocabulary):
-    """Real speech and word times; each unit is the number of its frame, so that a span says which time it was cut from."""
+def test_speech_spans_of_a_real_utterance_match_its_word_times(vocabulary):
+    """Each unit is the number of its frame, so that a span shows the time from which it was cut."""
     corpus = open_corpus("spirit_mini", "train")
     spoken = max((corpus[index] for index in range(20)), key=lambda utterance: len(utterance.words))
     samples = len(spoken.load())
@@ -160,8 +168,8 @@ def test_switching_points_of_a_real_utterance(vocabulary):
     assert switches > 20
 
 
-def test_interleaving_is_drawn_anew_every_epoch_and_only_from_its_key(vocabulary):
-    record = utterance(np.random.default_rng(2), 0, 80)
+def test_interleaving_depends_only_on_its_key_and_changes_every_epoch(vocabulary):
+    record = speech_record(np.random.default_rng(2), 0, 80)
     make = _sequencer(vocabulary, "interleaved")
     keys = [
         (seed, source, index, epoch) for seed in (0, 1) for source in "ab" for index in (0, 1) for epoch in range(4)
@@ -171,9 +179,9 @@ def test_interleaving_is_drawn_anew_every_epoch_and_only_from_its_key(vocabulary
     assert len({tuple(ids) for ids in documents}) == len(keys)
 
 
-def test_whole_utterances_and_text(vocabulary):
-    record = utterance(np.random.default_rng(3), 0, 30)
-    units = record.units if _expressive(vocabulary) else record.units.without_expression()
+def test_uncut_documents_equal_their_string_form(vocabulary):
+    record = speech_record(np.random.default_rng(3), 0, 30)
+    units = units_of(record) if _expressive(vocabulary) else units_of(record).without_expression()
     content = {
         "speech": f"[Speech]{units.to_string()}",
         "text": f"[Text]{record.text}",
@@ -188,9 +196,11 @@ def test_whole_utterances_and_text(vocabulary):
 
 
 def test_units_past_the_last_frame_are_kept_in_whole_speech(vocabulary):
-    """The style encoder can give one unit more than HuBERT has seconds (FORMATS.md sections 2 and 3)."""
-    record = utterance(np.random.default_rng(3), 0, 4)
-    units = SpeechUnits(record.units.hubert[:25], record.units.pitch[:13], np.array([5, 6]))
+    """The style encoder can give one unit more than HuBERT has seconds (docs/formats.md, "Style encoder")."""
+    record = speech_record(np.random.default_rng(3), 0, 4)
+    hubert, pitch, _ = units_of(record).streams
+    assert pitch is not None
+    units = SpeechUnits(hubert[:25], pitch[:13], np.array([5, 6]))
     record = dataclasses.replace(record, units=units, duration_ms=1040, words=(), spans_ms=np.zeros((0, 2), np.int32))
     record.validate()
     (ids,) = _sequencer(vocabulary, "speech")(record, record_rng(0, "", 0, 0))
@@ -201,16 +211,16 @@ def test_units_past_the_last_frame_are_kept_in_whole_speech(vocabulary):
 def test_transcription_has_every_word_in_both_modalities(vocabulary):
     rng = np.random.default_rng(4)
     for number in range(10):
-        record = utterance(rng, number, 12)
+        record = speech_record(rng, number, 12)
         spans = [(modality, index, index + 1) for index in range(12) for modality in ("text", "speech")]
         (ids,) = _sequencer(vocabulary, "transcription")(record, record_rng(0, "", number, 0))
         assert ids.tolist() == _ids(vocabulary, string_form(record, spans, expressive=_expressive(vocabulary)))
 
 
 def test_words_without_a_frame_are_written_as_text_only(vocabulary):
-    record = utterance(np.random.default_rng(5), 0, 3, pause=0)
-    spans = np.array([[0, 200], [201, 215], [215, 400]], np.int32)  # no frame centre (20, 60, ...) from 201 to 215
-    record = dataclasses.replace(record, spans_ms=spans, units=record.units.cut(0, 10), duration_ms=400)
+    record = speech_record(np.random.default_rng(5), 0, 3, pause=0)
+    spans = np.array([[0, 200], [201, 215], [215, 400]], np.int32)  # no frame center (20, 60, ...) from 201 to 215
+    record = dataclasses.replace(record, spans_ms=spans, units=units_of(record).cut(0, 10), duration_ms=400)
     record.validate()
     (ids,) = _sequencer(vocabulary, "transcription")(record, record_rng(0, "", 0, 0))
     first, second, third = (
@@ -232,26 +242,24 @@ def test_words_without_a_frame_are_written_as_text_only(vocabulary):
             assert _string(vocabulary, make(silent, rng)[0]) == "[Text]x"
 
 
-def test_merging_many_spans_at_once_equals_merging_each(vocabulary):
+def test_ids_of_many_spans_equal_the_ids_of_each(vocabulary):
     rng = np.random.default_rng(6)
-    make = _sequencer(vocabulary, "interleaved")
-    for frames in (1, 2, 26, 300, 2400, 2401, 3000, 5000):  # beyond 100 s the order of streams drifts, see FORMATS.md 5
-        record = dataclasses.replace(utterance(rng, 0, 3), units=None)
+    for frames in (1, 2, 26, 300, 2400, 2401, 3000, 5000):  # beyond 100 s the order of the streams drifts
         hubert = np.repeat(rng.integers(0, 501, frames), 2)[:frames]
-        units = SpeechUnits(hubert, rng.integers(0, 3, -(-frames // 2)), rng.integers(0, 100, -(-frames // 25)))
-        shorter = SpeechUnits(hubert, units.pitch[: max(1, len(units.pitch) - 3)], units.style[:1])
+        pitch, style = rng.integers(0, 3, -(-frames // 2)), rng.integers(0, 100, -(-frames // 25))
+        units = SpeechUnits(hubert, pitch, style)
+        shorter = SpeechUnits(hubert, pitch[: max(1, len(pitch) - 3)], style[:1])
         cuts = np.sort(rng.integers(0, frames + 1, 6)).tolist()
         spans = [(0, frames)] + [(a, b) for a, b in itertools.pairwise(cuts) if b > a]
         for streams in (units, shorter, units.without_expression()):
-            for got, (a, b) in zip(make._span_ids(streams, spans), spans, strict=True):
+            for got, (a, b) in zip(span_unit_ids(vocabulary, streams, spans), spans, strict=True):
                 expected = vocabulary.unit_ids(streams.cut(a, b))
                 assert got.tolist() == expected.tolist(), (frames, a, b)
-        del record
 
 
 @pytest.mark.parametrize("recipe", ["speech", "interleaved", "transcription", "asr", "tts"])
 def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
-    record = utterance(np.random.default_rng(7), 0, 120)
+    record = speech_record(np.random.default_rng(7), 0, 120)
     max_ids = 130
     documents = _sequencer(vocabulary, recipe, max_ids)(record, record_rng(0, "", 0, 0))
     assert len(documents) > 2
@@ -271,7 +279,7 @@ def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
         places = [record.words.index(name) for name in written]
         assert places == sorted(set(places))
     if recipe == "speech":
-        # nothing is lost but runs that a cut splits in two: at most one unit more for each cut
+        # cuts lose no unit; a cut within a run adds at most one
         (whole,) = _sequencer(vocabulary, recipe)(record, record_rng(0, "", 0, 0))
         total = _string(vocabulary, whole).count("[Hu")
         assert total <= sum(hubert) <= total + len(documents) - 1
@@ -280,9 +288,9 @@ def test_documents_longer_than_a_row_are_cut_at_words(vocabulary, recipe):
 
 
 @pytest.mark.parametrize("recipe", ["speech", "interleaved", "transcription", "asr", "tts"])
-def test_what_just_fits_a_row_is_not_cut(vocabulary, recipe):
-    """A whole document, and the first part of one; with one slot less both are shorter."""
-    record = utterance(np.random.default_rng(7), 0, 120)
+def test_documents_that_just_fit_a_row_are_not_cut(vocabulary, recipe):
+    """This holds for a whole document and for the first part of one; with one slot less both are shorter."""
+    record = speech_record(np.random.default_rng(7), 0, 120)
 
     def documents(max_ids: int) -> list[np.ndarray]:
         return _sequencer(vocabulary, recipe, max_ids)(record, record_rng(0, "", 0, 0))
@@ -297,11 +305,11 @@ def test_what_just_fits_a_row_is_not_cut(vocabulary, recipe):
 
 @pytest.mark.parametrize("words", [0, 2])
 def test_speech_without_words_is_cut_at_seconds(vocabulary, words):
-    """And so is a long stretch without words after an aligned one."""
-    record = utterance(np.random.default_rng(8), 0, 60)
+    """So is a long stretch without words after an aligned one."""
+    record = speech_record(np.random.default_rng(8), 0, 60)
     record = dataclasses.replace(record, words=record.words[:words], spans_ms=record.spans_ms[:words])
     documents = _sequencer(vocabulary, "speech", 200)(record, record_rng(0, "", 0, 0))
-    frames, start = len(record.units.hubert), 0
+    frames, start = len(units_of(record).hubert), 0
     origin = frames_of(record, 1, 2)[0] if words else 0
     for ids in documents:
         assert len(ids) <= 200
@@ -318,7 +326,7 @@ def test_speech_without_words_is_cut_at_seconds(vocabulary, words):
 
 
 def test_long_text_is_cut_before_words(vocabulary):
-    record = document(np.random.default_rng(9), 0, 700)
+    record = text_record(np.random.default_rng(9), 0, 700)
     documents = _sequencer(vocabulary, "text", 101)(record, record_rng(0, "", 0, 0))
     strings = [_string(vocabulary, ids) for ids in documents]
     assert "".join(string.removeprefix("[Text]") for string in strings) == record.text
@@ -332,9 +340,9 @@ def test_long_text_is_cut_before_words(vocabulary):
     assert "".join(_string(vocabulary, ids).removeprefix("[Text]") for ids in documents) == unbroken.text
 
 
-def test_what_a_recipe_cannot_use(vocabulary):
+def test_unusable_records_are_named_with_the_reason(vocabulary):
     rng = np.random.default_rng(10)
-    text, spoken = document(rng, 5, 20), utterance(rng, 6, 12)
+    text, spoken = text_record(rng, 5, 20), speech_record(rng, 6, 12)
     unaligned = dataclasses.replace(spoken, words=(), spans_ms=np.zeros((0, 2), np.int32))
     key = record_rng(0, "", 0, 0)
     for recipe in ("speech", "interleaved", "asr"):
@@ -347,11 +355,11 @@ def test_what_a_recipe_cannot_use(vocabulary):
         _sequencer(vocabulary, "asr", 32)(unaligned, key)
 
 
-def test_speech_without_a_transcript_is_speech_alone(vocabulary):
+def test_speech_without_a_transcript_serves_only_speech(vocabulary):
     record = UnitRecord("clip-9", "", units=SpeechUnits(np.arange(50) % 7), duration_ms=2000)
     record.validate()
     (ids,) = Sequencer(vocabulary, "speech", 200)(record, None)
-    assert vocabulary.decode(ids) == "[Speech]" + record.units.to_string()
+    assert vocabulary.decode(ids) == "[Speech]" + units_of(record).to_string()
     for recipe in ("text", "interleaved", "asr", "transcription"):
         with pytest.raises(RecordError, match="'clip-9': recipe '.*' needs a transcript"):
             Sequencer(vocabulary, recipe, 200)(record, np.random.default_rng(0))

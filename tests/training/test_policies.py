@@ -15,7 +15,8 @@ from orbax.checkpoint import v1 as ocp
 from spirit_jax import checkpoint, train
 from spirit_jax.config import to_dict
 from spirit_jax.core.files import write_file
-from spirit_jax.data.pipeline import DataConfig, Loader, SourceConfig
+from spirit_jax.data.config import DataConfig, SourceConfig
+from spirit_jax.data.loader import Loader
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models import llama
 from spirit_jax.vocabulary import Vocabulary

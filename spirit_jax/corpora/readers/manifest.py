@@ -1,6 +1,8 @@
 """Manifests: a line for each utterance, as JSON objects or as tab-separated columns.
 
-{"audio": "wav/1.flac", "text": "Hello you.", "words": [{"word": "Hello", "start_ms": 80, "end_ms": 410}, ...]}
+Example::
+
+    {"audio": "wav/1.flac", "text": "Hello you.", "words": [{"word": "Hello", "start_ms": 80, "end_ms": 410}, ...]}
 """
 
 import json

@@ -102,6 +102,8 @@ def open_prepared(source: InputPath, split: str) -> Corpus:
 def open_corpus(name_or_directory: str | os.PathLike, split: str) -> Corpus:
     """Open a split of a bundled corpus by name ("spirit_mini", "spirit_mini_text"), or of a prepared TFDS directory.
 
+    Example::
+
         corpus = open_corpus("spirit_mini", "train")
         corpus[0].text, corpus[0].load()
 
