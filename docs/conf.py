@@ -1,6 +1,7 @@
 """Sphinx configuration: `python -m sphinx -W -b html docs docs/_build` builds the site."""
 
 import pathlib
+import re
 import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
     """Turn the Markdown of docstrings into reStructuredText: tables, and lists without a blank line before them."""
     result: list[str] = []
     in_table = False
-    for line in lines:
+    for line in _one_attribute_each(lines):
         text, indent = line.strip(), line[: len(line) - len(line.lstrip())]
         previous = result[-1].strip() if result else ""
         if text.startswith("| ") and text.endswith(" |"):
@@ -74,6 +75,33 @@ def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
         in_table = False
         result.append(line)
     lines[:] = result
+    if what in ("attribute", "data", "property"):
+        _variables[name] = result
+
+
+_variables: dict[str, list[str]] = {}
+
+
+def restore_variable(app, what, name, obj, options, lines: list[str]) -> None:
+    """Undo what napoleon did to a variable's docstring: it takes the words before a colon for a type."""
+    lines[:] = _variables.pop(name, lines)
+
+
+def _one_attribute_each(lines: list[str]) -> list[str]:
+    """Repeat the description of `a, b: description` for each of the names, in sections "Attributes:"."""
+    result, names, block = [], [], []
+    for line in [*lines, ""]:
+        attributes = re.match(r"(\s+)(\w+(?:, \w+)+)(: .*)", line)
+        if names and not line.startswith(names[0][0] + "    "):
+            result += [text for indent, name in names for text in (f"{indent}{name}{block[0]}", *block[1:])]
+            names, block = [], []
+        if attributes and "Attributes:" in map(str.strip, lines) and not names:
+            names, block = [(attributes[1], name) for name in attributes[2].split(", ")], [attributes[3]]
+        elif names:
+            block.append(line)
+        else:
+            result.append(line)
+    return result[:-1]
 
 
 def _continues_item(lines: list[str], indent: str) -> bool:
@@ -90,3 +118,4 @@ def setup(app) -> None:
     """Connect the hooks of this file."""
     app.connect("source-read", list_modules)
     app.connect("autodoc-process-docstring", markdown_to_rst, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", restore_variable, priority=900)  # after napoleon
