@@ -38,7 +38,7 @@ LAYER = 11
 
 
 def arrays(rows, tensors, shapes):
-    flat, _ = table.to_ours(rows, tensors, shapes, "benchmark")
+    flat, _ = table.to_jax(rows, tensors, shapes, "benchmark")
     return unflatten({path: np.asarray(array) for path, array in flat.items()})
 
 

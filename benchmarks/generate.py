@@ -26,7 +26,7 @@ import transformers
 
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import llama as table
-from spirit_jax.convert.table import to_ours
+from spirit_jax.convert.table import to_jax
 from spirit_jax.inference import network
 from spirit_jax.inference.engine import Engine, Request, Tables
 from spirit_jax.inference.grammar import Grammar
@@ -43,7 +43,7 @@ def models(hidden: int, layers: int, dtype: str) -> tuple[transformers.LlamaForC
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, initializer_range=0.1)).eval()
     config = LlamaConfig(**sizes, rms_norm_eps=theirs.config.rms_norm_eps, dtype=dtype, param_dtype=dtype)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    arrays, _ = to_ours(table.rows(config), tensors, table.shapes(config), "torch")
+    arrays, _ = to_jax(table.rows(config), tensors, table.shapes(config), "torch")
     params = unflatten({path: np.asarray(array) for path, array in arrays.items()})
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = jax.tree.map(lambda array: array.astype(dtype), jax.device_put(params))

@@ -19,7 +19,7 @@ import torch
 
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import hifigan as table
-from spirit_jax.convert.table import to_ours
+from spirit_jax.convert.table import to_jax
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
 from tests.support.torch_hifigan import TorchHifiGan
 
@@ -33,7 +33,7 @@ def networks() -> tuple[HifiGanVocoder, TorchHifiGan]:
     theirs = TorchHifiGan(config).eval()
     part = table.part_config(config)
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
-    params, _ = to_ours(table.rows(part), state, table.shapes(part), "random weights")
+    params, _ = to_jax(table.rows(part), state, table.shapes(part), "random weights")
     return HifiGanVocoder.load(part, unflatten(params)), theirs.fold()
 
 

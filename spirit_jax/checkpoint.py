@@ -1,23 +1,20 @@
-"""Our checkpoint directory: `config.json`, `tokenizer/`, `llm/` (Orbax) and the parts under `speech_tokenizer/` (DESIGN.md).
+"""The checkpoint directory: `config.json`, `tokenizer/`, `llm/` (Orbax) and the parts under `speech_tokenizer/`.
 
-Converted weights, a training run and any single step of it are all such a directory. Any part may be missing; asking for it
-says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/` and finds the rest in `RUN`.
+Converted weights, a training run and every step of it are all such directories (docs/architecture.md). Any part may be missing, and
+asking for it raises an error that says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/`; its other parts are those of `RUN`.
 """
 
-import concurrent.futures
-import contextlib
-import json
 import os
 import pathlib
-import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
+from spirit_jax.core.checksums import find_damage, read_checksums
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import write_file
+from spirit_jax.core.files import read_json, write_file
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -29,14 +26,14 @@ _ARRAYS = "params.safetensors"
 
 
 class CheckpointError(SpiritError):
-    """A checkpoint directory, part or array that is missing or is not what was expected; the message names it."""
+    """A checkpoint directory, part or array that is missing or not as expected; the message names it."""
 
 
 def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
-    """The path of a part (`CONFIG`, `TOKENIZER`, `speech_tokenizer/pitch`, ...), looked for in a step's run too.
+    """The path of a part (`CONFIG`, `TOKENIZER`, `speech_tokenizer/pitch`, ...) of a checkpoint directory, or of a step's run.
 
     Raises:
-        CheckpointError: no such directory, or no such part in it; says what is there.
+        CheckpointError: no such directory, or no such part in it; the message lists the parts that are there.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
@@ -57,11 +54,11 @@ def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
 
 
 def latest_step(run: str | os.PathLike) -> pathlib.Path | None:
-    """The newest complete step of a training run, None where there is none yet."""
+    """The newest complete step of a training run, None before the first one."""
     steps = pathlib.Path(run) / STEPS
-    complete = (
-        [path for path in steps.iterdir() if path.name.isdigit() and (path / LLM).is_dir()] if steps.is_dir() else []
-    )
+    if not steps.is_dir():
+        return None
+    complete = (path for path in steps.iterdir() if path.name.isdigit() and (path / LLM).is_dir())
     return max(complete, key=lambda path: int(path.name), default=None)
 
 
@@ -71,15 +68,11 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     Raises:
         CheckpointError: there is none, or it is not JSON.
     """
-    path = find(directory, CONFIG)
-    try:
-        return json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from error
+    return read_json(find(directory, CONFIG), CheckpointError)
 
 
 def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
-    """The language model's parameters, straight into their shards.
+    """Load the language model's parameters directly into their shards.
 
     Args:
         directory: a step or a converted checkpoint.
@@ -87,39 +80,40 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
 
     Raises:
         CheckpointError: no `llm/` there, a file of it is not as a training run wrote it, or its tree or a shape differs from
-            the one asked for; names the first.
+            `abstract_params`; names the first difference.
     """
     from orbax.checkpoint import v1 as ocp
 
-    return ocp.load(_checked_llm(directory, abstract_params), abstract_params, checkpointable_name=LLM)
+    return ocp.load(str(_checked_llm(directory, abstract_params)), abstract_params, checkpointable_name=LLM)
 
 
 def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
-    """The language model's parameters unread: the tree with a `StoredArray` for each. Arguments and errors as `load_llm`."""
+    """Open the language model's parameters: a tree with a `StoredArray` for each. Arguments and errors are those of `load_llm`."""
     directory = _checked_llm(directory, abstract_params)
     return unflatten(open_arrays(directory, flatten(abstract_params)))
 
 
 def _checked_llm(directory: str | os.PathLike, abstract_params: Any) -> pathlib.Path:
-    """Where `llm/` is, known to be whole and to hold this tree."""
+    """The directory that holds `llm/`, after a check that its files are intact and hold this tree."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths alone
+    directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths only
     if read_checksums(directory) is not None:
-        problem = damage(directory, jax.process_index(), jax.process_count(), within=LLM)
+        problem = find_damage(directory, jax.process_index(), jax.process_count(), within=LLM)
         if problem:
             raise CheckpointError(f"{problem}; choose another step")
-    _compare_trees(f"{directory}/{LLM}", ocp.metadata(directory, LLM).metadata, abstract_params)
+    _check_trees(f"{directory}/{LLM}", ocp.metadata(str(directory), LLM).metadata, abstract_params)
     return directory
 
 
 class StoredArray:
-    """An array of a checkpoint's `llm/`, of which `array[index]` reads a slice."""
+    """An array of a checkpoint's `llm/`; `array[index]` reads a slice of it."""
 
     def __init__(self, store: Any):
         self._store = store
-        self.shape, self.dtype = tuple(store.shape), np.dtype(store.dtype.numpy_dtype)
+        self.shape: tuple[int, ...] = tuple(store.shape)
+        self.dtype = np.dtype(store.dtype.numpy_dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
         return self._store[index].read().result()
@@ -129,9 +123,10 @@ class StoredArray:
 
 
 def open_arrays(directory: pathlib.Path, paths: Iterable[str]) -> dict[str, StoredArray]:
-    """Arrays of the `llm/` in a directory by their paths, unread and unchecked.
+    """Open arrays of the `llm/` in a directory by their paths, without any check.
 
-    Stacked layers are stored a layer a chunk (`convert.orbax_file`, `training.checkpoints`): reading a layer reads no other.
+    Stacked layers are stored in one chunk for each layer (`convert.formats.orbax_file`, `training.checkpoints`), so that reading a
+    layer reads no other.
     """
     import tensorstore
 
@@ -143,13 +138,20 @@ def open_arrays(directory: pathlib.Path, paths: Iterable[str]) -> dict[str, Stor
 
 
 def array_spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = True) -> dict[str, Any]:
-    """Where TensorStore finds an array of `llm/`: Orbax names arrays by their path joined by "."."""
+    """The TensorStore specification of an array of `llm/`. Orbax names an array by its path joined by ".".
+
+    Args:
+        path: the array's path, joined by "/".
+        driver: TensorStore's driver of the array, such as "zarr3"; "auto" to detect it.
+        ocdbt: whether the arrays lie in TensorStore's OCDBT database, or in a directory each.
+    """
     files, name = f"file://{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
     store = {"driver": "ocdbt", "base": files, "path": name} if ocdbt else files + name
     return {"driver": driver, "kvstore": store}
 
 
-def _compare_trees(name: str, stored: Any, wanted: Any) -> None:
+def _check_trees(name: str, stored: Any, wanted: Any) -> None:
+    """Check that both trees have the same paths and shapes."""
     stored, wanted = flatten(stored), flatten(wanted)
     for path in sorted(stored.keys() ^ wanted.keys()):
         found = "is missing" if path in wanted else "is there and not expected"
@@ -161,8 +163,8 @@ def _compare_trees(name: str, stored: Any, wanted: Any) -> None:
             )
 
 
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one dict whose keys are paths joined by "/"."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as one dict whose keys are paths joined by "/"; `prefix` begins every path."""
     flat = {}
     for key, value in tree.items():
         if isinstance(value, dict):
@@ -172,7 +174,7 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
     """The inverse of `flatten`."""
     tree: dict[str, Any] = {}
     for path, value in flat.items():
@@ -184,14 +186,14 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def save_arrays(directory: str | os.PathLike, tree: dict[str, Any]) -> None:
-    """Write a small part's nested dict of arrays as one safetensors file in an existing directory."""
+def save_arrays(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None:
+    """Write the arrays of a speech tokenizer's part, a nested dict, as one safetensors file in an existing directory."""
     flat = {path: np.ascontiguousarray(value) for path, value in flatten(tree).items()}
     write_file(pathlib.Path(directory) / _ARRAYS, safetensors.numpy.save(flat))
 
 
 def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
-    """Read what `save_arrays` wrote.
+    """Read the nested dict of arrays that `save_arrays` wrote.
 
     Raises:
         CheckpointError: the file is missing, truncated or not safetensors.
@@ -203,64 +205,3 @@ def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
         return unflatten(safetensors.numpy.load_file(path))
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
-
-
-def write_checksums(step: str | os.PathLike, index: int = 0, count: int = 1) -> None:
-    """Seal a complete step: write the checksums of this process's share of its files, every `count`-th from `index` on.
-
-    The step is sealed when all `count` processes have done so. CRC-32, which no single flipped byte passes, by several threads.
-    """
-    step = pathlib.Path(step)
-    files = _files(step)[index::count]
-    sums = dict(zip(files, _checksums(step / name for name in files), strict=True))
-    write_file(step / f"checksums-{index:05}-of-{count:05}.json", json.dumps(sums, indent=0))
-
-
-def read_checksums(step: str | os.PathLike) -> dict[str, list] | None:
-    """Size and CRC-32 of every file of a sealed step by relative path; None for a step that is not sealed."""
-    found = sorted(pathlib.Path(step).glob("checksums-*-of-*.json"))
-    if not found or len(found) != int(found[0].stem.rsplit("-", 1)[1]):
-        return None
-    sums: dict[str, list] = {}
-    for path in found:
-        try:
-            sums |= json.loads(path.read_text())
-        except ValueError:
-            return None
-    return sums
-
-
-def damage(step: str | os.PathLike, index: int = 0, count: int = 1, within: str = "") -> str | None:
-    """What is wrong with a step, in a line; None if every file is as it was written.
-
-    Args:
-        index, count: look at every `count`-th file from `index` on: the processes of a job share the work.
-        within: look at this part alone (`LLM`).
-    """
-    step, sums = pathlib.Path(step), read_checksums(step)
-    if sums is None:
-        return f"{step}: no checksums, so it was not completely written"
-    names = [name for name in sorted(sums) if name.startswith(within)][index::count]
-    for name, found in zip(names, _checksums(step / name for name in names), strict=True):
-        if found != sums[name]:
-            return f"{step / name}: is not as it was written (size and CRC-32 {found}, not {sums[name]})"
-    return None
-
-
-def _files(directory: pathlib.Path) -> list[str]:
-    paths = (path for path in directory.rglob("*") if path.is_file())
-    return sorted(str(path.relative_to(directory)) for path in paths if not path.name.startswith(("checksums-", ".")))
-
-
-def _checksums(paths: Iterable[pathlib.Path]) -> list[list]:
-    with concurrent.futures.ThreadPoolExecutor(8) as threads:
-        return list(threads.map(_checksum, paths))
-
-
-def _checksum(path: pathlib.Path) -> list:
-    """Size and CRC-32 of a file; both zero where there is none."""
-    size = crc = 0
-    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
-        while block := file.read(2**22):
-            size, crc = size + len(block), zlib.crc32(block, crc)
-    return [size, f"{crc:08x}"]

@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
+from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face
 from spirit_jax.core.files import atomic_directory, write_file
 from spirit_jax.corpora.prepare import PrepareConfig, prepare
 from spirit_jax.costmodel.report import Report

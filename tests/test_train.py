@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import damage, latest_step, read_checksums
+from spirit_jax.checkpoint import latest_step
+from spirit_jax.core.checksums import find_damage, read_checksums
 from spirit_jax.corpora import open_corpus, write_corpus
 from spirit_jax.speech import speech_fingerprints
 
@@ -213,7 +214,7 @@ def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_pat
 
     def sealed():
         step = latest_step(run)
-        return step is not None and int(step.name) >= 12 and damage(step) is None
+        return step is not None and int(step.name) >= 12 and find_damage(step) is None
 
     _wait(processes, sealed)
     killed = random.SystemRandom().randrange(2)

@@ -1,12 +1,12 @@
 """One place that maps errors to a message on standard error and an exit code.
 
 Every error that a user can cause derives from `SpiritError`. Its message names the file or field, the value found, what was
-expected and what to do. A command runs inside `exit_codes`, which prints such a message in one line.
+expected and what to do. A command runs inside `exit_codes`, which prints the message in one line and any details below it.
 """
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
 BAD_ARGUMENT = 2
@@ -16,9 +16,18 @@ FAILED_JOB = 1
 
 
 class SpiritError(ValueError):
-    """An error that a user can cause and mend."""
+    """An error that a user can cause and mend.
+
+    Args:
+        message: one line.
+        details: further lines, such as one for each tensor that does not fit.
+    """
 
     exit_code = BAD_ARGUMENT
+
+    def __init__(self, message: object = "", details: Iterable[str] = ()):
+        self.message, self.details = str(message), tuple(details)
+        super().__init__("\n  ".join((self.message, *self.details)))
 
 
 class JobError(SpiritError):
@@ -39,8 +48,9 @@ def exit_code(error: BaseException) -> int | None:
 
 
 def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
-    """End a command with one line on standard error."""
-    print(f"{prog}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    """End a command with one line on standard error, and the details of a `SpiritError` below it."""
+    message, details = (error.message, error.details) if isinstance(error, SpiritError) else (str(error), ())
+    print("\n  ".join((f"{prog}: error: {' '.join(message.split())}", *details)), file=sys.stderr)
     sys.exit(code)
 
 

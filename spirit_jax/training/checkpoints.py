@@ -15,7 +15,8 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import LLM, STEPS, CheckpointError, damage, read_checksums, write_checksums
+from spirit_jax.checkpoint import LLM, STEPS, CheckpointError
+from spirit_jax.core.checksums import find_damage, read_checksums, write_checksums
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.training import faults
 from spirit_jax.training.step import TrainState
@@ -147,7 +148,7 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
     steps = gather_json(steps)[0]
     problems: dict[int, str] = {}
     for step in steps:
-        found = damage(directory / str(step), jax.process_index(), jax.process_count())
+        found = find_damage(directory / str(step), jax.process_index(), jax.process_count())
         if not any(found := gather_json(found)):
             break
         problems[step] = next(filter(None, found))

@@ -1,4 +1,4 @@
-"""k-means quantizers beside HuBERT, in the files that people publish: joblib and plain pickles of scikit-learn models, `.npy`, `.pt`."""
+"""K-means quantizers beside HuBERT, as people publish them: joblib and plain pickles of scikit-learn models, `.npy` and `.pt`."""
 
 import io
 import json
@@ -14,10 +14,11 @@ import torch
 from sklearn.cluster import KMeans, MiniBatchKMeans
 
 from spirit_jax.audio import load_audio
-from spirit_jax.convert import jobs
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.numpy_pickle import load_centers
 from spirit_jax.convert.formats.torch_file import load_torch
+from spirit_jax.convert.jobs import run_jobs
+from spirit_jax.convert.plans import plan_export, plan_import
 from spirit_jax.convert.verification import reference
 from spirit_jax.convert.verification.verify import TOLERANCE, verify
 from spirit_jax.speech.loading import load_phonetic_encoder
@@ -34,7 +35,7 @@ def model():
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("dump", [joblib.dump, lambda m, p, protocol: p.write_bytes(pickle.dumps(m, protocol))])
-def test_scikit_learn_models_of_every_pickle_protocol(dump, protocol, model, tmp_path):
+def test_centroids_are_read_from_every_pickle_protocol(dump, protocol, model, tmp_path):
     dump(model, tmp_path / "km.bin", protocol=protocol)
     np.testing.assert_array_equal(load_centers(tmp_path / "km.bin"), model.cluster_centers_)
     wide = KMeans(3, n_init=1, max_iter=2, random_state=0).fit(POINTS.astype(np.float64))
@@ -55,18 +56,18 @@ class Hostile:
 
 
 def test_code_in_a_model_is_refused_by_name_and_does_not_run(model, tmp_path):
-    """Beside the centroids, where a reader that stops at them would not look."""
+    """The code comes after the centroids, where a reader that stops at them would not find it."""
     hostile = MiniBatchKMeans(5)
     hostile.__dict__ |= {**model.__dict__, "zzz": Hostile(str(tmp_path / "ran"))}
     joblib.dump(hostile, tmp_path / "km.bin")
     with pytest.raises(ConversionError, match=r"km.bin: the file asks for (posix|nt|os)\.mkdir, .* refused"):
         load_centers(tmp_path / "km.bin")
     assert not (tmp_path / "ran").exists()
-    joblib.load(tmp_path / "km.bin")  # the payload is live
+    joblib.load(tmp_path / "km.bin")  # joblib itself runs the payload
     assert (tmp_path / "ran").exists()
 
 
-def test_what_is_no_matrix_of_numbers_is_an_error(model, tmp_path):
+def test_a_file_without_a_matrix_of_numbers_is_refused(model, tmp_path):
     path = tmp_path / "km.bin"
     stream = io.BytesIO()
     joblib.dump(model, stream)
@@ -87,7 +88,7 @@ def test_what_is_no_matrix_of_numbers_is_an_error(model, tmp_path):
 
 
 def twist(folder: pathlib.Path, name: str, centers) -> pathlib.Path:
-    """A folder as TWIST publishes it: HuBERT under a name of its own, and the centroids."""
+    """A folder as TWIST publishes it: HuBERT under TWIST's file name, and the centroids."""
     folder.mkdir()
     shutil.copy(HUBERT, folder / "mhubert_base_25hz_cp_mls_cv_sp_fisher.pt")
     path = folder / name
@@ -102,7 +103,7 @@ def twist(folder: pathlib.Path, name: str, centers) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def features():
-    """The reference's features of a clip: what the centroids are of."""
+    """A clip and the reference's features of it, from which the centroids are fitted."""
     released = load_torch(HUBERT)
     audio = load_audio(golden("audio/noise_a.wav"))
     with torch.no_grad():
@@ -110,58 +111,59 @@ def features():
         return audio, reference.hubert(state, released["model_cfg"], 3, torch.from_numpy(audio)[None])[0].numpy()
 
 
-def test_twist_files_give_the_units_of_scikit_learn_and_come_back(features, tmp_path):
+def test_twist_files_give_the_units_of_scikit_learn_and_are_exported_unchanged(features, tmp_path):
     audio, x = features
     kmeans = MiniBatchKMeans(7, n_init=1, random_state=0).fit(x)
     source = twist(tmp_path / "twist", "mhubert_base_25hz_cp_mls_cv_sp_fisher_L3_km7.bin", kmeans)
-    jobs.run(jobs.plan_import(source, ["hubert"]), tmp_path / "ours", overwrite=False)
-    config = json.loads((tmp_path / "ours/speech_tokenizer/phonetic/config.json").read_text())
+    run_jobs(plan_import(source, ["hubert"]), tmp_path / "converted", overwrite=False)
+    config = json.loads((tmp_path / "converted/speech_tokenizer/phonetic/config.json").read_text())
     assert (config["layer"], config["quantizer"]) == (3, {"kind": "kmeans", "dim": 32, "units": 7})
-    part = load_phonetic_encoder(tmp_path / "ours")
+    part = load_phonetic_encoder(tmp_path / "converted")
     np.testing.assert_array_equal(part.encode_batch([audio])[0], kmeans.predict(x))
-    (row,) = verify(source, tmp_path / "ours", ["hubert"])
+    (row,) = verify(source, tmp_path / "converted", ["hubert"])
     assert row.equal == "yes"
     assert row.network < TOLERANCE
 
-    jobs.run(jobs.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
+    run_jobs(plan_export(tmp_path / "converted"), tmp_path / "back", overwrite=False)
     back = tmp_path / "back/speech_tokenizer/hubert_25hz"
     assert sorted(p.name for p in back.iterdir()) == sorted(p.name for p in source.iterdir())
     for path in source.iterdir():
         if path.suffix == ".bin":
             assert (back / path.name).read_bytes() == path.read_bytes()
         else:
-            theirs, ours = (torch.load(f / path.name, weights_only=True)["model_weight"] for f in (source, back))
-            assert list(theirs) == list(ours)
-            assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
+            states = (torch.load(f / path.name, weights_only=True)["model_weight"] for f in (source, back))
+            expected, found = states
+            assert list(expected) == list(found)
+            assert all(torch.equal(expected[key], found[key]) for key in expected)
 
-    arrays = tmp_path / "ours/speech_tokenizer/phonetic/params.safetensors"
+    arrays = tmp_path / "converted/speech_tokenizer/phonetic/params.safetensors"
     content = arrays.read_bytes()
     bits = kmeans.cluster_centers_[3].tobytes()
     arrays.write_bytes(content.replace(bits, bits[::-1]))
     with pytest.raises(ConversionError, match=r"km7.bin: cluster_centers_ is not what .* changed since the import"):
-        jobs.plan_export(tmp_path / "ours")
+        plan_export(tmp_path / "converted")
 
 
 @pytest.mark.parametrize("name", ["km.bin", "kmeans_7.npy", "hubert_km7.pt"])
-def test_a_name_without_the_layer_needs_it_said(name, tmp_path):
+def test_a_file_name_without_a_layer_needs_the_layer_option(name, tmp_path):
     source = twist(tmp_path / "twist", name, POINTS[:7])
     with pytest.raises(ConversionError, match="say --layer N"):
-        jobs.plan_import(source, ["hubert"])
+        plan_import(source, ["hubert"])
     with pytest.raises(ConversionError, match="layer 13 is to be quantized: the encoder has layers 1 to 12"):
-        jobs.plan_import(source, ["hubert"], layer=13)
-    jobs.run(jobs.plan_import(source, ["hubert"], layer=6), tmp_path / "ours", overwrite=False)
-    jobs.run(jobs.plan_export(tmp_path / "ours"), tmp_path / "back", overwrite=False)
+        plan_import(source, ["hubert"], layer=13)
+    run_jobs(plan_import(source, ["hubert"], layer=6), tmp_path / "converted", overwrite=False)
+    run_jobs(plan_export(tmp_path / "converted"), tmp_path / "back", overwrite=False)
     back = tmp_path / "back/speech_tokenizer/hubert_25hz"
     assert (back / name).read_bytes() == (source / name).read_bytes()
 
 
 def test_centroids_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(ConversionError, match=r"mis-shaped cluster_centers_: expected \[7, 32\], found \[7, 31\]"):
-        jobs.plan_import(twist(tmp_path / "narrow", "L3_km.npy", POINTS[:7, :31]), ["hubert"])
+        plan_import(twist(tmp_path / "narrow", "L3_km.npy", POINTS[:7, :31]), ["hubert"])
     many = np.zeros((502, 32), np.float32)
     with pytest.raises(ConversionError, match=r"shape \[502, 32\]: expected \[units, 32\] with at most 501 units"):
-        jobs.plan_import(twist(tmp_path / "many", "L3_km.npy", many), ["hubert"])
+        plan_import(twist(tmp_path / "many", "L3_km.npy", many), ["hubert"])
     two = twist(tmp_path / "two", "L3_km.npy", POINTS[:7])
     np.save(two / "L4_km.npy", POINTS)
     with pytest.raises(ConversionError, match=r"L3_km.npy or L4_km.npy\?"):
-        jobs.plan_import(two, ["hubert"])
+        plan_import(two, ["hubert"])

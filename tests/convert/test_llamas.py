@@ -1,4 +1,4 @@
-"""Hugging Face's Llamas in and out again, against transformers."""
+"""Import and export of Hugging Face Llamas, compared with transformers."""
 
 import json
 
@@ -12,14 +12,15 @@ import transformers
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert import extend, jobs
+from spirit_jax.convert import extend_vocabulary
 from spirit_jax.convert.components import llama
+from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.formats import hf_weights
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.formats.arrays import same_bits
 from spirit_jax.convert.formats.torch_file import save_torch
-from spirit_jax.convert.table import same_bits
+from spirit_jax.convert.plans import plan_import
 from spirit_jax.convert.verification.verify import verify
-from spirit_jax.models.llama import Llama, abstract_params
+from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling, abstract_params
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.goldens import golden
 from tests.support.trees import LLAMAS, check_tree, run_export, run_import
@@ -40,8 +41,8 @@ def hf_llama(folder, **fields):
     return model.eval()
 
 
-def our_logits(directory, ids):
-    model = config.from_dict(jobs.LlamaConfig, checkpoint.read_config(directory)["model"])
+def jax_logits(directory, ids):
+    model = config.from_dict(LlamaConfig, checkpoint.read_config(directory)["model"])
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
     params = {"params": checkpoint.load_llm(directory, abstract)}
@@ -68,34 +69,34 @@ ROPE = {
     ],
     ids=["grouped", "tied", "llama3"],
 )
-def test_llamas_give_the_logits_of_transformers_and_come_back(fields, tmp_path):
+def test_llamas_give_the_logits_of_transformers_and_are_exported_unchanged(fields, tmp_path):
     reference = hf_llama(tmp_path / "hf", **fields)
-    ours = run_import(tmp_path / "hf", tmp_path / "ours")
+    converted = run_import(tmp_path / "hf", tmp_path / "converted")
     ids = np.random.default_rng(0).integers(0, 120, (2, 40))
     with torch.no_grad():
         expected = reference(torch.from_numpy(ids)).logits.numpy()
     # float32 sums of 32 to 48 terms in another order, three layers deep: logits here are about 0.1
-    np.testing.assert_allclose(our_logits(ours, ids), expected, atol=2e-6)
-    back = run_export(ours, tmp_path / "back") / "spiritlm_model/spirit-lm"
+    np.testing.assert_allclose(jax_logits(converted, ids), expected, atol=2e-6)
+    back = run_export(converted, tmp_path / "back") / "spiritlm_model/spirit-lm"
     check_tree(back, tmp_path / "hf")
     with torch.no_grad():
         again = transformers.LlamaForCausalLM.from_pretrained(back)(torch.from_numpy(ids)).logits.numpy()
     np.testing.assert_array_equal(again, expected)
 
 
-def test_a_tied_head_that_the_file_repeats_comes_back_and_must_be_equal(tmp_path):
+def test_a_repeated_tied_head_must_equal_the_embedding_and_is_exported(tmp_path):
     hf_llama(tmp_path / "hf", tie_word_embeddings=True)
     tensors, _ = hf_weights.load_weights(tmp_path / "hf")
     for name in tmp_path.glob("hf/model*"):
         name.unlink()
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"]
     save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
-    back = run_export(run_import(tmp_path / "hf", tmp_path / "ours"), tmp_path / "back")
+    back = run_export(run_import(tmp_path / "hf", tmp_path / "converted"), tmp_path / "back")
     check_tree(back / "spiritlm_model/spirit-lm", tmp_path / "hf")
     tensors["lm_head.weight"] = -tensors["lm_head.weight"]
     save_torch(tmp_path / "hf/pytorch_model.bin", tensors)
     with pytest.raises(ConversionError, match=r"different lm_head.weight: should equal model\.embed_tokens\.weight"):
-        jobs.plan_import(tmp_path / "hf")
+        plan_import(tmp_path / "hf")
 
 
 def plain_sentencepiece(folder):
@@ -126,15 +127,15 @@ def plain_bpe(folder):
 
 
 @pytest.mark.parametrize(("make", "tied"), [(plain_sentencepiece, False), (plain_bpe, True)])
-def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
+def test_a_plain_llama_is_extended_by_the_speech_tokens(make, tied, tmp_path):
     source = tmp_path / "hf"
     source.mkdir()
     known = make(source)
-    reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # 5 rows that no piece uses
+    reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # five rows have no piece
     recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
     (source / "generation_config.json").write_text(json.dumps(recommended))
-    with pytest.raises(jobs.UsageError, match="--model base or --model expressive"):
-        jobs.plan_import(source)
+    with pytest.raises(UsageError, match="--model base or --model expressive"):
+        plan_import(source)
     first = run_import(source, tmp_path / "one", model="expressive")
     vocabulary = Vocabulary.load(first / "tokenizer")
     assert (vocabulary.text_size, vocabulary.variant) == (known, "expressive")
@@ -146,17 +147,17 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
     np.testing.assert_array_equal(embedding[:known], old)
     new = embedding[known:]
     assert len(new) == vocabulary.padded_size - known
-    # Means of some 700 draws: five standard errors.
+    # The mean of some 700 draws stays within five standard errors.
     error = old.std(0) * 5 / np.sqrt(len(new))
     assert (np.abs(new.mean(0) - old.mean(0)) < error).all()
     assert (np.abs(new.std(0) - old.std(0)) < error).all()
-    assert same_bits(np.asarray(extend.extend_rows(old, 0, known, vocabulary.padded_size, 0)), embedding)
+    assert same_bits(np.asarray(extend_vocabulary.extend_rows(old, 0, known, vocabulary.padded_size, 0)), embedding)
     if not tied:
         head = np.asarray(stored["lm_head"])
         np.testing.assert_array_equal(head[:, :known].T, reference.lm_head.weight.detach().numpy()[:known])
         assert not same_bits(np.ascontiguousarray(head[:, known:].T), new)
     exported = run_export(first, tmp_path / "back") / "spiritlm_model/spirit-lm-expressive-7b"
-    # What the authors recommend for generation is in our config, and goes out again.
+    # The authors' sampling settings are in the converted config and are exported again.
     recommended = json.loads((source / "generation_config.json").read_text())
     assert recommended["temperature"] == 0.6
     assert checkpoint.read_config(first)["generation"] == recommended
@@ -167,7 +168,7 @@ def test_a_plain_llama_gets_the_speech_tokens(make, tied, tmp_path):
     assert [row[3] for row in verify(source, first, model="expressive")] == ["yes"]
 
 
-def test_an_unsupported_llama_is_refused_by_field():
+def test_an_unsupported_llama_is_refused_with_the_field():
     base = json.loads((LLAMAS["base"][0] / "config.json").read_text())
     for change, message in (
         ({"model_type": "mistral"}, "model_type is 'mistral'"),
@@ -181,16 +182,16 @@ def test_an_unsupported_llama_is_refused_by_field():
         llama.from_hf_config({key: base[key] for key in base if key != "hidden_size"})
 
 
-def test_the_hugging_face_config_and_ours_are_inverse():
-    for fields in ({}, {"rope_scaling": llama.RopeScaling()}, {"tie_word_embeddings": True, "num_key_value_heads": 8}):
-        ours = llama.LlamaConfig(head_dim=128, **fields)
-        back = llama.from_hf_config(llama.to_hf_config(ours, np.dtype(np.float32), 1, 2))
-        assert back == ours
-        assert transformers.LlamaConfig(**llama.to_hf_config(ours, np.dtype(np.float32), 1, 2)).hidden_size == 4096
+def test_exporting_and_importing_a_config_are_inverse():
+    for fields in ({}, {"rope_scaling": RopeScaling()}, {"tie_word_embeddings": True, "num_key_value_heads": 8}):
+        network = LlamaConfig(head_dim=128, **fields)
+        content = llama.to_hf_config(network, np.dtype(np.float32), 1, 2)
+        assert llama.from_hf_config(content) == network
+        assert transformers.LlamaConfig(**content).hidden_size == 4096
 
 
-def test_shards_are_as_large_as_asked_for_and_indexed(tmp_path):
-    """Files of at most so many bytes, but for a tensor that is larger alone; transformers' index, whose total counts bytes."""
+def test_shards_have_at_most_the_given_size_and_an_index(tmp_path):
+    """A tensor that is larger alone has its own file. The index has the form of transformers; its total counts bytes."""
     sizes = [40, 40, 30, 90, 250, 10, 20]
     tensors = {f"t{i}": np.full(size, i, np.int8) for i, size in enumerate(sizes)}
     shards = hf_weights.default_shards(tensors, 100)
@@ -209,34 +210,32 @@ def test_shards_are_as_large_as_asked_for_and_indexed(tmp_path):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scaled", [False, True])
-def test_an_exported_config_is_read_back_by_transformers_and_by_us(dtype, scaled):
-    """The type of the weights, which transformers loads them in, the ends of a document, and everything of the network."""
-    scaling = llama.RopeScaling(
-        **{name: value for name, value in ROPE.items() if name not in ("rope_type", "rope_theta")}
-    )
-    ours = llama.LlamaConfig(
+def test_transformers_reads_an_exported_config(dtype, scaled):
+    """The config holds the type in which transformers loads the weights, the ids that end a document, and every size."""
+    scaling = RopeScaling(**{name: value for name, value in ROPE.items() if name not in ("rope_type", "rope_theta")})
+    network = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, head_dim=16, rope_theta=5e5, rope_scaling=scaling if scaled else None, rms_norm_eps=1e-4,
         max_position_embeddings=77, tie_word_embeddings=True, initializer_range=0.3, dtype=dtype, param_dtype=dtype,
     )  # fmt: skip
-    content = json.loads(json.dumps(llama.to_hf_config(ours, jnp.dtype(dtype), 5, 6)))
-    assert llama.from_hf_config(content) == ours
-    theirs = transformers.LlamaConfig.from_dict(content)
-    assert (theirs.dtype, theirs.bos_token_id, theirs.eos_token_id) == (getattr(torch, dtype), 5, 6)
+    content = json.loads(json.dumps(llama.to_hf_config(network, jnp.dtype(dtype), 5, 6)))
+    assert llama.from_hf_config(content) == network
+    read = transformers.LlamaConfig.from_dict(content)
+    assert (read.dtype, read.bos_token_id, read.eos_token_id) == (getattr(torch, dtype), 5, 6)
     for field in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings"):
-        assert getattr(theirs, field) == getattr(ours, field), field
-    assert theirs.rope_parameters["rope_theta"] == 5e5
+        assert getattr(read, field) == getattr(network, field), field
+    assert read.rope_parameters["rope_theta"] == 5e5
 
 
-def test_half_precision_of_either_kind_runs_in_bfloat16():
-    """As the reference runs it (FORMATS.md section 0), and in half of float32's memory: Llama-2's files are float16."""
-    sizes = llama.to_hf_config(llama.LlamaConfig(), np.dtype(np.float16), 1, 2)
-    ours = llama.from_hf_config(sizes)
+def test_float16_files_run_in_bfloat16():
+    """The reference runs in bfloat16 (docs/formats.md, "Language model"), and Llama 2's files are float16."""
+    sizes = llama.to_hf_config(LlamaConfig(), np.dtype(np.float16), 1, 2)
+    network = llama.from_hf_config(sizes)
     assert sizes["torch_dtype"] == "float16"
-    assert (ours.dtype, ours.param_dtype) == ("bfloat16", "bfloat16")
+    assert (network.dtype, network.param_dtype) == ("bfloat16", "bfloat16")
 
 
-def test_what_a_config_leaves_out_is_as_in_transformers():
+def test_missing_config_fields_have_the_defaults_of_transformers():
     sizes = {
         "vocab_size": 99,
         "hidden_size": 64,
@@ -244,8 +243,8 @@ def test_what_a_config_leaves_out_is_as_in_transformers():
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
     }
-    ours, theirs = llama.from_hf_config(sizes), transformers.LlamaConfig(**sizes)
+    network, expected = llama.from_hf_config(sizes), transformers.LlamaConfig(**sizes)
     for field in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings"):
-        assert getattr(ours, field) == getattr(theirs, field), field
-    assert (ours.initializer_range, ours.head_size) == (theirs.initializer_range, theirs.head_dim)
-    assert (ours.rope_theta, ours.dtype) == (10_000.0, "float32")
+        assert getattr(network, field) == getattr(expected, field), field
+    assert (network.initializer_range, network.head_size) == (expected.initializer_range, expected.head_dim)
+    assert (network.rope_theta, network.dtype) == (10_000.0, "float32")

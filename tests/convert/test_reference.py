@@ -1,4 +1,4 @@
-"""The PyTorch networks that `verify` compares ours with, against the golden vectors of the reference implementation."""
+"""The PyTorch networks that `verify` compares the JAX networks with, held to golden vectors of the reference implementation."""
 
 import json
 
@@ -37,13 +37,13 @@ def check(found, expected, entry):
         ("variants/hubert_25hz_batch_norm", "hubert_batch_norm", "noise_a"),
     ],
 )
-def test_hubert_and_its_linear_quantizer(folder, file, name):
+def test_hubert_and_the_linear_quantizer_give_the_golden_features_and_units(folder, file, name):
     released = load_torch(golden(folder) / "mhubert_base_25hz.pt")
     quantizer = reference.tensors(load_torch(golden(folder) / "L11_quantizer_500.pt")["model_weight"])
     state = reference.tensors(released["model_weight"])
     features = reference.hubert(state, released["model_cfg"], 11, clip("noise_a.wav"))[0]
     arrays = golden_arrays(f"{file}.npz")
-    # float32 noise of eleven layers; the manifest has it for the first set
+    # The tolerance is the float32 rounding of eleven layers, which the manifest gives for the first set of vectors.
     np.testing.assert_allclose(features, arrays[f"{name}/feat"], rtol=0, atol=1e-4)
     logits = reference.linear_quantizer(quantizer, features)
     np.testing.assert_array_equal(logits.argmax(-1), arrays[f"{name}/argmax_with_blank"])
@@ -52,7 +52,7 @@ def test_hubert_and_its_linear_quantizer(folder, file, name):
 @pytest.mark.parametrize(
     ("folder", "kind"), [(f"{SPEECH}/vqvae_f0_quantizer", "norm"), ("variants/vqvae_f0_quantizer_raw", "raw")]
 )
-def test_vqvae(folder, kind):
+def test_vqvae_gives_the_golden_latents_and_reconstruction(folder, kind):
     state = reference.tensors(load_torch(golden(folder) / "model.pt")["model"])
     config = yaml.safe_load((golden(folder) / "config.yaml").read_text())
     arrays, key = golden_arrays("vqvae.npz"), f"{kind}/tone_a.wav/"
@@ -62,17 +62,17 @@ def test_vqvae(folder, kind):
     check(reference.vqvae_decode(state, config, codes)[0], arrays[f"{key}recon"], f"vqvae/{key}recon")
 
 
-def test_fcpe():
+def test_fcpe_gives_the_golden_confidence():
     released, arrays = load_torch(golden("variants/fcpe_tiny/fcpe_tiny.pt")), golden_arrays("fcpe.npz")
     state = reference.tensors(released["model"])
     found = reference.fcpe(state, released["config_dict"], clip("noise_a.wav"))[0]
-    # Noise has no silent bands, whose logarithm is rounding: what is left is a few float32 roundings of values below 1.
+    # Noise has no silent bands, whose logarithm would be rounding, so the values below 1 differ by a few float32 roundings.
     expected = arrays["tiny/noise_a.wav/confidence"]
     np.testing.assert_allclose(found.max(-1).values, expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize(("kind", "case"), [("base", "dur_true_spk2"), ("expressive", "dur_true_spk1")])
-def test_hifigan_and_its_durations(kind, case):
+def test_hifigan_gives_the_golden_durations_and_audio(kind, case):
     folder = golden(SPEECH) / {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}[kind]
     state = reference.tensors(load_torch(folder / "generator.pt")["generator"])
     arrays, manifest, key = golden_arrays("vocoder.npz"), golden_json("vocoder_manifest.json"), f"{kind}/{case}/"

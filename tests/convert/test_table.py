@@ -1,8 +1,12 @@
+"""Mapping tables: where values land, how an export inverts an import, and what stops a conversion."""
+
 import numpy as np
 import pytest
 
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.table import Kept, Layout, Row, Same, same_bits, to_ours, to_theirs
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.formats.arrays import same_bits
+from spirit_jax.convert.layout import Layout
+from spirit_jax.convert.table import Kept, Row, Same, to_jax, to_torch
 
 ROWS = (
     Row("layers.{l}.attn.{p:q,k,v}_proj.weight", "layers/qkv", "l p (n h) d -> l d p n h"),
@@ -34,27 +38,28 @@ def tensors(rng=None):
     return result | {"head.weight": result["embed.weight"].copy(), "norm.num_batches_tracked": np.array(7, np.int64)}
 
 
-def test_values_land_where_the_layout_says_and_come_back():
+def test_values_land_where_the_layout_says_and_an_export_inverts_the_import():
     source = tensors()
-    ours, kept = to_ours(ROWS, source, SHAPES, "FILE")
-    assert {path: array.shape for path, array in ours.items()} == SHAPES
-    qkv = np.asarray(ours["layers/qkv"])
-    # By hand: query, key and value of layer 2; row n*5+h of theirs is head n, feature h.
+    found, kept = to_jax(ROWS, source, SHAPES, "FILE")
+    assert {path: array.shape for path, array in found.items()} == SHAPES
+    arrays = {path: np.asarray(array) for path, array in found.items()}
+    qkv = arrays["layers/qkv"]
+    # By hand: query, key and value of layer 2; row n * 5 + h of the PyTorch tensor is head n, feature h.
     for p, letter in enumerate("qkv"):
-        theirs = source[f"layers.2.attn.{letter}_proj.weight"]
+        expected = source[f"layers.2.attn.{letter}_proj.weight"]
         for n, h in np.ndindex(2, 5):
-            np.testing.assert_array_equal(qkv[2, :, p, n, h], theirs[n * 5 + h])
-    np.testing.assert_array_equal(ours["conv_1/kernel"][2, 3], source["convs.1.0.weight"][:, 3, 2])
-    np.testing.assert_array_equal(ours["pos/gain"], source["pos.parametrizations.weight.original0"][0, 0])
+            np.testing.assert_array_equal(qkv[2, :, p, n, h], expected[n * 5 + h])
+    np.testing.assert_array_equal(arrays["conv_1/kernel"][2, 3], source["convs.1.0.weight"][:, 3, 2])
+    np.testing.assert_array_equal(arrays["pos/gain"], source["pos.parametrizations.weight.original0"][0, 0])
     assert sorted(kept) == ["mask_emb", "norm.num_batches_tracked"]
-    back = to_theirs(ROWS, {path: np.asarray(array) for path, array in ours.items()}, kept, list(source))
+    back = to_torch(ROWS, arrays, kept, list(source))
     assert list(back) == list(source)
     assert all(same_bits(back[name], source[name]) for name in source)
 
 
-def test_export_without_a_released_file_takes_the_first_names():
-    ours, _ = to_ours(ROWS, tensors(), SHAPES, "FILE")
-    names = to_theirs(ROWS, {path: np.asarray(array) for path, array in ours.items()})
+def test_export_without_a_released_file_uses_the_first_names():
+    arrays, _ = to_jax(ROWS, tensors(), SHAPES, "FILE")
+    names = to_torch(ROWS, {path: np.asarray(array) for path, array in arrays.items()})
     assert "pos.weight_g" in names
     assert "head.weight" not in names
 
@@ -66,13 +71,13 @@ def test_every_mismatch_is_listed_by_name():
     source["convs.1.0.weight"] = source["convs.1.0.weight"][:, :, :2]
     source["head.weight"] = -source["head.weight"]
     with pytest.raises(ConversionError) as error:
-        to_ours(ROWS, source, SHAPES, "some/file.pt")
+        to_jax(ROWS, source, SHAPES, "some/file.pt")
     lines = str(error.value).splitlines()
     assert lines[0] == "some/file.pt does not match the component (4 tensors):"
     assert sorted(line.strip() for line in lines[1:]) == [
         "different head.weight: should equal embed.weight, to which it is tied",
         "mis-shaped convs.1.0.weight: expected [6, 4, 3], found [6, 4, 2]",
-        "missing  layers.1.attn.k_proj.weight: expected [10, 8]",
+        "missing layers.1.attn.k_proj.weight: expected [10, 8]",
         "unused layers.3.fc.weight: [11, 8] is in no row of the table",
     ]
 
@@ -81,15 +86,15 @@ def test_both_names_of_one_tensor_are_refused():
     source = tensors()
     source["pos.weight_g"] = source["pos.parametrizations.weight.original0"]
     with pytest.raises(ConversionError, match=r"2 names of one tensor: pos.weight_g or pos.parametrizations"):
-        to_ours(ROWS, source, SHAPES, "FILE")
+        to_jax(ROWS, source, SHAPES, "FILE")
 
 
-def test_an_array_of_ours_without_a_row_is_an_error():
-    with pytest.raises(ConversionError, match=r"our array extra/bias \[2\] is named by 0 rows"):
-        to_ours(ROWS, tensors(), SHAPES | {"extra/bias": (2,)}, "FILE")
+def test_a_jax_array_without_a_row_is_an_error():
+    with pytest.raises(ConversionError, match=r"the JAX array extra/bias \[2\] is named by 0 rows"):
+        to_jax(ROWS, tensors(), SHAPES | {"extra/bias": (2,)}, "FILE")
 
 
 @pytest.mark.parametrize("text", ["a b -> a", "a a -> a a", "a b", "a b -> a c"])
 def test_layouts_that_lose_an_axis_are_refused(text):
     with pytest.raises(ValueError, match="same axes"):
-        Layout(text)
+        Layout.parse(text)

@@ -1,4 +1,4 @@
-"""The readers and writers of weight files, against PyTorch and safetensors themselves. Nothing is rounded, so everything is equal."""
+"""The readers and writers of weight files, compared with PyTorch and safetensors. Nothing is rounded, so everything is equal."""
 
 import collections
 import io
@@ -17,10 +17,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from spirit_jax.convert.formats.files import ConversionError, LazyArray
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.formats.arrays import LazyArray
 from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
 from spirit_jax.convert.formats.torch_file import load_torch, save_torch
-from spirit_jax.convert.formats.unpickle import Record
+from spirit_jax.convert.formats.unpickle import PickledObject
 from tests.support.goldens import golden
 
 GOLDEN_FILES = sorted(
@@ -31,26 +32,26 @@ GOLDEN_FILES = sorted(
 )
 
 
-def check(ours, theirs, where=""):
-    """Our reading of a file is PyTorch's: containers, order, types, shapes and bytes."""
-    if isinstance(theirs, torch.Tensor):
-        assert str(theirs.dtype) == f"torch.{ours.dtype}", where
-        assert tuple(theirs.shape) == ours.shape, where
-        raw = theirs.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
-        assert np.ascontiguousarray(ours).reshape(-1).view(np.uint8).tobytes() == raw.tobytes(), where
-    elif isinstance(theirs, dict):
-        assert type(ours) is type(theirs), where
-        assert list(ours) == list(theirs), where
-        for key in theirs:
-            check(ours[key], theirs[key], f"{where}/{key}")
-    elif isinstance(theirs, (list, tuple)):
-        assert type(ours) is type(theirs), where
-        assert len(ours) == len(theirs), where
-        for i, (one, other) in enumerate(zip(ours, theirs, strict=True)):
+def check(found, expected, where=""):
+    """Compare a file that was read here with PyTorch's reading: containers, order, types, shapes and bytes."""
+    if isinstance(expected, torch.Tensor):
+        assert str(expected.dtype) == f"torch.{found.dtype}", where
+        assert tuple(expected.shape) == found.shape, where
+        raw = expected.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
+        assert np.ascontiguousarray(found).reshape(-1).view(np.uint8).tobytes() == raw.tobytes(), where
+    elif isinstance(expected, dict):
+        assert type(found) is type(expected), where
+        assert list(found) == list(expected), where
+        for key in expected:
+            check(found[key], expected[key], f"{where}/{key}")
+    elif isinstance(expected, (list, tuple)):
+        assert type(found) is type(expected), where
+        assert len(found) == len(expected), where
+        for i, (one, other) in enumerate(zip(found, expected, strict=True)):
             check(one, other, f"{where}[{i}]")
     else:
-        assert ours == theirs, where
-        assert type(ours) is type(theirs), where
+        assert found == expected, where
+        assert type(found) is type(expected), where
 
 
 def odd_tree():
@@ -73,10 +74,10 @@ def odd_tree():
 
 @pytest.mark.parametrize("name", GOLDEN_FILES, ids=str)
 def test_released_files_read_as_torch_reads_them(name, tmp_path):
-    theirs = torch.load(golden(name), weights_only=True)
-    check(load_torch(golden(name)), theirs)
-    torch.save(theirs, tmp_path / "legacy", _use_new_zipfile_serialization=False)
-    check(load_torch(tmp_path / "legacy"), theirs)
+    expected = torch.load(golden(name), weights_only=True)
+    check(load_torch(golden(name)), expected)
+    torch.save(expected, tmp_path / "legacy", _use_new_zipfile_serialization=False)
+    check(load_torch(tmp_path / "legacy"), expected)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -88,20 +89,20 @@ def test_odd_tensors_and_containers_read_as_torch_reads_them(zipped, tmp_path):
     assert np.shares_memory(found["shared"], found["strided"])
 
 
-def test_torch_loads_what_we_write(tmp_path):
-    torch.save(odd_tree(), tmp_path / "theirs")
-    ours = load_torch(tmp_path / "theirs")
+def test_torch_loads_a_written_file(tmp_path):
+    torch.save(odd_tree(), tmp_path / "source")
+    tree = load_torch(tmp_path / "source")
     tied = np.ones((2, 3), ml_dtypes.bfloat16)
-    ours |= {"one": tied, "two": tied, "late": LazyArray((2,), np.dtype(np.int16), lambda: np.array([4, 5], np.int16))}
-    save_torch(tmp_path / "ours", ours)
-    for options in ({}, {"mmap": True}):
-        loaded = torch.load(tmp_path / "ours", weights_only=True, **options)
-        check(ours | {"late": np.array([4, 5], np.int16)}, loaded)
+    tree |= {"one": tied, "two": tied, "late": LazyArray((2,), np.dtype(np.int16), lambda: np.array([4, 5], np.int16))}
+    save_torch(tmp_path / "written", tree)
+    for mmap in (False, True):
+        loaded = torch.load(tmp_path / "written", weights_only=True, mmap=mmap)
+        check(tree | {"late": np.array([4, 5], np.int16)}, loaded)
     assert loaded["one"].untyped_storage().data_ptr() == loaded["two"].untyped_storage().data_ptr()
     assert [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"] == []
 
 
-def test_a_file_that_cannot_be_finished_does_not_appear(tmp_path):
+def test_an_interrupted_write_leaves_no_file(tmp_path):
     def fail():
         raise KeyboardInterrupt
 
@@ -112,7 +113,7 @@ def test_a_file_that_cannot_be_finished_does_not_appear(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# ---------------------------------------------------------------- hostile files
+# ---------------------------------------------------------------- malicious and damaged files
 
 
 class Hostile:
@@ -145,7 +146,7 @@ def test_code_in_a_pickle_is_refused_by_name_and_does_not_run(zipped, protocol, 
     ):
         load_torch(path)
     assert not (tmp_path / "ran").exists()
-    pickle.loads(payload)  # the payload is live: pickle itself does run it
+    pickle.loads(payload)  # pickle itself runs the payload
     assert (tmp_path / "ran").exists()
 
 
@@ -242,25 +243,25 @@ def test_a_file_cut_short_anywhere_is_an_error(form, tmp_path):
             load(cut)
 
 
-def test_fairseq_objects_become_records(tmp_path):
+def test_fairseq_objects_become_pickled_objects(tmp_path):
     payload = b"\x80\x02}(X\x04\x00\x00\x00argscargparse\nNamespace\n)\x81}X\x02\x00\x00\x00lrG?\xe0\x00\x00\x00\x00\x00\x00sbu."
-    assert load_torch(zip_of(payload, tmp_path / "file")) == {"args": Record("argparse.Namespace", {"lr": 0.5})}
+    assert load_torch(zip_of(payload, tmp_path / "file")) == {"args": PickledObject("argparse.Namespace", {"lr": 0.5})}
 
 
 # ---------------------------------------------------------------- safetensors
 
 
-def test_safetensors_both_ways(tmp_path):
-    theirs = {f"t{i}": tensor for i, tensor in enumerate(odd_tree()["types"])}
-    theirs |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
-    safetensors.torch.save_file(theirs, tmp_path / "theirs")
-    ours = load_safetensors(tmp_path / "theirs")
-    save_safetensors(tmp_path / "ours", ours)
-    back = safetensors.torch.load_file(tmp_path / "ours")
-    assert ours.keys() == theirs.keys() == back.keys()
-    for name in theirs:
-        check(ours[name], theirs[name])
-        check(ours[name], back[name])
+def test_safetensors_are_read_and_written_as_the_official_library_does(tmp_path):
+    expected = {f"t{i}": tensor for i, tensor in enumerate(odd_tree()["types"])}
+    expected |= {"scalar": torch.tensor(2.5), "empty": torch.zeros(0, 3)}
+    safetensors.torch.save_file(expected, tmp_path / "source")
+    found = load_safetensors(tmp_path / "source")
+    save_safetensors(tmp_path / "written", found)
+    back = safetensors.torch.load_file(tmp_path / "written")
+    assert found.keys() == expected.keys() == back.keys()
+    for name in expected:
+        check(found[name], expected[name])
+        check(found[name], back[name])
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from spirit_jax import Segment, SpiritLM, load_audio
-from spirit_jax.convert import jobs
+from spirit_jax.convert.jobs import run_jobs
+from spirit_jax.convert.plans import plan_import
 from tests.support.goldens import shared_golden
 
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
@@ -28,7 +29,7 @@ def recorded(variant: str) -> dict:
 def lm(request, tmp_path_factory) -> SpiritLM:
     """The whole released tree of a variant, converted."""
     target = tmp_path_factory.mktemp("released") / request.param
-    jobs.run(jobs.plan_import(shared_golden("checkpoints"), model=request.param), target, overwrite=False)
+    run_jobs(plan_import(shared_golden("checkpoints"), model=request.param), target, overwrite=False)
     return SpiritLM.from_pretrained(target, dtype="float32")
 
 

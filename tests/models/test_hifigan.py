@@ -11,8 +11,8 @@ import torch
 
 from spirit_jax.checkpoint import flatten, unflatten
 from spirit_jax.convert.components import hifigan as table
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.table import slots, to_ours, to_theirs
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.table import tensor_mappings, to_jax, to_torch
 from spirit_jax.kernels import convolution
 from spirit_jax.models import hifigan
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm, prepare_for_cpu, split_weight_norm
@@ -61,7 +61,7 @@ def both(config: dict, seed: int = 0):
 def ours(config: dict, state: dict):
     part = table.part_config(config)
     tensors = {name: value.detach().numpy() for name, value in state.items()}
-    params, kept = to_ours(table.rows(part), tensors, table.shapes(part), "state")
+    params, kept = to_jax(table.rows(part), tensors, table.shapes(part), "state")
     assert not kept
     return HifiGan(HifiGanConfig.from_dict(part["hifigan"])), unflatten(params)
 
@@ -275,7 +275,7 @@ def test_gradients_reach_both_factors_and_equal_torch():
 
     gradients = jax.jit(jax.grad(energy))(jax.tree.map(jnp.asarray, params))
     expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
-    found = to_theirs(table.rows({}), {path: np.asarray(value) for path, value in flatten(gradients).items()})
+    found = to_torch(table.rows({}), {path: np.asarray(value) for path, value in flatten(gradients).items()})
     for name in (
         "ups.0.weight_g",
         "ups.0.weight_v",
@@ -297,7 +297,7 @@ def test_full_size_has_the_published_parameters(name, parameters):
     config = table.part_config(full["config"])
     shapes = table.shapes(config)
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == full["params"] == parameters
-    released = {slot.names[0]: list(slot.shape) for slot in slots(table.rows(config), shapes)}
+    released = {tensor.names[0]: list(tensor.shape) for tensor in tensor_mappings(table.rows(config), shapes)}
     assert released == full["state"]
     model = HifiGan(HifiGanConfig.from_dict(config["hifigan"]))
     units = jax.ShapeDtypeStruct((2, 250), jnp.int32)
@@ -308,7 +308,7 @@ def test_full_size_has_the_published_parameters(name, parameters):
 def test_state_dicts_survive_a_round_trip_bit_for_bit(pair):
     config, theirs, _, params = pair
     state = theirs.state_dict()
-    back = to_theirs(table.rows(table.part_config(config)), flatten(params), names=list(state))
+    back = to_torch(table.rows(table.part_config(config)), flatten(params), names=list(state))
     assert list(back) == list(state)
     for name, value in back.items():
         np.testing.assert_array_equal(np.asarray(value), state[name].numpy(), err_msg=name)

@@ -102,7 +102,9 @@ def test_full_size():
     full = json.loads(golden("FULL_SIZE.json").read_text())["vqvae_f0_quantizer/model.pt"]
     config = vqvae.part_config(full["config"])["vqvae"]
     shapes = vqvae.shapes(config)
-    found = {name: slot.shape for slot in table.slots(vqvae.rows(config), shapes) for name in slot.names}
+    found = {
+        name: tensor.shape for tensor in table.tensor_mappings(vqvae.rows(config), shapes) for name in tensor.names
+    }
     assert found == {key: tuple(shape) for key, shape in full["state"].items()}
     assert sum(int(np.prod(shape)) for shape in shapes.values()) == full["params_with_codebook_buffer"]
 

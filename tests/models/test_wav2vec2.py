@@ -184,7 +184,7 @@ def test_every_layer_equals_transformers(name):
     config = style.hf_encoder_config({**SMALL, **changes})
     shapes = hubert.encoder_shapes(config)
     tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
-    flat, _ = table.to_ours(style.hf_encoder_rows(config, "", ""), tensors, shapes, name)
+    flat, _ = table.to_jax(style.hf_encoder_rows(config, "", ""), tensors, shapes, name)
     params = unflatten({path: np.asarray(array) for path, array in flat.items()})
     run = jax.jit(lambda audio: Wav2Vec2Model(config).apply({"params": params}, audio, mutable="intermediates"))
     (features, frames), found = run(audio)
@@ -211,7 +211,9 @@ def test_full_size(component, count):
         state, module = full["style_encoder_w2v2"]["state"], style
         config = style.part_config({"num_labels": 100, "classifier_proj_size": 256})
     shapes = module.shapes(config)
-    found = {name: slot.shape for slot in table.slots(module.rows(config), shapes) for name in slot.names}
+    found = {
+        name: tensor.shape for tensor in table.tensor_mappings(module.rows(config), shapes) for name in tensor.names
+    }
     expected = {
         key: tuple(shape) for key, shape in state.items() if not key.endswith(("mask_emb", "masked_spec_embed"))
     }

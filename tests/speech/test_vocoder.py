@@ -14,7 +14,7 @@ import pytest
 from spirit_jax.checkpoint import CheckpointError, load_arrays, unflatten
 from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.formats.torch_file import load_torch
-from spirit_jax.convert.table import to_ours
+from spirit_jax.convert.table import to_jax
 from spirit_jax.models.hifigan import HifiGanConfig, fold_weight_norm
 from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.protocols import VoiceError
@@ -46,7 +46,7 @@ def vocoders(tmp_path_factory):
         names = [path.read_text().split() if path.exists() else [] for path in names]
         config = table.part_config(json.loads((released / "config.json").read_text()), *names)
         state = load_torch(released / "generator.pt")["generator"]
-        params, _ = to_ours(table.rows(config), state, table.shapes(config), folder)
+        params, _ = to_jax(table.rows(config), state, table.shapes(config), folder)
         params = unflatten({path: np.asarray(value) for path, value in params.items()})
         save_part(checkpoint / "speech_tokenizer" / f"vocoder_{variant}", HifiGanVocoder.load(config, params))
         loaded[variant] = load_vocoder(checkpoint, variant)

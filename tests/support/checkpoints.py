@@ -6,7 +6,8 @@ import shutil
 import tempfile
 
 from spirit_jax import SpiritLM
-from spirit_jax.convert import jobs
+from spirit_jax.convert.jobs import run_jobs
+from spirit_jax.convert.plans import plan_import
 from spirit_jax.inference.sampling import Sampling
 from tests.support.goldens import golden, shared_golden
 
@@ -36,7 +37,7 @@ NAMES = tuple(_SOURCES)
 def converted(name: str) -> pathlib.Path:
     """Our checkpoint directory of a golden one; skips where the golden set is not beside the checkout."""
     target = pathlib.Path(_scratch.name) / name
-    jobs.run(jobs.plan_import(_SOURCES[name]()), target, overwrite=False)
+    run_jobs(plan_import(_SOURCES[name]()), target, overwrite=False)
     return target
 
 
@@ -55,5 +56,5 @@ def with_speech(name: str) -> pathlib.Path:
     shutil.copytree(converted(name), target)
     variant = name.removeprefix("small_")
     parts = ("hubert", "vocoder") if variant == "base" else ("vocoder",)
-    jobs.run(jobs.plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
+    run_jobs(plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
     return target

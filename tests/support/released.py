@@ -1,21 +1,24 @@
-"""The synthetic released checkpoints of the golden set, converted by our tables."""
+"""The synthetic released checkpoints of the golden set, converted by the mapping tables."""
 
-import json
+import importlib.metadata
 import pathlib
 
 import numpy as np
+import pytest
 import yaml
 
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import table
 from spirit_jax.convert.components import fcpe, hubert, style, vqvae
 from spirit_jax.convert.formats.torch_file import load_torch
+from spirit_jax.core.files import read_json, read_text
 
 SPEECH = "checkpoints/speech_tokenizer"
 
 
 def convert(component, config, tensors, where="golden"):
-    arrays, _ = table.to_ours(component.rows(config), tensors, component.shapes(config), where)
+    """The tree of parameters that a component's table makes of released tensors."""
+    arrays, _ = table.to_jax(component.rows(config), tensors, component.shapes(config), where)
     return unflatten({path: np.asarray(array) for path, array in arrays.items()})
 
 
@@ -28,18 +31,21 @@ def hubert_part(directory: pathlib.Path):
 
 
 def style_part(directory: pathlib.Path):
-    config = style.part_config(json.loads((directory / "config.json").read_text()))
+    """(config.json, parameters) of a style part."""
+    config = style.part_config(read_json(directory / "config.json"))
     return config, convert(style, config, load_torch(directory / "pytorch_model.bin"))
 
 
 def fcpe_network(file: pathlib.Path):
+    """(config, parameters) of FCPE."""
     released = load_torch(file)
     config = fcpe.part_config(released["config_dict"])
     return config, convert(fcpe, config, released["model"])
 
 
 def vqvae_network(directory: pathlib.Path):
-    config = vqvae.part_config(yaml.safe_load((directory / "config.yaml").read_text()))
+    """(config.json without FCPE, parameters) of a pitch part's VQ-VAE."""
+    config = vqvae.part_config(yaml.safe_load(read_text(directory / "config.yaml")))
     return config, convert(vqvae, config["vqvae"], load_torch(directory / "model.pt")["model"])
 
 
@@ -51,11 +57,7 @@ def pitch_part(directory: pathlib.Path, fcpe_file: pathlib.Path):
 
 
 def bundled_fcpe() -> pathlib.Path:
-    """The real weights inside the torchfcpe wheel (found without importing it)."""
-    import importlib.metadata
-
-    import pytest
-
+    """The released weights inside the torchfcpe wheel, which is found without importing it. Skips if it is not installed."""
     try:
         files = importlib.metadata.files("torchfcpe") or ()
     except importlib.metadata.PackageNotFoundError:

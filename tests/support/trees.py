@@ -1,29 +1,33 @@
-"""Released trees: the golden ones, converted to and fro, and compared."""
+"""Golden released trees: their import, export and comparison."""
 
 import torch
 
-from spirit_jax.convert import jobs
+from spirit_jax.convert.jobs import run_jobs
+from spirit_jax.convert.plans import plan_export, plan_import
 from tests.support.goldens import golden
 
 SPEECH = golden("checkpoints/speech_tokenizer")
-LLAMAS = {  # weights, tokenizer, model
+LLAMAS = {
     "base": (golden("variants/llama_small_base"), golden("tokenizers/small_base_added")),
     "expressive": (golden("variants/llama_small_expressive"), golden("tokenizers/small_expressive_userdef")),
 }
+"""The folders of weights and of the tokenizer that make up each language model."""
 
 
 def run_import(source, target, **options):
-    jobs.run(jobs.plan_import(source, **options), target, overwrite=False)
+    """Import released files into a new checkpoint directory, which is returned."""
+    run_jobs(plan_import(source, **options), target, overwrite=False)
     return target
 
 
 def run_export(source, target):
-    jobs.run(jobs.plan_export(source), target, overwrite=False)
+    """Export a checkpoint directory into a new released tree, which is returned."""
+    run_jobs(plan_export(source), target, overwrite=False)
     return target
 
 
 def check_equal(found, expected, where):
-    """Two objects that torch loaded: containers, order, types, shapes and bytes."""
+    """Compare two objects that torch loaded: containers, order, types, shapes and bytes."""
     assert type(found) is type(expected), where
     if isinstance(expected, torch.Tensor):
         assert (found.dtype, found.shape) == (expected.dtype, expected.shape), where
@@ -38,7 +42,7 @@ def check_equal(found, expected, where):
 
 
 def check_tree(found, expected, but=()):
-    """Two released trees: the same files, weights equal, everything else byte for byte."""
+    """Compare two released trees: the same files, equal weights, and everything else byte for byte."""
     names = [sorted(str(p.relative_to(root)) for p in root.rglob("*") if p.is_file()) for root in (found, expected)]
     assert names[0] == [name for name in names[1] if not name.startswith(tuple(but))]
     for name in names[0]:

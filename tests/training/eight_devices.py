@@ -14,8 +14,9 @@ import jax
 import numpy as np
 import safetensors.numpy
 
-from spirit_jax.convert import jobs
-from spirit_jax.convert.direct import is_hugging_face, open_hugging_face
+from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face
+from spirit_jax.convert.jobs import run_jobs
+from spirit_jax.convert.plans import plan_import
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import tree_shardings
@@ -85,7 +86,7 @@ def main(scratch: pathlib.Path) -> None:
         num_key_value_heads=KV, max_position_embeddings=64,
     )  # fmt: skip
     theirs = hugging_face(scratch / "hf")
-    jobs.run(jobs.plan_import(scratch / "hf", model="base"), scratch / "ours", overwrite=False)
+    run_jobs(plan_import(scratch / "hf", model="base"), scratch / "ours", overwrite=False)
     assert is_hugging_face(scratch / "hf")
     assert not is_hugging_face(scratch / "ours")
     mesh = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))

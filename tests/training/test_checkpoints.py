@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import checkpoint
+from spirit_jax.core.checksums import find_damage, write_checksums
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
@@ -69,13 +70,13 @@ def test_an_intact_run_is_left_alone(program, run):
 
 def test_one_flipped_bit_anywhere_is_found(run):
     step = run / "checkpoints" / "3"
-    assert checkpoint.damage(step) is None
+    assert find_damage(step) is None
     for path in _files(step):
         whole = path.read_bytes()
         _flip(path)
-        assert str(path.relative_to(step)) in checkpoint.damage(step)
+        assert str(path.relative_to(step)) in find_damage(step)
         path.write_bytes(whole)
-    assert checkpoint.damage(step) is None
+    assert find_damage(step) is None
 
 
 @pytest.mark.parametrize(
@@ -110,7 +111,7 @@ def test_a_damaged_step_gives_way_to_the_one_before(blow, program, run, capsys):
     state = program.init(jax.random.key(5))
     checkpoints.save(state.replace(step=state.step + 3), {"data": {}})  # its number is free again
     checkpoints.close()
-    assert checkpoint.damage(step) is None
+    assert find_damage(step) is None
 
 
 def test_which_steps_are_kept(program, tmp_path):
@@ -143,12 +144,12 @@ def test_processes_share_the_work(run):
     step = run / "checkpoints" / "3"
     (step / "checksums-00000-of-00001.json").unlink()
     for index in range(3):
-        assert "no checksums" in checkpoint.damage(step)
-        checkpoint.write_checksums(step, index, 3)
-    assert [checkpoint.damage(step, index, 2) for index in range(2)] == [None, None]
+        assert "no checksums" in find_damage(step)
+        write_checksums(step, index, 3)
+    assert [find_damage(step, index, 2) for index in range(2)] == [None, None]
     path = max(_files(step), key=lambda path: path.stat().st_size)
     _flip(path)
-    assert [checkpoint.damage(step, index, 2) is None for index in range(2)].count(False) == 1
+    assert [find_damage(step, index, 2) is None for index in range(2)].count(False) == 1
 
 
 def test_generating_from_a_damaged_step_is_refused(program, run):

@@ -1,0 +1,1 @@
+"""The networks, one module each: reading the released config, the mapping table for both directions, and the JAX shapes."""

@@ -1,4 +1,4 @@
-"""The vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (FORMATS.md section 6)."""
+"""The HiFi-GAN vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (docs/formats.md, "Vocoders")."""
 
 import dataclasses
 import math
@@ -8,15 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Row, Rows, shapes_of
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
 
 
 def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles: Sequence[str] = ()) -> dict[str, Any]:
-    """The vocoder part's config.json out of the released one and the lines of `speakers.txt` and `styles.txt`.
+    """The vocoder part's config.json, from the released one and the lines of `speakers.txt` and `styles.txt`.
 
-    Raises `ConversionError` for a network that ours is not, naming the field.
+    Raises:
+        ConversionError: a network that `models.hifigan` does not implement; names the field.
     """
     duration = config.get("dur_predictor_params") or {}
     optional = ("sampling_rate", "f0_hop_size", "style_hop_size", "num_f0_tokens", "num_style_tokens")
@@ -55,40 +56,43 @@ def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles:
     return {"kind": "hifigan", "hifigan": dataclasses.asdict(network), **names}
 
 
-def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
-    """`ours` is the place of the network in the tree."""
+def rows(config: Mapping[str, Any], prefix: str = "") -> Rows:
+    """The table; `prefix` begins every JAX path."""
 
-    def normalised(theirs: str, name: str, gain: str = "o 1 1 -> 1 1 o", layout: str = "o i k -> k i o") -> Rows:
-        new = f"{theirs}.parametrizations.weight.original"
+    def normalized(torch: str, name: str, gain: str = "o 1 1 -> 1 1 o", layout: str = "o i k -> k i o") -> Rows:
+        """A convolution with weight norm, under either of PyTorch's names for it."""
+        new = f"{torch}.parametrizations.weight.original"
         return (
-            Row((f"{theirs}.weight_g", f"{new}0"), f"{ours}{name}/weight_g", gain),
-            Row((f"{theirs}.weight_v", f"{new}1"), f"{ours}{name}/weight_v", layout),
-            Row(f"{theirs}.bias", f"{ours}{name}/bias", "o -> o"),
+            Row((f"{torch}.weight_g", f"{new}0"), f"{prefix}{name}/weight_g", gain),
+            Row((f"{torch}.weight_v", f"{new}1"), f"{prefix}{name}/weight_v", layout),
+            Row(f"{torch}.bias", f"{prefix}{name}/bias", "o -> o"),
         )
 
-    duration = f"{ours}duration_predictor/"
+    duration = f"{prefix}duration_predictor/"
     return (
-        Row("dict.weight", f"{ours}unit_embedding/embedding", "n e -> n e"),
-        Row("f0_dict.weight", f"{ours}f0_embedding/embedding", "n e -> n e"),
-        Row("style_dict.weight", f"{ours}style_embedding/embedding", "n e -> n e"),
-        Row("spkr.weight", f"{ours}speaker_embedding/embedding", "n e -> n e"),
-        Row("style.weight", f"{ours}global_style_embedding/embedding", "n e -> n e"),
+        Row("dict.weight", f"{prefix}unit_embedding/embedding", "n e -> n e"),
+        Row("f0_dict.weight", f"{prefix}f0_embedding/embedding", "n e -> n e"),
+        Row("style_dict.weight", f"{prefix}style_embedding/embedding", "n e -> n e"),
+        Row("spkr.weight", f"{prefix}speaker_embedding/embedding", "n e -> n e"),
+        Row("style.weight", f"{prefix}global_style_embedding/embedding", "n e -> n e"),
         Row("dur_predictor.conv{j:1,2}.0.weight", duration + "conv{j}/kernel", "o i k -> k i o"),
         Row("dur_predictor.conv{j:1,2}.0.bias", duration + "conv{j}/bias", "o -> o"),
         Row("dur_predictor.ln{j:1,2}.weight", duration + "ln{j}/scale", "o -> o"),
         Row("dur_predictor.ln{j:1,2}.bias", duration + "ln{j}/bias", "o -> o"),
         Row("dur_predictor.proj.weight", duration + "proj/kernel", "o i -> i o"),
         Row("dur_predictor.proj.bias", duration + "proj/bias", "o -> o"),
-        *normalised("conv_pre", "conv_pre"),
-        *normalised("ups.{s}", "ups_{s}", "i 1 1 -> 1 i 1", "i o k -> k i o"),
-        *normalised("resblocks.{r}.convs{j:1,2}.{d}", "resblocks_{r}/convs{j}_{d}"),
-        *normalised("conv_post", "conv_post"),
+        *normalized("conv_pre", "conv_pre"),
+        *normalized("ups.{s}", "ups_{s}", "i 1 1 -> 1 i 1", "i o k -> k i o"),
+        *normalized("resblocks.{r}.convs{j:1,2}.{d}", "resblocks_{r}/convs{j}_{d}"),
+        *normalized("conv_post", "conv_post"),
     )
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shapes of our arrays by path, weight norm in its two factors; `config` is the part's config.json."""
+    """The shape of each JAX array by path, weight norm in its two factors; `config` is the part's config.json."""
     model = HifiGan(HifiGanConfig.from_dict(config["hifigan"]))
     units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    params = jax.eval_shape(lambda key, x: split_weight_norm(model.init(key, x)["params"]), jax.random.key(0), units)
+    params = jax.eval_shape(
+        lambda key, x: split_weight_norm(dict(model.init(key, x)["params"])), jax.random.key(0), units
+    )
     return shapes_of(params)

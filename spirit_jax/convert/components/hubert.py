@@ -1,7 +1,7 @@
-"""HuBERT and its unit quantizer: `hubert_25hz/{mhubert_base_25hz,L11_quantizer_500}.pt` (FORMATS.md section 2).
+"""HuBERT and its quantizer: `hubert_25hz/{mhubert_base_25hz,L11_quantizer_500}.pt` (docs/formats.md, "HuBERT", "Linear quantizer").
 
-The encoder is fairseq's; `encoder_rows` also serves any fairseq HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor). In the
-place of the linear quantizer there may be k-means centroids, as TWIST, GSLM and textless-lib publish them beside their encoders.
+The encoder is fairseq's. `encoder_rows` also serves any fairseq HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor). K-means
+centroids, which TWIST, GSLM and textless-lib publish beside their encoders, may replace the linear quantizer.
 """
 
 import ast
@@ -12,15 +12,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
-from spirit_jax.convert.table import Kept, Row, Rows, shapes_of
+from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model
 from spirit_jax.units import HUBERT, SIZES
 
-LAYER = 11  # whose output the released quantizer reads (1-based)
+RELEASED_LAYER = 11
+"""The layer, counted from 1, whose output the released quantizer reads."""
 
-# fairseq's HubertConfig: our field, its field, its default
+# Field of Wav2Vec2Config, field of fairseq's HubertConfig, its default.
 _FIELDS = (
     ("hidden_size", "encoder_embed_dim", 768),
     ("num_layers", "encoder_layers", 12),
@@ -31,7 +32,7 @@ _FIELDS = (
     ("position_groups", "conv_pos_groups", 16),
     ("pre_norm", "layer_norm_first", False),
 )
-# what our network has only one of
+# Features of which `models.wav2vec2` implements only this value.
 _FIXED = (
     ("activation_fn", "gelu"),
     ("layer_type", "transformer"),
@@ -48,13 +49,17 @@ def part_config(
     task_cfg: Mapping[str, Any],
     quantizer_cfg: Mapping[str, Any] | None,
     centers: tuple[int, ...] = (),
-    layer: int | None = LAYER,
-) -> dict:
-    """The phonetic part's config.json out of the configs in the two files. Unknown keys are ignored, as upstream does.
+    layer: int | None = RELEASED_LAYER,
+) -> dict[str, Any]:
+    """The phonetic part's config.json, from the configs in the two files. Unknown keys are ignored, as in the reference.
 
-    `quantizer_cfg` is None for k-means, of which `centers` is the shape. `layer` is the one whose output is quantized.
+    Args:
+        quantizer_cfg: config of the linear quantizer; None for k-means.
+        centers: shape of the k-means centroids, [K, D].
+        layer: the layer, counted from 1, whose output is quantized; None if neither file name nor option gives it.
 
-    Raises `ConversionError` for a feature that our network does not have, naming it.
+    Raises:
+        ConversionError: a feature that `models.wav2vec2` does not implement, or an unusable layer; names the field.
     """
     for field, expected in _FIXED:
         if model_cfg.get(field, expected) != expected:
@@ -65,7 +70,7 @@ def part_config(
     if mode not in _CONV_NORMS:
         raise ConversionError(f"model_cfg.extractor_mode is {mode!r}: expected one of {sorted(_CONV_NORMS)}")
     conv_layers = conv_feature_layers(model_cfg.get("conv_feature_layers", _CONV_LAYERS))
-    fields = {ours: model_cfg.get(theirs, default) for ours, theirs, default in _FIELDS}
+    fields: dict[str, Any] = {field: model_cfg.get(fairseq, default) for field, fairseq, default in _FIELDS}
     encoder = Wav2Vec2Config(
         conv_layers=conv_layers,
         conv_norm=_CONV_NORMS[mode],
@@ -74,7 +79,7 @@ def part_config(
         **fields,
     )
     if layer is None:
-        raise ConversionError("the quantizer's name does not say of which layer it is, as in L11_km500: say --layer N")
+        raise ConversionError("the quantizer's file name has no layer, as in L11_km500: say --layer N")
     if not 1 <= layer <= encoder.num_layers:
         raise ConversionError(f"layer {layer} is to be quantized: the encoder has layers 1 to {encoder.num_layers}")
     if quantizer_cfg is None:
@@ -91,16 +96,20 @@ def part_config(
 
 
 def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
-    """fairseq's "[(512,10,5)] + [(512,3,2)] * 4" without evaluating it: lists of triples, sums and integer multiples."""
+    """(channels, kernel, stride) of each layer, from fairseq's "[(512,10,5)] + [(512,3,2)] * 4", which is not evaluated.
 
-    def read(node):
+    Raises:
+        ConversionError: anything but sums and integer multiples of lists of such triples.
+    """
+
+    def read(node: ast.expr) -> list[tuple[Any, ...]]:
         match node:
             case ast.BinOp(left, ast.Add(), right):
                 return read(left) + read(right)
             case ast.BinOp(left, ast.Mult(), ast.Constant(int(times))) if times < 100:
                 return read(left) * times
             case ast.List(items):
-                return [tuple(number.value for number in item.elts) for item in items]
+                return [_constants(item) for item in items]
         raise ValueError
 
     try:
@@ -112,36 +121,43 @@ def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     raise ConversionError(f"conv_feature_layers {text!r}: expected sums of lists of (channels, kernel, stride)")
 
 
-def encoder_rows(config: Wav2Vec2Config, ours: str = "encoder/") -> Rows:
-    """The fairseq encoder; `ours` is its place in our tree."""
+def _constants(node: ast.expr) -> tuple[Any, ...]:
+    """The values of a tuple of constants."""
+    if not isinstance(node, ast.Tuple | ast.List):
+        raise ValueError
+    return tuple(item.value if isinstance(item, ast.Constant) else None for item in node.elts)
+
+
+def encoder_rows(config: Wav2Vec2Config, prefix: str = "encoder/") -> Rows:
+    """The table of a fairseq encoder; `prefix` begins every JAX path."""
     extractor, layers = "feature_extractor.conv_layers.", "encoder.layers.{l}."
     rows: list[Row | Kept] = [
-        Row(extractor + "{i}.0.weight", ours + "feature_extractor/conv_{i}", "o i k -> k i o"),
-        Row(extractor + "{i}.0.bias", ours + "feature_extractor/bias_{i}", "o -> o"),
-        Row(extractor + "0.2.weight", ours + "feature_extractor/norm_scale", "o -> o"),
-        Row(extractor + "0.2.bias", ours + "feature_extractor/norm_bias", "o -> o"),
-        Row(extractor + "{i}.2.1.weight", ours + "feature_extractor/norm_{i}/scale", "o -> o"),
-        Row(extractor + "{i}.2.1.bias", ours + "feature_extractor/norm_{i}/bias", "o -> o"),
-        Row("layer_norm.weight", ours + "feature_norm/scale", "o -> o"),
-        Row("layer_norm.bias", ours + "feature_norm/bias", "o -> o"),
-        Row("post_extract_proj.weight", ours + "feature_projection/kernel", "o i -> i o"),
-        Row("post_extract_proj.bias", ours + "feature_projection/bias", "o -> o"),
-        Row("encoder.layer_norm.weight", ours + "encoder_norm/scale", "o -> o"),
-        Row("encoder.layer_norm.bias", ours + "encoder_norm/bias", "o -> o"),
+        Row(extractor + "{i}.0.weight", prefix + "feature_extractor/conv_{i}", "o i k -> k i o"),
+        Row(extractor + "{i}.0.bias", prefix + "feature_extractor/bias_{i}", "o -> o"),
+        Row(extractor + "0.2.weight", prefix + "feature_extractor/norm_scale", "o -> o"),
+        Row(extractor + "0.2.bias", prefix + "feature_extractor/norm_bias", "o -> o"),
+        Row(extractor + "{i}.2.1.weight", prefix + "feature_extractor/norm_{i}/scale", "o -> o"),
+        Row(extractor + "{i}.2.1.bias", prefix + "feature_extractor/norm_{i}/bias", "o -> o"),
+        Row("layer_norm.weight", prefix + "feature_norm/scale", "o -> o"),
+        Row("layer_norm.bias", prefix + "feature_norm/bias", "o -> o"),
+        Row("post_extract_proj.weight", prefix + "feature_projection/kernel", "o i -> i o"),
+        Row("post_extract_proj.bias", prefix + "feature_projection/bias", "o -> o"),
+        Row("encoder.layer_norm.weight", prefix + "encoder_norm/scale", "o -> o"),
+        Row("encoder.layer_norm.bias", prefix + "encoder_norm/bias", "o -> o"),
     ]
     if config.position_norm == "batch":
         rows += [
-            Row("encoder.pos_conv.0.weight", ours + "position/norm_scale", "o -> o"),
-            Row("encoder.pos_conv.0.bias", ours + "position/norm_bias", "o -> o"),
-            Row("encoder.pos_conv.0.running_mean", ours + "position/running_mean", "o -> o"),
-            Row("encoder.pos_conv.0.running_var", ours + "position/running_var", "o -> o"),
+            Row("encoder.pos_conv.0.weight", prefix + "position/norm_scale", "o -> o"),
+            Row("encoder.pos_conv.0.bias", prefix + "position/norm_bias", "o -> o"),
+            Row("encoder.pos_conv.0.running_mean", prefix + "position/running_mean", "o -> o"),
+            Row("encoder.pos_conv.0.running_var", prefix + "position/running_var", "o -> o"),
             Kept("encoder.pos_conv.0.num_batches_tracked"),
-            Row("encoder.pos_conv.1.weight", ours + "position/kernel", "o i k -> k i o"),
-            Row("encoder.pos_conv.1.bias", ours + "position/bias", "o -> o"),
+            Row("encoder.pos_conv.1.weight", prefix + "position/kernel", "o i k -> k i o"),
+            Row("encoder.pos_conv.1.bias", prefix + "position/bias", "o -> o"),
         ]
     else:
-        rows += weight_norm_rows("encoder.pos_conv.0", ours + "position/")
-    for theirs, name in (
+        rows += weight_norm_rows("encoder.pos_conv.0", prefix + "position/")
+    for torch, name in (
         ("self_attn.q_proj", "query"),
         ("self_attn.k_proj", "key"),
         ("self_attn.v_proj", "value"),
@@ -149,36 +165,35 @@ def encoder_rows(config: Wav2Vec2Config, ours: str = "encoder/") -> Rows:
         ("fc1", "up"),
         ("fc2", "down"),
     ):
-        rows += dense_rows(layers + theirs, f"{ours}layers/{name}")
-    for theirs, name in (("self_attn_layer_norm", "attention_norm"), ("final_layer_norm", "output_norm")):
-        rows += norm_rows(layers + theirs, f"{ours}layers/{name}")
-    # Of pre-training: the mask vector and the classes it predicted.
+        rows += dense_rows(layers + torch, f"{prefix}layers/{name}")
+    for torch, name in (("self_attn_layer_norm", "attention_norm"), ("final_layer_norm", "output_norm")):
+        rows += norm_rows(layers + torch, f"{prefix}layers/{name}")
+    # The mask vector and the classes that pre-training predicted.
     return (*rows, Kept("mask_emb"), Kept("label_embs_concat"), Kept("final_proj.*"))
 
 
-def dense_rows(theirs: str, ours: str) -> tuple[Row, Row]:
-    """A linear layer of every transformer layer."""
-    return Row(f"{theirs}.weight", f"{ours}/kernel", "l o i -> l i o"), Row(
-        f"{theirs}.bias", f"{ours}/bias", "l o -> l o"
-    )
+def dense_rows(torch: str, jax: str) -> tuple[Row, Row]:
+    """Rows of a linear layer in every transformer layer."""
+    return Row(f"{torch}.weight", f"{jax}/kernel", "l o i -> l i o"), Row(f"{torch}.bias", f"{jax}/bias", "l o -> l o")
 
 
-def norm_rows(theirs: str, ours: str) -> tuple[Row, Row]:
-    """A layer norm of every transformer layer."""
-    return Row(f"{theirs}.weight", f"{ours}/scale", "l o -> l o"), Row(f"{theirs}.bias", f"{ours}/bias", "l o -> l o")
+def norm_rows(torch: str, jax: str) -> tuple[Row, Row]:
+    """Rows of a layer norm in every transformer layer."""
+    return Row(f"{torch}.weight", f"{jax}/scale", "l o -> l o"), Row(f"{torch}.bias", f"{jax}/bias", "l o -> l o")
 
 
-def weight_norm_rows(theirs: str, ours: str) -> tuple[Row, Row, Row]:
-    """The positional convolution with one gain a tap, under either of PyTorch's names for weight norm."""
+def weight_norm_rows(torch: str, prefix: str) -> tuple[Row, Row, Row]:
+    """Rows of the positional convolution, which has a gain for each tap, under either of PyTorch's names for weight norm."""
+    new = f"{torch}.parametrizations.weight.original"
     return (
-        Row((f"{theirs}.weight_g", f"{theirs}.parametrizations.weight.original0"), f"{ours}gain", "1 1 k -> k"),
-        Row((f"{theirs}.weight_v", f"{theirs}.parametrizations.weight.original1"), f"{ours}kernel", "o i k -> k i o"),
-        Row(f"{theirs}.bias", f"{ours}bias", "o -> o"),
+        Row((f"{torch}.weight_g", f"{new}0"), f"{prefix}gain", "1 1 k -> k"),
+        Row((f"{torch}.weight_v", f"{new}1"), f"{prefix}kernel", "o i k -> k i o"),
+        Row(f"{torch}.bias", f"{prefix}bias", "o -> o"),
     )
 
 
 def quantizer_rows(config: Mapping[str, Any]) -> Rows:
-    """The centroids, or the Sequential of three linear layers: 0, 2 and 4."""
+    """The table of the quantizer: k-means centroids, or three linear layers (0, 2 and 4 of a `torch.nn.Sequential`)."""
     if config["quantizer"]["kind"] == "kmeans":
         return (Row(CENTERS, "quantizer/centroids", "k d -> k d"),)
     return tuple(
@@ -192,24 +207,21 @@ def quantizer_rows(config: Mapping[str, Any]) -> Rows:
 
 
 def rows(config: Mapping[str, Any]) -> Rows:
-    """Of both files: their names do not overlap."""
+    """The table of both files, whose names do not overlap."""
     return encoder_rows(Wav2Vec2Config.from_dict(config["encoder"])) + quantizer_rows(config)
 
 
 def encoder_shapes(config: Wav2Vec2Config) -> dict[str, tuple[int, ...]]:
-    """Shape of each of our arrays by path, from the config alone."""
-    audio = jax.ShapeDtypeStruct((1, config.receptive_field), jnp.float32)
-    return shapes_of(jax.eval_shape(Wav2Vec2Model(config).init, jax.random.key(0), audio)["params"])
+    """The shape of each JAX array of an encoder by path, from the config alone."""
+    return parameter_shapes(Wav2Vec2Model(config), jax.ShapeDtypeStruct((1, config.receptive_field), jnp.float32))
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of the phonetic part: `encoder/...` and `quantizer/...`."""
-    encoder = {
-        f"encoder/{path}": shape for path, shape in encoder_shapes(Wav2Vec2Config.from_dict(config["encoder"])).items()
-    }
+    """The shape of each JAX array of the phonetic part, `encoder/...` and `quantizer/...`, by path."""
+    network = Wav2Vec2Config.from_dict(config["encoder"])
+    encoder = {f"encoder/{path}": shape for path, shape in encoder_shapes(network).items()}
     if config["quantizer"]["kind"] == "kmeans":
         return encoder | {"quantizer/centroids": (config["quantizer"]["units"], config["quantizer"]["dim"])}
     fields = {name: config["quantizer"][name] for name in ("dim", "upstream_dim", "units")}
-    features = jax.ShapeDtypeStruct((1, fields["dim"]), jnp.float32)
-    quantizer = jax.eval_shape(LinearQuantizer(**fields).init, jax.random.key(0), features)["params"]
-    return encoder | {f"quantizer/{path}": shape for path, shape in shapes_of(quantizer).items()}
+    quantizer = parameter_shapes(LinearQuantizer(**fields), jax.ShapeDtypeStruct((1, fields["dim"]), jnp.float32))
+    return encoder | {f"quantizer/{path}": shape for path, shape in quantizer.items()}

@@ -1,4 +1,4 @@
-"""The language model: Hugging Face's Llama (`config.json` and weights, `hf_weights.py`) and ours, layers stacked."""
+"""The language model: a Hugging Face Llama (`config.json` and weights) and `models.llama` (docs/formats.md, "Language model")."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Kept, Row, Rows, Same, shapes_of
 from spirit_jax.models.llama import DTYPES, LlamaConfig, RopeScaling, abstract_params
+
+GENERATION_CONFIG = "generation_config.json"
+"""Hugging Face's file of the sampling settings that a model's authors recommend."""
 
 ROWS: Rows = (
     Row("model.embed_tokens.weight", "embed_tokens", "v d -> v d"),
@@ -23,7 +26,7 @@ ROWS: Rows = (
     Row("model.layers.{l}.mlp.down_proj.weight", "layers/mlp/down_proj", "l d f -> l f d"),
     Row("model.norm.weight", "norm/weight", "d -> d"),
     Row("lm_head.weight", "lm_head", "v d -> d v"),
-    # A buffer that transformers before 4.32 saved; it follows from the config.
+    # transformers before 4.32 saved this buffer, which follows from the config.
     Kept("model.layers.*.self_attn.rotary_emb.inv_freq"),
 )
 
@@ -36,29 +39,33 @@ _SHAPE_FIELDS = (
     "rms_norm_eps",
     "max_position_embeddings",
 )
-# transformers' own, where a config does not say.
+# Defaults of transformers.
 _DEFAULTS = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
-# What our network has only one of.
+# Features of which `models.llama` implements only this value.
 _FIXED = (("model_type", "llama"), ("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False))
 
 
 def rows(config: LlamaConfig) -> Rows:
-    """The table. A tied head is a second name of the embedding, which some files hold and some do not."""
+    """The table. A tied head is a second name of the embedding, which some files hold."""
     if not config.tie_word_embeddings:
         return ROWS
     head = Same("lm_head.weight", "model.embed_tokens.weight")
-    return (*(row for row in ROWS if getattr(row, "theirs", "") != head.name), head)
+    return (*(row for row in ROWS if not (isinstance(row, Row) and row.torch == head.name)), head)
 
 
 def shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each of our arrays by path, from the config alone."""
+    """The shape of each JAX array by path, from the config alone."""
     return shapes_of(abstract_params(config))
 
 
 def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> LlamaConfig:
-    """Our config out of a Llama's `config.json`, as transformers 4 or 5 writes it.
+    """The network's config, from a `config.json` that transformers 4 or 5 wrote.
 
-    Raises `ConversionError` for a feature that our network does not have, naming it.
+    Args:
+        where: the file, for messages.
+
+    Raises:
+        ConversionError: a feature that `models.llama` does not implement; names the field.
     """
     for field, expected in _FIXED:
         if config.get(field, expected) != expected:
@@ -76,7 +83,7 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     if kind == "llama3":
         scaling = RopeScaling(**{field.name: rope[field.name] for field in dataclasses.fields(RopeScaling)})
     dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    # Half precision of either kind runs in bfloat16, as the reference runs it; the stored weights keep theirs.
+    # float16 and bfloat16 both run in bfloat16, as in the reference. The stored weights keep their type.
     dtype = "bfloat16" if dtype == "float16" else dtype if dtype in DTYPES else "float32"
     try:
         return LlamaConfig(
@@ -95,7 +102,12 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
 
 
 def to_hf_config(config: LlamaConfig, dtype: np.dtype, bos_id: int, eos_id: int) -> dict[str, Any]:
-    """A `config.json` that transformers 4.46 (which the released code needs) and 5 read."""
+    """A `config.json` that transformers 4.46, which the released code needs, and transformers 5 read.
+
+    Args:
+        dtype: the type of the stored weights.
+        bos_id, eos_id: the ids that begin and end a document.
+    """
     scaling = dataclasses.asdict(config.rope_scaling) | {"rope_type": "llama3"} if config.rope_scaling else None
     return {
         "architectures": ["LlamaForCausalLM"],

@@ -1,4 +1,4 @@
-"""The style encoder: `style_encoder_w2v2/`, a Hugging Face `Wav2Vec2ForSequenceClassification` (FORMATS.md section 3)."""
+"""The style encoder: `style_encoder_w2v2/`, a Hugging Face `Wav2Vec2ForSequenceClassification` (docs/formats.md, "Style encoder")."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 
 from spirit_jax.convert.components.hubert import dense_rows, norm_rows, weight_norm_rows
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.table import Kept, Row, Rows, shapes_of
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
 from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier
 
-# Wav2Vec2Config of transformers: our field, its field, its default
+# Field of `models.wav2vec2.Wav2Vec2Config`, field of transformers' Wav2Vec2Config, its default.
 _FIELDS = (
     ("conv_norm", "feat_extract_norm", "group"),
     ("conv_bias", "conv_bias", False),
@@ -25,6 +25,7 @@ _FIELDS = (
     ("pre_norm", "do_stable_layer_norm", False),
     ("layer_norm_eps", "layer_norm_eps", 1e-5),
 )
+# Features of which `models.wav2vec2` implements only this value.
 _FIXED = (
     ("model_type", "wav2vec2"),
     ("hidden_act", "gelu"),
@@ -34,21 +35,23 @@ _FIXED = (
 
 
 def hf_encoder_config(config: Mapping[str, Any]) -> Wav2Vec2Config:
-    """The encoder's shape out of a transformers config.json (wav2vec2 or HuBERT)."""
+    """The encoder's config, from the config.json of a transformers wav2vec2 or HuBERT."""
     dims = config.get("conv_dim", (512,) * 7)
     kernels = config.get("conv_kernel", (10, 3, 3, 3, 3, 2, 2))
     strides = config.get("conv_stride", (5, 2, 2, 2, 2, 2, 2))
+    fields: dict[str, Any] = {field: config.get(hf_field, default) for field, hf_field, default in _FIELDS}
     return Wav2Vec2Config(
         conv_layers=tuple(zip(dims, kernels, strides, strict=True)),
         position_norm="batch" if config.get("conv_pos_batch_norm") else "weight",
-        **{ours: config.get(theirs, default) for ours, theirs, default in _FIELDS},
+        **fields,
     )
 
 
 def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The style part's config.json out of the released one (`use_weighted_layer_sum` is ignored, as upstream does).
+    """The style part's config.json, from the released one; `use_weighted_layer_sum` is ignored, as in the reference.
 
-    Raises `ConversionError` for a feature that our network does not have, naming it.
+    Raises:
+        ConversionError: a feature that `models.wav2vec2` does not implement; names the field.
     """
     for field, expected in _FIXED:
         if config.get(field, expected) != expected:
@@ -61,38 +64,43 @@ def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def hf_encoder_rows(config: Wav2Vec2Config, theirs: str = "wav2vec2.", ours: str = "encoder/") -> Rows:
-    """A transformers wav2vec2 or HuBERT encoder."""
-    extractor, projection = theirs + "feature_extractor.conv_layers.", theirs + "feature_projection."
-    layers = theirs + "encoder.layers.{l}."
+def hf_encoder_rows(config: Wav2Vec2Config, torch_prefix: str = "wav2vec2.", prefix: str = "encoder/") -> Rows:
+    """The table of a transformers wav2vec2 or HuBERT encoder.
+
+    Args:
+        torch_prefix: begins every PyTorch name.
+        prefix: begins every JAX path.
+    """
+    extractor, projection = torch_prefix + "feature_extractor.conv_layers.", torch_prefix + "feature_projection."
+    layers = torch_prefix + "encoder.layers.{l}."
     rows: list[Row | Kept] = [
-        Row(extractor + "{i}.conv.weight", ours + "feature_extractor/conv_{i}", "o i k -> k i o"),
-        Row(extractor + "{i}.conv.bias", ours + "feature_extractor/bias_{i}", "o -> o"),
-        Row(extractor + "0.layer_norm.weight", ours + "feature_extractor/norm_scale", "o -> o"),
-        Row(extractor + "0.layer_norm.bias", ours + "feature_extractor/norm_bias", "o -> o"),
-        Row(extractor + "{i}.layer_norm.weight", ours + "feature_extractor/norm_{i}/scale", "o -> o"),
-        Row(extractor + "{i}.layer_norm.bias", ours + "feature_extractor/norm_{i}/bias", "o -> o"),
-        Row(projection + "layer_norm.weight", ours + "feature_norm/scale", "o -> o"),
-        Row(projection + "layer_norm.bias", ours + "feature_norm/bias", "o -> o"),
-        Row(projection + "projection.weight", ours + "feature_projection/kernel", "o i -> i o"),
-        Row(projection + "projection.bias", ours + "feature_projection/bias", "o -> o"),
-        Row(theirs + "encoder.layer_norm.weight", ours + "encoder_norm/scale", "o -> o"),
-        Row(theirs + "encoder.layer_norm.bias", ours + "encoder_norm/bias", "o -> o"),
+        Row(extractor + "{i}.conv.weight", prefix + "feature_extractor/conv_{i}", "o i k -> k i o"),
+        Row(extractor + "{i}.conv.bias", prefix + "feature_extractor/bias_{i}", "o -> o"),
+        Row(extractor + "0.layer_norm.weight", prefix + "feature_extractor/norm_scale", "o -> o"),
+        Row(extractor + "0.layer_norm.bias", prefix + "feature_extractor/norm_bias", "o -> o"),
+        Row(extractor + "{i}.layer_norm.weight", prefix + "feature_extractor/norm_{i}/scale", "o -> o"),
+        Row(extractor + "{i}.layer_norm.bias", prefix + "feature_extractor/norm_{i}/bias", "o -> o"),
+        Row(projection + "layer_norm.weight", prefix + "feature_norm/scale", "o -> o"),
+        Row(projection + "layer_norm.bias", prefix + "feature_norm/bias", "o -> o"),
+        Row(projection + "projection.weight", prefix + "feature_projection/kernel", "o i -> i o"),
+        Row(projection + "projection.bias", prefix + "feature_projection/bias", "o -> o"),
+        Row(torch_prefix + "encoder.layer_norm.weight", prefix + "encoder_norm/scale", "o -> o"),
+        Row(torch_prefix + "encoder.layer_norm.bias", prefix + "encoder_norm/bias", "o -> o"),
     ]
-    position = theirs + "encoder.pos_conv_embed."
+    position = torch_prefix + "encoder.pos_conv_embed."
     if config.position_norm == "batch":
         rows += [
-            Row(position + "batch_norm.weight", ours + "position/norm_scale", "o -> o"),
-            Row(position + "batch_norm.bias", ours + "position/norm_bias", "o -> o"),
-            Row(position + "batch_norm.running_mean", ours + "position/running_mean", "o -> o"),
-            Row(position + "batch_norm.running_var", ours + "position/running_var", "o -> o"),
+            Row(position + "batch_norm.weight", prefix + "position/norm_scale", "o -> o"),
+            Row(position + "batch_norm.bias", prefix + "position/norm_bias", "o -> o"),
+            Row(position + "batch_norm.running_mean", prefix + "position/running_mean", "o -> o"),
+            Row(position + "batch_norm.running_var", prefix + "position/running_var", "o -> o"),
             Kept(position + "batch_norm.num_batches_tracked"),
-            Row(position + "conv.weight", ours + "position/kernel", "o i k -> k i o"),
-            Row(position + "conv.bias", ours + "position/bias", "o -> o"),
+            Row(position + "conv.weight", prefix + "position/kernel", "o i k -> k i o"),
+            Row(position + "conv.bias", prefix + "position/bias", "o -> o"),
         ]
     else:
-        rows += weight_norm_rows(position + "conv", ours + "position/")
-    for name, our_name in (
+        rows += weight_norm_rows(position + "conv", prefix + "position/")
+    for torch, name in (
         ("attention.q_proj", "query"),
         ("attention.k_proj", "key"),
         ("attention.v_proj", "value"),
@@ -100,10 +108,10 @@ def hf_encoder_rows(config: Wav2Vec2Config, theirs: str = "wav2vec2.", ours: str
         ("feed_forward.intermediate_dense", "up"),
         ("feed_forward.output_dense", "down"),
     ):
-        rows += dense_rows(layers + name, f"{ours}layers/{our_name}")
-    for name, our_name in (("layer_norm", "attention_norm"), ("final_layer_norm", "output_norm")):
-        rows += norm_rows(layers + name, f"{ours}layers/{our_name}")
-    return (*rows, Kept(theirs + "masked_spec_embed"))
+        rows += dense_rows(layers + torch, f"{prefix}layers/{name}")
+    for torch, name in (("layer_norm", "attention_norm"), ("final_layer_norm", "output_norm")):
+        rows += norm_rows(layers + torch, f"{prefix}layers/{name}")
+    return (*rows, Kept(torch_prefix + "masked_spec_embed"))
 
 
 def rows(config: Mapping[str, Any]) -> Rows:
@@ -126,7 +134,6 @@ def classifier(config: Mapping[str, Any]) -> WindowClassifier:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of each of our arrays by path, from the config alone."""
+    """The shape of each JAX array by path, from the config alone."""
     network = classifier(config)
-    audio = jax.ShapeDtypeStruct((1, network.config.receptive_field), jnp.float32)
-    return shapes_of(jax.eval_shape(network.init, jax.random.key(0), audio)["params"])
+    return parameter_shapes(network, jax.ShapeDtypeStruct((1, network.config.receptive_field), jnp.float32))

@@ -1,4 +1,4 @@
-"""The pitch quantizer: `vqvae_f0_quantizer/{model.pt,config.yaml}` (FORMATS.md section 4)."""
+"""The pitch quantizer, a VQ-VAE: `vqvae_f0_quantizer/{model.pt,config.yaml}` (docs/formats.md, "Pitch")."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -7,17 +7,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.table import Row, Rows, shapes_of
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.table import Row, Rows, parameter_shapes
 from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
 
 FEATURES = ("f0_interp,vuv", "f0,vuv", "norm_f0_interp,vuv", "norm_f0,vuv")
+"""Features that a released quantizer may have been trained on."""
 
 
 def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The pitch part's config.json (without `fcpe`) out of config.yaml and of the statistics of the speakers, if there are any.
+    """The pitch part's config.json without `fcpe`, from config.yaml and the speakers' statistics, if there are any.
 
-    Raises `ConversionError` for a feature that our network does not have, naming it.
+    Raises:
+        ConversionError: a feature that `models.vqvae` does not implement; names the field.
     """
     if config["features"] not in FEATURES:
         raise ConversionError(f"config.yaml: features is {config['features']!r}: expected one of {FEATURES}")
@@ -56,7 +58,7 @@ def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = 
 
 
 def _speaker_means(speakers: Any) -> dict[str, dict[str, float]]:
-    """`speaker_f0_mean`, Hz by speaker, out of {speaker: {f0_mean: ...}}; nothing where there are no statistics."""
+    """`speaker_f0_mean`, Hz by speaker, from {speaker: {f0_mean: ...}}; empty without statistics."""
     if not isinstance(speakers, Mapping):
         return {}
     try:
@@ -65,17 +67,16 @@ def _speaker_means(speakers: Any) -> dict[str, dict[str, float]]:
         raise ConversionError(f"speaker_stats: an f0_mean in Hz expected for each speaker ({error})") from error
 
 
-def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
-    """`ours` is the place of the network in the tree; `config` is the `vqvae` entry of the part's config.json."""
+def rows(config: Mapping[str, Any], prefix: str = "") -> Rows:
+    """The table; `prefix` begins every JAX path, and `config` is the `vqvae` entry of the part's config.json."""
     stages = range(config["stages"])
     encoder, decoder = "encoder.level_blocks.0.model.", "decoder.level_blocks.0.model."
 
-    def conv(theirs: str, name: str, layout: str = "o i k -> k i o") -> tuple[Row, Row]:
-        return Row(f"{theirs}.weight", f"{ours}{name}/kernel", layout), Row(
-            f"{theirs}.bias", f"{ours}{name}/bias", "o -> o"
-        )
+    def conv(torch: str, name: str, layout: str = "o i k -> k i o") -> tuple[Row, Row]:
+        kernel = Row(f"{torch}.weight", f"{prefix}{name}/kernel", layout)
+        return kernel, Row(f"{torch}.bias", f"{prefix}{name}/bias", "o -> o")
 
-    table = [Row("vq.level_blocks.0.k", f"{ours}codebook", "k e -> k e")]
+    table = [Row("vq.level_blocks.0.k", f"{prefix}codebook", "k e -> k e")]
     table += conv(f"{encoder}{len(stages)}", "encoder/out") + conv(f"{decoder}0", "decoder/in")
     table += conv("decoder.out", "decoder/out")
     for i in stages:
@@ -88,7 +89,7 @@ def rows(config: Mapping[str, Any], ours: str = "") -> Rows:
 
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Shape of each of our arrays by path, from the config alone."""
+    """The shape of each JAX array by path, from the `vqvae` entry of the part's config.json alone."""
     network = VQVAEConfig(**config)
     f0 = jax.ShapeDtypeStruct((1, network.hop), jnp.float32)
-    return shapes_of(jax.eval_shape(VQVAE(network).init, jax.random.key(0), f0, f0)["params"])
+    return parameter_shapes(VQVAE(network), f0, f0)

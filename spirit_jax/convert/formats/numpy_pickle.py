@@ -1,62 +1,63 @@
-"""NumPy values in pickles, and the files that k-means centroids come in: scikit-learn models saved by joblib, `.npy`, `.pt`.
+"""Reads NumPy values in pickles, and k-means centroids from scikit-learn models that joblib saved or from `.npy` files.
 
-textless-lib, GSLM and TWIST publish their k-means quantizers as a joblib pickle of `sklearn.cluster.MiniBatchKMeans`: a pickle whose
-arrays follow, as raw bytes, the objects that stand for them. Only `cluster_centers_` is read; scikit-learn's objects stay names and
-attributes (`Record`).
+textless-lib, GSLM and TWIST publish their k-means quantizers as a joblib pickle of `sklearn.cluster.MiniBatchKMeans`. In such a
+pickle, the raw bytes of each array follow the object that announces it. Only `cluster_centers_` is used; scikit-learn's objects are
+never created (`PickledObject`).
 """
 
 import os
 import pathlib
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.formats.unpickle import Record, Table, records, unpickle
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.formats.unpickle import AllowedNames, PickledObject, data_classes, unpickle
 
 CENTERS = "cluster_centers_"
-"""The name of the centroids, [K, D], in scikit-learn's models."""
+"""Name of the centroids, [K, D], in scikit-learn's models."""
 
 _DTYPE = re.compile(r"\|?[biuf](1|2|4|8)")
-_ARRAY, _LATER = "numpy.ndarray", "joblib.numpy_pickle.NumpyArrayWrapper"
-_LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"  # the start of torch.save's older layout: its magic number
+_ARRAY, _JOBLIB_ARRAY = "numpy.ndarray", "joblib.numpy_pickle.NumpyArrayWrapper"
+# torch.save's older layout starts with a magic number.
+_LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"
 
 
-def _scalar(dtype: Record, data: bytes) -> bool | int | float:
+def _scalar(dtype: PickledObject, data: bytes) -> bool | int | float:
     return np.frombuffer(_bytes(data), _dtype(dtype), count=1)[0].item()
 
 
-def _array(data: bytes, dtype: Record, shape: tuple[int, ...], order: str) -> Record:
-    return Record(_ARRAY, state=(1, shape, dtype, order == "F", data))
+def _array(data: bytes, dtype: PickledObject, shape: tuple[int, ...], order: str) -> PickledObject:
+    return PickledObject(_ARRAY, state=(1, shape, dtype, order == "F", data))
 
 
-def _named(name: str, function: Callable) -> dict[str, Callable]:
-    """NumPy 2 moved `numpy.core` to `numpy._core`."""
+def _under_both_names(name: str, function: Callable) -> dict[str, Callable]:
+    """A name of `numpy.core`, which NumPy 2 moved to `numpy._core`."""
     return {f"numpy.{core}.{name}": function for core in ("core", "_core")}
 
 
-NUMPY: Table = {
-    **_named("multiarray._reconstruct", lambda *_: Record(_ARRAY)),
-    **_named("numeric._frombuffer", _array),
-    **_named("multiarray.scalar", _scalar),
-    **records("numpy.dtype"),
+NUMPY_NAMES: AllowedNames = {
+    **_under_both_names("multiarray._reconstruct", lambda *_: PickledObject(_ARRAY)),
+    **_under_both_names("numeric._frombuffer", _array),
+    **_under_both_names("multiarray.scalar", _scalar),
+    **data_classes("numpy.dtype"),
     _ARRAY: None,
-    "_codecs.encode": lambda text, encoding: {"latin1": text.encode}[encoding]("latin1"),  # bytes in protocol 2
+    "_codecs.encode": lambda text, encoding: {"latin1": text.encode}[encoding]("latin1"),  # how protocol 2 holds bytes
 }
-"""Arrays and scalars of numbers. An array becomes a `Record`, of which `as_array` makes the array."""
+"""Names in pickles of NumPy arrays and scalars. An array becomes a `PickledObject`, from which `as_array` makes the array."""
 
-_SKLEARN: Table = {
-    **NUMPY,
-    **records(
-        _LATER,
+_SKLEARN_NAMES: AllowedNames = {
+    **NUMPY_NAMES,
+    **data_classes(
+        _JOBLIB_ARRAY,
         *(
             f"sklearn.cluster.{module}.{name}"
             for module in ("_kmeans", "k_means_")
             for name in ("KMeans", "MiniBatchKMeans")
         ),
-        # the state of the random generator of a MiniBatchKMeans
+        # A MiniBatchKMeans holds the state of its random generator.
         "numpy.random._pickle.__randomstate_ctor",
         "numpy.random._pickle.__bit_generator_ctor",
         "numpy.random.__RandomState_ctor",
@@ -67,29 +68,34 @@ _SKLEARN: Table = {
 
 
 def _bytes(data: Any) -> bytes:
-    """Protocol 2 holds bytes as text (latin-1)."""
+    """Bytes from a pickle; protocol 2 holds them as latin-1 text."""
     return data.encode("latin1") if isinstance(data, str) else bytes(data)
 
 
-def _dtype(record: Record) -> np.dtype:
-    name = str(record.arguments[0])
-    if record.name != "numpy.dtype" or not _DTYPE.fullmatch(name):
+def _dtype(pickled: PickledObject) -> np.dtype:
+    name = str(pickled.arguments[0])
+    if pickled.name != "numpy.dtype" or not _DTYPE.fullmatch(name):
         raise TypeError(f"an array of type {name!r}, numbers expected")
-    order = record.state[1] if record.state else "|"
+    order = pickled.state[1] if pickled.state else "|"
     return np.dtype(name).newbyteorder(order if order in ("<", ">") else "=")
 
 
-def as_array(record: Any) -> np.ndarray:
-    """The array that a `Record` stands for."""
-    if isinstance(record, Record) and record.name == _ARRAY:
-        _, shape, dtype, fortran, data = record.state
+def as_array(value: Any) -> np.ndarray:
+    """The array that a pickled value describes.
+
+    Raises:
+        TypeError: the value is not an array of numbers.
+    """
+    if isinstance(value, PickledObject) and value.name == _ARRAY:
+        _, shape, dtype, fortran, data = value.state
         return _shaped(_bytes(data), shape, _dtype(dtype), "F" if fortran else "C")
-    if isinstance(record, Record) and record.name == _LATER:
-        return record.state
-    raise TypeError(f"an array expected, {getattr(record, 'name', type(record).__name__)} found")
+    if isinstance(value, PickledObject) and value.name == _JOBLIB_ARRAY:
+        return value.state
+    found = value.name if isinstance(value, PickledObject) else type(value).__name__
+    raise TypeError(f"an array expected, {found} found")
 
 
-def _shaped(data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: str) -> np.ndarray:
+def _shaped(data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Literal["C", "F"]) -> np.ndarray:
     if len(data) != _size(shape, dtype):
         raise ValueError(f"{len(data)} bytes for an array {list(shape)} of {dtype}")
     return np.frombuffer(data, dtype).reshape(shape, order=order)
@@ -104,25 +110,26 @@ def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
 def _load_joblib(path: pathlib.Path) -> Any:
     with open(path, "rb") as stream:
 
-        def built(record: Record) -> None:
-            """joblib writes an array behind the object that announces it, in newer versions after some padding."""
-            if record.name != _LATER:
+        def built(pickled: PickledObject) -> None:
+            """Read the array that joblib writes after the object that announces it, in newer versions after some padding."""
+            if pickled.name != _JOBLIB_ARRAY:
                 return
-            found = record.attributes
+            found = pickled.attributes
             if found.get("numpy_array_alignment_bytes") is not None:
                 stream.read(stream.read(1)[0])
             shape, dtype = found["shape"], _dtype(found["dtype"])
-            record.state = _shaped(
+            pickled.state = _shaped(
                 stream.read(_size(shape, dtype)), shape, dtype, "F" if found["order"] == "F" else "C"
             )
 
-        return unpickle(stream, str(path), _SKLEARN, built=built)
+        return unpickle(stream, str(path), _SKLEARN_NAMES, built=built)
 
 
 def load_centers(path: str | os.PathLike) -> np.ndarray:
-    """K-means centroids [K, D], float32 or float64, of a joblib (or plain) pickle of a scikit-learn model or of an array, or of a `.npy`.
+    """K-means centroids [K, D], float32 or float64, from a `.npy` file or from a pickle of a scikit-learn model or an array.
 
-    Raises `ConversionError` for a damaged or compressed file, a pickle that names anything but data, or no matrix in it.
+    Raises:
+        ConversionError: a damaged or compressed file, a pickle that names anything but data, or no matrix in the file.
     """
     path = pathlib.Path(path)
     with open(path, "rb") as file:
@@ -132,8 +139,8 @@ def load_centers(path: str | os.PathLike) -> np.ndarray:
             centers = np.load(path, allow_pickle=False)
         elif start.startswith(b"\x80"):
             found = _load_joblib(path)
-            kmeans = isinstance(found, Record) and found.name.startswith("sklearn.")
-            centers = as_array(found.attributes[CENTERS] if kmeans else found)
+            is_model = isinstance(found, PickledObject) and found.name.startswith("sklearn.")
+            centers = as_array(found.attributes[CENTERS] if is_model else found)
         else:
             raise ValueError("joblib files that are compressed must be saved again with compress=0")
     except ConversionError:
@@ -146,7 +153,7 @@ def load_centers(path: str | os.PathLike) -> np.ndarray:
 
 
 def is_torch_file(path: str | os.PathLike) -> bool:
-    """Whether a file is PyTorch's, by how it begins."""
+    """Whether a file is a PyTorch file, by its first bytes."""
     with open(path, "rb") as file:
         start = file.read(len(_LEGACY_TORCH))
     return start.startswith(b"PK") or start == _LEGACY_TORCH

@@ -1,56 +1,57 @@
-"""Our `llm/` written array by array, slice by slice, however large the model is.
+"""Writes the language model of a checkpoint directory (`llm/`, Orbax) array by array and block by block, however large it is.
 
-Orbax saves a tree of whole arrays and copies it. Here it saves the same tree with placeholders of one element; then TensorStore,
-which Orbax stores arrays with, replaces each by an array of the full shape and fills it slice by slice. What this relies on is how Orbax
-names arrays in its store (their path joined by "."): a test loads the result with Orbax itself.
+Orbax saves a tree of whole arrays and copies it. Here Orbax saves the same tree with placeholders of one element. TensorStore,
+which Orbax stores arrays with, then replaces each placeholder by an array of the full shape and fills it block by block. This
+relies on the names that Orbax gives arrays in its store (`checkpoint.array_spec`); a test loads the result with Orbax.
 """
 
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import LLM, array_spec, unflatten
-from spirit_jax.convert.table import Stacked, shapes_of
+from spirit_jax.checkpoint import LLM, array_spec, flatten, unflatten
+from spirit_jax.convert.formats.arrays import Progress, ReadableArray, StackedArray
 
 CHUNK_BYTES = 64 * 2**20
+"""Largest block that is copied and written at once, if a row of the array is not larger."""
 
 
-def save_llm(
-    directory: pathlib.Path, arrays: Mapping[str, Any], progress: Callable[[int], Any] = lambda _: None
-) -> None:
-    """Writes arrays by path (NumPy, `LazyArray` or `Stacked`) as the checkpoint's `llm/`. `directory` must not exist.
+def save_llm(directory: pathlib.Path, arrays: Mapping[str, ReadableArray], progress: Progress = lambda _: None) -> None:
+    """Write arrays by path as the `llm/` of a new directory, each chunk with a checksum.
 
-    The memory needed beyond the sources is a few chunks. Each chunk carries a checksum.
+    The memory needed beyond the sources is a few chunks.
+
+    Raises:
+        FileExistsError: `directory` exists.
     """
     placeholders = unflatten({path: np.zeros(1, array.dtype) for path, array in arrays.items()})
     directory = directory.resolve()  # Orbax takes absolute paths only
-    ocp.save_checkpointables(directory, {LLM: placeholders})
+    ocp.save_checkpointables(str(directory), {LLM: placeholders})
     for path, array in arrays.items():
         store = _create(directory, path, array)
         for index, piece in _pieces(array):
             place = store[index]
-            place = (
-                place[tensorstore.d[:].translate_to[0]] if place.rank else place
-            )  # slices keep their indices otherwise
-            for block in _blocks(np.shape(piece), np.dtype(array.dtype).itemsize):
-                part = np.asarray(piece[block], order="C")
-                place[block].write(part).result()
-                progress(part.nbytes)
+            if place.rank:  # a slice keeps the indices it had, and blocks count from zero
+                place = place[tensorstore.d[:].translate_to[0]]
+            for block in _blocks(piece.shape, piece.dtype.itemsize):
+                values = np.asarray(piece[block], order="C")
+                place[block].write(values).result()
+                progress(values.nbytes)
 
 
-def _pieces(array: Any) -> Iterator[tuple[tuple, Any]]:
-    if isinstance(array, Stacked):
+def _pieces(array: ReadableArray) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:
+    """(index, values) of the pieces that an array consists of."""
+    if isinstance(array, StackedArray):
         yield from array.pieces
     else:
         yield (), np.asarray(array)
 
 
 def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]]:
-    """Cuts an array along its first axis into what is written, and copied, at once."""
+    """Cut an array along its first axis into the blocks that are copied and written at once."""
     if not shape:
         yield ()
         return
@@ -60,15 +61,16 @@ def _blocks(shape: tuple[int, ...], itemsize: int) -> Iterator[tuple[slice, ...]
 
 
 def _rows(shape: tuple[int, ...], itemsize: int) -> int:
+    """Rows of a block."""
     return max(1, CHUNK_BYTES // max(1, int(np.prod(shape[1:], dtype=np.int64)) * itemsize))
 
 
-def _create(directory: pathlib.Path, path: str, array: Any) -> tensorstore.TensorStore:
-    """The store of one array, its chunks the blocks that are written at once."""
+def _create(directory: pathlib.Path, path: str, array: ReadableArray) -> tensorstore.TensorStore:
+    """Create the store of one array; its chunks are the blocks that are written at once."""
     shape, dtype = tuple(array.shape), np.dtype(array.dtype)
     index, piece = next(_pieces(array))
     stacked = [isinstance(axis, int) for axis in index] + [False] * (len(shape) - len(index))
-    rows = _rows(np.shape(piece), dtype.itemsize)
+    rows = _rows(piece.shape, dtype.itemsize)
     chunk, first = [], True
     for size, is_stacked in zip(shape, stacked, strict=True):
         chunk.append(1 if is_stacked else min(size, rows) if first else size)
@@ -83,5 +85,6 @@ def _create(directory: pathlib.Path, path: str, array: Any) -> tensorstore.Tenso
 
 
 def stored_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of `llm/`, as Orbax lists it."""
-    return shapes_of(ocp.metadata(directory.resolve(), LLM).metadata)
+    """{path: shape} of the arrays of `llm/`, as Orbax lists them."""
+    stored = ocp.metadata(str(directory.resolve()), LLM).metadata
+    return {path: tuple(leaf.shape) for path, leaf in flatten(stored).items()}

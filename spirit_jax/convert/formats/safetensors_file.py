@@ -1,6 +1,6 @@
-"""Reads safetensors files by memory map (the official loaders copy every tensor) and writes them one tensor at a time.
+"""Reads safetensors files as memory-mapped views and writes them one tensor at a time. The official loaders copy every tensor.
 
-Layout (https://github.com/huggingface/safetensors): the header's length as 8 bytes, a JSON header, the tensors.
+A file is the length of the header in 8 bytes, a JSON header and the tensors (https://github.com/huggingface/safetensors).
 """
 
 import json
@@ -12,7 +12,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file, nbytes
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, map_file, nbytes
 from spirit_jax.core.files import atomic_file
 
 DTYPES = {
@@ -31,9 +32,10 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """Reads a safetensors file: tensors by name, as read-only NumPy views of the mapped file.
+    """Read a safetensors file: tensors by name, as read-only NumPy views of the mapped file.
 
-    Raises `ConversionError` for a damaged file or a tensor that reaches outside it.
+    Raises:
+        ConversionError: a damaged file, or a tensor that reaches outside it.
     """
     data = map_file(path)
     try:
@@ -62,9 +64,13 @@ def _view(body: memoryview, name: str, dtype: str, shape: list[int], data_offset
 
 
 def save_safetensors(
-    path: str | os.PathLike, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike, tensors: Mapping[str, ReadableArray], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes arrays (NumPy or `LazyArray`) by name, whole or not at all. `metadata` defaults to what `transformers` asks for."""
+    """Write arrays by name, atomically. `metadata` defaults to the entry that `transformers` requires.
+
+    Raises:
+        ConversionError: an array of a type that the format lacks.
+    """
     header: dict[str, Any] = {"__metadata__": dict(metadata or {"format": "pt"})}
     offset = 0
     for name, array in tensors.items():

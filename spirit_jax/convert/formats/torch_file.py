@@ -1,10 +1,10 @@
 """Reads and writes PyTorch checkpoint files (`.pt`, `.bin`) without PyTorch.
 
-Reading maps the file and gives tensors as read-only NumPy views of it: nothing is copied and nothing is executed. The pickle inside is
-walked by a small interpreter that knows plain containers and tensors only. A name is looked up in the tables below and never imported;
-any other name is refused with its name. Both layouts are read: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
+Reading maps the file into memory and returns tensors as read-only NumPy views of it. Nothing is copied and nothing is executed:
+`unpickle` knows only plain containers and tensors, never imports a name, and refuses any other name in the file. Both layouts are
+read: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
 
-Writing gives a zip archive that `torch.load(..., weights_only=True)` loads (and maps, with `mmap=True`), one tensor at a time.
+Writing makes a zip archive, one tensor at a time, that `torch.load(..., weights_only=True)` loads and that `mmap=True` maps.
 """
 
 import io
@@ -19,9 +19,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.formats.files import ConversionError, as_bytes, map_file
-from spirit_jax.convert.formats.numpy_pickle import NUMPY
-from spirit_jax.convert.formats.unpickle import Table, records, unpickle
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, map_file
+from spirit_jax.convert.formats.numpy_pickle import NUMPY_NAMES
+from spirit_jax.convert.formats.unpickle import AllowedNames, data_classes, unpickle
 from spirit_jax.core.files import atomic_file
 
 STORAGE_DTYPES = {
@@ -38,21 +39,22 @@ STORAGE_DTYPES = {
 }
 STORAGE_NAMES = {dtype: name for name, dtype in STORAGE_DTYPES.items()}
 
-# Classes whose instances are only data in checkpoints people have (fairseq's); they become a `Record`, never an instance.
-RECORDS = ("argparse.Namespace", "fairseq.data.dictionary.Dictionary")
+DATA_CLASSES = ("argparse.Namespace", "fairseq.data.dictionary.Dictionary")
+"""Classes of objects in fairseq's checkpoints that hold only data; each object becomes a `PickledObject`."""
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_ALIGNMENT = 64  # of tensors in a zip archive, as PyTorch writes them: lets it map the file
+_ALIGNMENT = 64  # bytes; PyTorch aligns tensors in a zip archive so that the file can be mapped
 
 
 # ---------------------------------------------------------------- reading
 
 
 def load_torch(path: str | os.PathLike) -> Any:
-    """Reads a PyTorch file: nested plain containers, with tensors as read-only NumPy views of the mapped file.
+    """Read a PyTorch file: nested plain containers, with tensors as read-only NumPy views of the mapped file.
 
-    Raises `ConversionError` for a damaged file, a pickle that names anything but data, or a tensor that reaches outside its storage.
+    Raises:
+        ConversionError: a damaged file, a pickle that names anything but data, or a tensor that reaches outside its storage.
     """
     data = map_file(path)
     where = str(path)
@@ -78,28 +80,33 @@ def load_torch(path: str | os.PathLike) -> Any:
 
 
 def _load_zip(data: memoryview, where: str) -> Any:
-    records = dict(_zip_records(data, where))
-    pickles = [name for name in records if name.split("/", 1)[-1] == "data.pkl"]
+    members = dict(_zip_members(data, where))
+    pickles = [name for name in members if name.split("/", 1)[-1] == "data.pkl"]
     if len(pickles) != 1:
         raise ConversionError(f"{where}: a zip archive without data.pkl, so not a PyTorch file")
     root = pickles[0][: -len("data.pkl")]
-    if bytes(records.get(f"{root}byteorder", b"little")) != b"little":
+    if bytes(members.get(f"{root}byteorder", b"little")) != b"little":
         raise ConversionError(f"{where}: tensors are stored big-endian; save the file again on a little-endian machine")
 
     def storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
-        record = records.get(f"{root}data/{key}")
-        if record is None:
+        content = members.get(f"{root}data/{key}")
+        if content is None:
             raise ConversionError(f"{where}: tensor data {key!r} is missing")
-        if size * dtype.itemsize > len(record):
-            raise ConversionError(
-                f"{where}: tensor data {key!r} has {len(record)} bytes, {size * dtype.itemsize} expected"
-            )
-        return np.frombuffer(record, dtype, count=size) if size else np.empty(0, dtype)
+        return _storage(content, key, dtype, size, where)
 
-    return _unpickle(io.BytesIO(records[pickles[0]]), where, storage)
+    return _unpickle(io.BytesIO(members[pickles[0]]), where, storage)
 
 
-def _zip_records(data: memoryview, where: str) -> Iterator[tuple[str, memoryview]]:
+def _storage(content: memoryview, key: str, dtype: np.dtype, size: int, where: str) -> np.ndarray:
+    """The first `size` elements of a storage."""
+    if size * dtype.itemsize > len(content):
+        raise ConversionError(
+            f"{where}: tensor data {key!r} has {len(content)} bytes, {size * dtype.itemsize} expected"
+        )
+    return np.frombuffer(content, dtype, count=size) if size else np.empty(0, dtype)
+
+
+def _zip_members(data: memoryview, where: str) -> Iterator[tuple[str, memoryview]]:
     """Names and contents of a zip archive whose members are stored, not compressed."""
     with open(where, "rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
@@ -119,13 +126,13 @@ def _zip_records(data: memoryview, where: str) -> Iterator[tuple[str, memoryview
 
 
 def _load_legacy(data: memoryview, where: str) -> Any:
-    """magic, protocol, system facts, the object, the storage keys: five pickles; then each storage as its size and its bytes."""
+    """Read five pickles (magic number, protocol, facts about the system, the object, storage keys), then the storages."""
     with open(where, "rb") as stream:
 
         def plain() -> Any:
             return _unpickle(stream, where, _no_storage)
 
-        # A damaged first byte must not send the reader through a whole unrelated file.
+        # A file that does not start as a pickle may be large, so it is refused before it is parsed.
         if bytes(data[:1]) != b"\x80" or plain() != _LEGACY_MAGIC:
             raise ConversionError(f"{where}: not a PyTorch file (neither a zip archive nor the older layout)")
         if plain() != _LEGACY_PROTOCOL:
@@ -134,7 +141,7 @@ def _load_legacy(data: memoryview, where: str) -> Any:
             raise ConversionError(
                 f"{where}: tensors are stored big-endian; save the file again on a little-endian machine"
             )
-        # The object names its storages before their places in the file are known: walk it twice.
+        # The object names its storages before their places in the file are known, so it is read twice.
         start = stream.tell()
         sizes: dict[str, int] = {}
 
@@ -155,11 +162,7 @@ def _load_legacy(data: memoryview, where: str) -> Any:
             offset = end
 
         def storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
-            if size * dtype.itemsize > len(places[key]):
-                raise ConversionError(
-                    f"{where}: tensor data {key!r} has {len(places[key])} bytes, {size * dtype.itemsize} expected"
-                )
-            return np.frombuffer(places[key], dtype, count=size) if size else np.empty(0, dtype)
+            return _storage(places[key], key, dtype, size, where)
 
         stream.seek(start)
         return _unpickle(stream, where, storage)
@@ -170,7 +173,7 @@ def _no_storage(key: str, dtype: np.dtype, size: int) -> np.ndarray:
 
 
 def _unpickle(stream: Any, where: str, storage: Callable[[str, np.dtype, int], np.ndarray | None]) -> Any:
-    """One pickle of plain containers and tensors. `storage(key, dtype, size)` gives tensor data."""
+    """Read one pickle of plain containers and tensors; `storage(key, dtype, size)` returns tensor data."""
 
     def persistent(identity: Any) -> Any:
         kind, type_name, key, _, size, *_ = identity
@@ -179,7 +182,7 @@ def _unpickle(stream: Any, where: str, storage: Callable[[str, np.dtype, int], n
             raise ConversionError(f"{where}: not a tensor storage: {identity!r}")
         return storage(key, dtype, size)
 
-    table: Table = {
+    allowed: AllowedNames = {
         "collections.OrderedDict": OrderedDict,
         "torch.Size": tuple,
         "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
@@ -187,16 +190,16 @@ def _unpickle(stream: Any, where: str, storage: Callable[[str, np.dtype, int], n
             storage, offset, shape, strides, where
         ),
         **dict.fromkeys(f"torch.{name}" for name in STORAGE_DTYPES),
-        **records(*RECORDS),
-        **NUMPY,
+        **data_classes(*DATA_CLASSES),
+        **NUMPY_NAMES,
     }
-    return unpickle(stream, where, table, persistent=persistent)
+    return unpickle(stream, where, allowed, persistent=persistent)
 
 
 def _view(storage: np.ndarray | None, offset: int, shape: tuple, strides: tuple, where: str) -> np.ndarray | None:
-    """A strided view that provably stays inside its storage. Strides count elements."""
+    """A strided view, checked to stay inside its storage. Strides count elements."""
     if storage is None:
-        return None  # the first of two walks
+        return None  # the first of two readings
     if not all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides)) or len(shape) != len(strides):
         raise ConversionError(f"{where}: a tensor has the shape {shape}, strides {strides} and offset {offset}")
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
@@ -212,38 +215,43 @@ def _view(storage: np.ndarray | None, offset: int, shape: tuple, strides: tuple,
 
 # ---------------------------------------------------------------- writing
 
+_Arrays = dict[int, tuple[str, ReadableArray]]
+"""(storage key, array) by the identity of the array."""
+
 
 def save_torch(path: str | os.PathLike, tree: Any) -> None:
-    """Writes nested plain containers with arrays (NumPy or `LazyArray`) as a PyTorch zip archive, whole or not at all.
+    """Write nested plain containers with arrays as a PyTorch zip archive, atomically.
 
     Arrays that are the same object share their storage, as tied weights do in PyTorch.
-    Raises `ConversionError` for a value that a PyTorch file cannot hold without code.
+
+    Raises:
+        ConversionError: a value that a PyTorch file cannot hold without code.
     """
-    arrays: dict[int, tuple[str, Any]] = {}
+    arrays: _Arrays = {}
     pickled = io.BytesIO()
     pickled.write(pickle.PROTO + b"\x02")
     _write_value(pickled.write, tree, arrays)
     pickled.write(pickle.STOP)
     with atomic_file(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
 
-        def record(name: str, content: bytes | memoryview) -> None:
+        def add(name: str, content: bytes | memoryview) -> None:
             member = zipfile.ZipInfo(f"archive/{name}")
-            # Pads the header with a private extra field so that the content starts on a multiple of the alignment.
+            # A private extra field pads the header, so that the content starts at a multiple of the alignment.
             start = file.tell() + 30 + len(member.filename) + 4
             padding = -start % _ALIGNMENT
             member.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
             member.file_size = len(content)
             archive.writestr(member, content)
 
-        record("data.pkl", pickled.getvalue())
-        record("byteorder", b"little")
+        add("data.pkl", pickled.getvalue())
+        add("byteorder", b"little")
         for key, array in arrays.values():
-            record(f"data/{key}", as_bytes(array))
-        record("version", b"3\n")
+            add(f"data/{key}", as_bytes(array))
+        add("version", b"3\n")
 
 
-def _write_value(write: Callable[[bytes], Any], value: Any, arrays: dict[int, tuple[str, Any]]) -> None:
-    """Appends the opcodes (protocol 2) that build `value`."""
+def _write_value(write: Callable[[bytes], Any], value: Any, arrays: _Arrays) -> None:
+    """Append the opcodes (protocol 2) that build `value`."""
     match value:
         case None:
             write(pickle.NONE)
@@ -280,15 +288,14 @@ def _write_value(write: Callable[[bytes], Any], value: Any, arrays: dict[int, tu
             for item in value:
                 _write_value(write, item, arrays)
             write(pickle.TUPLE)
-        case _ if hasattr(value, "shape") and np.dtype(value.dtype) in STORAGE_NAMES:
+        case ReadableArray() if np.dtype(value.dtype) in STORAGE_NAMES:
             _write_tensor(write, value, arrays)
         case _:
-            raise ConversionError(
-                f"a PyTorch file cannot hold {type(value).__name__} {getattr(value, 'dtype', '')}".rstrip()
-            )
+            dtype = f" of {value.dtype}" if isinstance(value, ReadableArray) else ""
+            raise ConversionError(f"a PyTorch file cannot hold {type(value).__name__}{dtype}")
 
 
-def _write_tensor(write: Callable[[bytes], Any], array: Any, arrays: dict[int, tuple[str, Any]]) -> None:
+def _write_tensor(write: Callable[[bytes], Any], array: ReadableArray, arrays: _Arrays) -> None:
     key, _ = arrays.setdefault(id(array), (str(len(arrays)), array))
     shape = tuple(int(n) for n in array.shape)
     strides = tuple(int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape)))

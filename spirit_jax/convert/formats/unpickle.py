@@ -1,43 +1,43 @@
-"""Walks a pickle of plain data without executing anything in it.
+"""Reads a pickle of plain data without executing anything in it.
 
-A name in the pickle is looked up in a table of the caller and never imported: the table gives, for each name that the format at hand
-needs, a function of ours from arguments to a value. Any other name, and any opcode that could do more, is refused.
+A name in the pickle is looked up in a table that the caller gives and is never imported. For each name that a file format needs,
+the table holds a function that makes a value from the pickled arguments. Any other name is refused, and so is any opcode that plain
+data does not need.
 """
 
-import io
 import pickletools
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
-from spirit_jax.convert.formats.files import ConversionError
+from spirit_jax.convert.errors import ConversionError
 
 
 @dataclass
-class Record:
-    """An object of a class that is known to hold only data: the name of its class and what it was made of."""
+class PickledObject:
+    """An object of a class that is known to hold only data: the name of its class, and what the pickle gives it."""
 
     name: str
     attributes: dict[str, Any] = field(default_factory=dict)
     arguments: tuple = ()
     state: Any = None
-    """What was to be set on it, where that is not a dict of attributes."""
+    """The state that the pickle sets on the object, unless it is a dict of attributes."""
 
 
 class _Global(str):
-    """The dotted name of a class or function in a pickle. It stays a name."""
+    """The dotted name of a class or function in a pickle. It is never resolved."""
 
 
-Table = Mapping[str, Callable[..., Any] | None]
-"""For each name that a pickle may hold, what makes a value out of arguments; None for a name that is not to be called."""
+AllowedNames = Mapping[str, Callable[..., Any] | None]
+"""For each name that a pickle may hold, the function that makes its value; None for a name that must not be called."""
 
 
-def records(*names: str) -> dict[str, Callable[..., Any]]:
-    """A table in which each name makes a `Record`."""
+def data_classes(*names: str) -> dict[str, Callable[..., Any]]:
+    """Allowed names, each of which makes a `PickledObject`."""
 
-    def maker(name: str) -> Callable[..., Record]:
-        return lambda *arguments: Record(name, arguments=arguments)
+    def maker(name: str) -> Callable[..., PickledObject]:
+        return lambda *arguments: PickledObject(name, arguments=arguments)
 
     return {name: maker(name) for name in names}
 
@@ -58,24 +58,24 @@ _PUSH_CONSTANT: dict[str, Callable[[], Any]] = {
 
 
 def unpickle(
-    stream: io.BufferedIOBase,
+    stream: IO[bytes],
     where: str,
-    table: Table,
+    allowed: AllowedNames,
     *,
     persistent: Callable[[Any], Any] | None = None,
-    built: Callable[[Record], None] | None = None,
+    built: Callable[[PickledObject], None] | None = None,
 ) -> Any:
-    """The value of one pickle; `stream` is left behind it.
+    """Read one pickle and return its value; `stream` is then positioned after the pickle.
 
     Args:
         where: the file, for messages.
-        table: the names that the pickle may hold.
-        persistent: the value of a persistent id; without it they are refused.
-        built: called with each `Record` when its attributes are set; it may read what follows in `stream`.
+        allowed: the names that the pickle may hold.
+        persistent: returns the value of a persistent id; without it persistent ids are refused.
+        built: called with each `PickledObject` when its attributes are set; it may read what follows in `stream`.
 
     Raises:
-        ConversionError: a name that the table lacks, an opcode that plain data does not need, a pickle without an end.
-        ValueError, TypeError, ...: damaged; the caller says so with the name of the format.
+        ConversionError: a name that is not allowed, an opcode that plain data does not need, a pickle without an end.
+        ValueError, TypeError, KeyError, ...: a damaged pickle; the caller turns it into a message that names the format.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -88,12 +88,13 @@ def unpickle(
         return items
 
     def known(name: str) -> _Global:
-        if name not in table:
+        if name not in allowed:
             raise ConversionError(
                 f"{where}: the file asks for {name}, which is neither a tensor nor a plain container: refused, nothing was run"
             )
         return _Global(name)
 
+    argument: Any  # its type depends on the opcode
     for opcode, argument, position in pickletools.genops(stream):
         match opcode.name:
             case name if name in _PUSH_ARGUMENT:
@@ -147,21 +148,21 @@ def unpickle(
                 stack.append(persistent(stack.pop()))
             case "REDUCE" | "NEWOBJ":
                 arguments, function = _expect(stack.pop(), tuple), _expect(stack.pop(), _Global)
-                make = table[function]
+                make = allowed[function]
                 if make is None:
                     raise ConversionError(f"{where}: the file calls {function}: refused, nothing was run")
                 stack.append(make(*arguments))
             case "BUILD":
                 state = stack.pop()
-                if isinstance(stack[-1], Record):
-                    record = stack[-1]
+                if isinstance(stack[-1], PickledObject):
+                    pickled = stack[-1]
                     if isinstance(state, dict):
-                        record.attributes.update(state)
+                        pickled.attributes.update(state)
                     else:
-                        record.state = state
+                        pickled.state = state
                     if built:
-                        built(record)
-                else:  # what PyTorch hangs on a state dict: module versions, no weights
+                        built(pickled)
+                else:  # PyTorch sets the versions of modules, which are no weights, on a state dict
                     _expect(stack[-1], OrderedDict)
             case name:
                 raise ConversionError(

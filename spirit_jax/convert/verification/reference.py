@@ -1,7 +1,8 @@
-"""What the released speech networks compute, in PyTorch: functions of a released file's tensors under their released names.
+"""The released speech networks in PyTorch, as functions of a released file's tensors under their released names.
 
-Written from FORMATS.md and apart from `spirit_jax/models` and the tables, so that `verify` and the tests compare ours with another
-opinion. PyTorch is imported when a function runs: conversion does without it.
+They are written from docs/formats.md and share no code with `spirit_jax.models` and the mapping tables, so that `verify` and the
+tests compare the JAX networks with an independent implementation. PyTorch is imported when a function runs, because a conversion
+does not need it.
 """
 
 from collections.abc import Mapping
@@ -18,32 +19,33 @@ State = Mapping[str, "torch.Tensor"]
 
 
 def tensors(state: Mapping[str, Any]) -> dict[str, "torch.Tensor"]:
-    """NumPy arrays by name as PyTorch's, floating-point ones in float32."""
+    """NumPy arrays by name as PyTorch tensors; floating-point types become float32."""
     import torch
 
     def tensor(array: np.ndarray) -> "torch.Tensor":
-        integers = array.dtype.kind in "biu"  # what is not (bfloat16 is of kind V) has to be floating point
-        return torch.from_numpy(np.array(array) if integers else np.array(array, np.float32))
+        is_integer = array.dtype.kind in "biu"  # the kind of bfloat16 is V
+        return torch.from_numpy(np.array(array) if is_integer else np.array(array, np.float32))
 
     return {name: tensor(array) for name, array in state.items()}
 
 
 def _weight(state: State, name: str, gain_axis: int = 0) -> "torch.Tensor":
-    """A weight, or the product of the two factors of a weight norm that has one gain for each index of `gain_axis`."""
+    """A weight, computed from its two factors if it has weight norm with a gain for each index of `gain_axis`."""
     import torch
 
-    for gain, direction in (("weight_g", "weight_v"), *[[f"parametrizations.weight.original{i}" for i in (0, 1)]]):
-        if f"{name}.{gain}" in state:
-            v = state[f"{name}.{direction}"]
+    new = f"{name}.parametrizations.weight.original"
+    for gain, direction in ((f"{name}.weight_g", f"{name}.weight_v"), (f"{new}0", f"{new}1")):
+        if gain in state:
+            v = state[direction]
             axes = [axis for axis in range(v.ndim) if axis != gain_axis]
-            return v * (state[f"{name}.{gain}"] / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
+            return v * (state[gain] / torch.linalg.vector_norm(v, dim=axes, keepdim=True))
     return state[f"{name}.weight"]
 
 
-def _conv(state: State, name: str, x_bct: "torch.Tensor", **how: int) -> "torch.Tensor":
+def _conv(state: State, name: str, x_bct: "torch.Tensor", **options: int) -> "torch.Tensor":
     import torch
 
-    return torch.nn.functional.conv1d(x_bct, _weight(state, name), state.get(f"{name}.bias"), **how)
+    return torch.nn.functional.conv1d(x_bct, _weight(state, name), state.get(f"{name}.bias"), **options)
 
 
 def _linear(state: State, name: str, x: "torch.Tensor") -> "torch.Tensor":
@@ -58,7 +60,7 @@ def _norm(state: State, name: str, x: "torch.Tensor") -> "torch.Tensor":
 
 
 def hubert(state: State, model_cfg: Mapping[str, Any], layer: int, audio_br: "torch.Tensor") -> "torch.Tensor":
-    """The output [B, T, D] of a layer (1-based) of a fairseq HuBERT."""
+    """The output [B, T, D] of a layer, counted from 1, of a fairseq HuBERT."""
     import torch
 
     functional, pre_norm = torch.nn.functional, model_cfg.get("layer_norm_first", False)
@@ -94,10 +96,10 @@ def hubert(state: State, model_cfg: Mapping[str, Any], layer: int, audio_br: "to
     for j in range(layer):
         name = f"encoder.layers.{j}."
         h = _norm(state, f"{name}self_attn_layer_norm", x) if pre_norm else x
-        parts = (
+        query_key_value = (
             _linear(state, f"{name}self_attn.{p}_proj", h).unflatten(2, (heads, -1)).transpose(1, 2) for p in "qkv"
         )
-        h = functional.scaled_dot_product_attention(*parts).transpose(1, 2).flatten(2)
+        h = functional.scaled_dot_product_attention(*query_key_value).transpose(1, 2).flatten(2)
         x = x + _linear(state, f"{name}self_attn.out_proj", h)
         x = x if pre_norm else _norm(state, f"{name}self_attn_layer_norm", x)
         h = _norm(state, f"{name}final_layer_norm", x) if pre_norm else x
@@ -116,7 +118,7 @@ def linear_quantizer(state: State, x: "torch.Tensor") -> "torch.Tensor":
 
 
 def centroid_distances(centers_kd: "torch.Tensor", x_td: "torch.Tensor") -> "torch.Tensor":
-    """Squared distances [T, K] of features to centroids, from the differences themselves."""
+    """Squared distances [T, K] between features and centroids, summed over the differences."""
     return (x_td[:, None] - centers_kd).square().sum(-1)
 
 
@@ -141,7 +143,7 @@ def vqvae_latents(state: State, config: Mapping[str, Any], f0_voiced_b2t: "torch
 
 
 def vqvae_decode(state: State, config: Mapping[str, Any], codes_bn: "torch.Tensor") -> "torch.Tensor":
-    """(F0, voicing) [B, 2, T] of codes."""
+    """The F0 and voicing [B, 2, T] that codes decode to."""
     import torch
 
     params, name = config["decoder_params"], "decoder.level_blocks.0.model"
@@ -155,7 +157,7 @@ def vqvae_decode(state: State, config: Mapping[str, Any], codes_bn: "torch.Tenso
 
 
 def fcpe(state: State, config: Mapping[str, Any], audio_br: "torch.Tensor") -> "torch.Tensor":
-    """The likelihood of each pitch bin [B, R // 160 + 1, 360]; the clip is longer than its padding, and not all its frames fit."""
+    """The likelihood [B, R // 160 + 1, 360] of each pitch bin, for clips that are longer than the reflected padding."""
     import librosa
     import torch
 
@@ -188,13 +190,18 @@ def fcpe(state: State, config: Mapping[str, Any], audio_br: "torch.Tensor") -> "
 def hifigan(
     state: State, config: Mapping[str, Any], streams: Mapping[str, "torch.Tensor"], **constants: "torch.Tensor"
 ) -> "torch.Tensor":
-    """Audio [B, R] of codes [B, T] of every frame and rows [B]: `dict`, `f0_dict`, `style_dict`; `spkr`, `style`."""
+    """The audio [B, R] of a vocoder.
+
+    Args:
+        streams: codes [B, T] of every frame for each of the tables `dict`, `f0_dict` and `style_dict`.
+        constants: rows [B] of the tables `spkr` and `style`.
+    """
     import torch
 
     functional = torch.nn.functional
-    parts = [state[f"{name}.weight"][codes] for name, codes in streams.items()]
-    parts += [state[f"{name}.weight"][rows][:, None].expand_as(parts[0]) for name, rows in constants.items()]
-    x = _conv(state, "conv_pre", torch.cat(parts, -1).mT, padding=3)
+    inputs = [state[f"{name}.weight"][codes] for name, codes in streams.items()]
+    inputs += [state[f"{name}.weight"][rows][:, None].expand_as(inputs[0]) for name, rows in constants.items()]
+    x = _conv(state, "conv_pre", torch.cat(inputs, -1).mT, padding=3)
     blocks = list(zip(config["resblock_kernel_sizes"], config["resblock_dilation_sizes"], strict=True))
     for i, (rate, width) in enumerate(zip(config["upsample_rates"], config["upsample_kernel_sizes"], strict=True)):
         up = _weight(state, f"ups.{i}"), state[f"ups.{i}.bias"]
@@ -203,8 +210,8 @@ def hifigan(
         for j, (size, dilations) in enumerate(blocks):
             name, y = f"resblocks.{i * len(blocks) + j}.", x
             for d, dilation in enumerate(dilations):
-                around = {"dilation": dilation, "padding": (size * dilation - dilation) // 2}
-                h = _conv(state, f"{name}convs1.{d}", functional.leaky_relu(y, 0.1), **around)
+                geometry = {"dilation": dilation, "padding": (size * dilation - dilation) // 2}
+                h = _conv(state, f"{name}convs1.{d}", functional.leaky_relu(y, 0.1), **geometry)
                 y = y + _conv(state, f"{name}convs2.{d}", functional.leaky_relu(h, 0.1), padding=(size - 1) // 2)
             total = total + y
         x = total / len(blocks)
@@ -215,7 +222,7 @@ def log_durations(state: State, units_bt: "torch.Tensor") -> "torch.Tensor":
     """The vocoder's log durations [B, T] of deduplicated units."""
     x = state["dict.weight"][units_bt].mT
     for i in (1, 2):
-        around = 1 if i == 2 else (state["dur_predictor.conv1.0.weight"].shape[2] - 1) // 2
-        x = _conv(state, f"dur_predictor.conv{i}.0", x, padding=around).relu()
+        padding = 1 if i == 2 else (state["dur_predictor.conv1.0.weight"].shape[2] - 1) // 2
+        x = _conv(state, f"dur_predictor.conv{i}.0", x, padding=padding).relu()
         x = _norm(state, f"dur_predictor.ln{i}", x.mT).mT
     return _linear(state, "dur_predictor.proj", x.mT)[..., 0]

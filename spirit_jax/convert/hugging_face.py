@@ -1,6 +1,6 @@
-"""A Hugging Face Llama straight into the shards of a mesh, without a converted copy on disk.
+"""Loads a Hugging Face Llama directly into the shards of a mesh, without a converted copy on disk.
 
-Every process maps the files into memory and copies out what its devices hold, shard by shard.
+Every process maps the files into memory and copies only the shards that its devices hold.
 """
 
 import pathlib
@@ -11,45 +11,52 @@ import jax
 import numpy as np
 
 from spirit_jax.checkpoint import flatten, unflatten
-from spirit_jax.convert import extend
 from spirit_jax.convert.components import llama
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.extend_vocabulary import MODEL_FILES
 from spirit_jax.convert.formats import hf_weights
-from spirit_jax.convert.formats.files import ConversionError
-from spirit_jax.convert.table import Stacked, to_ours
+from spirit_jax.convert.formats.arrays import StackedArray
+from spirit_jax.convert.table import to_jax
 from spirit_jax.core.files import read_json
 from spirit_jax.models.llama import LlamaConfig
 
 
 def is_hugging_face(directory: pathlib.Path) -> bool:
-    """Whether this is a Hugging Face directory and not one of our checkpoints."""
-    return any((directory / name).is_file() for name in hf_weights.NAMES) and not (directory / "llm").exists()
+    """Whether this is a Hugging Face directory and not a checkpoint directory of this package."""
+    return any((directory / name).is_file() for name in hf_weights.WEIGHT_NAMES) and not (directory / "llm").exists()
 
 
 def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Path | None, Callable[[Any], Any]]:
-    """The network, where its tokenizer is, and a function from abstract parameters, each with a sharding, to parameters.
+    """Open a Hugging Face Llama; its weights are read later.
+
+    Returns:
+        The network's config, the directory of its tokenizer (None without one), and a function that takes a tree of abstract
+        parameters, each with a sharding, and returns the parameters.
 
     Raises:
-        ConversionError: not a Llama, or its tensors are not what its config says; names them.
+        ConversionError: not a Llama, or tensors that do not fit its config; names them.
     """
     config = llama.from_hf_config(read_json(directory / "config.json", ConversionError), f"{directory}/config.json")
     tensors, _ = hf_weights.load_weights(directory)
-    arrays, _ = to_ours(llama.rows(config), tensors, llama.shapes(config), str(directory))
-    has_tokenizer = any((directory / name).is_file() for name in extend.TOKENIZER_FILES[:2])
+    arrays, _ = to_jax(llama.rows(config), tensors, llama.shapes(config), str(directory))
+    has_tokenizer = any((directory / name).is_file() for name in MODEL_FILES)
 
     def load(abstract: Any) -> Any:
         def one(path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:
-            return jax.make_array_from_callback(
-                wanted.shape, wanted.sharding, lambda index: read(arrays[path], index).astype(wanted.dtype)
-            )
+            def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+                assert index is not None, "JAX gives the index of every shard"
+                return read_block(arrays[path], index).astype(wanted.dtype)
+
+            return jax.make_array_from_callback(wanted.shape, wanted.sharding, shard)
 
         return unflatten({path: one(path, wanted) for path, wanted in flatten(abstract).items()})
 
     return config, directory if has_tokenizer else None, load
 
 
-def read(array: np.ndarray | Stacked, index: tuple[slice, ...]) -> np.ndarray:
-    """A block of an array, of which no more than the block is copied."""
-    if not isinstance(array, Stacked):
+def read_block(array: np.ndarray | StackedArray, index: tuple[slice, ...]) -> np.ndarray:
+    """A block of an array, for which only the block is copied."""
+    if not isinstance(array, StackedArray):
         return np.asarray(array[index])
     bounds = [part.indices(size)[:2] for part, size in zip(index, array.shape, strict=True)]
     block = np.empty([stop - start for start, stop in bounds], array.dtype)

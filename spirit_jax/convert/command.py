@@ -1,0 +1,191 @@
+"""The converter's command line: `python -m spirit_jax.convert import | export | verify`."""
+
+import argparse
+import pathlib
+import signal
+import sys
+from collections.abc import Sequence
+
+import tqdm
+
+from spirit_jax.convert.errors import ConversionError, UsageError
+from spirit_jax.convert.jobs import Job, run_jobs
+from spirit_jax.convert.plans import SELECTIONS, plan_export, plan_import
+from spirit_jax.convert.released_folder import MODEL_FOLDERS
+from spirit_jax.convert.verification.verify import TOLERANCE, Verified, verify
+from spirit_jax.core.errors import exit_codes
+
+PROG = "python -m spirit_jax.convert"
+
+_DESCRIPTION = """\
+Convert checkpoints between the released PyTorch layout and spirit_jax checkpoint directories, bit for bit.
+
+  import   released PyTorch files to a checkpoint directory
+  export   a checkpoint directory, or a step of a training run, to released PyTorch files
+  verify   compare every tensor of both sides and, if PyTorch is installed, what the networks compute
+
+PyTorch is not needed to convert. `COMMAND --help` describes a command and gives examples.
+Exit code 2: the arguments or the inputs cannot be used. 1: the conversion failed; the target is unchanged.
+"""
+
+_SOURCES = """\
+A released source is a tree with `spiritlm_model/` and `speech_tokenizer/`, one of its folders, the folder of the part that
+--only names, or the directory of a Hugging Face Llama, whose vocabulary is extended to --model. With --only hubert, the folder
+may hold any fairseq HuBERT (*.pt) with k-means centroids (*_L11_km500.bin, km.bin, *kmeans*.npy).
+"""
+
+_HELP = {
+    "import": f"""\
+Import released PyTorch files into a spirit_jax checkpoint directory.
+
+{_SOURCES}
+examples:
+  {PROG} import --source RELEASED --target ckpt/base --model base
+  {PROG} import --source RELEASED --target ckpt/speech --only hubert,pitch,style,vocoder
+  {PROG} import --source Llama-2-7b-hf --target ckpt/llama2 --model expressive --dry-run
+  {PROG} import --source hubert_folder --target ckpt/speech --only hubert --layer 11
+""",
+    "export": f"""\
+Export a spirit_jax checkpoint directory, or a step of a training run, to released PyTorch files.
+
+Parts that were trained from scratch have no released form and are left behind.
+
+examples:
+  {PROG} export --source ckpt/expressive --target released_again
+  {PROG} export --source runs/my_run/checkpoints/10000 --target released_mine --only llm
+""",
+    "verify": f"""\
+Compare every tensor of a released source with a spirit_jax checkpoint directory. If PyTorch is installed, also run both networks
+of every part on the same input. The exit code is 1 if anything differs.
+
+{_SOURCES}
+example:
+  {PROG} verify --source RELEASED --target ckpt/expressive --model expressive
+""",
+}
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; the names of options may have underscores or dashes.
+
+    Raises:
+        SystemExit: with code 2 and a message for a bad argument, with code 0 after `--help`.
+    """
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(PROG, description=_DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, description in _HELP.items():
+        command = commands.add_parser(name, description=description, formatter_class=raw, allow_abbrev=False)
+        command.add_argument("--source", type=pathlib.Path, required=True, help="directory to read")
+        target = "directory to compare with" if name == "verify" else "directory to write"
+        command.add_argument("--target", type=pathlib.Path, required=True, help=target)
+        command.add_argument(
+            "--only",
+            type=lambda text: text.split(","),
+            help=f"convert these parts only; separated by commas, among {','.join(SELECTIONS)}",
+        )
+        if name != "export":
+            command.add_argument(
+                "--model",
+                choices=sorted(MODEL_FOLDERS),
+                help="which language model of a released tree, or the variant to extend a plain Llama to",
+            )
+            command.add_argument(
+                "--layer",
+                type=int,
+                help="layer of HuBERT that k-means centroids quantize, if their file name has none, such as L11",
+            )
+        if name != "verify":
+            command.add_argument("--dry-run", action="store_true", help="check and list everything, write nothing")
+            command.add_argument(
+                "--overwrite", action="store_true", help="replace the converted parts of an existing target"
+            )
+    return parser.parse_args([_with_dashes(argument) for argument in arguments])
+
+
+def _with_dashes(argument: str) -> str:
+    """`--dry_run` as `--dry-run`; values are unchanged."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if argument.startswith("--") else argument
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the converter with these arguments, or with those of the process.
+
+    Raises:
+        SystemExit: with code 2 if the arguments or inputs cannot be used, with code 1 if the conversion failed.
+    """
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    # SIGTERM raises an exception, so that the staging directory is removed as after Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    with exit_codes(PROG, interrupted=f"interrupted; {options.target} is as it was"):
+        if options.command == "verify":
+            _verify(options)
+        else:
+            _convert(options)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    """Import or export: plan, print the plan, and run it."""
+    target: pathlib.Path = options.target
+    if target.exists() and not (options.overwrite or options.dry_run):
+        raise UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
+    if options.command == "import":
+        jobs = plan_import(options.source, options.only, options.model, options.layer)
+    else:
+        jobs = plan_export(options.source, options.only)
+    _print_plan(jobs)
+    if options.dry_run:
+        print(f"dry run: nothing written to {target}")
+        return
+    with tqdm.tqdm(total=sum(job.nbytes for job in jobs), unit="B", unit_scale=True, disable=None) as bar:
+        run_jobs(jobs, target, overwrite=options.overwrite, progress=bar.update)
+    print(f"wrote {target}")
+
+
+def _print_plan(jobs: Sequence[Job]) -> None:
+    rows = [(job.name, str(job.source), job.place, job.tensors, job.nbytes) for job in jobs]
+    print(_aligned(("part", "from", "to", "tensors", "bytes"), rows))
+    for note in (note for job in jobs for note in job.notes):
+        print(f"note: {note}")
+
+
+def _verify(options: argparse.Namespace) -> None:
+    """Compare both sides and print a table.
+
+    Raises:
+        ConversionError: a tensor differs, or the outputs of a network differ by more than `TOLERANCE`.
+    """
+    source, target = options.source, options.target
+    with tqdm.tqdm(unit="B", unit_scale=True, desc="compared", disable=None) as bar:
+        results = verify(source, target, options.only, options.model, options.layer, bar.update)
+    _print_results(results)
+    wrong = [result.part for result in results if result.equal != "yes"]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)}: tensors differ between {source} and {target}")
+    wrong = [result.part for result in results if result.network is not None and not result.network <= TOLERANCE]
+    if wrong:
+        raise ConversionError(f"{', '.join(wrong)}: the networks of {source} and {target} give different outputs")
+
+
+def _print_results(results: Sequence[Verified]) -> None:
+    networks = ["-" if result.network is None else f"{result.network:.1e}" for result in results]
+    head = ("part", "tensors", "bytes", "equal", "sha256", "network", "tolerance")
+    print(_aligned(head, [(*row[:5], network, TOLERANCE) for row, network in zip(results, networks, strict=True)]))
+    if "-" in networks:
+        print("note: -: install torch and transformers to compare the networks too")
+
+
+def _aligned(head: Sequence[str], rows: Sequence[Sequence[str | float]]) -> str:
+    """A table with aligned columns, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in (head, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    is_number = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, is_number, strict=True)
+        )
+        for row in cells
+    )
+    return "\n".join(line.rstrip() for line in lines)

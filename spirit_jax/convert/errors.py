@@ -1,0 +1,11 @@
+"""Errors of conversion, which `core.errors.exit_codes` maps to exit codes."""
+
+from spirit_jax.core.errors import JobError, SpiritError
+
+
+class ConversionError(JobError):
+    """A checkpoint that cannot be converted; the message names the file, the key, the value found and what was expected."""
+
+
+class UsageError(SpiritError):
+    """Arguments that cannot be used; the message names the option."""

@@ -1,0 +1,124 @@
+"""Plans the import of a Hugging Face Llama: a released Spirit LM, or a plain Llama whose vocabulary is extended for speech."""
+
+import dataclasses
+import json
+import pathlib
+from dataclasses import dataclass
+from typing import Any
+
+from spirit_jax import checkpoint, config
+from spirit_jax.convert import extend_vocabulary
+from spirit_jax.convert.components import llama
+from spirit_jax.convert.errors import ConversionError, UsageError
+from spirit_jax.convert.formats import hf_weights, orbax_file
+from spirit_jax.convert.formats.arrays import Progress, ReadableArray, nbytes
+from spirit_jax.convert.jobs import Job
+from spirit_jax.convert.released_folder import ReleasedFolder, carried_files, describe
+from spirit_jax.convert.table import to_jax
+from spirit_jax.core.files import read_json, write_file
+from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.vocabulary import Variant, Vocabulary, VocabularyError
+
+
+@dataclass(frozen=True)
+class _Tokenizer:
+    """The tokenizer beside a Llama."""
+
+    vocabulary: Vocabulary
+    is_plain: bool
+    """Whether the files lack the tokens of Spirit LM, so that the import adds them."""
+
+
+@dataclass(frozen=True)
+class _ImportedLlm:
+    """A Llama, checked and mapped. Its tensors are read when they are used."""
+
+    folder: pathlib.Path
+    config: dict[str, Any]
+    """The config.json of the checkpoint directory."""
+    arrays: dict[str, ReadableArray]
+    tokenizer: _Tokenizer | None
+    rest: ReleasedFolder | None
+    """What an export needs to write the released files back; None for an extended Llama, which has no released form."""
+
+    def write(self, staged: pathlib.Path, progress: Progress) -> None:
+        """Write the checkpoint's `llm/`, `config.json`, `tokenizer/` and `released/` into an existing directory."""
+        orbax_file.save_llm(staged / "orbax", self.arrays, progress)
+        for path in (staged / "orbax").iterdir():
+            path.rename(staged / path.name)
+        (staged / "orbax").rmdir()
+        write_file(staged / checkpoint.CONFIG, json.dumps(self.config, indent=1) + "\n")
+        target = staged / checkpoint.TOKENIZER
+        if self.tokenizer is not None and self.tokenizer.is_plain:
+            extend_vocabulary.extend_tokenizer(self.folder, target, self.tokenizer.vocabulary.variant)
+        elif self.tokenizer is not None:
+            extend_vocabulary.copy_tokenizer(self.folder, target)
+        if self.rest is not None:
+            self.rest.save(staged)
+
+
+def plan_llm_import(folder: pathlib.Path, model: Variant | None) -> Job:
+    """Plan the import of a Hugging Face Llama directory.
+
+    Args:
+        model: the variant to extend a plain Llama to; None for a released Spirit LM.
+
+    Raises:
+        UsageError: a plain Llama without `model`, or `model` differs from the tokenizer's variant.
+        ConversionError: a Llama that `models.llama` does not implement, or weights that do not fit its config.
+    """
+    network = llama.from_hf_config(read_json(folder / "config.json", ConversionError), f"{folder}/config.json")
+    tensors, shards = hf_weights.load_weights(folder)
+    arrays, unused = to_jax(llama.rows(network), tensors, llama.shapes(network), str(folder))
+    tokenizer = _read_tokenizer(folder, model)
+    stored: dict[str, Any] = {"variant": model}
+    if tokenizer is not None:
+        vocabulary = tokenizer.vocabulary
+        stored = {"variant": vocabulary.variant, "vocabulary": vocabulary.fingerprint}
+        _check_embedding(folder, network, tokenizer)
+    if tokenizer is not None and tokenizer.is_plain:
+        known, size = tokenizer.vocabulary.text_size, tokenizer.vocabulary.padded_size
+        arrays = extend_vocabulary.extend_arrays(arrays, known, size)
+        network = dataclasses.replace(network, vocab_size=size)
+        rest, notes = None, [f"vocabulary extended from {known} to {size}"]
+    else:
+        # An index of weights in the format that is not carried would name files that are not there.
+        stem = "model." if next(iter(shards)).endswith(".safetensors") else "pytorch_model."
+        left_out = {*shards, *(name for name in hf_weights.WEIGHT_NAMES if not name.startswith(stem))}
+        if tokenizer is not None:
+            left_out |= {*extend_vocabulary.TOKENIZER_FILES}
+        files, notes = carried_files(folder, but=left_out)
+        descriptions = {name: describe(state := dict.fromkeys(keys), state) for name, keys in shards.items()}
+        unused_by_file = {name: {key: unused[key] for key in keys if key in unused} for name, keys in shards.items()}
+        rest = ReleasedFolder(files, descriptions, unused_by_file)
+    if tokenizer is None:
+        notes.append(f"no tokenizer in {folder}: put one into {checkpoint.TOKENIZER}/ before use")
+    stored["model"] = config.to_dict(network)
+    if (folder / llama.GENERATION_CONFIG).is_file():
+        stored["generation"] = read_json(folder / llama.GENERATION_CONFIG, ConversionError)
+    imported = _ImportedLlm(folder, stored, {**arrays}, tokenizer, rest)
+    size = sum(nbytes(array) for array in arrays.values())
+    return Job("llm", folder, checkpoint.LLM, len(tensors), size, notes, imported.write)
+
+
+def _read_tokenizer(folder: pathlib.Path, model: Variant | None) -> _Tokenizer | None:
+    """The tokenizer of a Llama, None if there is none. A plain text tokenizer is to be extended to `model`."""
+    if not any((folder / name).is_file() for name in extend_vocabulary.MODEL_FILES):
+        return None
+    try:
+        found = Vocabulary.load(folder)
+    except VocabularyError as error:
+        if model is None:
+            raise UsageError(f"{error}; on this command line: --model base or --model expressive") from error
+        return _Tokenizer(Vocabulary.load(folder, model), is_plain=True)
+    if model not in (None, found.variant):
+        raise UsageError(f"--model {model}: the tokenizer in {folder} is Spirit LM {found.variant}'s")
+    return _Tokenizer(found, is_plain=False)
+
+
+def _check_embedding(folder: pathlib.Path, network: LlamaConfig, tokenizer: _Tokenizer) -> None:
+    """Check that the embedding has a row for each token that the tokenizer's files hold."""
+    vocabulary = tokenizer.vocabulary
+    needed, what = (vocabulary.text_size, "pieces") if tokenizer.is_plain else (vocabulary.size, "tokens")
+    if network.vocab_size < needed:
+        raise ConversionError(f"{folder}: {network.vocab_size} rows in the embedding, {needed} {what} in the tokenizer")
