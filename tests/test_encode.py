@@ -23,9 +23,9 @@ from spirit_jax.data.records import RecordSource
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import save_part
-from tests.models.test_wav2vec2 import HUBERT
 from tests.support import released
 from tests.support.goldens import golden
+from tests.support.released import HUBERT
 
 ROOT = pathlib.Path(__file__).parents[1]
 CLIPS = 3 * SPEECH_BLOCK + 7

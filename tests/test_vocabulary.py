@@ -7,7 +7,7 @@ import pytest
 
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary, VocabularyError, added_tokens
-from tests.support.goldens import golden, golden_json, shared_golden
+from tests.support.goldens import golden, golden_json
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!", "Hello world, hello you"] * 40
 
@@ -40,7 +40,7 @@ def test_encode_equals_the_reference(variant, flavour):
 
 @pytest.mark.parametrize(("variant", "padded"), [("base", 32512), ("expressive", 32768)])
 def test_released_ids(variant, padded):
-    vocabulary = Vocabulary.load(shared_golden(f"checkpoints/spiritlm_model/spirit-lm-{variant}-7b"))
+    vocabulary = Vocabulary.load(golden(f"checkpoints/spiritlm_model/spirit-lm-{variant}-7b"))
     assert (vocabulary.text_id, vocabulary.speech_id, vocabulary.hubert_offset) == (32000, 32001, 32002)
     if variant == "expressive":
         assert (vocabulary.pitch_offset, vocabulary.style_offset, vocabulary.size) == (32503, 32567, 32667)

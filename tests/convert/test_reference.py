@@ -10,7 +10,7 @@ import yaml
 from spirit_jax.audio import load_audio
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.verification import reference
-from tests.support.goldens import golden, golden_arrays, golden_json
+from tests.support.goldens import golden, golden_arrays, manifest, tolerance
 
 SPEECH = "checkpoints/speech_tokenizer"
 
@@ -26,8 +26,7 @@ def clip(name):
 
 
 def check(found, expected, entry):
-    atol = golden_json("speech_manifest.json")[entry]
-    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=atol)
+    np.testing.assert_allclose(np.asarray(found), expected, rtol=0, atol=tolerance(entry))
 
 
 @pytest.mark.parametrize(
@@ -75,17 +74,17 @@ def test_fcpe_gives_the_golden_confidence():
 def test_hifigan_gives_the_golden_durations_and_audio(kind, case):
     folder = golden(SPEECH) / {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}[kind]
     state = reference.tensors(load_torch(folder / "generator.pt")["generator"])
-    arrays, manifest, key = golden_arrays("vocoder.npz"), golden_json("vocoder_manifest.json"), f"{kind}/{case}/"
-    given = json.loads(manifest[f"{key}wav"]["note"])
+    arrays, key = golden_arrays("vocoder.npz"), f"{kind}/{case}/"
+    given = json.loads(manifest()[f"vocoder/{key}wav"]["note"])
     names = {"code": "dict", "f0_code": "f0_dict", "style_code": "style_dict"}
     streams = {names[n]: torch.tensor([[*map(int, given[n].split())]]) for n in names if n in given}
     expected = arrays[f"{key}log_dur"]
-    atol = manifest[f"{key}log_dur"]["suggested_atol"]
+    atol = tolerance(f"vocoder/{key}log_dur")
     np.testing.assert_allclose(reference.log_durations(state, streams["dict"])[0], expected, rtol=0, atol=atol)
     durations = torch.from_numpy(arrays[f"{key}durations"]).long()
     frames = {name: codes.repeat_interleave(durations, 1) for name, codes in streams.items()}
     rows = {"spkr": torch.tensor([given["speaker_id"]])} | ({"style": torch.tensor([8])} if kind == "base" else {})
     config = json.loads((folder / "config.json").read_text())
     audio = reference.hifigan(state, config, frames, **rows)[0]
-    atol = manifest[f"{key}wav"]["suggested_atol"]
+    atol = tolerance(f"vocoder/{key}wav")
     np.testing.assert_allclose(audio, arrays[f"{key}wav"], rtol=0, atol=atol)

@@ -13,7 +13,7 @@ from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, interleaving, spa
 from spirit_jax.data.word_pieces import WordPieces
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
-from tests.support.goldens import golden, shared_golden
+from tests.support.goldens import golden
 from tests.support.synthetic import (
     frames_of,
     spans_of,
@@ -75,7 +75,7 @@ def test_encoding_by_word_equals_encoding_the_text(which):
             ["the cat sat on the mat, the dog ran\tafter it", "of the and to the in the"] * 9, 300
         )
     elif which == "released":
-        vocabulary = Vocabulary.load(shared_golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"))
+        vocabulary = Vocabulary.load(golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"))
     else:
         vocabulary = Vocabulary.load(golden(f"tokenizers/small_{which}_userdef"))
     pieces, rng = WordPieces(vocabulary), np.random.default_rng(0)

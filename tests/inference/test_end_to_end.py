@@ -1,19 +1,19 @@
-"""Audio in, tokens between, audio out, against the reference's own runs (golden; their audio is not committed).
+"""Audio in, tokens between, audio out, against the reference's own recorded runs.
 
 The language model's weights of these runs are not at hand (see test_greedy), so its recorded tokens take its place: what comes
 before them is encoded and built here, what comes after is split and synthesised here.
 """
 
 import functools
-import json
 
 import numpy as np
 import pytest
 
-from spirit_jax import Segment, SpiritLM, load_audio
+from spirit_jax import Segment, SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
-from tests.support.goldens import shared_golden
+from tests.support.golden_clips import clip
+from tests.support.goldens import golden, golden_arrays, golden_json
 
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
 MODALITY = {503: "text", 667: "text", 32002: "speech", 0: "any"}
@@ -21,21 +21,20 @@ MODALITY = {503: "text", 667: "text", 32002: "speech", 0: "any"}
 
 @functools.cache
 def recorded(variant: str) -> dict:
-    runs = json.loads(shared_golden("goldens/spiritlm_e2e.json").read_text())
-    return runs[NAMES[variant]]["float32"]
+    return golden_json("spiritlm_e2e.json")[NAMES[variant]]["float32"]
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def lm(request, tmp_path_factory) -> SpiritLM:
     """The whole released tree of a variant, converted."""
     target = tmp_path_factory.mktemp("released") / request.param
-    run_jobs(plan_import(shared_golden("checkpoints"), model=request.param), target, overwrite=False)
+    run_jobs(plan_import(golden("checkpoints"), model=request.param), target, overwrite=False)
     return SpiritLM.from_pretrained(target, dtype="float32")
 
 
 def test_answers(lm):
     """Segments, and the first 12000 samples of each waveform within the golden tolerance of 2e-4."""
-    waves = np.load(shared_golden("goldens/e2e.npz"))
+    waves = golden_arrays("e2e.npz")
     spoken = 0
     for name, run in recorded(lm.vocabulary.variant).items():
         if "outputs" not in run or name == "t2t_unforced":
@@ -70,7 +69,7 @@ def test_speech_without_pitch_is_spoken(lm):
 
 
 def test_prompts_out_of_audio(lm):
-    audio = load_audio(shared_golden("audio/libri_a.wav"))
+    audio = clip("libri_a")
     runs = recorded(lm.vocabulary.variant)
     for name, modality in (("s2t", "text"), ("s2s", "speech")):
         string = lm.prompt_string([Segment.speech(audio)], modality)

@@ -6,9 +6,9 @@ from transformers import LlamaForCausalLM
 
 from spirit_jax import SpiritLM
 from spirit_jax.inference.prompts import MODALITIES, forbidden_ids
-from tests.models.test_llama import golden_model
 from tests.support import checkpoints
 from tests.support.goldens import golden, golden_arrays, golden_json
+from tests.support.llamas import golden_llama
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]
@@ -49,10 +49,10 @@ def test_greedy_ids_are_those_of_hugging_face(name):
 def test_recorded_greedy_ids(name):
     """Prompts' ids, and greedy ids as far as the recorded model is known.
 
-    Coordinate 0 of the golden files' embedding was overwritten after recording; `golden_model` has it back for the ids of
+    Coordinate 0 of the golden files' embedding was overwritten after recording; `golden_llama` has it back for the ids of
     the prompts, so that an answer can be followed up to its first token outside them, that token included.
     """
-    config, params = golden_model(name)
+    config, params = golden_llama(name)
     known = set(golden_arrays("../variants/llama_coordinate_0.npz")[f"{name}/ids"].tolist())
     vocabulary = checkpoints.load(name).vocabulary
     lm = SpiritLM(params, config, vocabulary)

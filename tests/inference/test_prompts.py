@@ -7,7 +7,7 @@ from spirit_jax import Segment, SpeechUnits
 from spirit_jax.inference import prompts
 from spirit_jax.inference.prompts import MODALITIES, PromptError
 from spirit_jax.vocabulary import Vocabulary
-from tests.support.goldens import golden, golden_json, shared_golden
+from tests.support.goldens import golden, golden_json
 
 MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 
@@ -72,7 +72,7 @@ def expected_forbidden(only_speech: bool, only_text: bool, no_expression: bool) 
 @pytest.mark.parametrize("variant", ["base", "expressive"])
 def test_forbidden_ids(variant):
     """The reference's lists at the released sizes, less </s>, which Hugging Face takes out of them, and unused rows."""
-    vocabulary = Vocabulary.load(shared_golden(f"checkpoints/spiritlm_model/spirit-lm-{variant}-7b"))
+    vocabulary = Vocabulary.load(golden(f"checkpoints/spiritlm_model/spirit-lm-{variant}-7b"))
     table = prompts.forbidden_ids(vocabulary, vocabulary.padded_size)
     unused = set(range(vocabulary.size, vocabulary.padded_size))
     text = expected_forbidden(False, True, variant == "expressive")

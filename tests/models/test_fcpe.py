@@ -1,27 +1,24 @@
 """FCPE against the golden vectors of torchfcpe 0.0.4, with a tiny network and with the real weights."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spirit_jax.audio import load_audio
 from spirit_jax.convert import table
 from spirit_jax.convert.components import fcpe
 from spirit_jax.models.fcpe import FCPE, FCPEConfig, contour, f0_from_bins, log_mel, mel_filters
-from tests.models.test_wav2vec2 import CLIPS, padded
 from tests.support import released
-from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
-
-TINY = "variants/fcpe_tiny/fcpe_tiny.pt"
+from tests.support.golden_clips import CLIPS, clip, padded
+from tests.support.goldens import golden, golden_arrays, golden_json, tolerance
+from tests.support.released import TINY_FCPE
 
 
 @functools.cache
 def extractor(kind):
-    config, params = released.fcpe_network(golden(TINY) if kind == "tiny" else released.bundled_fcpe())
+    config, params = released.fcpe_network(golden(TINY_FCPE) if kind == "tiny" else released.bundled_fcpe())
     network = FCPE(FCPEConfig(**config))
 
     @jax.jit
@@ -37,7 +34,7 @@ def extractor(kind):
 @functools.cache
 def outputs(kind):
     """All clips in one batch with noise for padding: each comparison is also one of batch against alone."""
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    clips = [clip(name) for name in CLIPS]
     return jax.tree.map(np.asarray, extractor(kind)(*padded(clips)))
 
 
@@ -45,11 +42,11 @@ def outputs(kind):
 @pytest.mark.parametrize(("row", "clip"), enumerate(CLIPS))
 def test_f0_and_voicing(kind, row, clip):
     _, likelihood, f0, frames, (f0_200, voiced, count) = outputs(kind)
-    arrays, tolerance, key = golden_arrays("fcpe.npz"), golden_json("speech_manifest.json"), f"{kind}/{clip}.wav/"
+    arrays, key = golden_arrays("fcpe.npz"), f"{kind}/{clip}.wav/"
 
     def check(name, ours):
         theirs = arrays[key + name]
-        np.testing.assert_allclose(ours[row][: len(theirs)], theirs, rtol=0, atol=tolerance[f"fcpe/{key}{name}"])
+        np.testing.assert_allclose(ours[row][: len(theirs)], theirs, rtol=0, atol=tolerance(f"fcpe/{key}{name}"))
         return len(theirs)
 
     assert check("f0_raw", f0) == frames[row]
@@ -68,7 +65,7 @@ def test_f0_and_voicing(kind, row, clip):
 def test_log_mel():
     """The tolerance is the golden set's; the log amplifies FFT rounding in the tone's empty bands."""
     theirs = golden_arrays("fcpe.npz")["tone_a.wav/mel"]
-    atol = golden_json("speech_manifest.json")["fcpe/tone_a.wav/mel"]
+    atol = tolerance("fcpe/tone_a.wav/mel")
     np.testing.assert_allclose(outputs("tiny")[0][3][: len(theirs)], theirs, rtol=0, atol=atol)
 
 
@@ -80,10 +77,10 @@ def test_mel_filters_are_librosas():
 
 def test_edge_lengths():
     """Every length around a threshold, in one batch; the shortest are zero padded where the reflection is too long."""
-    cases = json.loads(shared_golden("goldens/fcpe_edge_lengths.json").read_text())
-    clip = load_audio(shared_golden(f"audio/{cases['clip']}"))[cases["offset"] :]
+    cases = golden_json("fcpe_edge_lengths.json")
+    audio = clip(cases["clip"])[cases["offset"] :]
     results = {int(n): case for n, case in cases["results"].items()}
-    *_, (f0, _, count) = extractor("tiny")(*padded([clip[:n] for n in results]))
+    *_, (f0, _, count) = extractor("tiny")(*padded([audio[:n] for n in results]))
     for row, (n, case) in enumerate(results.items()):
         assert count[row] == case["n"]
         # 0.04 Hz: the largest tolerance that the golden set states for this network's F0 (tone_a)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import math
 
 import flax.linen as nn
@@ -18,7 +17,8 @@ from transformers.models.llama import modeling_llama
 from spirit_jax.models import llama
 from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling
 from spirit_jax.models.losses import next_token_losses
-from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support.goldens import golden_arrays, tolerance
+from tests.support.llamas import FOLDERS, golden_llama, params_from_torch
 
 TINY = LlamaConfig(
     vocab_size=96,
@@ -67,34 +67,6 @@ def torch_model(config: LlamaConfig) -> LlamaForCausalLM:
         for name, weight in model.named_parameters():
             weight.normal_(1.0 if "norm" in name else 0.0, 0.2, generator=generator)
     return model
-
-
-def params_from_torch(state: dict[str, torch.Tensor], config: LlamaConfig) -> llama.Params:
-    """Hugging Face's state dict as our tree: matrices transposed, heads split, layers stacked."""
-    n, k, h, d = config.num_attention_heads, config.num_key_value_heads, config.head_size, config.hidden_size
-    shapes = {"q_proj": (d, n, h), "k_proj": (d, k, h), "v_proj": (d, k, h), "o_proj": (n, h, d)}
-
-    def layer(index: int) -> llama.Params:
-        tree: llama.Params = {}
-        for name, value in state.items():
-            module, _, weight = name.removeprefix(f"model.layers.{index}.").removesuffix(".weight").rpartition(".")
-            if not name.startswith(f"model.layers.{index}."):
-                continue
-            array = value.float().numpy().T
-            if module:
-                tree.setdefault(module, {})[weight] = array.reshape(shapes.get(weight, array.shape))
-            else:
-                tree[weight] = {"weight": array}
-        return tree
-
-    params = {
-        "embed_tokens": state["model.embed_tokens.weight"].float().numpy(),
-        "layers": jax.tree.map(lambda *leaves: np.stack(leaves), *map(layer, range(config.num_hidden_layers))),
-        "norm": {"weight": state["model.norm.weight"].float().numpy()},
-    }
-    if not config.tie_word_embeddings:
-        params["lm_head"] = state["lm_head.weight"].float().numpy().T
-    return params
 
 
 def layer_params(model: LlamaForCausalLM, config: LlamaConfig) -> llama.Params:
@@ -221,40 +193,11 @@ def test_the_tolerance_would_notice_a_wrong_base(tokens):
         assert np.abs(logits(wrong, params, tokens) - right).max() > 1e-2
 
 
-def golden_model(name: str) -> tuple[LlamaConfig, llama.Params]:
-    folder = {
-        "small_base": lambda: golden("variants/llama_small_base"),
-        "small_expressive": lambda: golden("variants/llama_small_expressive"),
-        "full_base": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-base-7b"),
-        "full_expressive": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"),
-    }[name]()
-    raw = json.loads((folder / "config.json").read_text())
-    names = {field.name for field in dataclasses.fields(LlamaConfig)} - {"dtype"}
-    config = LlamaConfig(**{key: value for key, value in raw.items() if key in names})
-    state = {}
-    if (folder / "pytorch_model.bin").exists():
-        state = torch.load(folder / "pytorch_model.bin", weights_only=True)
-    else:
-        from safetensors.torch import load_file
-
-        for shard in sorted(folder.glob("*.safetensors")):
-            state |= load_file(shard)
-    params = params_from_torch(state, config)
-    # The files' coordinate 0 was overwritten (+-3 in the embedding, +-4 in the head) after the outputs were computed from
-    # them. What it was follows from the outputs: one unknown a token against a row of hidden states, one an id of the
-    # vocabulary against a column of logits. Solved for in float64; all else in the files is as it was.
-    before = golden_arrays("../variants/llama_coordinate_0.npz")
-    params["embed_tokens"] = params["embed_tokens"].copy()
-    params["embed_tokens"][before[f"{name}/ids"], 0] = before[f"{name}/embed_column_0"]
-    params["lm_head"] = np.concatenate([before[f"{name}/head_row_0"][None], params["lm_head"][1:]])
-    return config, params
-
-
-@pytest.mark.parametrize("name", ["small_base", "small_expressive", "full_base", "full_expressive"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_golden(name):
     """The released generation of Hugging Face's Llama, in the tolerances that its own float32 noise gives."""
-    config, params = golden_model(name)
-    arrays, manifest = golden_arrays("llama.npz"), golden_json("llama_manifest.json")
+    config, params = golden_llama(name)
+    arrays = golden_arrays("llama.npz")
     prompts = sorted({key.split("/")[1] for key in arrays if key.startswith(f"{name}/")})
     assert prompts
     for prompt in prompts:
@@ -274,8 +217,8 @@ def test_golden(name):
         if "top32_ids" in want:
             got["top32_logits"] = jnp.take_along_axis(scores, want["top32_ids"], axis=-1)
         for key in got.keys() & want.keys():
-            tolerance = manifest[f"llama/{name}/{prompt}/{key}"]["suggested_atol"]
-            np.testing.assert_allclose(got[key], want[key], atol=tolerance, rtol=0, err_msg=f"{name}/{prompt}/{key}")
+            atol = tolerance(f"llama/{name}/{prompt}/{key}")
+            np.testing.assert_allclose(got[key], want[key], atol=atol, rtol=0, err_msg=f"{name}/{prompt}/{key}")
         if "argmax" in want:
             np.testing.assert_array_equal(jnp.argmax(scores, axis=-1), want["argmax"])
 

@@ -9,45 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spirit_jax.audio import load_audio
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import table
 from spirit_jax.convert.components import hubert, style
 from spirit_jax.models import wav2vec2
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model, nearest_centroid, truncate
 from tests.support import released
-from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
-
-CLIPS = ("espeak_a_22k", "noise_a", "silence", "tone_a")
-HUBERT = f"{released.SPEECH}/hubert_25hz"
-STYLE = f"{released.SPEECH}/style_encoder_w2v2"
-
-
-def padded(clips):
-    """A batch whose padding is loud noise: whatever leaks from it shows."""
-    lengths = np.array([len(clip) for clip in clips])
-    batch = np.random.default_rng(0).normal(0, 3, (len(clips), lengths.max() + 4321)).astype(np.float32)
-    for row, clip in zip(batch, clips, strict=True):
-        row[: len(clip)] = clip
-    return batch, lengths
-
-
-@functools.cache
-def tolerances():
-    return golden_json("speech_manifest.json")
+from tests.support.golden_clips import CLIPS, clip, padded
+from tests.support.goldens import check_codes, golden, golden_arrays, tolerance
+from tests.support.released import HUBERT, STYLE
 
 
 def check(name, ours, theirs):
     """Within the tolerance that the golden set states for the array (ten times the reference's own float32 noise)."""
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerances()[name], err_msg=name)
-
-
-def check_codes(ours, theirs, margin):
-    """Equal wherever the best class beats the second by more than float32 noise."""
-    assert len(ours) == len(theirs)
-    sure = margin >= 1e-3
-    assert sure.mean() > 0.9
-    np.testing.assert_array_equal(np.asarray(ours)[sure], theirs[sure])
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance(name), err_msg=name)
 
 
 @functools.cache
@@ -63,7 +38,7 @@ def hubert_outputs(directory):
         logits = LinearQuantizer(**fields).apply({"params": params["quantizer"]}, features)
         return features, frames, logits, found["intermediates"]
 
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    clips = [clip(name) for name in CLIPS]
     return jax.tree.map(np.asarray, run(*padded(clips))), params
 
 
@@ -97,31 +72,28 @@ def test_hubert_with_batch_norm_in_its_positional_convolution(row, clip):
 
 
 @pytest.mark.parametrize("directory", [HUBERT, "variants/hubert_25hz_batch_norm"])
-def test_libri_clips(directory):
-    """The clips of the golden set that are not committed: real speech, a gap, and lengths around each threshold."""
+def test_features_of_real_speech_and_of_lengths_around_each_threshold(directory):
     batch_norm = "batch_norm" in directory
-    file = shared_golden("goldens/hubert_batch_norm.npz" if batch_norm else "goldens/hubert.npz")
+    arrays = golden_arrays("hubert_batch_norm.npz" if batch_norm else "hubert.npz")
     names = ["libri_a", "gap_a"] + [f"short_{n}" for n in (1280, 1281, 1359, 1360, 1999, 2000, 2001)] * batch_norm
     suffix = "" if batch_norm else ".wav"
     config, params = released.hubert_part(golden(directory))
     model, encoder = truncate(Wav2Vec2Config.from_dict(config["encoder"]), params["encoder"], config["layer"])
-    clips = [load_audio(shared_golden(f"audio/{name}.wav")) for name in names]
+    clips = [clip(name) for name in names]
     features, frames = jax.jit(functools.partial(model.apply, {"params": encoder}))(*padded(clips))
-    manifest = json.loads(shared_golden("goldens/manifest.json").read_text())
-    with np.load(file) as arrays:
-        for row, name in enumerate(names):
-            theirs = arrays[f"{name}{suffix}/feat"]
-            assert frames[row] == len(theirs)
-            noise = 10 * arrays[f"{name}/feat_noise_max"] if batch_norm else None
-            atol = noise if batch_norm else manifest[f"hubert/{name}.wav/feat"]["suggested_atol"]
-            np.testing.assert_allclose(features[row, : len(theirs)], theirs, rtol=0, atol=atol, err_msg=name)
+    for row, name in enumerate(names):
+        theirs = arrays[f"{name}{suffix}/feat"]
+        assert frames[row] == len(theirs)
+        noise = 10 * arrays[f"{name}/feat_noise_max"] if batch_norm else None
+        atol = noise if batch_norm else tolerance(f"hubert/{name}.wav/feat")
+        np.testing.assert_allclose(features[row, : len(theirs)], theirs, rtol=0, atol=atol, err_msg=name)
 
 
 @functools.cache
 def style_outputs():
     config, params = released.style_part(golden(STYLE))
     network = style.classifier(config)
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    clips = [clip(name) for name in CLIPS]
     run = jax.jit(functools.partial(network.apply, {"params": params}, mutable="intermediates"))
     return jax.tree.map(np.asarray, run(*padded(clips)))
 

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from spirit_jax.audio import load_audio
 from spirit_jax.kernels import convolution
 from spirit_jax.models import hifigan, wav2vec2
 from spirit_jax.speech.loading import load_vocoder
@@ -11,9 +10,10 @@ from spirit_jax.speech.released import batches, synthesis
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.units import SpeechUnits
-from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE, check_codes
 from tests.support import checkpoints, released
-from tests.support.goldens import golden, golden_arrays
+from tests.support.golden_clips import CLIPS, clip
+from tests.support.goldens import check_codes, golden, golden_arrays
+from tests.support.released import HUBERT, STYLE
 
 
 @pytest.fixture
@@ -28,17 +28,14 @@ def accelerator(monkeypatch):
 
 def test_phonetic_units_of_the_reference(accelerator):
     encoder, arrays = HubertEncoder.load(*released.hubert_part(golden(HUBERT))), golden_arrays("hubert.npz")
-    for clip, units in zip(
-        CLIPS, encoder.encode_batch([load_audio(golden(f"audio/{c}.wav")) for c in CLIPS]), strict=True
-    ):
-        check_codes(units, arrays[f"{clip}.wav/units"], arrays[f"{clip}.wav/top2_margin"])
+    for name, units in zip(CLIPS, encoder.encode_batch([clip(name) for name in CLIPS]), strict=True):
+        check_codes(units, arrays[f"{name}.wav/units"], arrays[f"{name}.wav/top2_margin"])
 
 
 def test_style_units_of_the_reference(accelerator):
     encoder, arrays = Wav2Vec2Style.load(*released.style_part(golden(STYLE))), golden_arrays("style.npz")
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
-    for clip, units in zip(CLIPS, encoder.encode_batch(clips), strict=True):
-        np.testing.assert_array_equal(units, arrays[f"{clip}.wav/codes"], err_msg=clip)
+    for name, units in zip(CLIPS, encoder.encode_batch([clip(name) for name in CLIPS]), strict=True):
+        np.testing.assert_array_equal(units, arrays[f"{name}.wav/codes"], err_msg=name)
 
 
 @pytest.mark.parametrize("variant", ["base", "expressive"])

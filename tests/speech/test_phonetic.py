@@ -1,16 +1,15 @@
 """HuBERT units end to end: the reference's unit strings, whatever the batch, and the blank rule."""
 
-import json
-
 import numpy as np
 import pytest
 
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder, replace_blanks
-from tests.models.test_wav2vec2 import CLIPS, HUBERT, check_codes
 from tests.support import released
-from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support.golden_clips import CLIPS, clip
+from tests.support.goldens import check_codes, golden, golden_arrays, golden_json
+from tests.support.released import HUBERT
 
 
 @pytest.fixture(autouse=True)
@@ -25,38 +24,36 @@ def encoder():
 
 
 def test_units_of_the_reference(encoder):
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
+    clips = [clip(name) for name in CLIPS]
     arrays, strings = golden_arrays("hubert.npz"), golden_json("speech_tokenizer.json")
     found = encoder.encode_batch(clips)
-    for clip, units in zip(CLIPS, found, strict=True):
+    for name, units in zip(CLIPS, found, strict=True):
         assert units.dtype == np.int32
-        check_codes(units, arrays[f"{clip}.wav/units"], arrays[f"{clip}.wav/top2_margin"])
-        assert strings[f"{clip}.wav"]["base"]["ok"]["units"]["hubert"] == " ".join(map(str, units))
-    for clip, units in zip(clips[:2], found, strict=False):
-        np.testing.assert_array_equal(encoder.encode(clip), units)
+        check_codes(units, arrays[f"{name}.wav/units"], arrays[f"{name}.wav/top2_margin"])
+        assert strings[f"{name}.wav"]["base"]["ok"]["units"]["hubert"] == " ".join(map(str, units))
+    for audio, units in zip(clips[:2], found, strict=False):
+        np.testing.assert_array_equal(encoder.encode(audio), units)
 
 
 def test_a_batch_norm_encoder_gives_each_clip_its_own_units():
     """Of the released kind: where padding is not zeroed after the norm, units change with the batch."""
     encoder = HubertEncoder.load(*released.hubert_part(golden("variants/hubert_25hz_batch_norm")))
-    arrays, clips = golden_arrays("hubert_batch_norm.npz"), CLIPS[1:]
-    for clip, units in zip(
-        clips, encoder.encode_batch([load_audio(golden(f"audio/{c}.wav")) for c in clips]), strict=True
-    ):
-        check_codes(units, arrays[f"{clip}/units"], arrays[f"{clip}/top2_margin"])
+    arrays, names = golden_arrays("hubert_batch_norm.npz"), CLIPS[1:]
+    for name, units in zip(names, encoder.encode_batch([clip(name) for name in names]), strict=True):
+        check_codes(units, arrays[f"{name}/units"], arrays[f"{name}/top2_margin"])
 
 
 def test_edge_lengths(encoder):
     """The first n samples of a clip, n around each threshold, all in one batch; the reference fails below 720."""
-    cases = json.loads(shared_golden("goldens/hubert_edge_lengths.json").read_text())
-    clip = load_audio(shared_golden(f"audio/{cases['clip']}"))
+    cases = golden_json("hubert_edge_lengths.json")
+    audio = clip(cases["clip"])
     lengths = [int(n) for n, case in cases["results"].items() if "ok" in case]
-    for n, units in zip(lengths, encoder.encode_batch([clip[:n] for n in lengths]), strict=True):
+    for n, units in zip(lengths, encoder.encode_batch([audio[:n] for n in lengths]), strict=True):
         assert units.tolist() == cases["results"][str(n)]["ok"], n
     for n in (1, 399, 400, 719):
         assert "raises" in cases["results"][str(n)]
         with pytest.raises(AudioError, match=rf"phonetic units need 720 to 1600000 samples \(16 kHz\), found {n}"):
-            encoder.encode(clip[:n])
+            encoder.encode(audio[:n])
 
 
 def test_k_means_quantizer(encoder):
@@ -66,10 +63,10 @@ def test_k_means_quantizer(encoder):
     other = HubertEncoder.load(
         {**config, "quantizer": {"kind": "kmeans"}}, {**arrays, "quantizer": {"centroids": centroids}}
     )
-    clip = load_audio(golden("audio/noise_a.wav"))
-    (features,) = encoder.features([clip])
+    audio = clip("noise_a")
+    (features,) = encoder.features([audio])
     expected = np.square(features[:, None] - centroids).sum(-1).argmin(-1)
-    np.testing.assert_array_equal(other.encode(clip), expected)
+    np.testing.assert_array_equal(other.encode(audio), expected)
 
 
 @pytest.mark.parametrize("case", golden_json("blank_replacement.json"), ids=lambda case: str(case["argmax"])[:30])

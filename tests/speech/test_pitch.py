@@ -5,29 +5,24 @@ import sys
 import numpy as np
 import pytest
 
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.pitch import VQVAEPitch, pyaapt
-from tests.models.test_fcpe import TINY
-from tests.models.test_wav2vec2 import CLIPS
 from tests.support import released
+from tests.support.golden_clips import CLIPS
+from tests.support.golden_clips import clip as audio
 from tests.support.goldens import golden, golden_arrays, golden_json
-
-VQVAE = f"{released.SPEECH}/vqvae_f0_quantizer"
+from tests.support.released import TINY_FCPE, VQVAE
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    return VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY)))
+    return VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY_FCPE)))
 
 
 @pytest.fixture(autouse=True)
 def one_length(monkeypatch):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
-
-
-def audio(clip):
-    return load_audio(golden(f"audio/{clip}.wav"))
 
 
 def test_units_of_the_reference(tiny):

@@ -5,8 +5,9 @@ import json
 
 import numpy as np
 import pytest
+import soundfile
 
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.models.wav2vec2 import LinearQuantizer
 from spirit_jax.speech import SpeechTokenizer
@@ -16,10 +17,10 @@ from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
-from tests.models.test_fcpe import TINY
-from tests.models.test_wav2vec2 import CLIPS, HUBERT, STYLE
 from tests.support import released
-from tests.support.goldens import golden, golden_json, shared_golden
+from tests.support.golden_clips import CLIPS, clip
+from tests.support.goldens import golden, golden_json
+from tests.support.released import HUBERT, STYLE, TINY_FCPE, VQVAE
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -35,7 +36,7 @@ def directory(tmp_path_factory):
     directory = tmp_path_factory.mktemp("checkpoint")
     parts = {
         "phonetic": HubertEncoder.load(*released.hubert_part(golden(HUBERT))),
-        "pitch": VQVAEPitch.load(*released.pitch_part(golden(f"{released.SPEECH}/vqvae_f0_quantizer"), golden(TINY))),
+        "pitch": VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY_FCPE))),
         "style": Wav2Vec2Style.load(*released.style_part(golden(STYLE))),
     }
     for name, part in parts.items():
@@ -57,35 +58,33 @@ def same(units: SpeechUnits, case: dict):
 def test_units_and_strings_of_the_reference(tokenizer):
     """Silence and noise among them: this F0 network calls some of their frames voiced."""
     cases = golden_json("speech_tokenizer_tinyfcpe.json")
-    clips = [load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS]
-    for clip, units in zip(CLIPS, tokenizer.encode_batch(clips), strict=True):
-        same(units, cases[f"{clip}.wav"]["ok"])
+    clips = [clip(name) for name in CLIPS]
+    for name, units in zip(CLIPS, tokenizer.encode_batch(clips), strict=True):
+        same(units, cases[f"{name}.wav"]["ok"])
     assert tokenizer.encode(clips[1]) == tokenizer.encode_batch(clips)[1]
 
 
-def test_libri_clips_and_edge_lengths(tokenizer):
-    cases = json.loads(shared_golden("goldens/speech_tokenizer_tinyfcpe.json").read_text())
+def test_units_of_real_speech_and_of_lengths_around_each_threshold(tokenizer):
+    cases = golden_json("speech_tokenizer_tinyfcpe.json")
     names = [name for name in cases if name.removesuffix(".wav") not in CLIPS and cases[name]["ok"]["string"]]
-    clips = [load_audio(shared_golden(f"audio/{name}")) for name in names]
+    clips = [clip(name) for name in names]
     quantizer = LinearQuantizer(32, 32).bind({"params": tokenizer.phonetic.arrays()["quantizer"]})
-    for name, clip, units in zip(names, clips, tokenizer.encode_batch(clips), strict=True):
+    for name, audio, units in zip(names, clips, tokenizer.encode_batch(clips), strict=True):
         # libri_full has one frame whose best two units tie to 1e-6; the golden set rules out margins below 1e-3
-        second, best = np.sort(quantizer(tokenizer.phonetic.features([clip])[0]), -1)[:, -2:].T
+        second, best = np.sort(quantizer(tokenizer.phonetic.features([audio])[0]), -1)[:, -2:].T
         unsure = best - second < 1e-3
         assert unsure.sum() <= 1
         theirs = np.array(cases[name]["ok"]["units"]["hubert"].split(), int)
         same(dataclasses.replace(units, hubert=np.where(unsure, theirs, units.hubert)), cases[name]["ok"])
     with pytest.raises(AudioError, match="at least 1280"):  # the reference gives empty strings
-        tokenizer.encode(load_audio(shared_golden("audio/short_1279.wav")))
+        tokenizer.encode(clip("short_1279"))
 
 
 @pytest.mark.parametrize("channel", [None, 0, 1])
 def test_stereo_is_averaged_or_one_channel_heard(tokenizer, channel):
-    cases = json.loads(shared_golden("goldens/speech_tokenizer.json").read_text())
+    cases = golden_json("speech_tokenizer.json")
     theirs = cases[f"stereo_a.wav|channel_id={channel}"]["base"]["ok"]["units"]["hubert"]
-    import soundfile
-
-    stereo, _ = soundfile.read(shared_golden("audio/stereo_a.wav"), dtype="float32")
+    stereo, _ = soundfile.read(golden("audio/stereo_a.wav"), dtype="float32")
     assert " ".join(map(str, tokenizer.encode(stereo.T, channel).hubert)) == theirs
     alone = stereo.mean(1) if channel is None else stereo[:, channel]
     assert " ".join(map(str, tokenizer.encode(alone).hubert)) == theirs
@@ -97,29 +96,29 @@ def test_stereo_is_averaged_or_one_channel_heard(tokenizer, channel):
 
 
 def test_a_speaker_whose_mean_f0_is_known(tokenizer):
-    clip = load_audio(golden("audio/tone_a.wav"))
+    audio = clip("tone_a")
     means = {"low": 700.0, "high": 900.0}  # on either side of what this F0 network hears
     pitch = VQVAEPitch.load({**tokenizer.pitch.config(), "speaker_f0_mean": means}, tokenizer.pitch.arrays())
     with_means = SpeechTokenizer(tokenizer.phonetic, pitch, tokenizer.style, None, "")
-    found = {name: with_means.encode(clip, speaker=name) for name in (None, *means)}
+    found = {name: with_means.encode(audio, speaker=name) for name in (None, *means)}
     for name, mean in means.items():
-        np.testing.assert_array_equal(found[name].pitch, pitch.encode(clip, f0_mean=mean))
+        np.testing.assert_array_equal(found[name].pitch, pitch.encode(audio, f0_mean=mean))
         np.testing.assert_array_equal(found[name].hubert, found[None].hubert)
-    assert found[None] == tokenizer.encode(clip)
+    assert found[None] == tokenizer.encode(audio)
     assert (found["low"].pitch != found["high"].pitch).any()
     with pytest.raises(ValueError, match="speaker 'x' is not known: .* of high, low"):
-        with_means.encode(clip, speaker="x")
+        with_means.encode(audio, speaker="x")
     with pytest.raises(ValueError, match="speaker 'low' is not known: .* of nobody"):
-        tokenizer.encode(clip, speaker="low")
+        tokenizer.encode(audio, speaker="low")
 
 
 def test_chunks_of_100_seconds(tokenizer):
     """Around 100.08 s, where a rest becomes long enough for units; F0 mean and windows start anew in each chunk."""
-    cases = json.loads(shared_golden("goldens/long_chunking.json").read_text())["results"]
-    clip = load_audio(shared_golden("audio/libri_full.flac"))
-    long = np.tile(clip, 1_620_001 // len(clip) + 1)
+    cases = golden_json("long_chunking.json")["results"]
+    audio = clip("libri_full.flac")
+    long = np.tile(audio, 1_620_001 // len(audio) + 1)
     real = VQVAEPitch.load(
-        *released.pitch_part(golden(f"{released.SPEECH}/vqvae_f0_quantizer"), released.bundled_fcpe())
+        *released.pitch_part(golden(VQVAE), released.bundled_fcpe())
     )  # which this golden file was made with
     whole = SpeechTokenizer(tokenizer.phonetic, real, tokenizer.style, None, "")
     for n, case in cases.items():
@@ -134,8 +133,8 @@ def test_chunks_of_100_seconds(tokenizer):
 
 def test_lengths_around_a_chunk(tokenizer):
     """99.99 s, 100 s and 100.01 s: the rest of 160 samples has no units, so the last two are equal."""
-    clip = load_audio(golden("audio/noise_a.wav"))
-    long = np.tile(clip, 1_600_160 // len(clip) + 1)
+    audio = clip("noise_a")
+    long = np.tile(audio, 1_600_160 // len(audio) + 1)
     phonetic = SpeechTokenizer(tokenizer.phonetic, None, None, None, "")
     short, exact, over = (phonetic.encode(long[:n]) for n in (1_599_840, 1_600_000, 1_600_160))
     assert (len(short.hubert), len(exact.hubert)) == (2499, 2499)
@@ -143,15 +142,15 @@ def test_lengths_around_a_chunk(tokenizer):
 
 
 def test_padding_and_neighbours_do_not_matter(tokenizer, monkeypatch):
-    clip = load_audio(golden("audio/tone_a.wav"))
-    expected = tokenizer.encode(clip)
-    monkeypatch.setattr(batches, "PADDED_LENGTHS", (len(clip), batches.MAX_SAMPLES))
-    assert tokenizer.encode(clip) == expected
+    audio = clip("tone_a")
+    expected = tokenizer.encode(audio)
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", (len(audio), batches.MAX_SAMPLES))
+    assert tokenizer.encode(audio) == expected
 
 
 def test_base_has_phonetic_units_only(directory):
-    clip = load_audio(golden("audio/noise_a.wav"))
-    units = SpeechTokenizer.from_pretrained(directory, "base").encode(clip)
+    audio = clip("noise_a")
+    units = SpeechTokenizer.from_pretrained(directory, "base").encode(audio)
     assert units.pitch is None
     assert units.to_string() == golden_json("speech_tokenizer.json")["noise_a.wav"]["base"]["ok"]["string"]
 
@@ -189,8 +188,8 @@ def test_published_units():
     encoder = HubertEncoder.load(*released.hubert_part(folder / "hubert_25hz"))
     pitch = VQVAEPitch.load(*released.pitch_part(folder / "vqvae_f0_quantizer", released.bundled_fcpe()))
     style = Wav2Vec2Style.load(*released.style_part(folder / "style_encoder_w2v2"))
-    published = json.loads(shared_golden("published_units.json").read_text())["units"]
-    audio = load_audio(shared_golden("audio/libri_full.flac"))
+    published = json.loads(golden("published_units.json").read_text())["units"]
+    audio = clip("libri_full.flac")
     for name, part in (("hubert", encoder), ("pitch", pitch), ("style", style)):
         if name in published:
             assert " ".join(map(str, part.encode(audio))) == published[name], name

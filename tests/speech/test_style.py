@@ -1,16 +1,15 @@
 """Style units end to end against the reference's."""
 
-import json
-
 import numpy as np
 import pytest
 
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.style import Wav2Vec2Style
-from tests.models.test_wav2vec2 import CLIPS, STYLE
 from tests.support import released
-from tests.support.goldens import golden, golden_arrays, shared_golden
+from tests.support.golden_clips import CLIPS, clip
+from tests.support.goldens import golden, golden_arrays, golden_json
+from tests.support.released import STYLE
 
 
 @pytest.fixture(scope="module")
@@ -24,26 +23,26 @@ def one_length(monkeypatch):
 
 
 def test_units_of_the_reference(encoder):
-    found = encoder.encode_batch([load_audio(golden(f"audio/{clip}.wav")) for clip in CLIPS])
-    for clip, units in zip(CLIPS, found, strict=True):
+    found = encoder.encode_batch([clip(name) for name in CLIPS])
+    for name, units in zip(CLIPS, found, strict=True):
         assert units.dtype == np.int32
-        np.testing.assert_array_equal(units, golden_arrays("style.npz")[f"{clip}.wav/codes"], err_msg=clip)
+        np.testing.assert_array_equal(units, golden_arrays("style.npz")[f"{name}.wav/codes"], err_msg=name)
 
 
 def test_edge_lengths(encoder):
     """Lengths around a window's end, in one batch; 16 400 samples give a second window of one frame."""
-    cases = json.loads(shared_golden("goldens/style_edge_lengths.json").read_text())
-    clip = load_audio(shared_golden(f"audio/{cases['clip']}"))
+    cases = golden_json("style_edge_lengths.json")
+    audio = clip(cases["clip"])
     lengths = [int(n) for n, case in cases["results"].items() if "ok" in case]
-    for n, units in zip(lengths, encoder.encode_batch([clip[:n] for n in lengths]), strict=True):
+    for n, units in zip(lengths, encoder.encode_batch([audio[:n] for n in lengths]), strict=True):
         assert units.tolist() == cases["results"][str(n)]["ok"], n
     with pytest.raises(AudioError, match="style units need 400 to 1600000 samples"):
-        encoder.encode(clip[:399])
+        encoder.encode(audio[:399])
 
 
 def test_loudness_does_not_matter(encoder):
     """Each clip is normalised by itself; a constant clip (all zero after it) has units too."""
-    clip = load_audio(golden("audio/espeak_a_22k.wav"))
-    loud, quiet, still = encoder.encode_batch([clip, clip * 0.25, np.full(20_000, 0.1, np.float32)])
+    audio = clip("espeak_a_22k")
+    loud, quiet, still = encoder.encode_batch([audio, audio * 0.25, np.full(20_000, 0.1, np.float32)])
     np.testing.assert_array_equal(loud, quiet)
     assert len(still) == 2

@@ -23,11 +23,11 @@ from spirit_jax.speech.released.vocoder import HifiGanVocoder
 from spirit_jax.speech.released.vocoder_input import VocoderError, Voice, prepare_input
 from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
-from tests.support.goldens import golden, golden_arrays, golden_json, shared_golden
+from tests.support.goldens import golden, golden_arrays, golden_json, manifest, tolerance
 
 FOLDERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
-MANIFEST = golden_json("vocoder_manifest.json")
-CASES = sorted(name.removesuffix("/wav") for name in MANIFEST if name.endswith("/wav"))
+ARRAYS = [name.removeprefix("vocoder/") for name in manifest() if name.startswith("vocoder/")]
+CASES = sorted(name.removesuffix("/wav") for name in ARRAYS if name.endswith("/wav"))
 
 
 @pytest.fixture(scope="module")
@@ -57,8 +57,9 @@ def integers(text: str) -> np.ndarray:
     return np.array(text.split(), np.int32)
 
 
-def call(case: str, note: dict) -> tuple[dict | str, dict]:
+def call(case: str) -> tuple[dict | str, dict]:
     """Our units and options for the reference's call."""
+    note = json.loads(manifest()[f"vocoder/{case}/wav"]["note"])
     if case.startswith("decode/"):
         given = note.pop("input")
         units = given if isinstance(given, str) else {name: integers(text) for name, text in given.items()}
@@ -79,29 +80,17 @@ def variant_of(case: str) -> str:
 
 @pytest.mark.parametrize("case", CASES)
 def test_audio_equals_the_reference(case, vocoders, arrays):
-    entry = MANIFEST[f"{case}/wav"]
-    units, options = call(case, json.loads(entry["note"]))
+    units, options = call(case)
     audio = vocoders[variant_of(case)].decode(units, **options)
     expected = arrays[f"{case}/wav"]
     assert (audio.shape, audio.dtype) == (expected.shape, np.float32)  # equal lengths: equal durations in sum
-    np.testing.assert_allclose(audio, expected, rtol=0, atol=entry["suggested_atol"])
+    np.testing.assert_allclose(audio, expected, rtol=0, atol=tolerance(f"vocoder/{case}/wav"))
 
 
-@pytest.mark.parametrize("name", ["units dict from clip (dur_pred stays True)", "units dict dur_pred=False"])
-def test_audio_of_real_speech_equals_the_reference(name, vocoders):
-    entry = json.loads(shared_golden("goldens/manifest.json").read_text())[f"vocoder/decode/base|{name}/wav"]
-    units, options = call("decode/", json.loads(entry["note"]))
-    with np.load(shared_golden("goldens/vocoder.npz")) as file:
-        expected = file[f"decode/base|{name}/wav"]
-    np.testing.assert_allclose(
-        vocoders["base"].decode(units, **options), expected, rtol=0, atol=entry["suggested_atol"]
-    )
-
-
-@pytest.mark.parametrize("case", [case for case in CASES if f"{case}/log_dur" in MANIFEST])
+@pytest.mark.parametrize("case", [case for case in CASES if f"{case}/log_dur" in ARRAYS])
 def test_predicted_durations_are_the_references(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
-    units, options = call(case, json.loads(MANIFEST[f"{case}/wav"]["note"]))
+    units, options = call(case)
     voice, deduplicate = Voice(speaker=2, style=8), options["deduplicate"]
     codes, predict = prepare_input(vocoder.network, units, voice, predict_durations=True, deduplicate=deduplicate)
     assert predict
@@ -111,10 +100,10 @@ def test_predicted_durations_are_the_references(case, vocoders, arrays):
     np.testing.assert_array_equal(found[clear], arrays[f"{case}/durations"][clear])
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if f"{case}/conv_pre_input" in MANIFEST])
+@pytest.mark.parametrize("case", [case for case in CASES if f"{case}/conv_pre_input" in ARRAYS])
 def test_conditioning_equals_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
-    units, options = call(case, json.loads(MANIFEST[f"{case}/wav"]["note"]))
+    units, options = call(case)
     voice, network = Voice(speaker=options["speaker"], style=8), vocoder.synthesizer
     frames, predict = prepare_input(vocoder.network, units, voice, predict_durations=options["predict_durations"])
     if predict:

@@ -9,7 +9,8 @@ from spirit_jax import SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.inference.sampling import Sampling
-from tests.support.goldens import golden, shared_golden
+from tests.support.goldens import golden
+from tests.support.llamas import FOLDERS
 
 
 def _with_tokenizer(weights: str, tokenizer: str) -> pathlib.Path:
@@ -23,19 +24,17 @@ def _with_tokenizer(weights: str, tokenizer: str) -> pathlib.Path:
 
 _scratch = tempfile.TemporaryDirectory(prefix="spirit_jax_tests_")
 _SOURCES = {
-    "small_base": lambda: _with_tokenizer("variants/llama_small_base", "tokenizers/small_base_added"),
-    "small_expressive": lambda: _with_tokenizer(
-        "variants/llama_small_expressive", "tokenizers/small_expressive_userdef"
-    ),
-    "full_base": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-base-7b"),
-    "full_expressive": lambda: shared_golden("checkpoints/spiritlm_model/spirit-lm-expressive-7b"),
+    "small_base": lambda: _with_tokenizer(FOLDERS["small_base"], "tokenizers/small_base_added"),
+    "small_expressive": lambda: _with_tokenizer(FOLDERS["small_expressive"], "tokenizers/small_expressive_userdef"),
+    "full_base": lambda: golden(FOLDERS["full_base"]),
+    "full_expressive": lambda: golden(FOLDERS["full_expressive"]),
 }
 NAMES = tuple(_SOURCES)
 
 
 @functools.cache
 def converted(name: str) -> pathlib.Path:
-    """Our checkpoint directory of a golden one; skips where the golden set is not beside the checkout."""
+    """The checkpoint directory that a golden language model converts to, made once a session."""
     target = pathlib.Path(_scratch.name) / name
     run_jobs(plan_import(_SOURCES[name]()), target, overwrite=False)
     return target

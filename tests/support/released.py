@@ -14,6 +14,11 @@ from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.core.files import read_json, read_text
 
 SPEECH = "checkpoints/speech_tokenizer"
+HUBERT = f"{SPEECH}/hubert_25hz"
+STYLE = f"{SPEECH}/style_encoder_w2v2"
+VQVAE = f"{SPEECH}/vqvae_f0_quantizer"
+TINY_FCPE = "variants/fcpe_tiny/fcpe_tiny.pt"
+"""Golden parts of a released tree, as paths under tests/golden."""
 
 
 def convert(component, config, tensors, where="golden"):

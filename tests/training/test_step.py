@@ -9,52 +9,11 @@ import pytest
 import torch
 import transformers
 
-from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import put_batch
 from spirit_jax.training.metrics import by_kind, unigram_entropy
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import make_program
 from spirit_jax.vocabulary import TOKEN_KINDS
-
-ROWS, LENGTH, VOCABULARY = 4, 12, 50
-KINDS_V = np.arange(VOCABULARY) % len(TOKEN_KINDS)
-MODEL = llama.LlamaConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
-
-
-@functools.cache
-def _program(accumulate=1, **optimizer):
-    config = OptimizerConfig(**optimizer)
-    return make_program(
-        MODEL,
-        make_optimizer(config, 10),
-        make_schedule(config, 10),
-        make_mesh(MeshConfig(), jax.devices()[:1]),
-        rows=ROWS,
-        token_kinds=KINDS_V,
-        z_loss=config.z_loss,
-        accumulate=accumulate,
-    )
-
-
-def _batch(seed=0):
-    """Two documents in most rows; positions with gaps, since plain ones would follow from the order alone."""
-    rng = np.random.default_rng(seed)
-    tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
-    return {
-        "inputs": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "segment_ids": np.sort(rng.integers(1, 3, (ROWS, LENGTH)), axis=1).astype(np.int32),
-        "positions": np.cumsum(rng.integers(1, 9, (ROWS, LENGTH)), axis=1, dtype=np.int32),
-        "loss_mask": rng.random((ROWS, LENGTH)) < 0.7,
-    }
+from tests.support.steps import KINDS_V, LENGTH, MODEL, ROWS, VOCABULARY, tiny_batch, tiny_program
 
 
 def _to_torch(params):
@@ -93,7 +52,7 @@ def _logits(model, batch):
 
 
 def test_loss_and_gradient_norm_equal_torch():
-    program, batch = _program(clip_norm=0.0), _batch()
+    program, batch = tiny_program(clip_norm=0.0), tiny_batch()
     state = program.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
     _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
@@ -118,7 +77,7 @@ def test_loss_and_gradient_norm_equal_torch():
 
 def test_z_loss_equals_torch():
     """Loss and gradient norm with the square of the log-partition; the losses by kind are without it."""
-    program, batch = _program(clip_norm=0.0, z_loss=0.1), _batch()
+    program, batch = tiny_program(clip_norm=0.0, z_loss=0.1), tiny_batch()
     state = program.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
     _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
@@ -137,12 +96,12 @@ def test_z_loss_equals_torch():
 def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
     """The step in parts, of which some have nearly no token to learn, against the step at once: metrics and first moments
     (the gradient, times one constant) within float32 noise."""
-    mesh, batch = make_mesh(MeshConfig(), jax.devices()[:1]), _batch()
+    mesh, batch = make_mesh(MeshConfig(), jax.devices()[:1]), tiny_batch()
     batch["loss_mask"][1:] = False
     batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
     results = []
     for parts in (1, accumulate):
-        program = _program(accumulate=parts, clip_norm=0.0)
+        program = tiny_program(accumulate=parts, clip_norm=0.0)
         state, metrics = program.train_step(program.init(jax.random.key(1)), put_batch(mesh, batch, ROWS))
         results.append(jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu"))))
     assert results[0][0]["tokens"].sum() == batch["loss_mask"].sum()
@@ -150,17 +109,17 @@ def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
 
 
 def test_the_learning_rate_told_is_that_of_the_step():
-    program, mesh = _program(warmup_steps=4, learning_rate=1e-3), make_mesh(MeshConfig(), jax.devices()[:1])
+    program, mesh = tiny_program(warmup_steps=4, learning_rate=1e-3), make_mesh(MeshConfig(), jax.devices()[:1])
     state, told = program.init(jax.random.key(1)), []
     for _ in range(6):
-        state, metrics = program.train_step(state, put_batch(mesh, _batch(), ROWS))
+        state, metrics = program.train_step(state, put_batch(mesh, tiny_batch(), ROWS))
         told.append(float(metrics["learning_rate"]))
     np.testing.assert_allclose(told, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
 
 
 def test_masked_positions_teach_nothing():
-    program, mesh = _program(), make_mesh(MeshConfig(), jax.devices()[:1])
-    batch, other = _batch(), _batch()
+    program, mesh = tiny_program(), make_mesh(MeshConfig(), jax.devices()[:1])
+    batch, other = tiny_batch(), tiny_batch()
     other["targets"] = np.where(batch["loss_mask"], batch["targets"], 7).astype(np.int32)
     results = []
     for each in (batch, other):
@@ -170,7 +129,7 @@ def test_masked_positions_teach_nothing():
 
 
 def test_loss_within_a_kind_equals_torch():
-    program, batch = _program(), _batch()
+    program, batch = tiny_program(), tiny_batch()
     params = program.init(jax.random.key(1)).params
     metrics = program.eval_step(params, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
     with torch.no_grad():
@@ -184,7 +143,7 @@ def test_loss_within_a_kind_equals_torch():
 
 
 def test_eval_counts_targets():
-    program, batch = _program(), _batch()
+    program, batch = tiny_program(), tiny_batch()
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     counts = np.asarray(
         program.eval_step(program.init(jax.random.key(0)).params, put_batch(mesh, batch, ROWS))["targets"]
