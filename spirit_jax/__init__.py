@@ -1,6 +1,18 @@
 """spirit_jax: train, convert, run and study Spirit LM in JAX."""
 
 import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spirit_jax.audio import load_audio, save_audio
+    from spirit_jax.inference.prompts import Segment
+    from spirit_jax.inference.spiritlm import SpiritLM
+    from spirit_jax.speech.tokenizer import SpeechTokenizer
+    from spirit_jax.units import SpeechUnits
+
+__version__ = "0.1.0"
+
+__all__ = ["Segment", "SpeechTokenizer", "SpeechUnits", "SpiritLM", "load_audio", "save_audio"]
 
 _PLACES = {
     "Segment": "spirit_jax.inference.prompts",
@@ -8,13 +20,12 @@ _PLACES = {
     "SpeechUnits": "spirit_jax.units",
     "SpiritLM": "spirit_jax.inference.spiritlm",
     "load_audio": "spirit_jax.audio",
+    "save_audio": "spirit_jax.audio",
 }
 
-__all__ = list(_PLACES)
 
-
-def __getattr__(name: str):
-    """Names load on first use: importing the package starts neither JAX nor anything heavy."""
+def __getattr__(name: str) -> Any:
+    """Load a public name on its first use, so that importing the package starts neither JAX nor anything heavy."""
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_PLACES[name]), name)

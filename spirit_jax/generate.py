@@ -95,7 +95,6 @@ class InputError(SpiritError):
 
 RESULTS = "results.jsonl"
 
-_REPEATED = ("input", "stop")
 _NO_MATTER = ("output", "input", "prompts", "few_shot", "slots", "overwrite")
 """Settings without effect on an answer, but for the prompts that they name."""
 _LONGEST_ID = 200  # bytes: file systems take names of 255
@@ -161,8 +160,7 @@ def _prompt(entry: dict[str, Any], directory: pathlib.Path) -> str | list[Segmen
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a bad argument, 1 for a failed or interrupted job."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    settings = config.parse(GenerateConfig, [_option(word) for word in given], PROG, __doc__)
+    settings = config.parse(GenerateConfig, arguments, PROG, __doc__)
     if settings.compile_topology is not None:
         try:
             for name, report in compile_run(settings).items():
@@ -319,15 +317,6 @@ def _write(path: pathlib.Path, part: Segment) -> dict[str, Any]:
     if heard:
         save_audio(path, part.content)
     return {"speech": path.name if heard else None, "units": part.tokens}
-
-
-def _option(word: str) -> str:
-    """An option as the parser knows it: `--output-modality` as well as `--output_modality`, and lists grow by repetition."""
-    if not word.startswith("--"):
-        return word
-    name, separator, value = word[2:].partition("=")
-    name = name.replace("-", "_")
-    return f"--{name}{'+' if name in _REPEATED else ''}{separator}{value}"
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ _FREE = {
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command: exit code 2 for a config that cannot be used, 1 for a run that failed."""
-    settings = config.parse(TrainConfig, arguments, PROG, "Train a Spirit LM, or resume the run of the same directory.")
+    settings = config.parse(TrainConfig, arguments, PROG, __doc__)
     try:
         if settings.compile_topology is not None:
             print(compile_run(settings))

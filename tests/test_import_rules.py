@@ -7,7 +7,10 @@ import sys
 
 import pytest
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "spirit_jax"
+import spirit_jax
+
+TESTS = pathlib.Path(__file__).parent
+PACKAGE = TESTS.parent / "spirit_jax"
 
 LEAVES = {"config", "vocabulary", "units", "audio", "checkpoint"}
 FOLDERS = {
@@ -79,6 +82,13 @@ def test_data_never_starts_jax_and_nothing_needs_torch(path):
         assert not roots & {"jax", "flax", "optax", "orbax"}
 
 
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_a_test_imports_no_other_test(path):
+    """Helpers that several test files need are in tests/support."""
+    names = {name for name in _imports(path) if name.split(".")[0] == "tests"}
+    assert all(name == "tests" or name.split(".")[1] == "support" for name in names), names
+
+
 def test_importing_the_package_starts_nothing():
     script = (
         "import sys, spirit_jax; "
@@ -86,3 +96,12 @@ def test_importing_the_package_starts_nothing():
         "bridge = sys.modules.get('jax._src.xla_bridge'); assert bridge is None or not bridge._backends"
     )
     subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_public_names_are_there():
+    assert {name: getattr(spirit_jax, name).__name__ for name in spirit_jax.__all__} == {
+        name: name for name in spirit_jax.__all__
+    }
+    assert set(spirit_jax.__all__) <= set(dir(spirit_jax))
+    with pytest.raises(AttributeError, match="no attribute 'SpiritML'"):
+        _ = spirit_jax.SpiritML

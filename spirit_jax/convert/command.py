@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import tqdm
 
+from spirit_jax import __version__
 from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.jobs import Job, run_jobs
 from spirit_jax.convert.plans import SELECTIONS, plan_export, plan_import
@@ -73,6 +74,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(PROG, description=_DESCRIPTION, formatter_class=raw, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"spirit_jax {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, description in _HELP.items():
         command = commands.add_parser(name, description=description, formatter_class=raw, allow_abbrev=False)

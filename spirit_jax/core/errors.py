@@ -50,7 +50,9 @@ def exit_code(error: BaseException) -> int | None:
 def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
     """End a command with one line on standard error, and the details of a `SpiritError` below it."""
     message, details = (error.message, error.details) if isinstance(error, SpiritError) else (str(error), ())
-    print("\n  ".join((f"{prog}: error: {' '.join(message.split())}", *details)), file=sys.stderr)
+    message = " ".join(message.split()) or type(error).__name__
+    print("
+  ".join((f"{prog}: error: {message}", *details)), file=sys.stderr)
     sys.exit(code)
 
 
