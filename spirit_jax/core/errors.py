@@ -51,8 +51,7 @@ def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
     """End a command with one line on standard error, and the details of a `SpiritError` below it."""
     message, details = (error.message, error.details) if isinstance(error, SpiritError) else (str(error), ())
     message = " ".join(message.split()) or type(error).__name__
-    print("
-  ".join((f"{prog}: error: {message}", *details)), file=sys.stderr)
+    print("\n  ".join((f"{prog}: error: {message}", *details)), file=sys.stderr)
     sys.exit(code)
 
 

@@ -37,6 +37,12 @@ def test_a_bug_keeps_its_traceback(error):
     assert raised.value is error
 
 
+def test_details_follow_in_lines_of_their_own(capsys):
+    with pytest.raises(SystemExit), exit_codes("p"):
+        raise SpiritError("two tensors differ", ["a: 1 -> 2", "b: 3 -> 4"])
+    assert capsys.readouterr().err == "p: error: two tensors differ\n  a: 1 -> 2\n  b: 3 -> 4\n"
+
+
 def test_a_message_of_several_lines_becomes_one_and_is_never_empty(capsys):
     for error, line in ((SpiritError("a\n  b"), "a b"), (MemoryIsFullError(), "MemoryIsFullError")):
         with pytest.raises(SystemExit), exit_codes("p"):
