@@ -178,12 +178,8 @@ def test_host_that_stopped_is_named(files, tokenizer, expected, tmp_path):
 
 def test_finished_blocks_of_another_job_are_not_used(files, tokenizer, tmp_path):
     left, opened = (open_input(f"{files}/clip0{tens}*.wav", "train") for tens in (1, 2))
-    store = BlockStore(
-        tmp_path / ".encoding-train",
-        corpus=left.fingerprint,
-        units=tokenizer.fingerprint,
-        block_size=SPEECH_BLOCK,
-    )
+    job = {"corpus": left.fingerprint, "units": tokenizer.fingerprint, "block": SPEECH_BLOCK}
+    store = BlockStore(tmp_path / ".encoding-train", EncodedBlock, job)
     store.write(0, EncodedBlock([b"left behind by a job on other files"], [], 0, 0, [0, 0, 0], [[], [], []], 0.0))
     assert store.read(0) is not None
     encode_split(opened, tokenizer, tmp_path, progress=False)

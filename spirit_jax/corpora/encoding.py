@@ -115,9 +115,8 @@ def encode_split(
     if finished and (finished.corpus, finished.units) == (fingerprint, units):
         return finished
     encoder = BlockEncoder(corpus, tokenizer, skip_bad=skip_bad)
-    store = BlockStore(
-        directory / f".encoding-{corpus.split}", corpus=fingerprint, units=units, block_size=encoder.size
-    )
+    job = {"corpus": fingerprint, "units": units, "block": encoder.size}
+    store = BlockStore(directory / f".encoding-{corpus.split}", EncodedBlock, job)
     _encode_missing_blocks(encoder, store, range(share.index, encoder.count, share.count), corpus, progress)
     if share.index:
         return None

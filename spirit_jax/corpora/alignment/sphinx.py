@@ -44,9 +44,9 @@ class SphinxAligner:
         except ImportError as error:
             raise AlignmentError("pocketsphinx is not installed; run: pip install 'spirit_jax[align]'") from error
         self.name = f"pocketsphinx {importlib.metadata.version('pocketsphinx')}"
-        self._decoder = pocketsphinx.Decoder(
-            samprate=SAMPLE_RATE, loglevel="FATAL", bestpath=False, beam=_BEAM, wbeam=_BEAM, pbeam=_BEAM
-        )
+        # cmn=batch: features are normalized over one clip; the default adapts from clip to clip
+        options = {"bestpath": False, "cmn": "batch", "beam": _BEAM, "wbeam": _BEAM, "pbeam": _BEAM}
+        self._decoder = pocketsphinx.Decoder(samprate=SAMPLE_RATE, loglevel="FATAL", **options)
 
     def align(
         self, clips: Sequence[Float[np.ndarray, " R"]], transcripts: Sequence[Sequence[SpelledWord]]
@@ -66,6 +66,7 @@ class SphinxAligner:
         if not spoken:
             raise AlignmentError("the transcript has no word that can be pronounced")
         self._decoder.set_align_text(" ".join(word for _, word in spoken))
+        self._decoder.reinit_feat()  # forgets what it adapted to the clip before
         self._decoder.start_utt()
         self._decoder.process_raw((np.clip(clip, -1, 1) * 32767).astype("<i2").tobytes(), full_utt=True)
         self._decoder.end_utt()

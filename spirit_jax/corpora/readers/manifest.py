@@ -20,6 +20,9 @@ from spirit_jax.corpora.utterance import CorpusError, Utterance
 FIELDS = ("audio", "id", "text", "speaker", "words")
 """Fields of a line. Only `audio` is required: a path relative to the manifest."""
 
+_REMARKS = ("score", "seconds", "transcript_by")
+"""Fields that `align` adds for people and filters; reading ignores them, and `score` and `interpolated` of a word."""
+
 
 def is_manifest(source: InputPath) -> bool:
     """Whether the input has the suffix of a manifest."""
@@ -71,7 +74,7 @@ def _utterances(path: pathlib.Path) -> Iterator[Utterance]:
         where = f"{path}:{number}"
         if not isinstance(fields, dict) or not isinstance(fields.get("audio"), str) or not fields["audio"]:
             raise CorpusError(f"{where}: needs an 'audio' path")
-        unknown = sorted(fields.keys() - set(FIELDS))
+        unknown = sorted(fields.keys() - {*FIELDS, *_REMARKS})
         if unknown:
             raise CorpusError(f"{where}: unknown field {unknown[0]!r}; known are {', '.join(FIELDS)}")
         audio = path.parent / fields["audio"]

@@ -73,3 +73,8 @@ def test_gaps_are_shared_evenly():
         (500, 700),
     ]
     assert [time.interpolated for time in filled] == [True, False, True, True, False, True]
+
+
+def test_a_clip_aligns_the_same_after_any_other(aligner, utterances):
+    audio, words = [u.load() for u in utterances[:3]], [spell(u.text) for u in utterances[:3]]
+    assert aligner.align(audio, words) == aligner.align(audio[::-1], words[::-1])[::-1]
