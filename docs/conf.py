@@ -11,7 +11,7 @@ import spirit_jax  # noqa: E402 (the line above finds it)
 
 project = "spirit_jax"
 author = "the spirit_jax authors"
-release = getattr(spirit_jax, "__version__", "")
+release = spirit_jax.__version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build"]
