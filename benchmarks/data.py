@@ -1,9 +1,9 @@
 """python benchmarks/data.py [--batches 150] [--workers 0 2] [--tokenizer DIR]
 
-The whole data pipeline, from record files to batches, on realistic synthetic records: a third each of speech (utterances of
-2-16 s), interleaved aligned speech and text documents (some 200-2000 tokens), mixed by tokens, packed into rows of 4096.
+Measures the data pipeline from record files to batches on realistic synthetic records: a third each of speech (utterances of
+2-16 s), interleaved aligned speech, and text documents (about 200-2000 tokens), mixed by tokens and packed into rows of 4096.
 Prints tokens/s per core (a token is a slot of a row that is not padding), the share of each stage, packing efficiency, the
-time to the first batch and the longest wait for a batch after it. Goals: 500 k tokens/s per core, 97 %, 1 s.
+time to the first batch and the longest wait for a later batch. Goals: 500 k tokens/s per core, 97 %, 1 s.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SEQUENCE_LENGTH, ROWS, SEED = 4096, 8, 0
 
 
 class Language:
-    """Pseudo-words of one to four syllables with Zipf's frequencies: text that a tokenizer finds about as hard as English."""
+    """Pseudo-words of one to four syllables with Zipf's frequencies, about as hard for a tokenizer as English."""
 
     def __init__(self, rng: np.random.Generator, words: int = 60_000):
         onsets, vowels = "b c d f g h j k l m n p r s t v w st tr ch sh th pl".split(), "a e i o u ea ou".split()
@@ -41,10 +41,11 @@ class Language:
         self._cumulative = np.cumsum(frequency / frequency.sum())
 
     def words(self, rng: np.random.Generator, count: int) -> list[str]:
+        """Random words."""
         return self._words[np.searchsorted(self._cumulative, rng.random(count))].tolist()
 
     def text(self, rng: np.random.Generator, count: int) -> str:
-        """Words in sentences, sentences in paragraphs."""
+        """Random words in sentences and paragraphs."""
         words, sentence = self.words(rng, count), 0
         for index in range(count):
             if sentence == 0:
@@ -56,14 +57,14 @@ class Language:
 
 
 def runs(rng: np.random.Generator, length: int, size: int, mean: float) -> np.ndarray:
-    """Units in geometric runs of that mean length."""
+    """Units in runs of geometric lengths with the given mean."""
     starts = rng.random(length) < 1 / mean
     starts[0] = True
     return rng.integers(0, size, length)[np.maximum.accumulate(np.where(starts, np.arange(length), 0))]
 
 
-def utterance(rng: np.random.Generator, language: Language, number: int, aligned: bool) -> UnitRecord:
-    """LibriSpeech-like: mostly 10-16 s, 2.7 words a second, 60 % of the HuBERT units left after deduplication."""
+def speech_record(rng: np.random.Generator, language: Language, number: int, aligned: bool) -> UnitRecord:
+    """An utterance as in LibriSpeech: mostly 10-16 s, 2.7 words/s, 60 % of the HuBERT units left after deduplication."""
     seconds = 16 - 14 * rng.beta(1.2, 3)
     words = language.words(rng, int(2.7 * seconds))
     edges = np.sort(rng.choice(int(seconds * 100), 2 * len(words), replace=False)).reshape(-1, 2) * 10
@@ -77,6 +78,7 @@ def utterance(rng: np.random.Generator, language: Language, number: int, aligned
 
 
 def write_records(directory: pathlib.Path, language: Language, records: int) -> None:
+    """Write a directory of records for each source."""
     rng = np.random.default_rng(1)
     for name in SOURCES:
         with RecordWriter(directory / name, "train", shards=4) as writer:
@@ -85,7 +87,7 @@ def write_records(directory: pathlib.Path, language: Language, records: int) -> 
                     text = language.text(rng, int(rng.integers(150, 1500)))
                     writer.write(UnitRecord(f"document-{number}", text))
                 else:
-                    writer.write(utterance(rng, language, number, name == "aligned"))
+                    writer.write(speech_record(rng, language, number, name == "aligned"))
 
 
 STAGES = {
@@ -93,7 +95,7 @@ STAGES = {
     "check the record": (UnitRecord, "validate"),
     "shuffle": (sampling.Shuffle, "__getitem__"),
     "draw spans": (source, "record_rng"),
-    "tokenise text": (Vocabulary, "encode_text"),
+    "tokenize text": (Vocabulary, "encode_text"),
     "interleave, merge units": (Sequencer, "__call__"),
     "choose documents": (packing.Packer, "take"),
     "lay out rows": (loader, "fill_row"),
@@ -102,7 +104,7 @@ STAGES = {
 
 @contextlib.contextmanager
 def timed_stages():
-    """Seconds in each stage, without what a stage spends in another."""
+    """Measure the seconds in each stage, without the time that a stage spends in another."""
     seconds, stack, originals = dict.fromkeys(STAGES, 0.0), [], {}
 
     def timed(name, function):
@@ -130,7 +132,7 @@ def timed_stages():
 
 
 def measure(config: DataConfig, vocabulary: Vocabulary, batches: int) -> dict[str, float]:
-    """Take batches as fast as they come."""
+    """Take batches as fast as the loader gives them."""
     start = time.perf_counter()
     with loader.Loader(config, vocabulary, SEQUENCE_LENGTH, ROWS, SEED) as training_batches:
         next(training_batches)
@@ -152,11 +154,11 @@ def measure(config: DataConfig, vocabulary: Vocabulary, batches: int) -> dict[st
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batches", type=int, default=150, help=f"of {ROWS} rows of {SEQUENCE_LENGTH}")
-    parser.add_argument("--records", type=int, default=3000, help="of each source")
+    parser.add_argument("--batches", type=int, default=150, help=f"batches of {ROWS} rows of {SEQUENCE_LENGTH}")
+    parser.add_argument("--records", type=int, default=3000, help="records of each source")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 2])
     parser.add_argument(
-        "--tokenizer", help="directory; by default one of 32000 pieces is trained on the synthetic text"
+        "--tokenizer", help="directory of a tokenizer; by default one of 32000 pieces is trained on the synthetic text"
     )
     arguments = parser.parse_args()
 
@@ -184,7 +186,7 @@ def main() -> None:
         with timed_stages() as seconds:
             got = measure(DataConfig(sources), vocabulary, arguments.batches)
         whole = arguments.batches * ROWS * SEQUENCE_LENGTH * got["filled"] / got["wall"]
-        print("\nshare of each stage (timing them costs some itself):")
+        print("\nshare of each stage (the measurement takes some time, too):")
         for name, spent in sorted(
             (seconds | {"rest": whole - sum(seconds.values())}).items(), key=lambda item: -item[1]
         ):

@@ -1,4 +1,4 @@
-"""Audio files and sample rates: everything in Spirit LM hears and speaks 16 kHz mono."""
+"""Audio files and sample rates: Spirit LM hears and speaks 16 kHz mono."""
 
 import functools
 import io
@@ -15,8 +15,6 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
 
-"""Samples per second that every model of Spirit LM works at."""
-
 
 class AudioError(SpiritError):
     """Audio that cannot be read or used; the message names the file and the reason."""
@@ -25,19 +23,27 @@ class AudioError(SpiritError):
 def load_audio(
     source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE, *, resampler: str = "sinc"
 ) -> Float[np.ndarray, " R"]:
-    """Read a WAV, FLAC, OGG or MP3 file as mono at `sample_rate`.
+    """Read a WAV, FLAC, OGG or MP3 file as mono.
+
+    Channels are averaged, and audio at another rate is resampled. 16-bit samples are divided by 32768
+    (docs/formats.md, "Audio").
+
+    Example::
+
+        audio = load_audio("speech.flac")  # 16 kHz
 
     Args:
-        source: a path, or the bytes of a file.
-        sample_rate: Hz of the result; channels are averaged, then resampled where the file differs.
-        resampler: "sinc", the reference's kernel (units then agree with the released code), or "soxr", which keeps more
-            of the band above 6 kHz.
+        source: a path, or the content of a file.
+        sample_rate: samples per second of the result.
+        resampler: "sinc", the reference's kernel, which gives the units of the released code; or "soxr", which keeps more of
+            the band above 6 kHz.
 
     Returns:
-        float32 [R] in [-1, 1]; 16-bit samples are divided by 32768.
+        float32 [R] in [-1, 1].
 
     Raises:
-        AudioError: the file is missing, unreadable or empty, or holds samples that are not finite.
+        AudioError: the file is missing, unreadable or empty, or holds samples that are not finite; names it.
+        ValueError: an unknown resampler.
     """
     name = f"{len(source)} bytes of audio" if isinstance(source, bytes) else str(source)
     try:
@@ -65,10 +71,15 @@ def load_audio(
 
 
 def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> None:
-    """Write mono audio, float32 [R] in [-1, 1] (clipped), as 16-bit WAV, FLAC or OGG by the suffix; whole or not at all.
+    """Write mono audio as a 16-bit WAV, FLAC or OGG file, chosen by the suffix. The write is atomic.
+
+    Args:
+        path: of the file; an existing one is replaced.
+        audio: float [R]; values outside [-1, 1] are clipped.
+        sample_rate: samples per second.
 
     Raises:
-        AudioError: the samples are not 1-D, or the suffix names no format that can be written.
+        AudioError: the audio is not 1-D, or the suffix names no format that can be written.
     """
     path = pathlib.Path(path)
     audio = np.asarray(audio, np.float32)
@@ -83,9 +94,18 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
 
 
 def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:
-    """Resample with the windowed sinc that the reference uses (torchaudio's default; FORMATS.md section 1).
+    """Resample with a windowed sinc, as the reference does (torchaudio's default; docs/formats.md, "Audio").
 
-    Hann window, 6 zero crossings, roll-off 0.99, polyphase over the reduced ratio; ceil(target * R / original) samples.
+    The kernel has a Hann window, 6 zero crossings and roll-off 0.99, and is applied as polyphase filters over the reduced
+    ratio of the rates.
+
+    Args:
+        audio: float [R] at the original rate.
+        original: samples per second of the audio.
+        target: samples per second of the result.
+
+    Returns:
+        float32 [ceil(target * R / original)].
     """
     divisor = math.gcd(original, target)
     original, target = original // divisor, target // divisor

@@ -1,8 +1,9 @@
 """Token ids of Spirit LM: the pieces of a text tokenizer, then the modality tokens and the speech units.
 
-With N text pieces the ids are 0..N-1 text, N `[Text]`, N+1 `[Speech]`, then `[Hu0]`..`[Hu500]` and, for Spirit LM Expressive,
-`[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32000 pieces these are the released ids (PAPER.md, FORMATS.md section 7).
-Ids of units come from arithmetic; the string form goes through the tokenizer and gives the same ids.
+With N text pieces, the ids are 0..N-1 for text, N for `[Text]`, N+1 for `[Speech]`, then `[Hu0]`..`[Hu500]` and, for Spirit LM
+Expressive, `[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32000 pieces these are the released ids (docs/paper.md;
+docs/formats.md, "Tokenizer"). The ids of units are computed by arithmetic. The string form goes through the tokenizer and gives
+the same ids.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Sequence
-from typing import Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -20,20 +21,29 @@ from jaxtyping import Int32, Integer
 from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import units as speech_units
+from spirit_jax.core.arithmetic import round_up
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory
 from spirit_jax.units import SpeechUnits
 
 TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
+"""Modality tokens: text, or speech units, follow."""
+
 Variant = Literal["base", "expressive"]
+"""Base has HuBERT units; Expressive has pitch and style units too."""
 
 TOKEN_KINDS = ("text", "hubert", "pitch", "style", "control")
 """The kinds of token ids; `Vocabulary.token_kinds` holds an index into this for each id."""
 
 _STREAMS = {"base": (speech_units.HUBERT,), "expressive": (speech_units.HUBERT, speech_units.PITCH, speech_units.STYLE)}
-_ROUND_TO = 128  # 32503 -> 32512 and 32667 -> 32768, the released sizes, and the width of a TPU's matrix unit
+_ROUND_TO = (
+    128  # rows of the embedding: 32503 -> 32512 and 32667 -> 32768, the released sizes; a TPU's matrix unit is as wide
+)
 _SENTENCEPIECE_FILE, _TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
-_COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+
+# protobuf makes the class when the module is imported, which type checkers do not see
+_ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
 
 
 class VocabularyError(SpiritError):
@@ -41,7 +51,11 @@ class VocabularyError(SpiritError):
 
 
 def added_tokens(variant: Variant) -> list[str]:
-    """`[Text]`, `[Speech]` and the unit tokens of a variant, in the order of their ids."""
+    """`[Text]`, `[Speech]` and the unit tokens of a variant, in the order of their ids.
+
+    >>> added_tokens("base")[:4]
+    ['[Text]', '[Speech]', '[Hu0]', '[Hu1]']
+    """
     tokens = [TEXT_TOKEN, SPEECH_TOKEN]
     for stream in _STREAMS[variant]:
         tokens += [f"[{speech_units.NAMES[stream]}{value}]" for value in range(speech_units.SIZES[stream])]
@@ -50,13 +64,16 @@ def added_tokens(variant: Variant) -> list[str]:
 
 @runtime_checkable
 class _TextTokenizer(Protocol):
-    """What a vocabulary needs of a tokenizer that already knows the added tokens."""
+    """A text tokenizer that knows the added tokens."""
 
     text_size: int
+    """Number of text pieces."""
     bos_id: int
     eos_id: int
     dummy_prefix: list[int]
+    """Ids that the tokenizer puts before a leading special token."""
     fingerprint: str
+    """sha256 (hex) of everything that decides the ids."""
 
     def encode(self, string: str) -> list[int]: ...
     def encode_batch(self, strings: list[str]) -> list[list[int]]: ...
@@ -64,29 +81,28 @@ class _TextTokenizer(Protocol):
 
 
 class _SentencePiece:
-    """A Llama-2 style tokenizer whose added tokens are user-defined pieces at the end of the model."""
+    """A tokenizer like Llama 2's, whose added tokens are user-defined pieces at the end of the SentencePiece model."""
 
     def __init__(self, model: bytes, variant: Variant):
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        proto = _ModelProto.FromString(model)
         tokens = added_tokens(variant)
         pieces = [piece.piece for piece in proto.pieces]
         if TEXT_TOKEN not in pieces:
             for token in tokens:
-                proto.pieces.add(
-                    piece=token, score=0.0, type=sentencepiece_model_pb2.ModelProto.SentencePiece.USER_DEFINED
-                )
+                proto.pieces.add(piece=token, score=0.0, type=_ModelProto.SentencePiece.USER_DEFINED)
             proto.trainer_spec.vocab_size = len(proto.pieces)
             pieces += tokens
         self.text_size = pieces.index(TEXT_TOKEN)
         if pieces[self.text_size :] != tokens:
             raise VocabularyError(
-                f"the {len(pieces) - self.text_size} pieces from {TEXT_TOKEN} on are not the {len(tokens)} tokens of Spirit LM {variant}"
+                f"the {len(pieces) - self.text_size} pieces from {TEXT_TOKEN} on are not the {len(tokens)} tokens of "
+                f"Spirit LM {variant}"
             )
         self.model = proto.SerializeToString(deterministic=True)
         self.fingerprint = hashlib.sha256(self.model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
         self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
-        # sentencepiece puts its dummy space before a leading special piece: `[Text]` -> `_ [Text]`
+        # SentencePiece puts its dummy space before a leading special piece: `[Text]` -> `▁ [Text]`
         self.dummy_prefix = self.encode(TEXT_TOKEN)[:-1]
 
     def encode(self, string: str) -> list[int]:
@@ -100,9 +116,9 @@ class _SentencePiece:
 
 
 class _ByteLevelBPE:
-    """A Llama-3 style `tokenizer.json`; text and added tokens never share a piece, and there is no dummy space."""
+    """A tokenizer like Llama 3's (`tokenizer.json`): text and added tokens never share a piece, and there is no dummy space."""
 
-    dummy_prefix: list[int] = []  # noqa: RUF012 - a constant of this kind of tokenizer
+    dummy_prefix: list[int] = []  # noqa: RUF012 - the same for all instances
 
     def __init__(self, serialized: str, special: dict[str, str | None], variant: Variant):
         try:
@@ -153,18 +169,33 @@ class _ByteLevelBPE:
 
 
 class Vocabulary:
-    """A text tokenizer extended by the tokens of Spirit LM Base or Expressive; see the module for the ids.
+    """A text tokenizer extended by the tokens of Spirit LM Base or Expressive. The module's text gives the order of the ids.
+
+    >>> vocabulary = Vocabulary.train(["the cat sat on the mat"] * 20, size=280)
+    >>> ids = vocabulary.encode("[Text]the cat [Speech][Hu99][Hu49]")
+    >>> ids[-2:] == vocabulary.unit_ids(SpeechUnits.from_string("[Hu99][Hu49]")).tolist()
+    True
+    >>> vocabulary.decode(ids)
+    '[Text]the cat [Speech][Hu99][Hu49]'
+
+    `load` reads a tokenizer, `train` makes one.
 
     Attributes:
         variant: "base" or "expressive".
+        streams: stream codes (`spirit_jax.units`) of the variant.
         text_size: number of text pieces, which is also the id of `[Text]`.
-        text_id, speech_id: ids of `[Text]` and `[Speech]`.
-        hubert_offset, pitch_offset, style_offset: id of `[Hu0]`, `[Pi0]`, `[St0]`; the last two None for Base.
-        size, padded_size: number of ids in use, and that rounded up to a multiple of 128: rows of the embedding.
-        bos_id, eos_id: begin and end of a document.
-        prefix: ids that open every document: `<s>` and the lone dummy space that SentencePiece puts before `[Text]`.
+        text_id: id of `[Text]`.
+        speech_id: id of `[Speech]`.
+        hubert_offset: id of `[Hu0]`.
+        pitch_offset: id of `[Pi0]`, None for Base.
+        style_offset: id of `[St0]`, None for Base.
+        size: number of ids in use.
+        padded_size: `size` rounded up to a multiple of 128: rows of the embedding.
+        bos_id: id of the begin of a document.
+        eos_id: id of the end of a document.
+        prefix: ids that open every document: `<s>`, and the dummy space that SentencePiece puts before `[Text]`.
         token_kinds: int8 [padded_size], an index into `TOKEN_KINDS` for each id.
-        fingerprint: sha256 of everything that decides the ids; two vocabularies with the same one are the same.
+        fingerprint: sha256 (hex) of everything that decides the ids; vocabularies with equal fingerprints are equal.
     """
 
     def __init__(self, tokenizer: _TextTokenizer, variant: Variant, files: dict[str, bytes]):
@@ -176,7 +207,7 @@ class Vocabulary:
         sizes = [speech_units.SIZES[stream] for stream in self.streams]
         starts = self.text_size + 2 + np.concatenate([[0], np.cumsum(sizes)])
         self.size = int(starts[-1])
-        self.padded_size = -(-self.size // _ROUND_TO) * _ROUND_TO
+        self.padded_size = round_up(self.size, _ROUND_TO)
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
         self.prefix = [self.bos_id, *tokenizer.dummy_prefix]
         self.fingerprint = tokenizer.fingerprint
@@ -191,36 +222,36 @@ class Vocabulary:
 
     @classmethod
     def load(cls, directory: str | os.PathLike, variant: Variant | None = None) -> "Vocabulary":
-        """Read a Hugging Face tokenizer directory, released, trained here, or a plain Llama's, which is then extended.
+        """Read a Hugging Face tokenizer directory: a released one, one of `train`, or a plain Llama's, which is extended.
 
         Args:
             directory: holds `tokenizer.model` (SentencePiece) or `tokenizer.json` (Llama 3).
-            variant: needed for a plain Llama tokenizer; otherwise what the files say.
+            variant: required for a plain Llama tokenizer; by default the variant of the files.
 
         Raises:
-            VocabularyError: no tokenizer there, or its added tokens are not those of the variant.
+            VocabularyError: there is no tokenizer, or its added tokens are not those of the variant; names the directory.
         """
         directory = pathlib.Path(directory)
         files = {}
-        for name in (_SENTENCEPIECE_FILE, _TOKENIZERS_FILE, *_COMPANIONS):
+        for name in (_SENTENCEPIECE_FILE, _TOKENIZERS_FILE, *_OTHER_FILES):
             if (directory / name).is_file():
                 files[name] = (directory / name).read_bytes()
         if _SENTENCEPIECE_FILE not in files and _TOKENIZERS_FILE not in files:
             raise VocabularyError(f"{directory}: neither {_SENTENCEPIECE_FILE} nor {_TOKENIZERS_FILE} there")
         try:
             return cls._from_files(files, variant)
-        except (VocabularyError, ValueError, RuntimeError) as error:
+        except (ValueError, RuntimeError) as error:
             raise VocabularyError(f"{directory}: {error}") from error
 
     @classmethod
     def _from_files(cls, files: dict[str, bytes], variant: Variant | None) -> "Vocabulary":
         config = json.loads(files.get("tokenizer_config.json", b"{}"))
         found = _variant_of(files, config)
-        if variant is None and found is None:
-            raise VocabularyError("a tokenizer without speech tokens: say variant='base' or 'expressive' to extend it")
         if None not in (variant, found) and variant != found:
             raise VocabularyError(f"the tokenizer is Spirit LM {found}'s, asked for was {variant}")
         variant = found or variant
+        if variant is None:
+            raise VocabularyError("a tokenizer without speech tokens: say variant='base' or 'expressive' to extend it")
         if _SENTENCEPIECE_FILE in files:
             tokenizer = _SentencePiece(files[_SENTENCEPIECE_FILE], variant)
             _check_added_ids(config, tokenizer.text_size, variant)
@@ -237,9 +268,12 @@ class Vocabulary:
     def train(cls, texts: Iterable[str], size: int, variant: Variant = "expressive") -> "Vocabulary":
         """Train a SentencePiece model with Llama 2's settings (BPE, byte fallback, single digits) and extend it.
 
+        The same texts give the same pieces on every machine.
+
         Args:
             texts: the training text, one document each.
-            size: text pieces; at least 259 plus the different characters of the text.
+            size: number of text pieces; at least 259 plus the number of different characters of the text.
+            variant: which unit tokens to add.
 
         Raises:
             VocabularyError: the text does not give that many pieces.
@@ -257,7 +291,7 @@ class Vocabulary:
                 character_coverage=0.9999,
                 normalization_rule_name="identity",
                 remove_extra_whitespaces=False,
-                num_threads=1,  # the same pieces on every machine
+                num_threads=1,  # for the same pieces on every machine
                 minloglevel=2,
             )
         except RuntimeError as error:
@@ -278,39 +312,39 @@ class Vocabulary:
         return cls(tokenizer, variant, files)
 
     def save(self, directory: str | os.PathLike) -> None:
-        """Write the tokenizer's files, those of a loaded one unchanged; whole or not at all.
+        """Write the tokenizer's files into a new directory, which appears complete or not at all.
+
+        The files of a loaded tokenizer are written unchanged.
 
         Raises:
-            FileExistsError: the directory is there already.
+            FileExistsError: the directory exists.
         """
         with atomic_directory(directory) as scratch:
             for name, content in self._files.items():
                 (scratch / name).write_bytes(content)
 
     def unit_ids(self, units: SpeechUnits) -> Int32[np.ndarray, " N"]:
-        """Ids of speech, deduplicated and merged, by arithmetic; Base leaves pitch and style out. int32 [N]."""
+        """Ids of speech, deduplicated and merged, int32 [N]. Base leaves pitch and style out."""
         if self.variant == "base":
             units = units.without_expression()
-        kinds, values = units.merged()
-        return self._offsets[kinds] + values
+        streams, values = units.merged()
+        return self._offsets[streams] + values
 
     def units_of(self, ids: Sequence[int | np.integer] | Integer[np.ndarray, " N"]) -> SpeechUnits:
-        """Aligned units (see `SpeechUnits`) out of unit ids.
+        """Aligned units (see `SpeechUnits`) from the ids of units.
 
         Raises:
-            VocabularyError: an id that is no unit's.
+            VocabularyError: an id is not a unit's; gives its position.
         """
         ids = np.asarray(ids, np.int64)
-        kinds = np.searchsorted(self._offsets, ids, side="right") - 1
-        strange = (ids < self._offsets[0]) | (ids >= self.size)
-        if strange.any():
-            raise VocabularyError(
-                f"id {int(ids[strange][0])} at position {int(np.argmax(strange))} is not a speech unit"
-            )
-        return SpeechUnits.from_tokens(kinds.astype(np.uint8), (ids - self._offsets[kinds]).astype(np.int32))
+        streams = np.searchsorted(self._offsets, ids, side="right") - 1
+        other = (ids < self._offsets[0]) | (ids >= self.size)
+        if other.any():
+            raise VocabularyError(f"id {int(ids[other][0])} at position {int(np.argmax(other))} is not a speech unit")
+        return SpeechUnits.from_tokens(streams.astype(np.uint8), (ids - self._offsets[streams]).astype(np.int32))
 
     def encode_text(self, text: str) -> list[int]:
-        """Pieces of text as it stands after a special token: no `<s>`, no dummy space before the first word."""
+        """Ids of text that follows a special token: without `<s>`, and without a dummy space before the first word."""
         return self._tokenizer.encode(TEXT_TOKEN + text)[len(self.prefix) :]
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
@@ -322,17 +356,17 @@ class Vocabulary:
         return [self.bos_id, *self._tokenizer.encode(string)]
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The string of ids, without `<s>`, `</s>` and rows that only pad the embedding."""
+        """The string of ids; `<s>`, `</s>` and ids that only pad the embedding are left out."""
         return self._tokenizer.decode(
             [int(index) for index in ids if index < self.size and index not in (self.bos_id, self.eos_id)]
         )
 
 
-def _variant_of(files: dict[str, bytes], config: dict) -> Variant | None:
+def _variant_of(files: dict[str, bytes], config: dict[str, Any]) -> Variant | None:
     """The variant whose tokens the files hold, None for a plain text tokenizer."""
     tokens = {entry["content"] for entry in config.get("added_tokens_decoder", {}).values()}
     if _SENTENCEPIECE_FILE in files:
-        model = sentencepiece_model_pb2.ModelProto.FromString(files[_SENTENCEPIECE_FILE])
+        model = _ModelProto.FromString(files[_SENTENCEPIECE_FILE])
         tokens |= {piece.piece for piece in model.pieces[-speech_units.SIZES[0] :]} | {
             TEXT_TOKEN for piece in model.pieces if piece.piece == TEXT_TOKEN
         }
@@ -343,8 +377,8 @@ def _variant_of(files: dict[str, bytes], config: dict) -> Variant | None:
     return "expressive" if "[Pi0]" in tokens else "base"
 
 
-def _check_added_ids(config: dict, text_size: int, variant: Variant) -> None:
-    """Ids that a Hugging Face config gives to added tokens must be those that arithmetic gives."""
+def _check_added_ids(config: dict[str, Any], text_size: int, variant: Variant) -> None:
+    """Check that the ids of added tokens in a Hugging Face config are those that arithmetic gives."""
     expected = {token: text_size + index for index, token in enumerate(added_tokens(variant))}
     for index, entry in config.get("added_tokens_decoder", {}).items():
         if expected.get(entry["content"], int(index)) != int(index):

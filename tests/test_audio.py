@@ -1,4 +1,4 @@
-"""Audio against the reference's resampler (golden) and soundfile."""
+"""Reading, writing and resampling of audio, against the reference's resampler (golden) and soundfile."""
 
 import numpy as np
 import pytest
@@ -13,17 +13,17 @@ def test_load_audio_resamples_like_the_reference():
     audio = load_audio(golden("audio/espeak_a_22k.wav"))
     assert audio.shape == expected.shape
     assert audio.dtype == np.float32
-    np.testing.assert_allclose(audio, expected, rtol=0, atol=9.1e-5)  # the manifest's suggested_atol
+    np.testing.assert_allclose(audio, expected, rtol=0, atol=9.1e-5)  # the tolerance that the golden files suggest
 
 
 @pytest.mark.parametrize(
     ("original", "target"), [(8_000, 16_000), (44_100, 16_000), (48_000, 16_000), (16_000, 22_050)]
 )
-def test_resample_keeps_a_tone(original, target):
+def test_resampling_keeps_a_tone(original, target):
     time = np.arange(original) / original
     resampled = resample_sinc(np.sin(2 * np.pi * 440 * time), original, target)
     assert resampled.size == target
-    inside = slice(target // 10, -target // 10)  # away from the edges, where the window sees zeros
+    inside = slice(target // 10, -target // 10)  # away from the edges, where the kernel reaches padding
     expected = np.sin(2 * np.pi * 440 * np.arange(target) / target)
     np.testing.assert_allclose(resampled[inside], expected[inside], atol=2e-3)  # pass-band ripple of 6 zero crossings
 
@@ -36,7 +36,7 @@ def test_stereo_is_averaged_and_bytes_are_read(tmp_path):
     np.testing.assert_allclose(audio, stereo.mean(axis=1), atol=1e-7)
 
 
-def test_save_audio_round_trip(tmp_path):
+def test_saved_audio_reads_back(tmp_path):
     audio = np.linspace(-1.2, 1.2, 1000, dtype=np.float32)
     for suffix in ("wav", "flac"):
         save_audio(tmp_path / f"a.{suffix}", audio)
@@ -44,7 +44,7 @@ def test_save_audio_round_trip(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.flac", "a.wav"]
 
 
-def test_bad_audio_is_named(tmp_path):
+def test_unusable_audio_is_named_with_the_reason(tmp_path):
     (tmp_path / "text.wav").write_text("not audio")
     (tmp_path / "folder.wav").mkdir()
     soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16_000)

@@ -1,21 +1,37 @@
-"""Unit strings against what the reference gives (golden), and the cut against the definition written out."""
+"""Unit strings against the reference's (golden), and cuts against their definition."""
+
+import doctest
 
 import numpy as np
 import pytest
 
+from spirit_jax import units as units_module
 from spirit_jax.units import HUBERT, PITCH, STYLE, SpeechUnits, UnitError
 from tests.support.goldens import golden_json
 
 
-def _ints(string):
-    return None if string is None else np.array(string.split(), np.int32)
+def _ints(string: str) -> np.ndarray:
+    return np.array(string.split(), np.int32)
+
+
+def _expression(units: SpeechUnits) -> tuple[list[int], list[int]]:
+    """Pitch and style of expressive units."""
+    assert units.pitch is not None
+    assert units.style is not None
+    return units.pitch.tolist(), units.style.tolist()
+
+
+def test_examples_in_the_docstrings_hold():
+    results = doctest.testmod(units_module)
+    assert results.attempted > 0
+    assert results.failed == 0
 
 
 def _golden_strings():
     for row in golden_json("units_to_string.json"):
         kwargs = row["kwargs"]
         if not set(kwargs) <= {"has_pitch", "has_style"} or "ok" not in row["result"]:
-            continue  # our string form has no other rates and no other deduplication
+            continue  # SpeechUnits has no other rates and no other deduplication
         yield row["units"], kwargs, row["result"]["ok"]
 
 
@@ -38,7 +54,7 @@ def test_from_string_equals_the_reference_on_well_formed_strings():
         if expected is None or "keys" in row or row["duplicate_hubert_for_multiple_pitch"]:
             continue
         if "]" in expected["hubert"]:
-            continue  # text between tokens corrupts the reference's values
+            continue  # the reference reads wrong values from text between tokens
 
         try:
             units = SpeechUnits.from_string(row["s"])
@@ -48,9 +64,8 @@ def test_from_string_equals_the_reference_on_well_formed_strings():
         for name in ("pitch", "style"):
             found, wanted = getattr(units, name), expected.get(name)
             if wanted is None or "RANDOM" in wanted or (name == "style" and "[St" not in row["s"]):
-                assert (
-                    found is None
-                )  # the reference invents a style at random where none was given; the vocoder decides, not the string
+                # the reference draws a style at random where the string has none; here the vocoder decides
+                assert found is None
             else:
                 assert found.tolist() == _ints(wanted).tolist()
         checked += 1
@@ -73,7 +88,7 @@ def test_malformed_strings_name_the_position(string, message):
         SpeechUnits.from_string(string)
 
 
-def test_string_round_trip_up_to_durations():
+def test_strings_read_back_up_to_durations():
     rng = np.random.default_rng(0)
     for frames in (1, 2, 25, 26, 77):
         units = SpeechUnits(
@@ -83,22 +98,23 @@ def test_string_round_trip_up_to_durations():
         again = SpeechUnits.from_string("[Speech]" + units.to_string())
         np.testing.assert_array_equal(again.hubert, values[kinds == HUBERT])
         state, expected = {PITCH: None, STYLE: None}, []
-        for kind, value in zip(kinds, values, strict=True):  # what is in force at each HuBERT token, written out
+        for kind, value in zip(kinds, values, strict=True):  # the values in force at each HuBERT token
             if kind == HUBERT:
                 expected.append((state[PITCH], state[STYLE]))
             else:
                 state[kind] = value
-        assert expected == list(zip(again.pitch.tolist(), again.style.tolist(), strict=True))
+        assert expected == list(zip(*_expression(again), strict=True))
         assert again.is_aligned
 
 
-def test_cut_takes_what_is_in_force():
+def test_cuts_take_the_units_in_force():
     units = SpeechUnits(np.arange(100), np.arange(50), np.arange(4))
     for first, last in [(0, 100), (3, 4), (49, 75), (24, 26), (7, 7)]:
         cut = units.cut(first, last)
         assert cut.hubert.tolist() == list(range(first, last))
-        assert cut.pitch.tolist() == [frame // 2 for frame in range(first, last, 2)]
-        assert cut.style.tolist() == [frame // 25 for frame in range(first, last, 25)]
+        pitch, style = _expression(cut)
+        assert pitch == [frame // 2 for frame in range(first, last, 2)]
+        assert style == [frame // 25 for frame in range(first, last, 25)]
     with pytest.raises(UnitError, match="0..101 are not within the 100 frames"):
         units.cut(0, 101)
 

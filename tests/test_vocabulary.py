@@ -1,10 +1,12 @@
-"""Ids against the released layout (PAPER.md), the reference's tokenizer (golden) and string against arithmetic."""
+"""Ids against the released layout (docs/paper.md) and the reference's tokenizer (golden), and arithmetic against strings."""
 
+import doctest
 import json
 
 import numpy as np
 import pytest
 
+from spirit_jax import vocabulary as vocabulary_module
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary, VocabularyError, added_tokens
 from tests.support.goldens import golden, golden_json
@@ -23,23 +25,29 @@ def _units(rng, frames=60):
     )
 
 
-@pytest.mark.parametrize("flavour", ["userdef", "added"])
+def test_examples_in_the_docstrings_hold():
+    results = doctest.testmod(vocabulary_module)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("flavor", ["userdef", "added"])
 @pytest.mark.parametrize("variant", ["base", "expressive"])
-def test_encode_equals_the_reference(variant, flavour):
-    vocabulary = Vocabulary.load(golden(f"tokenizers/small_{variant}_{flavour}"))
+def test_encode_equals_the_reference(variant, flavor):
+    vocabulary = Vocabulary.load(golden(f"tokenizers/small_{variant}_{flavor}"))
     assert vocabulary.variant == variant
-    # both flavours of files give the ids of the user-defined one: with "added" the reference's decode cannot work (FORMATS.md 7)
-    rows = golden_json("tokenizer_tf446.json")["table"][f"small_{variant}_{flavour}|legacy=False"]["rows"]
+    # both flavors give the ids of the user-defined one; the reference cannot decode the other (docs/formats.md, "Tokenizer")
+    rows = golden_json("tokenizer_tf446.json")["table"][f"small_{variant}_{flavor}|legacy=False"]["rows"]
     rows = [row for row in rows if "</s>" not in row["s"]]  # control tokens written as text stay text here
     assert len(rows) > 30
     for row in rows:
         assert vocabulary.encode(row["s"]) == row["ids"], row["s"]
-        if flavour == "userdef":
+        if flavor == "userdef":
             assert vocabulary.decode(row["ids"]) == row["decoded"]
 
 
 @pytest.mark.parametrize(("variant", "padded"), [("base", 32512), ("expressive", 32768)])
-def test_released_ids(variant, padded):
+def test_ids_are_the_released_ones(variant, padded):
     vocabulary = Vocabulary.load(golden(f"checkpoints/spiritlm_model/spirit-lm-{variant}-7b"))
     assert (vocabulary.text_id, vocabulary.speech_id, vocabulary.hubert_offset) == (32000, 32001, 32002)
     if variant == "expressive":
@@ -58,7 +66,7 @@ def test_arithmetic_equals_the_string_form(small):
         assert small.decode(ids) == string
 
 
-def test_base_leaves_expression_out():
+def test_base_leaves_pitch_and_style_out():
     vocabulary = Vocabulary.load(golden("tokenizers/small_base_userdef"))
     units = _units(np.random.default_rng(2))
     assert vocabulary.unit_ids(units).tolist() == vocabulary.encode(units.without_expression().to_string())[2:]
@@ -71,7 +79,7 @@ def test_units_of_inverts_unit_ids(small):
         small.units_of([small.hubert_offset, 5])
 
 
-def test_token_kinds(small):
+def test_every_id_has_its_kind(small):
     names = [TOKEN_KINDS[kind] for kind in small.token_kinds]
     tokens = dict(zip(range(small.text_size, small.size), added_tokens("expressive"), strict=True))
     for index, token in tokens.items():
@@ -83,7 +91,7 @@ def test_token_kinds(small):
     assert names.count("text") == small.text_size - 2
 
 
-def test_train_save_load(tmp_path):
+def test_trained_vocabulary_reads_back(tmp_path):
     vocabulary = Vocabulary.train(TEXTS, 320)
     assert vocabulary.text_size == 320
     assert vocabulary.padded_size == 1024
@@ -99,20 +107,20 @@ def test_train_save_load(tmp_path):
         vocabulary.save(tmp_path / "tokenizer")
 
 
-def test_saved_tokenizer_opens_in_hugging_face(tmp_path):
-    """A trained tokenizer gives the same ids there, but for the dummy space that transformers 5 leaves out (FORMATS.md section 7)."""
+def test_saved_tokenizer_gives_the_same_ids_in_hugging_face(tmp_path):
+    """Transformers 5 leaves out the dummy space; all other ids are equal (docs/formats.md, "Tokenizer")."""
     transformers = pytest.importorskip("transformers")
     vocabulary = Vocabulary.train(TEXTS, 320)
     vocabulary.save(tmp_path / "tokenizer")
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer")
     string = "[Text]the cat [Speech][St3][Pi2][Hu500][Text]sat"
     ids = vocabulary.encode(string)
-    assert [index for index in theirs(string).input_ids if index not in vocabulary.prefix] == [
+    assert [index for index in tokenizer(string).input_ids if index not in vocabulary.prefix] == [
         index for index in ids if index not in vocabulary.prefix
     ]
 
 
-def test_llama3_style_tokenizer(tmp_path):
+def test_tokenizer_like_llama_3_is_extended(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
     bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
     bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,9 +1,9 @@
 """python tools/make_mini_corpus.py [--output spirit_jax/corpora/bundled]
 
-Makes the two bundled corpora, `spirit_mini` (speech, transcripts, word times) and `spirit_mini_text`: sentences from our own grammar
-(mini_corpus_text.py), spoken by eSpeak NG through the `espeakng-loader` wheel, stored as OGG Opus in prepared TFDS directories.
-eSpeak NG is GPL-3 and is needed by this script only. Word times are those of the synthesis events; they repeat exactly from run to
-run, samples do not always (noise sources), which is why the audio is committed.
+Makes the two bundled corpora, `spirit_mini` (speech, transcripts, word times) and `spirit_mini_text`. The sentences come from
+the grammar in `mini_corpus_text.py`. eSpeak NG speaks them through the `espeakng-loader` wheel, and they are stored as OGG Opus
+in prepared TFDS directories. eSpeak NG is GPL-3, and only this script needs it. Word times are those of the synthesizer's
+events. They are the same in every run. Samples may differ because of noise sources, so the audio is committed.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from mini_corpus_text import HAND_WRITTEN, sentences, stories
 from spirit_jax.corpora import BUNDLED, Utterance, write_corpus
 
 SAMPLE_RATE = 16_000
-COMPRESSION_LEVEL = 0.95  # of Opus in libsndfile: 0 is 256 kbit/s, 1 is 6; this is about 18
-PEAK = 0.7
-TRAIN, VALIDATION, STORIES, VALIDATION_STORIES = 480, 64, 3000, 100
+COMPRESSION_LEVEL = 0.95  # of Opus in libsndfile: 0 is 256 kbit/s, 1 is 6 kbit/s, and this is about 18 kbit/s
+PEAK = 0.7  # largest sample of an utterance
+TRAIN, VALIDATION, STORIES, VALIDATION_STORIES = 480, 64, 3000, 100  # utterances and documents of each split
 
 # speaker -> (eSpeak voice + variant, pitch 0-99, pitch range 0-99, words per minute)
 SPEAKERS = {
@@ -71,19 +71,20 @@ _RATE, _PITCH, _RANGE = 1, 3, 4  # espeak_PARAMETER
 _SYNCHRONOUS, _PHONEME_EVENTS, _UTF8 = 2, 1, 1
 
 
-_SECOND_OF_PAIR = {"the": "D", "a": "", "not": "n", "been": "b"}  # word -> how its first phone starts; "a" is any phone
+# second word of a pair that eSpeak speaks as one word -> start of its first phone ("" is any phone)
+_SECOND_OF_PAIR = {"the": "D", "a": "", "not": "n", "been": "b"}
 
 
 class Espeak:
-    """eSpeak NG: text to samples, with the times of its words and phones."""
+    """The eSpeak NG library: text to samples, with the times of words and phones."""
 
     def __init__(self):
         self.library = ctypes.CDLL(espeakng_loader.get_library_path())
         data = espeakng_loader.get_data_path().encode()
         self.rate = self.library.espeak_Initialize(_SYNCHRONOUS, 0, data, _PHONEME_EVENTS)
         if self.rate <= 0:
-            raise RuntimeError("eSpeak NG did not initialise")
-        self.callback = _CALLBACK(self._receive)  # kept: the library holds only the pointer
+            raise RuntimeError("eSpeak NG did not initialize")
+        self.callback = _CALLBACK(self._receive)  # referenced here because the library holds only a pointer
         self.library.espeak_SetSynthCallback(self.callback)
 
     def _receive(self, samples, count, events) -> int:
@@ -98,7 +99,11 @@ class Espeak:
         return 0
 
     def speak(self, text: str, voice: str, pitch: int, pitch_range: int, rate: int) -> tuple[np.ndarray, list[tuple]]:
-        """int16 samples at `self.rate` and events (type, text position, sample, phone)."""
+        """Speak a text.
+
+        Returns:
+            int16 samples at `self.rate`, and events (type, text position, sample, phone).
+        """
         if self.library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise RuntimeError(f"eSpeak NG has no voice {voice!r}")
         for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range)):
@@ -110,10 +115,10 @@ class Espeak:
 
 
 def word_spans(text: str, events: list[tuple], samples: int) -> list[tuple[int, int]] | None:
-    """[start, end) in samples of every blank-separated word, or None where events and words do not correspond.
+    """Start and end in samples of every blank-separated word, or None if the events do not match the words.
 
-    A word starts at its WORD event (text positions wobble by one, so the nearest word start is meant) and ends at the first pause phone
-    ("_...") after it, or at the next word.
+    A word starts at its WORD event and ends at the first pause phone ("_...") after it, or at the next word. The text position
+    of an event may be off by one, so it belongs to the nearest start of a word.
     """
     words, position, starts_in_text = text.split(), 0, []
     for word in words:
@@ -147,7 +152,8 @@ def word_spans(text: str, events: list[tuple], samples: int) -> list[tuple[int, 
     return spans if all(end > start for start, end in spans) else None
 
 
-def synthesise(espeak: Espeak, name: str, text: str, speaker: str, random_: random.Random) -> Utterance | None:
+def synthesize(espeak: Espeak, name: str, text: str, speaker: str, random_: random.Random) -> Utterance | None:
+    """Speak one sentence with varied pitch and rate; None if its events do not match its words."""
     voice, pitch, pitch_range, rate = SPEAKERS[speaker]
     pitch, pitch_range = pitch + random_.randint(-8, 8), pitch_range + random_.randint(-15, 15)
     rate = round(rate * random_.uniform(0.85, 1.2))
@@ -156,7 +162,7 @@ def synthesise(espeak: Espeak, name: str, text: str, speaker: str, random_: rand
     if spans is None:
         return None
     audio = soxr.resample(samples.astype(np.float32) / 32768, espeak.rate, SAMPLE_RATE)
-    # A pause of 60-200 ms on either side, with a faint noise floor as a microphone has.
+    # a pause of 60-200 ms on either side, and a faint noise floor like a microphone's
     before, after = (random_.randint(60, 200) * SAMPLE_RATE // 1000 for _ in range(2))
     end = spans[-1][1] * SAMPLE_RATE // espeak.rate
     audio = np.pad(audio[:end], (before, after)) * (PEAK / np.abs(audio).max())
@@ -168,17 +174,19 @@ def synthesise(espeak: Espeak, name: str, text: str, speaker: str, random_: rand
 
 
 def speech(split: str, texts: list[str], seed: int) -> Iterator[Utterance]:
+    """Speak sentences with all speakers in turn."""
     espeak, random_ = Espeak(), random.Random(seed)
     for index, text in enumerate(texts):
         name, speaker = f"{split}-{index:04d}", list(SPEAKERS)[index % len(SPEAKERS)]
-        utterance = synthesise(espeak, name, text, speaker, random_)
+        utterance = synthesize(espeak, name, text, speaker, random_)
         if utterance is None:
-            logging.warning("%s left out, its word events do not fit its words: %s", name, text)
+            logging.warning("%s left out, its events do not match its words: %s", name, text)
         else:
             yield utterance
 
 
 def documents(split: str, texts: list[str]) -> Iterator[Utterance]:
+    """Documents of text alone."""
     for index, text in enumerate(texts):
         yield Utterance(f"{split}-{index:05d}", None, text)
 
@@ -187,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=pathlib.Path, default=BUNDLED, help="TFDS data directory to write to")
     output = parser.parse_args().output
-    # Half of the sentences are long enough (12 words and more) for text and speech spans of the paper's lengths to occur.
+    # half of the sentences have 12 words or more, so that text and speech spans of the paper's lengths occur
     drawn = sentences((TRAIN + VALIDATION) // 2, 1, 5, 11) + sentences((TRAIN + VALIDATION) // 2, 2, 12, 18)
     drawn[-len(HAND_WRITTEN) :] = HAND_WRITTEN
     random.Random(3).shuffle(drawn)

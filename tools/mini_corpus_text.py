@@ -1,7 +1,7 @@
-"""Sentences and short stories for the bundled mini-corpora: a small English grammar of everyday topics, written by us.
+"""Sentences and short stories for the bundled corpora, from a small English grammar of everyday topics.
 
-Every topic has its own people, verbs with the things they are done to, and places, so that a small language model has something to
-learn: who does what to what, and where. A story keeps its topic and refers back to its people by pronoun.
+Every topic has its own people, verbs with their objects, and places. So a small language model has something to learn: who
+does what to what, and where. A story keeps its topic and refers to its people by pronouns.
 """
 
 import random
@@ -147,6 +147,7 @@ SAYING = "said thought believed knew hoped agreed whispered remembered noticed i
 
 
 def parse(topic: str) -> tuple[list[str], list[tuple[str, str, list[str]]], list[str]]:
+    """People, verbs `(base form, past, objects)` and places of a topic."""
     people, verbs, places = TOPICS[topic]
     phrases = []
     for line in verbs.splitlines():
@@ -160,7 +161,12 @@ GRAMMAR = {topic: parse(topic) for topic in TOPICS}
 
 
 class Teller:
-    """Draws sentences about one topic; remembers the person and the thing spoken of last."""
+    """Draws sentences about one topic and remembers the last person.
+
+    Args:
+        random_: source of all choices.
+        topic: a key of `TOPICS`; drawn by default.
+    """
 
     def __init__(self, random_: random.Random, topic: str | None = None):
         self.random = random_
@@ -168,6 +174,7 @@ class Teller:
         self.hero, self.pronoun = "", ""
 
     def someone(self) -> str:
+        """A new person."""
         if self.random.random() < 0.45:
             self.pronoun = self.random.choice(("he", "she"))
             self.hero = self.random.choice(NAMES[self.pronoun])
@@ -176,15 +183,17 @@ class Teller:
         return self.hero
 
     def again(self) -> str:
+        """The last person, by pronoun if there is one."""
         return self.pronoun or self.hero
 
     def act(self, tense: int = 1) -> tuple[str, str]:
-        """(verb phrase, its thing) in the base form (tense 0) or the past (1)."""
+        """A verb phrase and its object, in the base form (tense 0) or the past (tense 1)."""
         verb = self.random.choice(self.verbs)
         thing = self.random.choice(verb[2])
         return f"{verb[tense]} {thing}", thing
 
     def sentence(self) -> str:
+        """A sentence of one of twelve forms."""
         choose = self.random.choice
         form = self.random.randrange(12)
         who = self.again() if self.hero and self.random.random() < 0.5 else self.someone()
@@ -219,7 +228,7 @@ class Teller:
 
 
 def sentences(count: int, seed: int, shortest: int = 5, longest: int = 18) -> list[str]:
-    """`count` distinct sentences of `shortest` to `longest` words, topics in turn."""
+    """Draw `count` distinct sentences of `shortest` to `longest` words, topics in turn."""
     random_, found = random.Random(seed), {}
     topics = sorted(GRAMMAR)
     while len(found) < count:
@@ -230,7 +239,7 @@ def sentences(count: int, seed: int, shortest: int = 5, longest: int = 18) -> li
 
 
 def stories(count: int, seed: int, forbidden: set[str]) -> list[str]:
-    """`count` documents of three to seven sentences on one topic, none of them in `forbidden`."""
+    """Draw `count` documents of three to seven sentences on one topic, without the `forbidden` sentences."""
     random_, found = random.Random(seed), []
     for _ in range(count):
         teller, lines = Teller(random_), []
