@@ -1,9 +1,10 @@
 """python benchmarks/data.py [--batches 150] [--workers 0 2] [--tokenizer DIR]
 
-Measures the data pipeline from record files to batches on realistic synthetic records: a third each of speech (utterances of
-2-16 s), interleaved aligned speech, and text documents (about 200-2000 tokens), mixed by tokens and packed into rows of 4096.
-Prints tokens/s per core (a token is a slot of a row that is not padding), the share of each stage, packing efficiency, the
-time to the first batch and the longest wait for a later batch. Goals: 500 k tokens/s per core, 97 %, 1 s.
+Measures the data pipeline from record files to batches on realistic synthetic records: a third each of speech
+(utterances of 2-16 s), interleaved aligned speech, and text documents (about 200-2000 tokens), mixed by tokens and
+packed into rows of 4096. Prints tokens/s per core (a token is a slot of a row that is not padding), the share of each
+stage, packing efficiency, the time to the first batch and the longest wait for a later batch. Goals: 500 k tokens/s per
+core, 97 %, 1 s.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def runs(rng: np.random.Generator, length: int, size: int, mean: float) -> np.nd
 
 
 def speech_record(rng: np.random.Generator, language: Language, number: int, aligned: bool) -> UnitRecord:
-    """An utterance as in LibriSpeech: mostly 10-16 s, 2.7 words/s, 60 % of the HuBERT units left after deduplication."""
+    """An utterance as in LibriSpeech: mostly 10-16 s, 2.7 words/s, 60 % of its HuBERT units left by deduplication."""
     seconds = 16 - 14 * rng.beta(1.2, 3)
     words = language.words(rng, int(2.7 * seconds))
     edges = np.sort(rng.choice(int(seconds * 100), 2 * len(words), replace=False)).reshape(-1, 2) * 10
@@ -179,9 +180,8 @@ def main() -> None:
             got = measure(DataConfig(sources, workers=workers), vocabulary, arguments.batches)
             print(f"\nworkers {workers}: {got['wall'] / 1e3:.0f} k tokens/s", end="")
             print(f", {got['cpu'] / 1e3:.0f} k tokens per CPU second of the one process" if not workers else "")
-            print(
-                f"  rows filled {got['filled']:.2%}; first batch after {got['first']:.2f} s, longest wait {got['longest']:.3f} s"
-            )
+            first, longest = got["first"], got["longest"]
+            print(f"  rows filled {got['filled']:.2%}; first batch after {first:.2f} s, longest wait {longest:.3f} s")
             print("  tokens: " + ", ".join(f"{name} {got[name]:.2%}" for name in SOURCES))
         with timed_stages() as seconds:
             got = measure(DataConfig(sources), vocabulary, arguments.batches)

@@ -35,8 +35,8 @@ def load_audio(
     Args:
         source: a path, or the content of a file.
         sample_rate: samples per second of the result.
-        resampler: "sinc", the reference's kernel, which gives the units of the released code; or "soxr", which keeps more of
-            the band above 6 kHz.
+        resampler: "sinc", the reference's kernel, which gives the units of the released code; or "soxr", which keeps
+            more of the band above 6 kHz.
 
     Returns:
         float32 [R] in [-1, 1].
@@ -96,8 +96,8 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
 def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:
     """Resample with a windowed sinc, as the reference does (torchaudio's default; docs/formats.md, "Audio").
 
-    The kernel has a Hann window, 6 zero crossings and roll-off 0.99, and is applied as polyphase filters over the reduced
-    ratio of the rates.
+    The kernel has a Hann window, 6 zero crossings and roll-off 0.99, and is applied as polyphase filters over the
+    reduced ratio of the rates.
 
     Args:
         audio: float [R] at the original rate.

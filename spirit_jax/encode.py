@@ -2,10 +2,10 @@
 
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input INPUT --output DIR
 
-INPUT is a manifest (.jsonl or .tsv), a folder or a quoted glob of audio files, a JSONL file or a quoted glob of them with
-lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command resumes a job that was killed.
-On several hosts that share DIR, start the command on each with --host_index 0, 1, ... and --host_count N. On one host all
-local devices share the work.
+INPUT is a manifest (.jsonl or .tsv), a folder or a quoted glob of audio files, a JSONL file or a quoted glob of them
+with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command resumes a job that was
+killed. On several hosts that share DIR, start the command on each with --host_index 0, 1, ... and --host_count N. On
+one host all local devices share the work.
 """
 
 import dataclasses
@@ -33,8 +33,8 @@ class EncodeConfig:
     """
 
     input: str
-    """Manifest (.jsonl, .tsv), folder or glob of audio files, text (.jsonl, or a glob of them), prepared TFDS directory, or
-    name of a bundled corpus."""
+    """Manifest (.jsonl, .tsv), folder or glob of audio files, text (.jsonl, or a glob of them), prepared TFDS
+    directory, or name of a bundled corpus."""
     output: str
     """Directory of unit records; other splits in it stay."""
     checkpoint: str | None = None

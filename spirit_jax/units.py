@@ -1,7 +1,8 @@
 """Speech units: the three streams of Spirit LM, and their string form `[St71][Pi39][Hu99]...`.
 
-Phonetic (HuBERT), pitch and style units run at 25, 12.5 and 1 Hz. A token sequence is shorter: runs of equal HuBERT and pitch
-units collapse to one token, and the streams are merged by start time (paper section 3.2; docs/formats.md, "Speech tokenizer").
+Phonetic (HuBERT), pitch and style units run at 25, 12.5 and 1 Hz. A token sequence is shorter: runs of equal HuBERT and
+pitch units collapse to one token, and the streams are merged by start time (paper section 3.2; docs/formats.md,
+"Speech tokenizer").
 """
 
 import dataclasses
@@ -39,9 +40,9 @@ class UnitError(SpiritError):
 class SpeechUnits:
     """Units of one stretch of speech.
 
-    The units of an encoder are at the frame rate: `hubert` at 25 Hz, `pitch` at 12.5 Hz and `style` at 1 Hz. Units that are
-    read from a string are *aligned* instead: `pitch` and `style` have one entry for each HuBERT unit, the value in force
-    there, and durations are unknown.
+    The units of an encoder are at the frame rate: `hubert` at 25 Hz, `pitch` at 12.5 Hz and `style` at 1 Hz. Units that
+    are read from a string are *aligned* instead: `pitch` and `style` have one entry for each HuBERT unit, the value in
+    force there, and durations are unknown.
 
     >>> import numpy as np
     >>> units = SpeechUnits(np.array([99, 99, 49, 38]), pitch=np.array([39, 39]), style=np.array([71]))
@@ -92,8 +93,9 @@ class SpeechUnits:
     def cut(self, first: int, last: int) -> "SpeechUnits":
         """The units of HuBERT frames `first..last - 1`, as if that stretch were an utterance of its own.
 
-        Pitch and style are those in force at every second and every 25th frame of the stretch. So a cut has the rates of
-        whole speech, and starts with the pitch and the style in force at its first frame. The units must be at the frame rate.
+        Pitch and style are those in force at every second and every 25th frame of the stretch. So a cut has the rates
+        of whole speech, and starts with the pitch and the style in force at its first frame. The units must be at the
+        frame rate.
 
         Args:
             first: first frame.
@@ -117,7 +119,7 @@ class SpeechUnits:
         i / 24.99, i / 12.5 or i / 1 s. At equal times, style comes before pitch and pitch before HuBERT.
 
         Returns:
-            `(streams, values)`: the stream code (HUBERT, PITCH, STYLE) and the unit of each token, uint8 [N] and int32 [N].
+            `(streams, values)`: stream code (HUBERT, PITCH, STYLE) and unit of each token, uint8 [N] and int32 [N].
         """
         streams, values, times = [], [], []
         for stream in (STYLE, PITCH, HUBERT):
@@ -149,8 +151,8 @@ class SpeechUnits:
     def from_tokens(cls, streams: Integer[np.ndarray, " N"], values: Integer[np.ndarray, " N"]) -> "SpeechUnits":
         """Aligned units from merged tokens, the inverse of `merged` up to durations.
 
-        Every HuBERT token takes the pitch and the style in force; HuBERT tokens before the first pitch or style token take
-        the first value. A stream without a token is None.
+        Every HuBERT token takes the pitch and the style in force; HuBERT tokens before the first pitch or style token
+        take the first value. A stream without a token is None.
 
         Args:
             streams: stream code of each token.
@@ -173,8 +175,8 @@ class SpeechUnits:
     def from_string(cls, string: str) -> "SpeechUnits":
         """Aligned units from `[St71][Pi39][Hu99]...`; white space and `[Speech]` are allowed between tokens.
 
-        The reference reads malformed strings silently and wrongly (docs/formats.md, "Speech tokenizer"); this method refuses
-        them.
+        The reference reads malformed strings silently and wrongly (docs/formats.md, "Speech tokenizer"); this method
+        refuses them.
 
         >>> SpeechUnits.from_string("[St71][Pi39][Hu99][Hu49][Pi7][Hu38]").pitch.tolist()
         [39, 39, 7]
@@ -212,7 +214,7 @@ def _as_units(values: Any, stream: int) -> np.ndarray:
 
 
 def _in_force(units: np.ndarray | None, first: int, last: int, *, frames_per_unit: int) -> np.ndarray | None:
-    """The units of a slower stream at every `frames_per_unit`-th frame of `first..last - 1`; the last unit stays in force."""
+    """The units of a slower stream in force at every `frames_per_unit`-th frame of `first..last - 1`."""
     if units is None or not len(units):
         return units
     return units[np.minimum(np.arange(first, last, frames_per_unit) // frames_per_unit, len(units) - 1)]
@@ -232,5 +234,6 @@ def _refuse_other_text(string: str, start: int, end: int) -> None:
     if text.strip():
         position = start + len(text) - len(text.lstrip())
         raise UnitError(
-            f"{text.strip()[:20]!r} at position {position} is not a speech unit; expected [Hu0..500], [Pi0..63] or [St0..99]"
+            f"{text.strip()[:20]!r} at position {position} is not a speech unit; "
+            "expected [Hu0..500], [Pi0..63] or [St0..99]"
         )

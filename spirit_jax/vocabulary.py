@@ -1,9 +1,9 @@
 """Token ids of Spirit LM: the pieces of a text tokenizer, then the modality tokens and the speech units.
 
-With N text pieces, the ids are 0..N-1 for text, N for `[Text]`, N+1 for `[Speech]`, then `[Hu0]`..`[Hu500]` and, for Spirit LM
-Expressive, `[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32000 pieces these are the released ids (docs/paper.md;
-docs/formats.md, "Tokenizer"). The ids of units are computed by arithmetic. The string form goes through the tokenizer and gives
-the same ids.
+With N text pieces, the ids are 0..N-1 for text, N for `[Text]`, N+1 for `[Speech]`, then `[Hu0]`..`[Hu500]` and, for
+Spirit LM Expressive, `[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32000 pieces these are the released ids
+(docs/paper.md; docs/formats.md, "Tokenizer"). The ids of units are computed by arithmetic. The string form goes through
+the tokenizer and gives the same ids.
 """
 
 import hashlib
@@ -116,7 +116,7 @@ class _SentencePiece:
 
 
 class _ByteLevelBPE:
-    """A tokenizer like Llama 3's (`tokenizer.json`): text and added tokens never share a piece, and there is no dummy space."""
+    """A tokenizer like Llama 3's (`tokenizer.json`), without a dummy space; text and added tokens never share a piece."""
 
     dummy_prefix: list[int] = []  # noqa: RUF012 - the same for all instances
 
@@ -169,7 +169,7 @@ class _ByteLevelBPE:
 
 
 class Vocabulary:
-    """A text tokenizer extended by the tokens of Spirit LM Base or Expressive. The module's text gives the order of the ids.
+    """A text tokenizer extended by the tokens of Spirit LM Base or Expressive; `load` reads one, `train` makes one.
 
     >>> vocabulary = Vocabulary.train(["the cat sat on the mat"] * 20, size=280)
     >>> ids = vocabulary.encode("[Text]the cat [Speech][Hu99][Hu49]")
@@ -177,8 +177,6 @@ class Vocabulary:
     True
     >>> vocabulary.decode(ids)
     '[Text]the cat [Speech][Hu99][Hu49]'
-
-    `load` reads a tokenizer, `train` makes one.
 
     Attributes:
         variant: "base" or "expressive".
@@ -222,14 +220,14 @@ class Vocabulary:
 
     @classmethod
     def load(cls, directory: str | os.PathLike, variant: Variant | None = None) -> "Vocabulary":
-        """Read a Hugging Face tokenizer directory: a released one, one of `train`, or a plain Llama's, which is extended.
+        """Read a Hugging Face tokenizer directory. A plain Llama's tokenizer is extended by the tokens of `variant`.
 
         Args:
             directory: holds `tokenizer.model` (SentencePiece) or `tokenizer.json` (Llama 3).
             variant: required for a plain Llama tokenizer; by default the variant of the files.
 
         Raises:
-            VocabularyError: there is no tokenizer, or its added tokens are not those of the variant; names the directory.
+            VocabularyError: names the directory; there is no tokenizer, or its added tokens are not the variant's.
         """
         directory = pathlib.Path(directory)
         files = {}
@@ -352,7 +350,7 @@ class Vocabulary:
         return [ids[len(self.prefix) :] for ids in self._tokenizer.encode_batch([TEXT_TOKEN + text for text in texts])]
 
     def encode(self, string: str) -> list[int]:
-        """Ids of a string with or without tokens in brackets, `<s>` first, exactly as the released tokenizer gives them."""
+        """Ids of a string with or without tokens in brackets, `<s>` first, equal to the released tokenizer's."""
         return [self.bos_id, *self._tokenizer.encode(string)]
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:

@@ -1,4 +1,4 @@
-"""Ids against the released layout (docs/paper.md) and the reference's tokenizer (golden), and arithmetic against strings."""
+"""Ids against the released layout (docs/paper.md), the reference's tokenizer (golden) and the string form."""
 
 import doctest
 import json
@@ -36,7 +36,7 @@ def test_examples_in_the_docstrings_hold():
 def test_encode_equals_the_reference(variant, flavor):
     vocabulary = Vocabulary.load(golden(f"tokenizers/small_{variant}_{flavor}"))
     assert vocabulary.variant == variant
-    # both flavors give the ids of the user-defined one; the reference cannot decode the other (docs/formats.md, "Tokenizer")
+    # both flavors give the ids of "userdef"; the reference cannot decode the other (docs/formats.md, "Tokenizer")
     rows = golden_json("tokenizer_tf446.json")["table"][f"small_{variant}_{flavor}|legacy=False"]["rows"]
     rows = [row for row in rows if "</s>" not in row["s"]]  # control tokens written as text stay text here
     assert len(rows) > 30

@@ -1,9 +1,10 @@
 """python tools/make_mini_corpus.py [--output spirit_jax/corpora/bundled]
 
-Makes the two bundled corpora, `spirit_mini` (speech, transcripts, word times) and `spirit_mini_text`. The sentences come from
-the grammar in `mini_corpus_text.py`. eSpeak NG speaks them through the `espeakng-loader` wheel, and they are stored as OGG Opus
-in prepared TFDS directories. eSpeak NG is GPL-3, and only this script needs it. Word times are those of the synthesizer's
-events. They are the same in every run. Samples may differ because of noise sources, so the audio is committed.
+Makes the two bundled corpora, `spirit_mini` (speech, transcripts, word times) and `spirit_mini_text`. The sentences
+come from the grammar in `mini_corpus_text.py`. eSpeak NG speaks them through the `espeakng-loader` wheel, and they are
+stored as OGG Opus in prepared TFDS directories. eSpeak NG is GPL-3, and only this script needs it. Word times are those
+of the synthesizer's events. They are the same in every run. Samples may differ because of noise sources, so the audio
+is committed.
 """
 
 import argparse
@@ -117,8 +118,8 @@ class Espeak:
 def word_spans(text: str, events: list[tuple], samples: int) -> list[tuple[int, int]] | None:
     """Start and end in samples of every blank-separated word, or None if the events do not match the words.
 
-    A word starts at its WORD event and ends at the first pause phone ("_...") after it, or at the next word. The text position
-    of an event may be off by one, so it belongs to the nearest start of a word.
+    A word starts at its WORD event and ends at the first pause phone ("_...") after it, or at the next word. The text
+    position of an event may be off by one, so it belongs to the nearest start of a word.
     """
     words, position, starts_in_text = text.split(), 0, []
     for word in words:

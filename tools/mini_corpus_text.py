@@ -1,7 +1,7 @@
 """Sentences and short stories for the bundled corpora, from a small English grammar of everyday topics.
 
-Every topic has its own people, verbs with their objects, and places. So a small language model has something to learn: who
-does what to what, and where. A story keeps its topic and refers to its people by pronouns.
+Every topic has its own people, verbs with their objects, and places. So a small language model has something to learn:
+who does what to what, and where. A story keeps its topic and refers to its people by pronouns.
 """
 
 import random

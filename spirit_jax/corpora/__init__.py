@@ -1,7 +1,7 @@
 """Corpora of speech and text, and their encoding into unit records.
 
-`open_input` opens whatever a user has: a manifest, a folder of audio files, lines of text, a prepared TFDS directory or the
-name of a bundled corpus. `write_corpus` prepares a TFDS directory with the features
+`open_input` opens whatever a user has: a manifest, a folder of audio files, lines of text, a prepared TFDS directory or
+the name of a bundled corpus. `write_corpus` prepares a TFDS directory with the features
 
     id text, text text, speaker text, audio the content of a file, words [{word, start_ms, end_ms}]
 

@@ -1,7 +1,7 @@
-"""Encoding of one block of consecutive utterances, whatever runs it: a local loop, one of several hosts, or a Beam worker.
+"""Encoding of one block of consecutive utterances, for a local loop, one of several hosts, or a Beam worker.
 
-A split is cut into blocks of a fixed size. Block i depends on the split and the speech tokenizer only, not on the order in
-which blocks are encoded or on who encodes them. `encoding.py` schedules the blocks of a job.
+A split is cut into blocks of a fixed size. Block i depends on the split and the speech tokenizer only, not on the order
+in which blocks are encoded or on who encodes them. `encoding.py` schedules the blocks of a job.
 """
 
 import contextlib

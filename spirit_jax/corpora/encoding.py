@@ -1,7 +1,8 @@
 """Encoding jobs: speech and a speech tokenizer give unit records; text gives text records.
 
-A job encodes the blocks of a split (`blocks.py`) and stores each in `DIR/.encoding-SPLIT/` until all are there. Then the
-blocks become the record files. A job that was killed resumes at its first missing block, and several hosts share one job.
+A job encodes the blocks of a split (`blocks.py`) and stores each in `DIR/.encoding-SPLIT/` until all are there. Then
+the blocks become the record files. A job that was killed resumes at its first missing block, and several hosts share
+one job.
 """
 
 import collections
@@ -102,8 +103,8 @@ def encode_split(
         The summary; None on every host but host 0, which writes the records.
 
     Raises:
-        EncodingError: as `encode_corpus`; on host 0 also when another host stays without a new block for `share.timeout`
-            seconds. Finished blocks stay, and both hosts resume when they are started again.
+        EncodingError: as `encode_corpus`; on host 0 also when another host stays without a new block for
+            `share.timeout` seconds. Finished blocks stay, and both hosts resume when they are started again.
     """
     directory, units = pathlib.Path(directory), ""
     if corpus.has_speech:

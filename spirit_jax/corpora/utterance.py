@@ -31,7 +31,7 @@ class Utterance:
     id: str
     """Name within the corpus."""
     audio: bytes | pathlib.Path | None
-    """Content of an audio file (FLAC, OGG, WAV, ...), or the path of one that is read when it is needed; None for text."""
+    """Content of an audio file (FLAC, OGG, WAV, ...), or the path of one, which is read when needed; None for text."""
     text: str
     """Transcript or document as published."""
     words: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Utterance:
     speaker: str = ""
     """Name of the speaker, "" if unknown."""
     transcript_required: bool = True
-    """Whether an empty transcript makes the utterance unusable; in many corpora speech without a transcript is normal."""
+    """Whether an empty transcript makes the utterance unusable; in many corpora it is normal."""
 
     def load(self) -> Float[np.ndarray, " R"]:
         """Check the utterance and decode its audio.
@@ -50,8 +50,8 @@ class Utterance:
             float32 [R] at 16 kHz.
 
         Raises:
-            CorpusError: names the utterance; its audio is missing, damaged or shorter than 80 ms, its transcript is empty
-                although one is required, or its words are out of order or outside the audio.
+            CorpusError: names the utterance; its audio is missing, damaged or shorter than 80 ms, its transcript is
+                empty although one is required, or its words are out of order or outside the audio.
         """
         self.check_transcript()
         try:
@@ -99,6 +99,6 @@ class Utterance:
         if bad.any():
             word = int(np.argmax(bad))
             raise CorpusError(
-                f"utterance {self.id!r}: word {word} ({self.words[word]!r}) at {spans[word, 0]}..{spans[word, 1]} ms is "
-                f"out of order or outside the {duration_ms:.0f} ms of audio"
+                f"utterance {self.id!r}: word {word} ({self.words[word]!r}) at {spans[word, 0]}..{spans[word, 1]} ms "
+                f"is out of order or outside the {duration_ms:.0f} ms of audio"
             )

@@ -17,8 +17,8 @@ class SourceConfig:
     path: str
     """Directory of unit records (`spirit_jax.encode` writes it)."""
     recipe: Recipe = "text"
-    """Kind of document made from a record: text, speech, interleaved, transcription, asr, tts, or asr_tts (one of the two,
-    drawn for each record and epoch)."""
+    """Kind of document made from a record: text, speech, interleaved, transcription, asr, tts, or asr_tts (one of the
+    two, drawn for each record and epoch)."""
     weight: float = 1.0
     """Share of the training tokens, relative to the weights of the other sources; 0 leaves the source out."""
     fraction: float = 1.0
@@ -56,11 +56,11 @@ class DataConfig:
     sources: dict[str, SourceConfig] = dataclasses.field(default_factory=dict)
     """Sources by name; weights count tokens, whatever the length of the records."""
     streams: int | None = None
-    """Number of logical streams that a batch is made of, by default one a row. It must divide the rows and be divisible by
-    the hosts. It decides the batches: keep it when the batch size changes in the middle of a run."""
+    """Number of logical streams that a batch is made of, by default one a row. It must divide the rows and be divisible
+    by the hosts. It decides the batches: keep it when the batch size changes in the middle of a run."""
     workers: int = 0
-    """Processes on each host that prepare batches ahead, at most one a stream; 0 prepares each batch in the training process
-    when it is needed. Does not change the batches."""
+    """Processes on each host that prepare batches ahead, at most one a stream; 0 prepares each batch in the training
+    process when it is needed. Does not change the batches."""
     prefetch: int = 2
     """Batches that each worker prepares ahead."""
     on_bad_record: Literal["error", "skip"] = "error"

@@ -27,8 +27,8 @@ def held_out_batches(
 ) -> Iterator[HostBatch]:
     """Yield this host's rows of every batch of a source's held-out split.
 
-    Each record occurs once, in order, with the random draws of epoch 0. The batches are finite and the same at every call;
-    the last one is filled up with rows of padding. Unusable records are an error or skipped, as in training.
+    Each record occurs once, in order, with the random draws of epoch 0. The batches are finite and the same at every
+    call; the last one is filled up with rows of padding. Unusable records are an error or skipped, as in training.
 
     Args:
         config: the mixture.

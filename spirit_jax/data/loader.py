@@ -50,8 +50,8 @@ class Loader:
         seed: of the run.
         host_index: number of this host. It gets the rows from `host_index * global_batch_size / host_count` on.
         host_count: number of hosts.
-        state: of `state()`, of one host or merged over all hosts; batches continue after the last one taken. The streams,
-            sequence length, sources and records must be the same; hosts, workers and batch size may differ.
+        state: of `state()`, of one host or merged over all hosts; batches continue after the last one taken. The
+            streams, sequence length, sources and records must be the same; hosts, workers and batch size may differ.
 
     Attributes:
         source_names: names of the sources, which the numbers in a batch's `sources` index.
@@ -131,8 +131,8 @@ class Loader:
     def state(self) -> dict[str, dict[str, Any]]:
         """The state of each of this host's streams after the last batch taken, by stream number.
 
-        A state consists of JSON values and takes under 2 kB a stream. The states of all hosts merged (`a | b | ...`) restore
-        on any number of hosts.
+        A state consists of JSON values and takes under 2 kB a stream. The states of all hosts merged (`a | b | ...`)
+        restore on any number of hosts.
         """
         return {str(number): state for number, state in self._states.items()}
 

@@ -25,9 +25,9 @@ _MIN_CHOICE = 32
 def choose_documents(lengths: Sequence[int], capacity: int) -> list[int]:
     """Choose the documents that fill a row best.
 
-    Document 0, which waits longest, is always taken, so that no document waits forever. The others are chosen so that the
-    sum of the lengths is the largest that fits: an exact subset sum, with the bits of a big integer as the reachable sums.
-    Among equally full choices, older documents (smaller indices) come first.
+    Document 0, which waits longest, is always taken, so that no document waits forever. The others are chosen so that
+    the sum of the lengths is the largest that fits: an exact subset sum, with the bits of a big integer as the
+    reachable sums. Among equally full choices, older documents (smaller indices) come first.
 
     Args:
         lengths: slots of each document, oldest first; the first has at most `capacity`.
@@ -96,10 +96,10 @@ def empty_batch(rows: int, sequence_length: int) -> HostBatch:
 def fill_row(batch: HostBatch, row: int, documents: Iterable[Int32[np.ndarray, " _N"]], prefix: int) -> int:
     """Put documents one after another into a row of padding.
 
-    A document of n + 1 ids takes n slots: `inputs` are all ids but the last, `targets` all but the first, so no target is a
-    token of another document. `segment_ids` are 1, 2, ... and 0 in padding, and `positions` restart with each document.
-    `loss_mask` is off in padding, and where the target is one of the constant ids that open every document (the dummy piece
-    after `<s>`), which the model need not learn.
+    A document of n + 1 ids takes n slots: `inputs` are all ids but the last, `targets` all but the first, so no target
+    is a token of another document. `segment_ids` are 1, 2, ... and 0 in padding, and `positions` restart with each
+    document. `loss_mask` is off in padding, and where the target is one of the constant ids that open every document
+    (the dummy piece after `<s>`), which the model need not learn.
 
     Args:
         batch: from `empty_batch`; changed in place.

@@ -62,8 +62,8 @@ class UnitRecord:
         """Check that sequences can be made from the record.
 
         Raises:
-            RecordError: names the record and the problem: no text, no frame, words that are empty, out of order or outside
-                the audio, and the like.
+            RecordError: names the record and the problem: no text, no frame, words that are empty, out of order or
+                outside the audio, and the like.
         """
         problem = self._problem()
         if problem:
@@ -186,10 +186,10 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
 
 
 class RecordWriter:
-    """Writes one split of a record directory. The split appears when the writer is closed, and replaces an existing one.
+    """Writes one split of a record directory, which appears or is replaced when the writer is closed.
 
-    An exception inside the `with` block leaves the directory as it was. Records go to the shards in turn. Splits are added to
-    a directory one after another.
+    An exception inside the `with` block leaves the directory as it was. Records go to the shards in turn. Splits are
+    added to a directory one after another.
 
     Example::
 
@@ -290,7 +290,9 @@ def _split_of(file: str) -> str:
 
 
 class RecordSource:
-    """Random access to the records of one split. Files open on first use, so a source can be pickled and used after a fork.
+    """Random access to the records of one split.
+
+    Files open on first use, so a source can be pickled, and used after a fork.
 
     Example::
 
@@ -300,7 +302,7 @@ class RecordSource:
     Args:
         directory: a directory that `RecordWriter` wrote.
         split: name of the split.
-        allow_damaged: whether to open the split although files are missing or truncated; reading one of their records raises.
+        allow_damaged: whether to open the split although files are missing or truncated; their records raise when read.
 
     Attributes:
         directory: the directory.

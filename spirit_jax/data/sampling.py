@@ -62,8 +62,8 @@ class Shuffle:
         records: number of records.
         seed: of the run.
         source: name of the source; sources of one length are shuffled differently.
-        fraction: part of the records in use, 0..1. The records of a smaller fraction are among those of a larger one, and
-            they are the same for every seed, so that runs can be compared.
+        fraction: part of the records in use, 0..1. The records of a smaller fraction are among those of a larger one,
+            and they are the same for every seed, so that runs can be compared.
 
     Attributes:
         length: records in an epoch.
@@ -95,9 +95,9 @@ class Shuffle:
 class Mixture:
     """The source of each row, in proportion to the weights.
 
-    The sources divide the unit interval by weight. Row g takes the source in which the point `offset + g * golden ratio`
-    (mod 1) falls. Among any n consecutive rows, the share of a source then differs from its weight by O(log n / n);
-    independent draws would differ by O(n ** -0.5).
+    The sources divide the unit interval by weight. Row g takes the source in which the point
+    `offset + g * golden ratio` (mod 1) falls. Among any n consecutive rows, the share of a source then differs from its
+    weight by O(log n / n); independent draws would differ by O(n ** -0.5).
 
     Args:
         weights: of the sources, not negative, not all 0.

@@ -14,16 +14,16 @@ A document is `[*vocabulary.prefix, content..., eos]`. In string form, the conte
 
 The paper leaves some choices open:
 
-- Words within a text span are joined by single spaces. A text span before speech ends with a space, as the paper prints it.
-  The ids are those that the tokenizer gives for the whole string form.
-- Frame i (40 ms of HuBERT) belongs to a word if its center, 40 i + 20 ms, lies in the word's time span. A speech span is
-  contiguous audio, from the first frame of its first word to the last frame of its last word. Pauses within it stay; a pause
-  at a switch is in neither modality. A span without any frame (a word under 40 ms) is left out.
-- The released vocabulary has no `[ASR]` and `[TTS]`. They are written as ordinary text pieces unless the tokenizer has them.
-- A document longer than a row is cut into several, each with its own prefix and modality token. Text is cut before a word,
-  speech and aligned documents at a word boundary, and whole speech without word times also at full seconds. So each part is
-  a document as if its words were the whole utterance. A record that cannot be cut cannot be used: an `asr` or `tts` pair
-  without word times, or a word longer than a row.
+- Words within a text span are joined by single spaces. A text span before speech ends with a space, as the paper prints
+  it. The ids are those that the tokenizer gives for the whole string form.
+- Frame i (40 ms of HuBERT) belongs to a word if its center, 40 i + 20 ms, lies in the word's time span. A speech span
+  is contiguous audio, from the first frame of its first word to the last frame of its last word. Pauses within it stay;
+  a pause at a switch is in neither modality. A span without any frame (a word under 40 ms) is left out.
+- The released vocabulary has no `[ASR]` and `[TTS]`. They are ordinary text pieces unless the tokenizer has them.
+- A document longer than a row is cut into several, each with its own prefix and modality token. Text is cut before a
+  word, speech and aligned documents at a word boundary, and whole speech without word times also at full seconds. So
+  each part is a document as if its words were the whole utterance. A record that cannot be cut cannot be used: an `asr`
+  or `tts` pair without word times, or a word longer than a row.
 """
 
 import bisect
@@ -294,8 +294,8 @@ def span_unit_ids(
 ) -> list[Int32[np.ndarray, " _N"]]:
     """`vocabulary.unit_ids(units.cut(first, last))` of many spans of frames at once, which is faster.
 
-    Every frame has three places in the order style, pitch, HuBERT, which is the order of start times up to 100 s. A place is
-    kept where a unit of that stream begins and, except for style, differs from the one before.
+    Every frame has three places in the order style, pitch, HuBERT, which is the order of start times up to 100 s. A
+    place is kept where a unit of that stream begins and, except for style, differs from the one before.
 
     Args:
         vocabulary: of the model.

@@ -1,7 +1,7 @@
 """Logical streams: each makes rows from its own share of every source, and its state is a few numbers.
 
-Stream v of V makes rows v, V + v, 2 V + v, ... of the run. Its k-th draw from a source is position k V + v of that source's
-shuffled sequence. So the rows of a stream depend on (config, seed, v) only, and not on hosts, workers or time.
+Stream v of V makes rows v, V + v, 2 V + v, ... of the run. Its k-th draw from a source is position k V + v of that
+source's shuffled sequence. So the rows of a stream depend on (config, seed, v) only, and not on hosts, workers or time.
 """
 
 import dataclasses
@@ -69,7 +69,7 @@ class Stream:
         """Make the next row.
 
         Returns:
-            `(source, documents)`: the number of the source, and its documents, which together fit `sequence_length` slots.
+            `(source, documents)`: the number of the source, and documents that together fit `sequence_length` slots.
 
         Raises:
             RecordError: a record cannot be used and the source does not skip it, or too many cannot be used.

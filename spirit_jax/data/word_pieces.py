@@ -6,9 +6,9 @@ from spirit_jax.vocabulary import Vocabulary
 class WordPieces:
     """`vocabulary.encode_text` with a cache of the pieces of each word: the same ids, faster.
 
-    A SentencePiece model with Llama's training settings has no piece with a space inside or at its end, except for runs of
-    spaces. So each word with the one space before it has pieces of its own. Texts with longer runs of spaces, and other kinds
-    of tokenizers, are encoded by the tokenizer as a whole.
+    A SentencePiece model with Llama's training settings has no piece with a space inside or at its end, except for runs
+    of spaces. So each word with the one space before it has pieces of its own. Texts with longer runs of spaces, and
+    other kinds of tokenizers, are encoded by the tokenizer as a whole.
 
     Args:
         vocabulary: its tokenizer.

@@ -110,7 +110,7 @@ def test_word_times_fit_the_decoded_audio(decoded):
     assert np.median(words) - max(before) > 35
     assert len(pauses) > 10
     assert np.median(words) - np.median(pauses) > 35
-    # After coding and decoding, speech starts and ends where the synthesizer said; a stop may close up to 70 ms earlier.
+    # After coding and decoding, speech starts and ends at the synthesizer's times; a stop may close 70 ms earlier.
     assert np.min(onset) > -5
     assert abs(np.median(onset)) < 20
     assert np.max(offset) < 10

@@ -1,4 +1,4 @@
-"""Training and held-out batches: dependence on (config, seed, N) only, exact resumption, and no document lost or repeated."""
+"""Training and held-out batches: a function of (config, seed, N), exact resumption, no document lost or repeated."""
 
 import concurrent.futures
 import dataclasses
@@ -189,7 +189,7 @@ def test_weights_count_tokens(corpus, vocabulary):
         np.add.at(tokens, batch["sources"], (batch["segment_ids"] > 0).sum(1))
     shares = np.array(list(weights.values())) / 3.5
     assert (np.abs(rows - 800 * shares) <= 2 + np.log2(800) / 2).all()  # the bound of the mixture
-    # documents here take up to half a row, so every source fills its rows to 93 % or more, which bounds its share of tokens
+    # documents here take up to half a row, so every source fills 93 % of its rows or more, which bounds its share
     assert (tokens / (rows * LENGTH) > 0.93).all()
     assert (np.abs(tokens / tokens.sum() - shares) < 0.03).all()
 

@@ -82,7 +82,7 @@ def frames_of(record: UnitRecord, first_word: int, last_word: int) -> list[int]:
 
 
 def unit_string(record: UnitRecord, frames: list[int], *, expressive: bool = True) -> str:
-    """String form of consecutive frames: runs of units collapsed, sorted by start time (docs/formats.md, "Speech tokenizer")."""
+    """String form of consecutive frames: runs collapsed, sorted by time (docs/formats.md, "Speech tokenizer")."""
     tokens, units = [], units_of(record)
     for order, name, stream, every, rate in (
         (0, "St", units.style, 25, 1.0),

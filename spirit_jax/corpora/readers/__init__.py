@@ -1,7 +1,7 @@
 """Readers: one file for each kind of input. `spirit_jax.corpora.inputs` has the table of them.
 
-A reader is a class with the members of `inputs.Input`, a function that says whether it reads an `InputPath`, and one that
-opens it.
+A reader is a class with the members of `inputs.Input`, a function that says whether it reads an `InputPath`, and one
+that opens it.
 """
 
 import hashlib

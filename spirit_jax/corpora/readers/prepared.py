@@ -28,7 +28,7 @@ class Corpus(Sequence[Utterance]):
     """
 
     def __init__(self, directory: str | os.PathLike, split: str):
-        """Open a split of the TFDS directory that holds `dataset_info.json`, or of the newest version under `directory`.
+        """Open a split of a TFDS directory, or of the newest version in it.
 
         Raises:
             CorpusError: names the directory; it holds no prepared corpus or no such split, or features are missing.

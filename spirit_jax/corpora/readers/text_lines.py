@@ -19,8 +19,8 @@ _NEWLINE = ord("\n")
 class TextLines(Sequence[Utterance]):
     """The documents of JSONL files, in the order of the files and lines.
 
-    A line is an object with `text`. The id is the line's `id`, by default FILE:LINE; other fields are ignored. The files are
-    memory-mapped, and 8 bytes a line are kept.
+    A line is an object with `text`. The id is the line's `id`, by default FILE:LINE; other fields are ignored. The
+    files are memory-mapped, and 8 bytes a line are kept.
 
     Attributes:
         name: of the corpus.

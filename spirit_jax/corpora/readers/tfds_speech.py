@@ -1,6 +1,6 @@
-"""Speech that stock TFDS builders prepared (`features.Audio`: librispeech, libritts, ljspeech, vctk, ...), read without TensorFlow.
+"""Speech that stock TFDS builders prepared (librispeech, libritts, ljspeech, vctk, ...), read without TensorFlow.
 
-TFDS itself needs TensorFlow to read `features.Audio`. Records are `tf.train.Example` protocol buffers in ArrayRecord or
+Such datasets have one `features.Audio`. TFDS itself needs TensorFlow to read it. Records are `tf.train.Example` protocol buffers in ArrayRecord or
 TFRecord files. They hold the samples of the audio, or with `lazy_decode` the content of an audio file.
 """
 
@@ -31,7 +31,7 @@ FEATURES = {
 
 
 class TFDSSpeech(Sequence[Utterance]):
-    """One split of a TFDS directory with one `features.Audio`. An utterance without an id gets the number of its record.
+    """One split of a TFDS directory with one `features.Audio`. The id defaults to the number of the record.
 
     Attributes:
         name: of the dataset.
@@ -47,8 +47,8 @@ class TFDSSpeech(Sequence[Utterance]):
         """Open the files of a split.
 
         Raises:
-            CorpusError: names the directory; it has no such split, not exactly one audio feature or no sample rate, or files
-                are missing or damaged.
+            CorpusError: names the directory; it has no such split, not exactly one audio feature or no sample rate, or
+                files are missing or damaged.
         """
         self.location, self.split = directory, split
         info = read_json(directory / "dataset_info.json", CorpusError)
