@@ -1,12 +1,12 @@
-"""Measures memory and time of converting a synthetic Llama of Spirit LM's width: import, export, and export of a training step.
+"""Measures the memory and time of importing and exporting a synthetic Llama of Spirit LM's width.
 
     python benchmarks/convert.py [--layers 4] [--directory /tmp] [--step]
 
-With 32 layers the model has the full 7 billion parameters: 13.5 GB in bfloat16, three times on disk. Memory does not depend on the
-number of layers, because a conversion holds a block of one tensor at a time. Each command runs in a process of its own. "memory" is
-the peak of its anonymous resident pages, without the mapped pages of files, which the kernel drops when it needs memory. "start" is
-that peak for a process that only imports the libraries. `--step` also saves the model as a training run does, which takes its size in
-memory, and exports that step.
+With 32 layers the model has the full 7 billion parameters: 13.5 GB in bfloat16, three times on disk. Memory does not
+depend on the number of layers, because a conversion holds a block of one tensor at a time. Each command runs in a
+process of its own. "memory" is the peak of its anonymous resident pages, without the mapped pages of files, which the
+kernel drops when it needs memory. "start" is that peak for a process that only imports the libraries. `--step` also
+saves the model as a training run does, which takes its size in memory, and exports that step.
 """
 
 import argparse

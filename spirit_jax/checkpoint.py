@@ -1,7 +1,8 @@
 """The checkpoint directory: `config.json`, `tokenizer/`, `llm/` (Orbax) and the parts under `speech_tokenizer/`.
 
-Converted weights, a training run and every step of it are all such directories (docs/architecture.md). Any part may be missing, and
-asking for it raises an error that says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/`; its other parts are those of `RUN`.
+Converted weights, a training run and every step of it are all such directories (docs/architecture.md). Any part may be
+missing, and asking for it raises an error that says so. A step, `RUN/checkpoints/STEP`, holds its own `llm/`; its other
+parts are those of `RUN`.
 """
 
 import os
@@ -30,7 +31,7 @@ class CheckpointError(SpiritError):
 
 
 def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
-    """The path of a part (`CONFIG`, `TOKENIZER`, `speech_tokenizer/pitch`, ...) of a checkpoint directory, or of a step's run.
+    """The path of a part such as `TOKENIZER` or `speech_tokenizer/pitch`. A step that lacks it uses that of its run.
 
     Raises:
         CheckpointError: no such directory, or no such part in it; the message lists the parts that are there.
@@ -79,8 +80,8 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
         abstract_params: a tree of `jax.ShapeDtypeStruct`, each with a sharding.
 
     Raises:
-        CheckpointError: no `llm/` there, a file of it is not as a training run wrote it, or its tree or a shape differs from
-            `abstract_params`; names the first difference.
+        CheckpointError: no `llm/` there, a file of it is not as a training run wrote it, or its tree or a shape differs
+            from `abstract_params`; names the first difference.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -88,7 +89,7 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
 
 
 def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
-    """Open the language model's parameters: a tree with a `StoredArray` for each. Arguments and errors are those of `load_llm`."""
+    """Open the language model's parameters as a tree of `StoredArray`, with the arguments and errors of `load_llm`."""
     directory = _checked_llm(directory, abstract_params)
     return unflatten(open_arrays(directory, flatten(abstract_params)))
 
@@ -125,8 +126,8 @@ class StoredArray:
 def open_arrays(directory: pathlib.Path, paths: Iterable[str]) -> dict[str, StoredArray]:
     """Open arrays of the `llm/` in a directory by their paths, without any check.
 
-    Stacked layers are stored in one chunk for each layer (`convert.formats.orbax_file`, `training.checkpoints`), so that reading a
-    layer reads no other.
+    Stacked layers are stored in one chunk for each layer (`convert.formats.orbax_file`, `training.checkpoints`), so
+    that reading a layer reads no other.
     """
     import tensorstore
 
@@ -187,7 +188,7 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_arrays(directory: str | os.PathLike, tree: Mapping[str, Any]) -> None:
-    """Write the arrays of a speech tokenizer's part, a nested dict, as one safetensors file in an existing directory."""
+    """Write the nested dict of arrays of a speech tokenizer's part as a safetensors file in an existing directory."""
     flat = {path: np.ascontiguousarray(value) for path, value in flatten(tree).items()}
     write_file(pathlib.Path(directory) / _ARRAYS, safetensors.numpy.save(flat))
 

@@ -30,9 +30,9 @@ Exit code 2: the arguments or the inputs cannot be used. 1: the conversion faile
 """
 
 _SOURCES = """\
-A released source is a tree with `spiritlm_model/` and `speech_tokenizer/`, one of its folders, the folder of the part that
---only names, or the directory of a Hugging Face Llama, whose vocabulary is extended to --model. With --only hubert, the folder
-may hold any fairseq HuBERT (*.pt) with k-means centroids (*_L11_km500.bin, km.bin, *kmeans*.npy).
+A released source is a tree with `spiritlm_model/` and `speech_tokenizer/`, one of its folders, the folder of the part
+that --only names, or the directory of a Hugging Face Llama, whose vocabulary is extended to --model. With --only
+hubert, the folder may hold any fairseq HuBERT (*.pt) with k-means centroids (*_L11_km500.bin, km.bin, *kmeans*.npy).
 """
 
 _HELP = {
@@ -56,8 +56,8 @@ examples:
   {PROG} export --source runs/my_run/checkpoints/10000 --target released_mine --only llm
 """,
     "verify": f"""\
-Compare every tensor of a released source with a spirit_jax checkpoint directory. If PyTorch is installed, also run both networks
-of every part on the same input. The exit code is 1 if anything differs.
+Compare every tensor of a released source with a spirit_jax checkpoint directory. If PyTorch is installed, also run both
+networks of every part on the same input. The exit code is 1 if anything differs.
 
 {_SOURCES}
 example:

@@ -4,7 +4,7 @@ from spirit_jax.core.errors import JobError, SpiritError
 
 
 class ConversionError(JobError):
-    """A checkpoint that cannot be converted; the message names the file, the key, the value found and what was expected."""
+    """A checkpoint that cannot be converted; the message names the file, the key, and the found and expected values."""
 
 
 class UsageError(SpiritError):

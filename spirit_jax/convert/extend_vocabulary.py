@@ -31,8 +31,8 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
 def extend_tokenizer(source: pathlib.Path, target: pathlib.Path, variant: Variant) -> None:
     """Copy a plain Llama's tokenizer and add the tokens of Spirit LM in the form that the released tokenizers have.
 
-    A `tokenizer.model` gets user-defined pieces, and a `tokenizer.json` beside it, which would lack them, is not copied. A Llama 3's
-    `tokenizer.json` gets added tokens.
+    A `tokenizer.model` gets user-defined pieces, and a `tokenizer.json` beside it, which would lack them, is not
+    copied. A Llama 3's `tokenizer.json` gets added tokens.
 
     Raises:
         ConversionError: the result does not give the ids that `Vocabulary` gives for the source.
@@ -64,9 +64,9 @@ def extend_tokenizer(source: pathlib.Path, target: pathlib.Path, variant: Varian
 def extend_rows(array: ReadableArray, axis: int, known: int, size: int, seed: int) -> StackedArray:
     """The embedding [V, D] or the head [D, V] with its first `known` tokens unchanged and new ones up to `size`.
 
-    The features of a new token are drawn from a normal distribution that has, feature by feature, the mean and the standard
-    deviation of the known tokens, so that new tokens start out as ordinary as the old ones. The draws are float32 from Philox with
-    `seed`, rounded to the type of the array.
+    The features of a new token are drawn from a normal distribution that has, feature by feature, the mean and the
+    standard deviation of the known tokens, so that new tokens start out as ordinary as the old ones. The draws are
+    float32 from Philox with `seed`, rounded to the type of the array.
 
     Args:
         axis: the axis of tokens, 0 for the embedding and 1 for the head.

@@ -30,8 +30,8 @@ def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Pat
     """Open a Hugging Face Llama; its weights are read later.
 
     Returns:
-        The network's config, the directory of its tokenizer (None without one), and a function that takes a tree of abstract
-        parameters, each with a sharding, and returns the parameters.
+        The network's config, the directory of its tokenizer (None without one), and a function that takes a tree of
+        abstract parameters, each with a sharding, and returns the parameters.
 
     Raises:
         ConversionError: not a Llama, or tensors that do not fit its config; names them.

@@ -32,7 +32,8 @@ def run_jobs(
 ) -> None:
     """Write all jobs into a staging directory beside `target`, then move the result to its place.
 
-    If the target exists, only the converted parts of it are replaced. If a job fails or is interrupted, the target is unchanged.
+    If the target exists, only the converted parts of it are replaced. If a job fails or is interrupted, the target is
+    unchanged.
 
     Raises:
         FileExistsError: the target exists and `overwrite` is false.

@@ -1,4 +1,4 @@
-"""Opens the language model of a checkpoint directory as PyTorch tensors and plans its export to a Hugging Face Llama."""
+"""Plans the export of a checkpoint's language model to a Hugging Face Llama."""
 
 import json
 import pathlib

@@ -1,4 +1,4 @@
-"""Plans the import of a Hugging Face Llama: a released Spirit LM, or a plain Llama whose vocabulary is extended for speech."""
+"""Plans the import of a Hugging Face Llama: a released Spirit LM, or a plain Llama that is extended for speech."""
 
 import dataclasses
 import json

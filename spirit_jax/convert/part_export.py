@@ -57,14 +57,14 @@ def export_part(part: ReleasedPart, directory: pathlib.Path) -> ExportedPart:
         directory: the part's own directory.
 
     Raises:
-        ConversionError: the part was not imported from a released one, or lacks a file or an array, or a weight file that is
-            exported verbatim no longer holds the part's arrays.
+        ConversionError: the part was not imported from a released one, or lacks a file or an array, or a weight file
+            that is exported verbatim no longer holds the part's arrays.
     """
     folder = directory / released_folder.FOLDER
     if not folder.is_dir():
         raise ConversionError(
-            f"{directory}: no {released_folder.FOLDER}/ there: the part was not imported from a released checkpoint, so its "
-            "released config is unknown"
+            f"{directory}: no {released_folder.FOLDER}/ there: the part was not imported from a released checkpoint, "
+            "so its released config is unknown"
         )
     released = ReleasedFolder.load(folder)
     config = read_json(directory / checkpoint.CONFIG, ConversionError)

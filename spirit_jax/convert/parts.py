@@ -1,7 +1,7 @@
 """The parts of the released speech tokenizer: their folders, weight files, mapping tables and configs.
 
-An imported part, `speech_tokenizer/<name>/`, holds `config.json` (`kind` and the sizes of the network), `params.safetensors`
-(arrays by JAX path) and `released/` (`released_folder.py`).
+An imported part, `speech_tokenizer/<name>/`, holds `config.json` (`kind` and the sizes of the network),
+`params.safetensors` (arrays by JAX path) and `released/` (`released_folder.py`).
 """
 
 import pathlib
@@ -65,7 +65,7 @@ def _pitch_config(contents: Contents) -> dict[str, Any]:
 
 
 def _speaker_stats(contents: Contents) -> str | None:
-    """Name of the file of the speakers' statistics. The released path is that of training; only its name counts here."""
+    """Name of the file of the speakers' statistics, whose path in the config is the one at training time."""
     found = contents["config.yaml"].get("speaker_stats")
     return pathlib.PurePosixPath(found).name or None if isinstance(found, str) else None
 

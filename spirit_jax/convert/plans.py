@@ -1,6 +1,7 @@
 """Plans an import or an export: finds the parts in the source, checks them, and returns a job for each.
 
-A source of an import is a released tree (`spiritlm_model/` and `speech_tokenizer/`), one of its folders, or a Hugging Face Llama.
+A source of an import is a released tree (`spiritlm_model/` and `speech_tokenizer/`), one of its folders, or a Hugging
+Face Llama.
 """
 
 import dataclasses

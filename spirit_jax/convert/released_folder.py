@@ -2,8 +2,10 @@
 
 An export needs it to write the released files back, bit for bit:
 
-weights.json          for each weight file: its containers, configs and keys in order, with a mark in the place of the tensors; a
-                      weight file that cannot be written without code (a pickled k-means model) is marked as kept verbatim
+weights.json          for each weight file: its containers, configs and keys in order, with a mark in the place of the
+tensors; a
+                      weight file that cannot be written without code (a pickled k-means model) is marked as kept
+                      verbatim
 unused.safetensors    tensors that the networks do not use, as FILE:KEY
 everything else       small files of the released folder and weight files that are kept verbatim, unchanged
 """
@@ -83,7 +85,9 @@ class ReleasedFolder:
 
 
 def describe(value: Any, state: Any) -> Any:
-    """Nested containers as JSON, with a mark that holds the keys in the place of `state`, the dict of tensors inside them.
+    """Nested containers as JSON, with a mark in the place of `state`, the dict of tensors inside them.
+
+    The mark holds the keys of `state` in order.
 
     Raises:
         ConversionError: a tensor outside `state`, or anything that is not data.

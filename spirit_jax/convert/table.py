@@ -10,26 +10,28 @@ A table is a tuple of rows that a reader can check by eye:
         Kept("mask_emb"),
     )
 
-* The first column is the name of the PyTorch tensor. The second column is the path in the tree of JAX parameters, joined by "/".
-* `{l}` matches 0, 1, 2, ...; `{p:q,k,v}` matches one of the words. If the JAX path has the index too, each tensor is an array of its
-  own. If it lacks the index, the tensors are stacked along an axis with this letter: first on the left of the third column, anywhere
-  on the right.
-* The third column is the layout, PyTorch -> JAX. Letters are axes, `(n h)` is one axis that holds two (n is the slower one), `1` is
-  an axis of size one. A layout only reorders values, so reading it from right to left inverts it, and nothing is rounded. A dense
-  kernel is "o i -> i o", a convolution kernel "o i k -> k i o", a transposed convolution "i o k -> k i o", and an unchanged array
-  "a b -> a b".
-* The first column may be a tuple of alternative names, of which a file has one (`weight_g` or `parametrizations.weight.original0`).
-* `Kept(pattern)`: a known tensor that the JAX network does not use (`*` matches anything). It is stored beside the parameters, so
-  that an export returns every tensor. A tensor that no row names stops the conversion.
-* `Same(name, other)`: a second name of the same tensor (tied embeddings). Its values must be equal. An export writes it if the
-  released file had it.
+* The first column is the name of the PyTorch tensor. The second column is the path in the tree of JAX parameters,
+  joined by "/".
+* `{l}` matches 0, 1, 2, ...; `{p:q,k,v}` matches one of the words. If the JAX path has the index too, each tensor is an
+  array of its own. If it lacks the index, the tensors are stacked along an axis with this letter: first on the left of
+  the third column, anywhere on the right.
+* The third column is the layout, PyTorch -> JAX. Letters are axes, `(n h)` is one axis that holds two (n is the slower
+  one), `1` is an axis of size one. A layout only reorders values, so reading it from right to left inverts it, and
+  nothing is rounded. A dense kernel is "o i -> i o", a convolution kernel "o i k -> k i o", a transposed convolution "i
+  o k -> k i o", and an unchanged array "a b -> a b".
+* The first column may be a tuple of alternative names, of which a file has one (`weight_g` or
+  `parametrizations.weight.original0`).
+* `Kept(pattern)`: a known tensor that the JAX network does not use (`*` matches anything). It is stored beside the
+  parameters, so that an export returns every tensor. A tensor that no row names stops the conversion.
+* `Same(name, other)`: a second name of the same tensor (tied embeddings). Its values must be equal. An export writes it
+  if the released file had it.
 
 To add a network, write `components/<network>.py` with
-    rows(config) -> tuple of rows        `config` is the part's config.json (see `parts.py`); most tables use little of it
-    shapes(config) -> {path: shape}      what the JAX network expects, from `parameter_shapes`
-and name its files in `parts.py`. Shapes always come from the JAX network. A missing, unknown or mis-shaped tensor is therefore found
-by comparing the file with what the network needs, and not with the file itself. Write variants (`conv_pos_batch_norm`) as an `if`
-on the config around whole rows.
+    rows(config) -> tuple of rows        `config` is the part's config.json (see `parts.py`); most tables use little of
+    it shapes(config) -> {path: shape}      what the JAX network expects, from `parameter_shapes`
+and name its files in `parts.py`. Shapes always come from the JAX network. A missing, unknown or mis-shaped tensor is
+therefore found by comparing the file with what the network needs, and not with the file itself. Write variants
+(`conv_pos_batch_norm`) as an `if` on the config around whole rows.
 """
 
 import fnmatch
@@ -56,7 +58,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Row:
-    """The name of a PyTorch tensor (or alternative names), the path of its JAX array, and the layout "PyTorch -> JAX"."""
+    """The name of a PyTorch tensor (or alternative names), the path of its JAX array, and its layout."""
 
     torch: str | tuple[str, ...]
     jax: str
@@ -88,7 +90,7 @@ Rows = tuple[Row | Kept | Same, ...]
 
 @dataclass(frozen=True)
 class TensorMapping:
-    """One PyTorch tensor and its place: `layout` rearranges `array[index]` of the JAX array at `path` into the tensor."""
+    """One PyTorch tensor, which `layout` makes of `array[index]`, where `array` is the JAX array at `path`."""
 
     names: tuple[str, ...]
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Weight files of the released speech tokenizer: under which names they come, and how their tensors are found inside them."""
+"""Weight files of the released speech tokenizer: the names that they may have, and where their tensors are."""
 
 import importlib.util
 import pathlib
@@ -114,9 +114,10 @@ def installed_fcpe() -> pathlib.Path | None:
 
 
 def from_fairseq(content: Any, path: pathlib.Path) -> tuple[Any, list[str]]:
-    """A checkpoint of fairseq's trainer in the released layout (model, two configs, dictionaries), and a note that says so.
+    """Bring a checkpoint of fairseq's trainer into the released layout: model, two configs and dictionaries.
 
-    Any other content is returned unchanged.
+    Returns:
+        The content, unchanged if it is not a checkpoint of that trainer, and notes for the user.
     """
     if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys() or not isinstance(content["cfg"], dict):
         return content, []

@@ -1,7 +1,7 @@
-"""Seals a directory with the size and CRC-32 of each file, so that a later reader finds damage before it uses the content.
+"""Seals a directory with the size and CRC-32 of each file, so that a reader finds damage before it uses the content.
 
-Several processes may share the work: each writes the checksums of every `count`-th file, and the directory is sealed when
-all have done so. CRC-32 detects every single flipped byte.
+Several processes may share the work: each writes the checksums of every `count`-th file, and the directory is sealed
+when all have done so. CRC-32 detects every single flipped byte.
 """
 
 import concurrent.futures

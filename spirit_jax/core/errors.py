@@ -1,7 +1,8 @@
 """One place that maps errors to a message on standard error and an exit code.
 
-Every error that a user can cause derives from `SpiritError`. Its message names the file or field, the value found, what was
-expected and what to do. A command runs inside `exit_codes`, which prints the message in one line and any details below it.
+Every error that a user can cause derives from `SpiritError`. Its message names the file or field, the value found, what
+was expected and what to do. A command runs inside `exit_codes`, which prints the message in one line and any details
+below it.
 """
 
 import contextlib

@@ -11,7 +11,7 @@ from tests.support.trees import LLAMAS, SPEECH, run_import
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory):
-    """A released tree with both language models and every part; FCPE has small weights and not the installed package's."""
+    """A released tree with both language models and every part; FCPE has small weights of its own."""
     root = tmp_path_factory.mktemp("released")
     shutil.copytree(SPEECH, root / "speech_tokenizer")
     (root / "speech_tokenizer/fcpe").mkdir()

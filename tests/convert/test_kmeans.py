@@ -1,4 +1,4 @@
-"""K-means quantizers beside HuBERT, as people publish them: joblib and plain pickles of scikit-learn models, `.npy` and `.pt`."""
+"""K-means quantizers beside HuBERT, as published: joblib and plain pickles of scikit-learn models, `.npy` and `.pt`."""
 
 import io
 import json
@@ -6,6 +6,7 @@ import os
 import pathlib
 import pickle
 import shutil
+from typing import Any
 
 import joblib
 import numpy as np
@@ -25,12 +26,15 @@ from spirit_jax.speech.loading import load_phonetic_encoder
 from tests.support.goldens import golden
 
 HUBERT = golden("variants/hubert_25hz_batch_norm/mhubert_base_25hz.pt")
+ONE_RUN: Any = 1
+"""A value of scikit-learn's `n_init`, which takes integers although a type checker infers a string from its default."""
+
 POINTS = np.random.default_rng(0).standard_normal((60, 32)).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return MiniBatchKMeans(5, n_init=1, max_iter=5, random_state=np.random.RandomState(3)).fit(POINTS)
+    return MiniBatchKMeans(5, n_init=ONE_RUN, max_iter=5, random_state=np.random.RandomState(3)).fit(POINTS)
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
@@ -38,7 +42,7 @@ def model():
 def test_centroids_are_read_from_every_pickle_protocol(dump, protocol, model, tmp_path):
     dump(model, tmp_path / "km.bin", protocol=protocol)
     np.testing.assert_array_equal(load_centers(tmp_path / "km.bin"), model.cluster_centers_)
-    wide = KMeans(3, n_init=1, max_iter=2, random_state=0).fit(POINTS.astype(np.float64))
+    wide = KMeans(3, n_init=ONE_RUN, max_iter=2, random_state=0).fit(POINTS.astype(np.float64))
     dump(wide, tmp_path / "km.bin", protocol=protocol)
     found = load_centers(tmp_path / "km.bin")
     assert found.dtype == np.float64
@@ -58,7 +62,7 @@ class Hostile:
 def test_code_in_a_model_is_refused_by_name_and_does_not_run(model, tmp_path):
     """The code comes after the centroids, where a reader that stops at them would not find it."""
     hostile = MiniBatchKMeans(5)
-    hostile.__dict__ |= {**model.__dict__, "zzz": Hostile(str(tmp_path / "ran"))}
+    vars(hostile).update(vars(model), zzz=Hostile(str(tmp_path / "ran")))
     joblib.dump(hostile, tmp_path / "km.bin")
     with pytest.raises(ConversionError, match=r"km.bin: the file asks for (posix|nt|os)\.mkdir, .* refused"):
         load_centers(tmp_path / "km.bin")
@@ -113,7 +117,7 @@ def features():
 
 def test_twist_files_give_the_units_of_scikit_learn_and_are_exported_unchanged(features, tmp_path):
     audio, x = features
-    kmeans = MiniBatchKMeans(7, n_init=1, random_state=0).fit(x)
+    kmeans = MiniBatchKMeans(7, n_init=ONE_RUN, random_state=0).fit(x)
     source = twist(tmp_path / "twist", "mhubert_base_25hz_cp_mls_cv_sp_fisher_L3_km7.bin", kmeans)
     run_jobs(plan_import(source, ["hubert"]), tmp_path / "converted", overwrite=False)
     config = json.loads((tmp_path / "converted/speech_tokenizer/phonetic/config.json").read_text())
@@ -122,6 +126,7 @@ def test_twist_files_give_the_units_of_scikit_learn_and_are_exported_unchanged(f
     np.testing.assert_array_equal(part.encode_batch([audio])[0], kmeans.predict(x))
     (row,) = verify(source, tmp_path / "converted", ["hubert"])
     assert row.equal == "yes"
+    assert row.network is not None
     assert row.network < TOLERANCE
 
     run_jobs(plan_export(tmp_path / "converted"), tmp_path / "back", overwrite=False)
@@ -138,7 +143,7 @@ def test_twist_files_give_the_units_of_scikit_learn_and_are_exported_unchanged(f
 
     arrays = tmp_path / "converted/speech_tokenizer/phonetic/params.safetensors"
     content = arrays.read_bytes()
-    bits = kmeans.cluster_centers_[3].tobytes()
+    bits = np.asarray(kmeans.cluster_centers_)[3].tobytes()
     arrays.write_bytes(content.replace(bits, bits[::-1]))
     with pytest.raises(ConversionError, match=r"km7.bin: cluster_centers_ is not what .* changed since the import"):
         plan_export(tmp_path / "converted")

@@ -1,6 +1,7 @@
 """Import and export of Hugging Face Llamas, compared with transformers."""
 
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -26,8 +27,8 @@ from tests.support.goldens import golden
 from tests.support.trees import LLAMAS, check_tree, run_export, run_import
 
 
-def hf_llama(folder, **fields):
-    sizes = {
+def hf_llama(folder, **fields: Any):
+    sizes: dict[str, Any] = {
         "vocab_size": 120,
         "hidden_size": 32,
         "intermediate_size": 48,
@@ -101,7 +102,8 @@ def test_a_repeated_tied_head_must_equal_the_embedding_and_is_exported(tmp_path)
 
 def plain_sentencepiece(folder):
     """A Llama-2 like tokenizer: the pieces of the golden one without the tokens of Spirit LM."""
-    proto = sentencepiece_model_pb2.ModelProto.FromString(
+    # protobuf creates its classes when the module loads, where a type checker does not see them.
+    proto = sentencepiece_model_pb2.ModelProto.FromString(  # pyright: ignore[reportAttributeAccessIssue]
         golden("tokenizers/small_base_userdef/tokenizer.model").read_bytes()
     )
     names = [piece.piece for piece in proto.pieces]
@@ -183,7 +185,12 @@ def test_an_unsupported_llama_is_refused_with_the_field():
 
 
 def test_exporting_and_importing_a_config_are_inverse():
-    for fields in ({}, {"rope_scaling": RopeScaling()}, {"tie_word_embeddings": True, "num_key_value_heads": 8}):
+    variants: list[dict[str, Any]] = [
+        {},
+        {"rope_scaling": RopeScaling()},
+        {"tie_word_embeddings": True, "num_key_value_heads": 8},
+    ]
+    for fields in variants:
         network = LlamaConfig(head_dim=128, **fields)
         content = llama.to_hf_config(network, np.dtype(np.float32), 1, 2)
         assert llama.from_hf_config(content) == network
@@ -191,7 +198,7 @@ def test_exporting_and_importing_a_config_are_inverse():
 
 
 def test_shards_have_at_most_the_given_size_and_an_index(tmp_path):
-    """A tensor that is larger alone has its own file. The index has the form of transformers; its total counts bytes."""
+    """A tensor that is larger alone has its own file. The index has the form of transformers, with a total in bytes."""
     sizes = [40, 40, 30, 90, 250, 10, 20]
     tensors = {f"t{i}": np.full(size, i, np.int8) for i, size in enumerate(sizes)}
     shards = hf_weights.default_shards(tensors, 100)
@@ -211,7 +218,7 @@ def test_shards_have_at_most_the_given_size_and_an_index(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("scaled", [False, True])
 def test_transformers_reads_an_exported_config(dtype, scaled):
-    """The config holds the type in which transformers loads the weights, the ids that end a document, and every size."""
+    """It holds the type of the weights, the ids that begin and end a document, and every size."""
     scaling = RopeScaling(**{name: value for name, value in ROPE.items() if name not in ("rope_type", "rope_theta")})
     network = LlamaConfig(
         vocab_size=128, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
@@ -224,7 +231,7 @@ def test_transformers_reads_an_exported_config(dtype, scaled):
     assert (read.dtype, read.bos_token_id, read.eos_token_id) == (getattr(torch, dtype), 5, 6)
     for field in ("rms_norm_eps", "max_position_embeddings", "num_key_value_heads", "tie_word_embeddings"):
         assert getattr(read, field) == getattr(network, field), field
-    assert read.rope_parameters["rope_theta"] == 5e5
+    assert (read.rope_parameters or {}).get("rope_theta") == 5e5
 
 
 def test_float16_files_run_in_bfloat16():
@@ -236,7 +243,7 @@ def test_float16_files_run_in_bfloat16():
 
 
 def test_missing_config_fields_have_the_defaults_of_transformers():
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 99,
         "hidden_size": 64,
         "intermediate_size": 96,

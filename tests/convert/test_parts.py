@@ -5,6 +5,7 @@ import pickle
 import shutil
 import sys
 import types
+from typing import Any
 
 import numpy as np
 import pytest
@@ -42,9 +43,9 @@ def test_fcpe_is_read_from_the_installed_package(tmp_path):
 def test_a_checkpoint_of_fairseqs_trainer_gives_the_same_part_as_the_released_layout(tmp_path):
     folder = shutil.copytree(SPEECH / "hubert_25hz", tmp_path / "hubert_25hz")
     converted = torch.load(folder / "mhubert_base_25hz.pt")
-    module = types.ModuleType("fairseq.data.dictionary")
+    module: Any = types.ModuleType("fairseq.data.dictionary")
     module.Dictionary = type("Dictionary", (), {"__module__": module.__name__})
-    dictionary = module.Dictionary()
+    dictionary: Any = module.Dictionary()
     dictionary.symbols = ["0", "1"]
     try:
         sys.modules |= {"fairseq": types.ModuleType("fairseq"), "fairseq.data": types.ModuleType("fairseq.data")}
@@ -65,7 +66,7 @@ def test_a_checkpoint_of_fairseqs_trainer_gives_the_same_part_as_the_released_la
     assert found.config == expected.config
     assert all(same_bits(found.arrays[path], expected.arrays[path]) for path in expected.arrays)
     assert "exported in the released layout, without args, extra_state" in found.notes[0]
-    back = run_export(run_import(folder, tmp_path / "ours"), tmp_path / "back") / "speech_tokenizer/hubert_25hz"
+    back = run_export(run_import(folder, tmp_path / "converted"), tmp_path / "back") / "speech_tokenizer/hubert_25hz"
     exported = torch.load(back / "mhubert_base_25hz.pt", weights_only=True)
     expected = {key: converted[key] for key in ("task_cfg", "model_cfg", "model_weight")}
     check_equal(exported, expected | {"dictionaries_symbols": [["0", "1"]]}, "fairseq")
@@ -101,7 +102,8 @@ def test_voices_keep_their_names(released, tmp_path):
 def test_tables_map_every_tensor_of_the_published_sizes(name):
     """FULL_SIZE.json lists every key of the parts at their published sizes; a table must use each and lack none."""
     entry = FULL_SIZE[name]
-    layers = entry["config"]["num_hidden_layers"] if name.startswith("spirit-lm") else 1  # it lists the first of them
+    layers = entry["config"]["num_hidden_layers"] if name.startswith("spirit-lm") else 1
+    # The file lists the first layer of a language model for all of them.
     tensors = {
         key.replace("layers.0.", f"layers.{i}.") if layers > 1 else key: np.broadcast_to(np.float32(0), shape)
         for key, shape in entry["state"].items()
@@ -115,7 +117,8 @@ def test_tables_map_every_tensor_of_the_published_sizes(name):
         file = next(file for file in part.files if file.name in (None, name.split("/")[-1]))
         config = {
             "phonetic": lambda: hubert.part_config(
-                *(FULL_SIZE["hubert_25hz/mhubert_base_25hz.pt"][cfg] for cfg in ("model_cfg", "task_cfg")),
+                FULL_SIZE["hubert_25hz/mhubert_base_25hz.pt"]["model_cfg"],
+                FULL_SIZE["hubert_25hz/mhubert_base_25hz.pt"]["task_cfg"],
                 FULL_SIZE["hubert_25hz/L11_quantizer_500.pt"]["model_cfg"],
             ),
             "pitch": lambda: part.config({"config.yaml": entry["config"]}),

@@ -1,4 +1,4 @@
-"""The PyTorch networks that `verify` compares the JAX networks with, held to golden vectors of the reference implementation."""
+"""The PyTorch networks that `verify` uses, compared with golden vectors of the reference implementation."""
 
 import json
 
@@ -65,7 +65,7 @@ def test_fcpe_gives_the_golden_confidence():
     released, arrays = load_torch(golden("variants/fcpe_tiny/fcpe_tiny.pt")), golden_arrays("fcpe.npz")
     state = reference.tensors(released["model"])
     found = reference.fcpe(state, released["config_dict"], clip("noise_a.wav"))[0]
-    # Noise has no silent bands, whose logarithm would be rounding, so the values below 1 differ by a few float32 roundings.
+    # Noise has no silent bands, so the values, which are below 1, differ by a few float32 roundings.
     expected = arrays["tiny/noise_a.wav/confidence"]
     np.testing.assert_allclose(found.max(-1).values, expected, rtol=0, atol=2e-5)
 

@@ -1,4 +1,4 @@
-"""Import and export of whole trees. Conversion moves bytes, so everything is compared for equality."""
+"""Import and export of released trees. A conversion moves bytes, so everything is compared for equality."""
 
 import json
 import pathlib
@@ -41,7 +41,7 @@ def test_import_then_export_restores_variants_of_a_part(variant, folder, tmp_pat
     shutil.copytree(golden(f"variants/{variant}"), source)
     (source.parent / "fcpe").mkdir()  # small weights, so that those of the installed package are not used
     shutil.copy(golden("variants/fcpe_tiny/fcpe_tiny.pt"), source.parent / "fcpe/fcpe_c_v001.pt")
-    back = run_export(run_import(source, tmp_path / "ours"), tmp_path / "back")
+    back = run_export(run_import(source, tmp_path / "converted"), tmp_path / "back")
     check_tree(back / folder, golden(f"variants/{variant}"))
 
 
@@ -53,7 +53,7 @@ def test_export_keeps_the_newer_names_of_weight_norm(tmp_path):
     save_torch(folder / "pytorch_model.bin", renamed)
     before = torch.load(folder / "pytorch_model.bin", weights_only=True)
     assert any("original0" in key for key in before)
-    back = run_export(run_import(folder, tmp_path / "ours"), tmp_path / "back")
+    back = run_export(run_import(folder, tmp_path / "converted"), tmp_path / "back")
     check_equal(torch.load(back / "speech_tokenizer/style_encoder_w2v2/pytorch_model.bin"), before, "style")
 
 

@@ -94,6 +94,11 @@ def test_a_jax_array_without_a_row_is_an_error():
         to_jax(ROWS, tensors(), SHAPES | {"extra/bias": (2,)}, "FILE")
 
 
+def test_a_layout_that_groups_axes_of_the_jax_array_is_refused():
+    with pytest.raises(ValueError, match=r"the sizes of \['a', 'b'\] are not known"):
+        Layout.parse("a b -> (a b)").sizes((6,))
+
+
 @pytest.mark.parametrize("text", ["a b -> a", "a a -> a a", "a b", "a b -> a c"])
 def test_layouts_that_lose_an_axis_are_refused(text):
     with pytest.raises(ValueError, match="same axes"):

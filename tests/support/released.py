@@ -62,7 +62,7 @@ def pitch_part(directory: pathlib.Path, fcpe_file: pathlib.Path):
 
 
 def bundled_fcpe() -> pathlib.Path:
-    """The released weights inside the torchfcpe wheel, which is found without importing it. Skips if it is not installed."""
+    """The released weights inside the torchfcpe wheel, which is not imported. Skips the test without the wheel."""
     try:
         files = importlib.metadata.files("torchfcpe") or ()
     except importlib.metadata.PackageNotFoundError:

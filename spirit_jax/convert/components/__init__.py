@@ -1,1 +1,1 @@
-"""The networks, one module each: reading the released config, the mapping table for both directions, and the JAX shapes."""
+"""One module for each network: reads the released config, and holds the mapping table and the JAX shapes."""

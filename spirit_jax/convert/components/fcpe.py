@@ -1,4 +1,4 @@
-"""The FCPE pitch extractor: `torchfcpe/assets/fcpe_c_v001.pt` of the torchfcpe wheel, MIT license (docs/formats.md, "Pitch")."""
+"""FCPE, the pitch extractor: `torchfcpe/assets/fcpe_c_v001.pt` of the torchfcpe wheel (docs/formats.md, "Pitch")."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""The HiFi-GAN vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (docs/formats.md, "Vocoders")."""
+"""The vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (docs/formats.md, "Vocoders")."""
 
 import dataclasses
 import math

@@ -1,7 +1,8 @@
-"""HuBERT and its quantizer: `hubert_25hz/{mhubert_base_25hz,L11_quantizer_500}.pt` (docs/formats.md, "HuBERT", "Linear quantizer").
+"""HuBERT and its quantizer: `hubert_25hz/{mhubert_base_25hz,L11_quantizer_500}.pt`.
 
-The encoder is fairseq's. `encoder_rows` also serves any fairseq HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor). K-means
-centroids, which TWIST, GSLM and textless-lib publish beside their encoders, may replace the linear quantizer.
+See docs/formats.md, "HuBERT" and "Linear quantizer". The encoder is fairseq's. `encoder_rows` also serves any fairseq
+HuBERT or wav2vec2 (50 Hz, pre-norm, layer-norm extractor). K-means centroids, which TWIST, GSLM and textless-lib
+publish beside their encoders, may replace the linear quantizer.
 """
 
 import ast
@@ -51,7 +52,7 @@ def part_config(
     centers: tuple[int, ...] = (),
     layer: int | None = RELEASED_LAYER,
 ) -> dict[str, Any]:
-    """The phonetic part's config.json, from the configs in the two files. Unknown keys are ignored, as in the reference.
+    """The phonetic part's config.json, from the configs in the two files. The reference ignores unknown keys too.
 
     Args:
         quantizer_cfg: config of the linear quantizer; None for k-means.
@@ -96,7 +97,9 @@ def part_config(
 
 
 def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
-    """(channels, kernel, stride) of each layer, from fairseq's "[(512,10,5)] + [(512,3,2)] * 4", which is not evaluated.
+    """(channels, kernel, stride) of each layer, from a text such as fairseq's "[(512,10,5)] + [(512,3,2)] * 4".
+
+    The text is parsed and never evaluated.
 
     Raises:
         ConversionError: anything but sums and integer multiples of lists of such triples.
@@ -183,7 +186,7 @@ def norm_rows(torch: str, jax: str) -> tuple[Row, Row]:
 
 
 def weight_norm_rows(torch: str, prefix: str) -> tuple[Row, Row, Row]:
-    """Rows of the positional convolution, which has a gain for each tap, under either of PyTorch's names for weight norm."""
+    """Rows of the positional convolution, whose weight norm has a gain for each tap and either of PyTorch's names."""
     new = f"{torch}.parametrizations.weight.original"
     return (
         Row((f"{torch}.weight_g", f"{new}0"), f"{prefix}gain", "1 1 k -> k"),

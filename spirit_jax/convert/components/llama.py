@@ -1,4 +1,4 @@
-"""The language model: a Hugging Face Llama (`config.json` and weights) and `models.llama` (docs/formats.md, "Language model")."""
+"""The language model: a Hugging Face Llama, `config.json` and weights (docs/formats.md, "Language model")."""
 
 import dataclasses
 from collections.abc import Mapping

@@ -1,4 +1,7 @@
-"""The style encoder: `style_encoder_w2v2/`, a Hugging Face `Wav2Vec2ForSequenceClassification` (docs/formats.md, "Style encoder")."""
+"""The style encoder: `style_encoder_w2v2/` (docs/formats.md, "Style encoder").
+
+It is a Hugging Face `Wav2Vec2ForSequenceClassification`.
+"""
 
 import dataclasses
 from collections.abc import Mapping

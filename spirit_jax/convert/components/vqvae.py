@@ -34,7 +34,8 @@ def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = 
     for field in shared:
         if encoder.get(field) != decoder.get(field):
             raise ConversionError(
-                f"config.yaml: {field} differs, {encoder.get(field)} in the encoder and {decoder.get(field)} in the decoder"
+                f"config.yaml: {field} is {encoder.get(field)} in the encoder and {decoder.get(field)} in the decoder: "
+                "expected equal values"
             )
     depth = encoder["depth"]
     network = VQVAEConfig(

@@ -74,7 +74,7 @@ def as_bytes(array: ReadableArray) -> memoryview:
 
 
 def same_bits(one: ReadableArray, other: ReadableArray) -> bool:
-    """Whether two arrays have the same type, shape and bytes (so NaNs are equal to themselves and 0 differs from -0)."""
+    """Whether two arrays have the same type, shape and bytes, so that equal NaNs are equal and 0 differs from -0."""
     if tuple(one.shape) != tuple(other.shape) or np.dtype(one.dtype) != np.dtype(other.dtype):
         return False
     return as_bytes(one) == as_bytes(other)
@@ -92,7 +92,7 @@ def counted(array: ReadableArray, progress: Progress) -> LazyArray:
 
 
 def map_file(path: str | os.PathLike) -> memoryview:
-    """The whole file, read-only, memory-mapped: the kernel loads pages when they are touched and drops them under pressure.
+    """Map a file into memory, read-only. The kernel loads a page when it is touched and may drop it again.
 
     Raises:
         ConversionError: the file is empty.

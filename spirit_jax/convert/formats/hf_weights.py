@@ -1,4 +1,4 @@
-"""Reads and writes the weights of a Hugging Face directory: one `.bin` or `.safetensors` file, or shards with an index."""
+"""Reads and writes the weights of a Hugging Face directory: one file, or shards with an index."""
 
 import json
 import pathlib

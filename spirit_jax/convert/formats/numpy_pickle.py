@@ -1,8 +1,8 @@
 """Reads NumPy values in pickles, and k-means centroids from scikit-learn models that joblib saved or from `.npy` files.
 
-textless-lib, GSLM and TWIST publish their k-means quantizers as a joblib pickle of `sklearn.cluster.MiniBatchKMeans`. In such a
-pickle, the raw bytes of each array follow the object that announces it. Only `cluster_centers_` is used; scikit-learn's objects are
-never created (`PickledObject`).
+textless-lib, GSLM and TWIST publish their k-means quantizers as a joblib pickle of `sklearn.cluster.MiniBatchKMeans`.
+In such a pickle, the raw bytes of each array follow the object that announces it. Only `cluster_centers_` is used;
+scikit-learn's objects are never created (`PickledObject`).
 """
 
 import os
@@ -46,7 +46,7 @@ NUMPY_NAMES: AllowedNames = {
     _ARRAY: None,
     "_codecs.encode": lambda text, encoding: {"latin1": text.encode}[encoding]("latin1"),  # how protocol 2 holds bytes
 }
-"""Names in pickles of NumPy arrays and scalars. An array becomes a `PickledObject`, from which `as_array` makes the array."""
+"""Names in pickles of NumPy arrays and scalars. `as_array` makes an array of the `PickledObject`."""
 
 _SKLEARN_NAMES: AllowedNames = {
     **NUMPY_NAMES,
@@ -111,7 +111,7 @@ def _load_joblib(path: pathlib.Path) -> Any:
     with open(path, "rb") as stream:
 
         def built(pickled: PickledObject) -> None:
-            """Read the array that joblib writes after the object that announces it, in newer versions after some padding."""
+            """Read the array that joblib writes after the object that announces it; newer versions pad it first."""
             if pickled.name != _JOBLIB_ARRAY:
                 return
             found = pickled.attributes
@@ -126,7 +126,7 @@ def _load_joblib(path: pathlib.Path) -> Any:
 
 
 def load_centers(path: str | os.PathLike) -> np.ndarray:
-    """K-means centroids [K, D], float32 or float64, from a `.npy` file or from a pickle of a scikit-learn model or an array.
+    """K-means centroids [K, D], float32 or float64, from a `.npy` file or a pickle of a scikit-learn model or an array.
 
     Raises:
         ConversionError: a damaged or compressed file, a pickle that names anything but data, or no matrix in the file.

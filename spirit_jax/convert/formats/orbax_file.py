@@ -1,8 +1,9 @@
-"""Writes the language model of a checkpoint directory (`llm/`, Orbax) array by array and block by block, however large it is.
+"""Writes the `llm/` of a checkpoint directory (Orbax) array by array and block by block, however large the model is.
 
-Orbax saves a tree of whole arrays and copies it. Here Orbax saves the same tree with placeholders of one element. TensorStore,
-which Orbax stores arrays with, then replaces each placeholder by an array of the full shape and fills it block by block. This
-relies on the names that Orbax gives arrays in its store (`checkpoint.array_spec`); a test loads the result with Orbax.
+Orbax saves a tree of whole arrays and copies it. Here Orbax saves the same tree with placeholders of one element.
+TensorStore, which Orbax stores arrays with, then replaces each placeholder by an array of the full shape and fills it
+block by block. This relies on the names that Orbax gives arrays in its store (`checkpoint.array_spec`); a test loads
+the result with Orbax.
 """
 
 import pathlib

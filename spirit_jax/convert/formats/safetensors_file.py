@@ -1,6 +1,7 @@
-"""Reads safetensors files as memory-mapped views and writes them one tensor at a time. The official loaders copy every tensor.
+"""Reads safetensors files as memory-mapped views and writes them one tensor at a time.
 
-A file is the length of the header in 8 bytes, a JSON header and the tensors (https://github.com/huggingface/safetensors).
+The official loaders copy every tensor. A file is the length of the header in 8 bytes, a JSON header and the tensors
+(https://github.com/huggingface/safetensors).
 """
 
 import json

@@ -1,10 +1,11 @@
 """Reads and writes PyTorch checkpoint files (`.pt`, `.bin`) without PyTorch.
 
-Reading maps the file into memory and returns tensors as read-only NumPy views of it. Nothing is copied and nothing is executed:
-`unpickle` knows only plain containers and tensors, never imports a name, and refuses any other name in the file. Both layouts are
-read: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
+Reading maps the file into memory and returns tensors as read-only NumPy views of it. Nothing is copied and nothing is
+executed: `unpickle` knows only plain containers and tensors, never imports a name, and refuses any other name in the
+file. Both layouts are read: the zip archive (PyTorch 1.6 and later) and the older stream of pickles.
 
-Writing makes a zip archive, one tensor at a time, that `torch.load(..., weights_only=True)` loads and that `mmap=True` maps.
+Writing makes a zip archive, one tensor at a time, that `torch.load(..., weights_only=True)` loads and that `mmap=True`
+maps.
 """
 
 import io
@@ -54,7 +55,8 @@ def load_torch(path: str | os.PathLike) -> Any:
     """Read a PyTorch file: nested plain containers, with tensors as read-only NumPy views of the mapped file.
 
     Raises:
-        ConversionError: a damaged file, a pickle that names anything but data, or a tensor that reaches outside its storage.
+        ConversionError: a damaged file, a pickle that names anything but data, or a tensor that reaches outside its
+            storage.
     """
     data = map_file(path)
     where = str(path)
@@ -126,7 +128,7 @@ def _zip_members(data: memoryview, where: str) -> Iterator[tuple[str, memoryview
 
 
 def _load_legacy(data: memoryview, where: str) -> Any:
-    """Read five pickles (magic number, protocol, facts about the system, the object, storage keys), then the storages."""
+    """Read five pickles (magic number, protocol, facts on the system, the object, storage keys), then the storages."""
     with open(where, "rb") as stream:
 
         def plain() -> Any:

@@ -1,8 +1,8 @@
 """Reads a pickle of plain data without executing anything in it.
 
-A name in the pickle is looked up in a table that the caller gives and is never imported. For each name that a file format needs,
-the table holds a function that makes a value from the pickled arguments. Any other name is refused, and so is any opcode that plain
-data does not need.
+A name in the pickle is looked up in a table that the caller gives and is never imported. For each name that a file
+format needs, the table holds a function that makes a value from the pickled arguments. Any other name is refused, and
+so is any opcode that plain data does not need.
 """
 
 import pickletools
@@ -75,7 +75,8 @@ def unpickle(
 
     Raises:
         ConversionError: a name that is not allowed, an opcode that plain data does not need, a pickle without an end.
-        ValueError, TypeError, KeyError, ...: a damaged pickle; the caller turns it into a message that names the format.
+        ValueError, TypeError, KeyError, ...: a damaged pickle; the caller turns it into a message that names the
+        format.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -90,7 +91,8 @@ def unpickle(
     def known(name: str) -> _Global:
         if name not in allowed:
             raise ConversionError(
-                f"{where}: the file asks for {name}, which is neither a tensor nor a plain container: refused, nothing was run"
+                f"{where}: the file asks for {name}, which is neither a tensor nor a plain container: refused, "
+                "nothing was run"
             )
         return _Global(name)
 

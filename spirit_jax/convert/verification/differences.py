@@ -1,7 +1,7 @@
 """How far the JAX networks are from the released PyTorch networks on the same input, part by part.
 
-The PyTorch side is `reference.py`, or transformers for its own networks. Each comparison returns the largest difference of an output,
-relative to the largest output.
+The PyTorch side is `reference.py`, or transformers for its own networks. Each comparison returns the largest difference
+of an output, relative to the largest output.
 """
 
 import dataclasses
@@ -189,9 +189,10 @@ def compare_llm(
     arrays: Mapping[str, SliceableArray],
     known: int,
 ) -> float | None:
-    """Compare each layer of the language model on the reference's input of that layer, and the logits of the first `known` ids.
+    """Compare each layer of the language model on the reference's input, and the logits of the first `known` ids.
 
-    Both sides run one layer at a time in float32, so the memory is that of one layer and of the head, whatever the number of layers.
+    Both sides run one layer at a time in float32, so the memory is that of one layer and of the head, whatever the
+    number of layers.
 
     Args:
         folder: the Hugging Face directory.
@@ -268,7 +269,7 @@ def _transformers_class(name: str) -> Any:
     """A class of transformers, None if that is not installed."""
     if importlib.util.find_spec("transformers") is None:
         return None
-    # transformers imports an installed torchaudio, which fails if it was built for another torch. Nothing here needs it.
+    # transformers imports an installed torchaudio, which nothing here needs and which fails with another torch.
     hide = "torchaudio" not in sys.modules
     if hide:
         sys.modules["torchaudio"] = None  # pyright: ignore[reportArgumentType] - Python's way to make an import fail

@@ -1,4 +1,4 @@
-"""Compares both sides of a conversion: the bytes of every tensor, and the outputs of the networks if PyTorch is installed."""
+"""Compares both sides of a conversion: the bytes of every tensor and, with PyTorch, the outputs of the networks."""
 
 import hashlib
 import importlib
@@ -27,7 +27,8 @@ from spirit_jax.vocabulary import Variant
 TOLERANCE = 1e-4
 """Largest accepted difference between the outputs of both networks, relative to the largest output.
 
-Both sides sum the same thousands of float32 products in another order, in every layer, and differ by some 1e-6. A misplaced weight,
+Both sides sum the same thousands of float32 products in another order, in every layer, and differ by some 1e-6. A
+misplaced weight,
 a wrong axis or a wrong constant gives a difference of 1e-2 or more."""
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "lm_head.weight")
@@ -121,7 +122,8 @@ def compare(
     """Compare tensors by name, type, shape and bytes.
 
     Returns:
-        The fields `tensors`, `bytes`, `equal` and `sha256` of `Verified`; all but `equal` are those of the exported tensors.
+        The fields `tensors`, `bytes`, `equal` and `sha256` of `Verified`; all but `equal` are those of the exported
+        tensors.
     """
     digest, size = hashlib.sha256(), 0
     difference = next((f"no: {name} on one side only" for name in sorted(released.keys() ^ exported.keys())), "yes")
