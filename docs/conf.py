@@ -55,12 +55,20 @@ def _reference(path: pathlib.Path) -> str:
 
 
 def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
-    """Turn the Markdown of docstrings into reStructuredText: tables, and lists without a blank line before them."""
+    """Turn the Markdown of docstrings into reStructuredText.
+
+    That is: tables, indented code, lists without a blank line before them, and letters that follow a backtick.
+    """
     result: list[str] = []
-    in_table = False
+    in_table = in_code = False
     for line in _one_attribute_each(lines):
         text, indent = line.strip(), line[: len(line) - len(line.lstrip())]
-        previous = result[-1].strip() if result else ""
+        last = next((line for line in reversed(result) if line.strip()), "")
+        after_blank = not result or not result[-1].strip()
+        in_code = bool(in_code and (not text or line.startswith("    ")))
+        if in_code:
+            result.append(line)
+            continue
         if text.startswith("| ") and text.endswith(" |"):
             if not in_table:
                 result += ["", f"{indent}.. list-table::", f"{indent}   :header-rows: 1", ""]
@@ -70,10 +78,13 @@ def markdown_to_rst(app, what, name, obj, options, lines: list[str]) -> None:
             continue
         if text.startswith("|---"):
             continue
-        if text.startswith("- ") and previous and not previous.startswith("- ") and not _continues_item(result, indent):
+        if indent == "    " and after_blank and last and not last.startswith((" ", "- ", "* ")):
+            result += ["::", ""]
+            in_code = True
+        elif text.startswith("- ") and not after_blank and not _continues_item(result, indent):
             result.append("")
         in_table = False
-        result.append(line)
+        result.append(line if in_code else re.sub(r"(`[^`]+`)(\w)", r"\1\\ \2", line))
     lines[:] = result
     if what in ("attribute", "data", "property"):
         _variables[name] = result
