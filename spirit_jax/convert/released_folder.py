@@ -2,12 +2,10 @@
 
 An export needs it to write the released files back, bit for bit:
 
-weights.json          for each weight file: its containers, configs and keys in order, with a mark in the place of the
-tensors; a
-                      weight file that cannot be written without code (a pickled k-means model) is marked as kept
-                      verbatim
-unused.safetensors    tensors that the networks do not use, as FILE:KEY
-everything else       small files of the released folder and weight files that are kept verbatim, unchanged
+- `weights.json`: for each weight file, its containers, configs and keys in order, with a mark in the place of the
+  tensors. A weight file that cannot be written without code (a pickled k-means model) is marked as kept verbatim.
+- `unused.safetensors`: tensors that the networks do not use, as FILE:KEY.
+- everything else: small files of the released folder and weight files that are kept verbatim, unchanged.
 """
 
 import json

@@ -26,12 +26,14 @@ A table is a tuple of rows that a reader can check by eye:
 * `Same(name, other)`: a second name of the same tensor (tied embeddings). Its values must be equal. An export writes it
   if the released file had it.
 
-To add a network, write `components/<network>.py` with
-    rows(config) -> tuple of rows        `config` is the part's config.json (see `parts.py`); most tables use little of
-    it shapes(config) -> {path: shape}      what the JAX network expects, from `parameter_shapes`
-and name its files in `parts.py`. Shapes always come from the JAX network. A missing, unknown or mis-shaped tensor is
-therefore found by comparing the file with what the network needs, and not with the file itself. Write variants
-(`conv_pos_batch_norm`) as an `if` on the config around whole rows.
+To add a network, write `components/<network>.py` with two functions and name its files in `parts.py`:
+
+* `rows(config)` returns the rows. `config` is the part's config.json (see `parts.py`); most tables use little of it.
+* `shapes(config)` returns {path: shape}, what the JAX network expects, from `parameter_shapes`.
+
+Shapes always come from the JAX network. A missing, unknown or mis-shaped tensor is therefore found by comparing the
+file with what the network needs, and not with the file itself. Write variants (`conv_pos_batch_norm`) as an `if` on the
+config around whole rows.
 """
 
 import fnmatch
