@@ -16,8 +16,8 @@ from typing import Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
+from spirit_jax.corpora import open_input
 from spirit_jax.corpora.encoding import EncodingError, HostShare, encode_split
-from spirit_jax.corpora.inputs import open_input
 from spirit_jax.data.records import RecordError
 from spirit_jax.speech import SpeechTokenizer
 

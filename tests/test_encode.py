@@ -216,6 +216,14 @@ def test_command_line_errors_are_one_line(arguments, code, message, capsys, tmp_
     assert not (tmp_path / "o" / "metadata.json").exists()
 
 
+def test_output_that_cannot_take_the_records_fails_the_job(tmp_path, capsys):
+    (tmp_path / "web.jsonl").write_text('{"text": "a page"}')
+    with pytest.raises(SystemExit) as exit_:
+        command.main(["--input", str(tmp_path / "web.jsonl"), "--output", str(tmp_path / "o"), "--split", "a b"])
+    assert exit_.value.code == 1
+    assert "split 'a b': use letters" in capsys.readouterr().err
+
+
 def test_text_needs_no_checkpoint(tmp_path, capsys):
     command.main(["--input", "spirit_mini_text", "--output", str(tmp_path), "--split", "validation"])
     assert "records" in capsys.readouterr().out
