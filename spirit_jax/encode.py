@@ -26,7 +26,7 @@ PROG = "python -m spirit_jax.encode"
 
 @dataclasses.dataclass(frozen=True)
 class EncodeConfig:
-    """What to encode, with which tokenizer, and where to.
+    """Input, tokenizer and output of an encoding job.
 
     Raises:
         ValueError: an invalid number of shards, or an invalid host.

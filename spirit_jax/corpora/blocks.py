@@ -33,7 +33,7 @@ _Loaded = tuple[Utterance, np.ndarray | None]
 
 @dataclasses.dataclass(frozen=True)
 class EncodedBlock:
-    """The records of a block, and what the summary of the split counts."""
+    """The records of a block, and the counts for the summary of the split."""
 
     records: list[bytes]
     """Serialized records, in the order of the corpus."""
@@ -65,13 +65,14 @@ class BlockEncoder:
         skip_bad: whether an unusable utterance is left out (`EncodedBlock.bad`) instead of raising its error.
 
     Attributes:
+        size: utterances in a block; the last block may have fewer.
         count: number of blocks.
     """
 
     def __init__(self, corpus: Input, tokenizer: SpeechTokenizer | None, *, skip_bad: bool = True):
         self._corpus, self._skip_bad = corpus, skip_bad
         self._tokenizer = tokenizer if corpus.has_speech else None
-        self.size = block_size(corpus)
+        self.size = SPEECH_BLOCK if corpus.has_speech else TEXT_BLOCK
         self.count = ceil_div(len(corpus), self.size)
         self._loading: dict[int, list[Future[_Loaded | ValueError]]] = {}
 
@@ -157,11 +158,6 @@ class BlockEncoder:
             (_speech_record(utterance, audio.size, one), audio.size)
             for (utterance, audio), one in zip(spoken, units, strict=True)
         ]
-
-
-def block_size(corpus: Input) -> int:
-    """Utterances in a block of this split."""
-    return SPEECH_BLOCK if corpus.has_speech else TEXT_BLOCK
 
 
 def _speech_record(utterance: Utterance, samples: int, units: SpeechUnits) -> UnitRecord:

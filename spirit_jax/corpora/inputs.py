@@ -56,7 +56,7 @@ class InputKind:
     """One kind of input and its reader."""
 
     description: str
-    """What the user gives, for messages."""
+    """Names this kind in messages."""
     accepts: Callable[[InputPath], bool]
     """Whether an input is of this kind."""
     open: Callable[[InputPath, str], Input]

@@ -1,4 +1,4 @@
-"""What became of an encoded split: counts, rates and how often each unit occurs."""
+"""The result of encoding a split: counts, rates and the frequency of each unit."""
 
 import contextlib
 import dataclasses

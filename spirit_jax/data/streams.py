@@ -22,7 +22,7 @@ MAX_CONSECUTIVE_BAD_RECORDS = 1000
 
 @dataclasses.dataclass(frozen=True)
 class StreamLayout:
-    """What all streams of a run share; a saved state fits only streams of the same layout."""
+    """Numbers that all streams of a run share; a saved state fits only streams of the same layout."""
 
     streams: int
     """Number of logical streams."""
