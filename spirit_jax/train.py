@@ -8,127 +8,49 @@ The run lives in one directory: config, tokenizers, metrics, samples and checkpo
 import dataclasses
 import json
 import pathlib
-import shutil
-import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face
-from spirit_jax.core.files import atomic_directory, write_file
-from spirit_jax.corpora.prepare import PrepareConfig, prepare
+from spirit_jax.core.errors import exit_codes
+from spirit_jax.core.files import write_file
+from spirit_jax.corpora.prepare import PrepareConfig, adopt_tokenizers, prepare
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.data.config import DataConfig
 from spirit_jax.data.held_out import held_out_batches
 from spirit_jax.data.loader import Loader
-from spirit_jax.data.records import read_metadata
+from spirit_jax.data.packing import HostBatch
 from spirit_jax.inference.samples import SampleConfig, Sampler
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.processes import is_primary, join_processes, leave, report, wait_for_all
-from spirit_jax.parallel.sharding import local_rows
-from spirit_jax.speech import speech_fingerprints
+from spirit_jax.parallel.processes import is_primary, join_processes, leave_on_error, report, wait_for_all
+from spirit_jax.parallel.sharding import BatchLayout, HostShare
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
+from spirit_jax.training.checks import RunError, check_resumable, check_units, check_vocabulary_size
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.initialize import Weights, load_initial_params
-from spirit_jax.training.loop import Loop, LoopConfig, TrainingError
+from spirit_jax.training.language_model import (
+    LanguageModelObjective,
+    LanguageModelSummary,
+    padded_token_kinds,
+    param_shardings,
+)
+from spirit_jax.training.loop import LoopConfig, RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import Program, TrainState, check_mesh, make_program
-from spirit_jax.vocabulary import TOKEN_KINDS, Variant, Vocabulary, added_tokens
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.state import TrainState
+from spirit_jax.training.step import TrainStep, UpdateRule
+from spirit_jax.training.task import Task
+from spirit_jax.vocabulary import Variant, Vocabulary, added_tokens
 
 PROG = "python -m spirit_jax.train"
 
-_RUN = "{run}"  # stands for the run directory in paths of the config
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainConfig:
-    """A training run. `{run}` at the start of a path stands for the run directory."""
-
-    run_directory: str
-    """Where everything of the run goes; the same directory resumes it."""
-    variant: Variant = "expressive"
-    """base: HuBERT units alone; expressive: pitch and style units too."""
-    seed: int = 0
-    """Decides initial weights, order of data and interleaving; the same seed gives the same run."""
-    sequence_length: int = 4096
-    """Tokens of a row."""
-    global_batch_size: int = 256
-    """Rows of a step, over all devices of all hosts."""
-    accumulate: int = 1
-    """Parts that a step is worked through in, one after the other, to save memory; the result is the same."""
-    tokenizer: str | None = None
-    """Directory of the text tokenizer, extended by the speech tokens if it is a plain Llama's; null: made by `prepare`."""
-    speech_tokenizer: str | None = None
-    """Checkpoint or run whose speech tokenizer the records were encoded with, copied into this run so that its steps can hear and
-    speak; null: made by `prepare`, or none."""
-    init_from: str | None = None
-    """Directory to start from: converted weights, a step of another run, or a Llama of Hugging Face as it is (.safetensors,
-    .bin); null: random weights."""
-    model: llama.LlamaConfig = llama.LlamaConfig()
-    """The network."""
-    data: DataConfig = DataConfig()
-    """The training mixture."""
-    optimizer: OptimizerConfig = OptimizerConfig()
-    """How the weights move."""
-    mesh: MeshConfig = MeshConfig()
-    """How many devices each axis of the mesh has."""
-    loop: LoopConfig = LoopConfig()
-    """How long, and what else, how often."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    """When steps are saved."""
-    faults: FaultConfig = FaultConfig()
-    """What is done about bad steps and hosts that hang."""
-    sample: SampleConfig = SampleConfig()
-    """What is generated during training."""
-    prepare: PrepareConfig | None = None
-    """Corpora to make tokenizers and unit records of before the first step; null: the data are ready."""
-    compile_topology: str | None = None
-    """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not be there, and print what it
-    will cost there. Needs `pip install 'spirit_jax[tpu]'`; no data, no tokenizer."""
-
-    def __post_init__(self) -> None:
-        if "://" in self.run_directory:
-            raise ValueError(
-                f"run_directory {self.run_directory}: a path that all hosts share is needed; mount the bucket (docs/tpu.md)"
-            )
-        for name in ("sequence_length", "global_batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.sequence_length > self.model.max_position_embeddings:
-            raise ValueError(
-                f"sequence_length {self.sequence_length} is longer than the model's max_position_embeddings {self.model.max_position_embeddings}"
-            )
-        if self.tokenizer is None and self.prepare is None:
-            raise ValueError("tokenizer: name the directory of a tokenizer, or a section prepare that makes one")
-
-    def resolved(self) -> "TrainConfig":
-        """The same with `{run}` replaced in every path."""
-
-        def path(value: str | None) -> str | None:
-            return value.replace(_RUN, self.run_directory, 1) if value and value.startswith(_RUN) else value
-
-        sources = {
-            name: dataclasses.replace(source, path=path(source.path)) for name, source in self.data.sources.items()
-        }
-        return dataclasses.replace(
-            self,
-            tokenizer=path(self.tokenizer),
-            speech_tokenizer=path(self.speech_tokenizer),
-            init_from=path(self.init_from),
-            data=dataclasses.replace(self.data, sources=sources),
-        )
-
-
-# What a resumed run may change without a word; a change elsewhere makes another run of it.
-_FREE = {
+MUTABLE_ON_RESUME = {
     "run_directory",
     "loop",
     "checkpoint",
@@ -142,31 +64,114 @@ _FREE = {
     "tokenizer",
     "speech_tokenizer",
 }
+"""Top-level keys of the config that may change when a run resumes. All others decide its weights or its data."""
+
+_RUN = "{run}"  # A path of the config that starts with this lies in the run directory.
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `{run}` at the start of a path means the run directory."""
+
+    run_directory: str
+    """Directory for everything that the run writes; the same directory resumes it."""
+    variant: Variant = "expressive"
+    """base: HuBERT units only; expressive: also pitch and style units."""
+    seed: int = 0
+    """Decides initial weights, order of data and interleaving; the same seed gives the same run."""
+    sequence_length: int = 4096
+    """Tokens of a row."""
+    global_batch_size: int = 256
+    """Rows of a step, over all devices of all hosts."""
+    accumulate: int = 1
+    """Parts that a step works through one after the other to save memory; the result is the same."""
+    tokenizer: str | None = None
+    """Directory of the text tokenizer, which is extended by the speech tokens if it is a plain Llama's; null: `prepare`
+    trains one."""
+    speech_tokenizer: str | None = None
+    """Checkpoint or run whose speech tokenizer encoded the records. It is copied into this run, so that its steps can hear
+    and speak. null: `prepare` trains one, or there is none."""
+    init_from: str | None = None
+    """Directory of the initial weights: converted weights, a step of another run, or a Llama as Hugging Face stores it
+    (.safetensors, .bin); null: random weights."""
+    model: llama.LlamaConfig = llama.LlamaConfig()
+    """The network."""
+    data: DataConfig = DataConfig()
+    """The training mixture."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer and its learning rate."""
+    mesh: MeshConfig = MeshConfig()
+    """How many devices each axis of the mesh has."""
+    loop: LoopConfig = LoopConfig()
+    """Run length and the intervals of evaluation, logging and sampling."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """When steps are saved, and which are kept."""
+    faults: FaultConfig = FaultConfig()
+    """What the run does about bad steps and about processes that hang."""
+    sample: SampleConfig = SampleConfig()
+    """What is generated during training."""
+    prepare: PrepareConfig | None = None
+    """Tokenizers and records to build from corpora before the first step; null: the data are ready."""
+    compile_topology: str | None = None
+    """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not exist here, and print
+    what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer."""
+
+    def __post_init__(self) -> None:
+        if "://" in self.run_directory:
+            raise ValueError(
+                f"run_directory {self.run_directory}: needs a path that all hosts share; mount the bucket (docs/tpu.md)"
+            )
+        for name in ("sequence_length", "global_batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+        if self.sequence_length > self.model.max_position_embeddings:
+            raise ValueError(
+                f"sequence_length {self.sequence_length} is longer than the model's max_position_embeddings "
+                f"{self.model.max_position_embeddings}"
+            )
+        if self.tokenizer is None and self.prepare is None:
+            raise ValueError("tokenizer: name the directory of a tokenizer, or a section prepare that makes one")
+
+    def resolved(self) -> "TrainConfig":
+        """The same config with `{run}` replaced in every path."""
+
+        def path(value: str) -> str:
+            return value.replace(_RUN, self.run_directory, 1) if value.startswith(_RUN) else value
+
+        def optional(value: str | None) -> str | None:
+            return None if value is None else path(value)
+
+        sources = {
+            name: dataclasses.replace(source, path=path(source.path)) for name, source in self.data.sources.items()
+        }
+        return dataclasses.replace(
+            self,
+            tokenizer=optional(self.tokenizer),
+            speech_tokenizer=optional(self.speech_tokenizer),
+            init_from=optional(self.init_from),
+            data=dataclasses.replace(self.data, sources=sources),
+        )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: exit code 2 for a config that cannot be used, 1 for a run that failed."""
+    """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed."""
     settings = config.parse(TrainConfig, arguments, PROG, __doc__)
-    try:
+    with exit_codes(PROG), leave_on_error(PROG):
         if settings.compile_topology is not None:
             print(compile_run(settings))
             return
         join_processes(settings.faults.heartbeat_timeout)
         run(settings.resolved())
-    except Exception as error:
-        known = isinstance(error, (ValueError, FileExistsError, TrainingError))
-        code = config.BAD_ARGUMENT if isinstance(error, (ValueError, FileExistsError)) else config.FAILED_JOB
-        if jax.distributed.is_initialized() and jax.process_count() > 1:
-            if not known:
-                traceback.print_exc()
-            leave(PROG, error, code)
-        if not known:
-            raise
-        config.fail(PROG, error, code)
 
 
 def compile_run(settings: TrainConfig) -> Report:
-    """Compile the training step of a run for `compile_topology`."""
+    """Compile the training step of a run for `compile_topology`.
+
+    Raises:
+        SpiritError: there is no such topology or no TPU compiler, or the mesh does not fit the run.
+    """
+    if settings.compile_topology is None:
+        raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16")
     return compile_step(
         Topology.parse(settings.compile_topology),
         settings.model,
@@ -180,213 +185,153 @@ def compile_run(settings: TrainConfig) -> Report:
 
 
 def run(settings: TrainConfig) -> TrainState:
-    """Train as configured; returns the last state. Raises what `main` turns into exit codes."""
-    directory = pathlib.Path(settings.run_directory)
-    mesh = make_mesh(settings.mesh, rows=settings.global_batch_size // settings.accumulate)
-    schedule = make_schedule(settings.optimizer, settings.loop.steps)
-    check_mesh(settings.model, mesh, settings.global_batch_size, settings.accumulate)
-    check_vocabulary_size(settings)
-    check_resumable(settings, directory)
+    """Train as configured, and return the last state.
 
-    vocabulary = make_tokenizers(settings, directory)
-    check_units(settings, directory)
-    program = make_program(
-        settings.model,
-        make_optimizer(settings.optimizer, settings.loop.steps),
-        schedule,
-        mesh,
-        rows=settings.global_batch_size,
-        token_kinds=pad_kinds(vocabulary, settings.model.vocab_size),
-        accumulate=settings.accumulate,
-        z_loss=settings.optimizer.z_loss,
-        spike_sigmas=settings.faults.spike_sigmas,
-    )
+    Raises:
+        SpiritError: the config does not fit the devices, the data or the run directory, or the run cannot continue.
+    """
+    directory, values = pathlib.Path(settings.run_directory), config.to_dict(settings)
+    rows, length = settings.global_batch_size, settings.sequence_length
+    mesh = make_mesh(settings.mesh, rows=rows // settings.accumulate)
+    layout = BatchLayout(mesh, rows, settings.accumulate)
+    param_shardings(settings.model, mesh)  # Fails here if the mesh does not divide a weight.
+    check_vocabulary_size(vocabulary_size(settings), settings.model.vocab_size)
+    check_resumable(directory, values, MUTABLE_ON_RESUME)
+
+    vocabulary = prepare_inputs(settings, directory)
+    check_units(settings.data, directory)
+    token_kinds = padded_token_kinds(vocabulary, settings.model.vocab_size)
+    objective = LanguageModelObjective(settings.model, token_kinds, settings.optimizer.z_loss)
+    optimizer = make_optimizer(settings.optimizer, settings.loop.steps)
+    step = TrainStep(UpdateRule(objective, optimizer, settings.faults.spike_sigmas), layout)
     if is_primary():
-        write_file(directory / checkpoint.CONFIG, json.dumps(config.to_dict(settings), indent=1))
+        write_file(directory / checkpoint.CONFIG, json.dumps(values, indent=1))
         write_file(directory / "config.yaml", config.to_yaml(settings))
 
-    checkpoints = RunCheckpoints(directory, settings.checkpoint)
-    state, streams = start(settings, program, checkpoints, vocabulary)
-    step = int(state.step)
-    share, shares = local_rows(mesh, settings.global_batch_size)
+    metadata = {"config": values, "vocabulary": vocabulary.fingerprint}
+    checkpoints = RunCheckpoints(directory, settings.checkpoint, metadata)
+    state, streams = first_state(settings, step, checkpoints, vocabulary)
+    share = layout.share()
     loader = Loader(
         settings.data,
         vocabulary,
-        settings.sequence_length,
-        settings.global_batch_size,
-        settings.seed,
-        share,
-        shares,
-        streams,
+        sequence_length=length,
+        global_batch_size=rows,
+        seed=settings.seed,
+        host_index=share.index,
+        host_count=share.count,
+        state=streams,
     )
-    log = MetricsLog(directory, step, active=is_primary())
-    sampler = Sampler(settings.sample, settings.model, vocabulary, directory, mesh, log, settings.seed)
-    announce(settings, directory, step, mesh)
-    loop = Loop(
-        config=settings.loop,
-        faults=settings.faults,
-        program=program,
-        mesh=mesh,
-        rows=settings.global_batch_size,
+    log = MetricsLog(directory, int(state.step), active=is_primary())
+    sampler = Sampler(settings.sample, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed)
+    task = Task(
+        step=step,
+        summary=LanguageModelSummary(token_kinds, llama.flops_per_token(settings.model, length)),
         batches=loader,
-        held_out=lambda: held_out(settings, vocabulary, share, shares),
-        log=log,
-        checkpoints=checkpoints,
-        checkpoint_every=settings.checkpoint.every,
-        extra={"config": config.to_dict(settings), "vocabulary": vocabulary.fingerprint},
-        sample=sampler,
-        flops_per_token=llama.flops_per_token(settings.model, settings.sequence_length),
-        token_kinds=pad_kinds(vocabulary, settings.model.vocab_size),
-        directory=directory,
+        held_out=lambda: held_out(settings, vocabulary, share),
     )
+    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sampler)
+    report_start(settings, directory, int(state.step), layout)
     with loader:
-        state = loop.run(state)
+        state = train(state, task, outputs, config=settings.loop, faults=settings.faults)
     for name, count in loader.skipped.items():
         if count:
             report(f"source {name}: {count} records could not be used and were skipped")
     log.close()
-    farewell(settings, directory, int(state.step))
+    if int(state.step) >= settings.loop.steps:
+        report_end(directory, int(state.step))
     return state
 
 
-def check_vocabulary_size(settings: TrainConfig) -> None:
-    """Refuse, before anything is written, a vocabulary that the model has no rows for."""
-    if settings.prepare is not None and settings.tokenizer is None:
-        size = settings.prepare.text_pieces + len(added_tokens(settings.variant))
-    else:
-        size = Vocabulary.load(settings.tokenizer, settings.variant).size
-    if size > settings.model.vocab_size:
-        raise ValueError(
-            f"model.vocab_size {settings.model.vocab_size} is less than the {size} tokens of the vocabulary"
-        )
+def vocabulary_size(settings: TrainConfig) -> int:
+    """The number of tokens of the run's vocabulary, before anything is written."""
+    if settings.tokenizer is not None:
+        return Vocabulary.load(settings.tokenizer, settings.variant).size
+    assert settings.prepare is not None  # TrainConfig asks for one of the two
+    return settings.prepare.text_pieces + len(added_tokens(settings.variant))
 
 
-def check_resumable(settings: TrainConfig, directory: pathlib.Path) -> None:
-    """Refuse to resume a run whose config decided other weights or other data; start another run with `init_from` instead."""
-    path = directory / checkpoint.CONFIG
-    if not path.is_file():
-        return
-    before, now = checkpoint.flatten(json.loads(path.read_text())), checkpoint.flatten(config.to_dict(settings))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key.split("/")[0] not in _FREE]
-    if changed and checkpoint.latest_step(directory) is not None:
-        listed = ", ".join(f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in changed[:5])
-        raise ValueError(
-            f"{directory} holds a run with another config ({listed}): choose another run_directory, and init_from to go on from its weights"
-        )
-
-
-def make_tokenizers(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
-    """The run's vocabulary, and its speech tokenizer, kept in the run; then corpora are prepared where the config says so."""
-    path, speech = directory / checkpoint.TOKENIZER, directory / checkpoint.SPEECH_TOKENIZER
+def prepare_inputs(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
+    """Put the tokenizers into the run, build records where the config asks for it, and return the run's vocabulary."""
     if is_primary():
-        if settings.tokenizer is not None and not path.exists():
-            Vocabulary.load(settings.tokenizer, settings.variant).save(path)
-        if settings.speech_tokenizer is not None and not speech.exists():
-            with atomic_directory(speech) as scratch:
-                source = checkpoint.find(settings.speech_tokenizer, checkpoint.SPEECH_TOKENIZER)
-                shutil.copytree(source, scratch, dirs_exist_ok=True)
+        adopt_tokenizers(
+            directory, settings.variant, tokenizer=settings.tokenizer, speech_tokenizer=settings.speech_tokenizer
+        )
         if settings.prepare is not None:
             prepare(settings.prepare, directory, settings.variant, settings.seed)
     wait_for_all("prepared")
-    return Vocabulary.load(path, settings.variant)
+    return Vocabulary.load(directory / checkpoint.TOKENIZER, settings.variant)
 
 
-def check_units(settings: TrainConfig, directory: pathlib.Path) -> None:
-    """Refuse records of several speech tokenizers, or of another one than the run's: their units mean other sounds."""
-    makers = {}
-    for name in settings.data.source_names:
-        path = settings.data.sources[name].path
-        makers.setdefault(read_metadata(path).get("units") or None, f"{name} ({path})")
-    makers.pop(None, None)  # text
-    if len(makers) > 1:
-        raise ValueError(
-            f"data.sources: {' and '.join(makers.values())} hold units of different speech tokenizers: encode all with one"
-        )
-    known = speech_fingerprints(directory)
-    if known and not makers.keys() <= known:
-        raise ValueError(
-            f"data.sources: {' and '.join(makers.values())} was not encoded with the speech tokenizer in {directory}: "
-            "encode it again, or name the one that did as speech_tokenizer"
-        )
-
-
-def pad_kinds(vocabulary: Vocabulary, rows: int) -> np.ndarray:
-    """Kinds of all rows of the embedding; those beyond the vocabulary are control."""
-    return np.pad(
-        vocabulary.token_kinds[:rows],
-        (0, max(rows - vocabulary.padded_size, 0)),
-        constant_values=TOKEN_KINDS.index("control"),
-    )
-
-
-def start(
-    settings: TrainConfig, program: Program, checkpoints: RunCheckpoints, vocabulary: Vocabulary
+def first_state(
+    settings: TrainConfig, step: TrainStep, checkpoints: RunCheckpoints, vocabulary: Vocabulary
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The state to go on from, and where the data streams stand: the newest step, other weights, or fresh ones."""
+    """Return the state to start from and the state of the data streams: of the newest checkpoint, or fresh ones."""
     if checkpoints.steps:
-        step = checkpoints.steps[-1]
-        extra = checkpoints.read_extra(step)
-        if extra["vocabulary"] != vocabulary.fingerprint:
-            raise ValueError(
-                f"{settings.run_directory}: its tokenizer is not the one that step {step} was trained with"
-            )
-        return checkpoints.restore(step, program.abstract_state), extra["data"]
+        newest = checkpoints.steps[-1]
+        metadata = checkpoints.read_metadata(newest)
+        if metadata["vocabulary"] != vocabulary.fingerprint:
+            raise RunError(f"{settings.run_directory}: step {newest} was trained with another tokenizer")
+        return checkpoints.restore(newest, step.abstract_state), metadata["data"]
     if settings.init_from is None:
-        return program.init(jax.random.key(settings.seed)), None
-    source = pathlib.Path(settings.init_from)
-    weights = Weights(*open_hugging_face(source)) if is_hugging_face(source) else None
-    params = load_initial_params(source, settings.model, vocabulary, program.shardings.params, settings.seed, weights)
-    return program.start_from(params), None
+        return step.init(jax.random.key(settings.seed)), None
+    source, weights = pathlib.Path(settings.init_from), None
+    if is_hugging_face(source):
+        network, tokenizer, load = open_hugging_face(source)
+        weights = Weights(config=network, tokenizer=tokenizer, load=load)
+    params = load_initial_params(
+        source,
+        settings.model,
+        vocabulary,
+        shardings=step.shardings.params,
+        seed=settings.seed,
+        weights=weights,
+    )
+    return step.start_from(params), None
 
 
-def held_out(settings: TrainConfig, vocabulary: Vocabulary, share: int, shares: int) -> Mapping[str, Iterator[dict]]:
-    """Held-out batches of every source that has a held-out split."""
+def held_out(settings: TrainConfig, vocabulary: Vocabulary, share: HostShare) -> Mapping[str, Iterator[HostBatch]]:
+    """Return this host's held-out batches of every source that has a held-out split."""
     return {
         name: held_out_batches(
             settings.data,
             vocabulary,
-            settings.sequence_length,
-            settings.global_batch_size,
-            name,
-            share,
-            shares,
-            settings.seed,
+            sequence_length=settings.sequence_length,
+            batch_size=settings.global_batch_size,
+            source=name,
+            host_index=share.index,
+            host_count=share.count,
+            seed=settings.seed,
         )
         for name, source in settings.data.sources.items()
         if source.held_out_split is not None
     }
 
 
-def announce(settings: TrainConfig, directory: pathlib.Path, step: int, mesh: Mesh) -> None:
-    """Say what is about to run."""
+def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layout: BatchLayout) -> None:
+    """Print what is about to run."""
     count = llama.parameter_count(settings.model)
-    device = jax.devices()[0]
-    axes = " x ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    axes = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
     report(
-        f"{'Resuming' if step else 'Starting'} {directory} at step {step} of {settings.loop.steps}: {count / 1e6:,.1f} M parameters "
-        f"on {jax.device_count()} {device.device_kind} device(s) ({axes}), "
-        f"{settings.global_batch_size} rows x {settings.sequence_length} tokens a step"
+        f"{'Resuming' if step else 'Starting'} {directory} at step {step} of {settings.loop.steps}: "
+        f"{count / 1e6:,.1f} M parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s) ({axes}), "
+        f"{layout.rows} rows x {settings.sequence_length} tokens a step"
     )
 
 
-def farewell(settings: TrainConfig, directory: pathlib.Path, step: int) -> None:
-    """Say where things are and what to type next."""
-    if step < settings.loop.steps:
-        return
+def report_end(directory: pathlib.Path, step: int) -> None:
+    """Print where the results are and what to type next."""
     last, samples = directory / checkpoint.STEPS / str(step), directory / "samples" / str(step)
-    mute = (
-        ""
-        if (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
-        else " (units; with speech_tokenizer in the config, sound)"
-    )
+    has_voice = (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
+    mute = "" if has_voice else " (units; with speech_tokenizer in the config, sound)"
+    prompt = "The conductor stopped the steam engine near the tunnel, and then"
     lines = [
         f"Done: {step} steps.",
         f"  checkpoints  {directory / checkpoint.STEPS}/",
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard",
         *([f"  samples      {samples}/"] if samples.is_dir() else []),
         f"Next, let it speak{mute}:",
-        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"The conductor stopped the steam engine near the tunnel, and then" '
+        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"{prompt}" '
         f"--output-modality speech --temperature 0.8 --top-p 0.95 --output {directory}/generated",
     ]
     report("\n".join(lines))

@@ -3,8 +3,10 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 
 from spirit_jax import checkpoint
+from spirit_jax.core.files import atomic_directory
 from spirit_jax.corpora.encoding import encode_corpus
 from spirit_jax.corpora.readers.prepared import open_corpus
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
@@ -32,6 +34,30 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.corpora:
             raise ValueError("prepare.corpora: name at least one corpus")
+
+
+def adopt_tokenizers(
+    run_directory: str | os.PathLike, variant: Variant, *, tokenizer: str | None, speech_tokenizer: str | None
+) -> None:
+    """Copy existing tokenizers into a run, so that its steps are complete checkpoints; those that it has are kept.
+
+    Args:
+        run_directory: the run.
+        variant: speech tokens that a plain text tokenizer is extended by.
+        tokenizer: directory of a text tokenizer; None if `prepare` trains one.
+        speech_tokenizer: checkpoint or run that holds a speech tokenizer; None if there is none, or if `prepare` trains one.
+
+    Raises:
+        VocabularyError: no tokenizer of this variant is there.
+        CheckpointError: no speech tokenizer is there.
+    """
+    run = pathlib.Path(run_directory)
+    if tokenizer is not None and not (run / checkpoint.TOKENIZER).exists():
+        Vocabulary.load(tokenizer, variant).save(run / checkpoint.TOKENIZER)
+    if speech_tokenizer is not None and not (run / checkpoint.SPEECH_TOKENIZER).exists():
+        with atomic_directory(run / checkpoint.SPEECH_TOKENIZER) as scratch:
+            source = checkpoint.find(speech_tokenizer, checkpoint.SPEECH_TOKENIZER)
+            shutil.copytree(source, scratch, dirs_exist_ok=True)
 
 
 def prepare(config: PrepareConfig, run_directory: str | os.PathLike, variant: Variant, seed: int) -> None:

@@ -1,1 +1,1 @@
-"""Mesh and sharding rules, shared by training, generation, encoding and conversion."""
+"""The device mesh, the table of sharding rules, the processes of a job and the compiler options of each chip."""

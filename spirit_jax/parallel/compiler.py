@@ -1,19 +1,20 @@
-"""What the compiler is told about a step besides the step itself.
+"""XLA:TPU options that let collectives of a training step run beside its matrix products.
 
-XLA:TPU reduces an FSDP gradient over more than one dimension of the torus by an all-reduce, which keeps all links busy: a
-reduce-scatter it has over one dimension alone, and one after the other they take as long. Left to itself it waits for it, and on
-most chips for the gathers of the parameters too. Told so, it runs both beside the matrix products: in v5e's TensorCore, as steps of
-fusions with them, elsewhere on the SparseCores. libtpu 0.0.50 refuses v5e's way on other chips, as prone to wrong results there.
+XLA:TPU reduces an FSDP gradient over more than one dimension of the torus by an all-reduce, which keeps all links busy. It has
+a reduce-scatter over one dimension only, and one dimension after the other takes as long. By default the compiler makes the
+chip wait for these all-reduces and, on most chips, also for the all-gathers of the parameters. With the options below, both run
+beside the matrix products: on v5e in the TensorCore, as steps of fusions with the products, elsewhere on the SparseCores.
+libtpu 0.0.50 refuses v5e's options on other chips because they could give wrong results there.
 """
 
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-# A gradient combined with another into one reduction cannot be run so; small ones are combined still.
-_APART = {"xla_jf_crs_combiner_threshold_in_bytes": str(2**24)}
+# A gradient that is combined with another into one reduction cannot run asynchronously. Small gradients are still combined.
+_SEPARATE_REDUCTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": str(2**24)}
 
-_FUSED = _APART | dict.fromkeys(
+_FUSED = _SEPARATE_REDUCTIONS | dict.fromkeys(
     (
         "xla_tpu_enable_async_collective_fusion",
         "xla_tpu_enable_async_collective_fusion_multiple_steps",
@@ -30,7 +31,7 @@ _FUSED = _APART | dict.fromkeys(
 )
 
 _SPARSE_CORES = (
-    _APART
+    _SEPARATE_REDUCTIONS
     | dict.fromkeys(
         (
             "xla_tpu_enable_sparse_core_collective_offload_all_gather",
@@ -54,14 +55,13 @@ _SPARSE_CORES = (
     )
 )
 
-_OPTIONS: Mapping[str, Mapping[str, str]] = {
+_OPTIONS_BY_DEVICE_KIND: Mapping[str, Mapping[str, str]] = {
     "TPU v5 lite": _FUSED,
     "TPU v5": _SPARSE_CORES,  # v5p
     "TPU v6 lite": _SPARSE_CORES,
 }
-"""By the kind of device."""
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str]:
-    """For `jax.jit(..., compiler_options=)` of a program on this mesh."""
-    return dict(_OPTIONS.get(mesh.devices.flat[0].device_kind, {}))
+    """Return `compiler_options` of `jax.jit` for a program on this mesh; empty for other devices than these TPUs."""
+    return dict(_OPTIONS_BY_DEVICE_KIND.get(mesh.devices.flat[0].device_kind, {}))

@@ -1,96 +1,122 @@
-"""Joining the processes of a job, small agreements between them, and leaving a job that cannot go on."""
+"""Joining the processes of a job, small agreements between them, and ending a process of a job that cannot continue."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from spirit_jax.core.errors import FAILED_JOB, SpiritError, exit_code
+
 _GIVEN = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
 _ALONE = "or JAX_NUM_PROCESSES=1 for this process alone"
 
 
-def join_processes(heartbeat_timeout: int = 100) -> None:
-    """Join the other processes of a job, where its environment says that there are any; before anything else uses JAX.
+class ProcessError(SpiritError):
+    """Processes that cannot be joined to a job; the message names the environment variables."""
 
-    Said by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; by what `srun` sets
-    (one process a task, one GPU a process); or by a TPU VM, whose metadata name the hosts of its slices. `JAX_NUM_PROCESSES=1`
-    keeps a process alone anywhere.
+
+def join_processes(heartbeat_timeout: int = 100) -> None:
+    """Join the other processes of a job if the environment describes one. Call it before anything else uses JAX.
+
+    A job is described by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; by the
+    variables that `srun` sets (one process per task, one GPU per process); or by a TPU VM, whose metadata name the hosts of
+    its slices. `JAX_NUM_PROCESSES=1` keeps a process alone anywhere.
 
     Args:
-        heartbeat_timeout: seconds without a sign of life after which a process is taken for dead, which ends the others.
+        heartbeat_timeout: seconds without a heartbeat after which a process counts as dead, which ends the others.
 
     Raises:
-        ValueError: variables that are half set or contradict each other, or hosts that cannot be found; says which.
+        ProcessError: variables are incomplete or contradict each other, or hosts cannot be found; the message says which.
     """
-    arguments = job_of(os.environ, jax.config.jax_platforms or "")
+    platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds it at run time
+    arguments = job_of(os.environ, platforms or "")
     if arguments is None:
         return
     try:
         jax.distributed.initialize(**arguments, heartbeat_timeout_seconds=heartbeat_timeout)
-    except Exception as error:  # whatever the detection of a cluster or the connection raises
+    except Exception as error:  # The detection of a cluster and the connection raise various types.
         reason = " ".join(str(error).split())[:300]
-        raise ValueError(
+        raise ProcessError(
             f"the job's processes cannot be joined ({reason}); set {', '.join(_GIVEN)}, {_ALONE}"
         ) from error
 
 
 def job_of(environment: Mapping[str, str], platforms: str) -> dict[str, Any] | None:
-    """What `jax.distributed.initialize` has to be told in an environment; None where there is nothing to join.
+    """Return the arguments of `jax.distributed.initialize` for an environment; None if there is no job to join.
 
     Args:
-        environment: variables.
+        environment: environment variables.
         platforms: `jax.config.jax_platforms`, which importing JAX sets to "tpu,cpu" on a TPU VM.
 
     Raises:
-        ValueError: as `join_processes`.
+        ProcessError: as `join_processes`.
     """
     given = {name: environment[name] for name in _GIVEN if environment.get(name)}
     if given == {"JAX_NUM_PROCESSES": "1"}:
         return None
     if given:
         if missing := [name for name in _GIVEN if name not in given]:
-            raise ValueError(f"{', '.join(given)} set but not {', '.join(missing)}: a job needs all three, {_ALONE}")
+            raise ProcessError(f"{', '.join(given)} set but not {', '.join(missing)}: a job needs all three, {_ALONE}")
         address, count, index = given.values()
         if not (count.isdigit() and index.isdigit() and int(index) < int(count)):
-            raise ValueError(f"JAX_PROCESS_ID must be one of 0..JAX_NUM_PROCESSES-1, found {index!r} of {count!r}")
+            raise ProcessError(f"JAX_PROCESS_ID must be one of 0..JAX_NUM_PROCESSES-1, found {index!r} of {count!r}")
         if not address.rpartition(":")[2].isdigit() or ":" not in address:
-            raise ValueError(f"JAX_COORDINATOR_ADDRESS must be host:port of process 0, found {address!r}")
+            raise ProcessError(f"JAX_COORDINATOR_ADDRESS must be host:port of process 0, found {address!r}")
         return {"coordinator_address": address, "num_processes": int(count), "process_id": int(index)}
     if environment.get("SLURM_NTASKS", "1") != "1":
         if missing := [name for name in _SLURM if name not in environment]:
-            raise ValueError(
-                f"SLURM_NTASKS is {environment['SLURM_NTASKS']} but {', '.join(missing)} unset: start every task with srun, {_ALONE}"
+            raise ProcessError(
+                f"SLURM_NTASKS is {environment['SLURM_NTASKS']} but {', '.join(missing)} unset: "
+                f"start every task with srun, {_ALONE}"
             )
         return {}
     if platforms.split(",")[0] == "tpu":
         return {}
     if "," in environment.get("TPU_WORKER_HOSTNAMES", "") and not environment.get("JAX_PLATFORMS"):
-        raise ValueError(
-            "TPU_WORKER_HOSTNAMES names several hosts, but JAX finds no TPU here: install libtpu (pip install 'jax[tpu]'), "
-            f"{_ALONE}"
+        raise ProcessError(
+            "TPU_WORKER_HOSTNAMES names several hosts, but JAX finds no TPU here: "
+            f"install libtpu (pip install 'jax[tpu]'), {_ALONE}"
         )
     return None
 
 
+@contextlib.contextmanager
+def leave_on_error(prog: str) -> Iterator[None]:
+    """Run a command's work: in a job of several processes, any error ends this process at once (see `leave`).
+
+    A process alone raises the error as usual. Put this inside `core.errors.exit_codes`, which maps errors to exit codes the
+    same way.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not (jax.distributed.is_initialized() and jax.process_count() > 1):
+            raise
+        code = exit_code(error)
+        if code is None:
+            traceback.print_exc()
+        leave(prog, error, FAILED_JOB if code is None else code)
+
+
 def leave(prog: str, error: BaseException, code: int) -> NoReturn:
-    """End this process of a job at once with one line on standard error.
+    """End this process of a job at once, with one line on standard error.
 
     An ordinary exit would wait for the other processes, which wait for this one or are dead. They end when their
-    collectives break or when this one's heartbeats are missed.
+    collectives break or when they miss this process's heartbeats.
     """
     where = f"process {jax.process_index()} of {jax.process_count()}"
     reason = str(error) or type(error).__name__
     if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in reason:
-        reason, code = (
-            f"an exchange with the other processes failed, so one of them has ended: see its log ({reason})",
-            1,
-        )
+        code = FAILED_JOB
+        reason = f"an exchange with the other processes failed, so one of them has ended: see its log ({reason})"
     print(f"{prog}: error: {where}: {' '.join(reason.split())[:1000]}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -98,7 +124,7 @@ def leave(prog: str, error: BaseException, code: int) -> NoReturn:
 
 
 def is_primary() -> bool:
-    """Whether this is the process that writes what there is one of."""
+    """Whether this process writes the files and messages that a job has once."""
     return jax.process_index() == 0
 
 
@@ -109,13 +135,13 @@ def report(message: str) -> None:
 
 
 def wait_for_all(name: str) -> None:
-    """Go on when every process is here; `name` tells one meeting from another."""
+    """Wait until every process has called this with the same name."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def gather_json(value: Any) -> list[Any]:
-    """The JSON values of all processes, by process index; every process must call it."""
+    """Return the JSON values of all processes, by process index. Every process must call it."""
     if jax.process_count() == 1:
         return [value]
     encoded = np.frombuffer(json.dumps(value).encode(), np.uint8)

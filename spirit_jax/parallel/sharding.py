@@ -1,14 +1,17 @@
-"""One table maps logical axes of weights and activations to mesh axes; everything sharded is sharded by it."""
+"""Sharding: one table maps the logical axes of weights and activations to mesh axes, and everything is split by it."""
 
+import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+
+from spirit_jax.core.errors import SpiritError
 
 RULES: dict[str, str | tuple[str, ...] | None] = {
     # activations
@@ -32,20 +35,33 @@ RULES: dict[str, str | tuple[str, ...] | None] = {
 """Logical axis -> mesh axis or axes that split it; None keeps it whole on every device."""
 
 
+class ShardingError(SpiritError):
+    """An array that cannot be split over a mesh; the message names the array and the axis."""
+
+
+def axis_names(part: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of one entry of `RULES` or of a `PartitionSpec`, as a tuple."""
+    return () if part is None else (part,) if isinstance(part, str) else part
+
+
 def partition_spec(axes: tuple[str | None, ...], name: str = "array") -> PartitionSpec:
-    """The mesh axes of an array whose dimensions carry these logical axes.
+    """Return the mesh axes that split an array.
+
+    Args:
+        axes: logical axis of each dimension; None keeps a dimension whole.
+        name: the array's name in error messages.
 
     Raises:
-        ValueError: an axis that the table does not know, or two dimensions that want the same mesh axis.
+        ShardingError: the table does not know an axis, or two dimensions need the same mesh axis.
     """
     parts, used = [], {}
     for axis in axes:
         if axis is not None and axis not in RULES:
-            raise ValueError(f"{name}: no sharding rule for the logical axis {axis!r}; known are {', '.join(RULES)}")
+            raise ShardingError(f"{name}: no sharding rule for the logical axis {axis!r}; known are {', '.join(RULES)}")
         part = None if axis is None else RULES[axis]
-        for mesh_axis in (part,) if isinstance(part, str) else part or ():
+        for mesh_axis in axis_names(part):
             if mesh_axis in used:
-                raise ValueError(
+                raise ShardingError(
                     f"{name}: logical axes {used[mesh_axis]!r} and {axis!r} both want the mesh axis {mesh_axis!r}"
                 )
             used[mesh_axis] = axis
@@ -54,25 +70,33 @@ def partition_spec(axes: tuple[str | None, ...], name: str = "array") -> Partiti
 
 
 def named_sharding(
-    mesh: Mesh, axes: tuple[str | None, ...], shape: tuple[int, ...], name: str = "array"
+    mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...], name: str = "array"
 ) -> NamedSharding:
-    """The sharding of one array on a mesh.
+    """Return the sharding of one array on a mesh; arguments as for `partition_spec`.
 
     Raises:
-        ValueError: as `partition_spec`, or a dimension that its mesh axes do not divide; names the array.
+        ShardingError: as `partition_spec`, or a dimension is not divisible by its mesh axes.
     """
     spec = partition_spec(axes, name)
     for size, axis, part in zip(shape, axes, spec, strict=True):
-        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in ((part,) if isinstance(part, str) else part or ()))
+        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in axis_names(part))
         if size % ways:
-            raise ValueError(
+            raise ShardingError(
                 f"{name}: its {axis!r} axis has size {size}, which {ways} devices of mesh axis {part!r} do not divide"
             )
     return NamedSharding(mesh, spec)
 
 
-def tree_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """Shardings for a nested dict of arrays: `axes` holds a tuple of logical axes where `shapes` holds a shaped leaf."""
+def tree_shardings(mesh: Mesh | AbstractMesh, axes: Any, shapes: Any) -> Any:
+    """Return the shardings of a nested dict of arrays.
+
+    Args:
+        axes: holds a tuple of logical axes where `shapes` holds a leaf.
+        shapes: arrays, or anything else with a shape.
+
+    Raises:
+        ShardingError: as `named_sharding`; the message names the array by its path.
+    """
 
     def leaf(path, shaped, names):
         name = "/".join(str(getattr(key, "key", key)) for key in path)
@@ -82,7 +106,7 @@ def tree_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
 
 def with_shardings(shapes: Any, shardings: Any) -> Any:
-    """Abstract arrays that carry their shardings, what Orbax and `jit(...).lower` take."""
+    """Return abstract arrays that carry their shardings, as Orbax and `jit(...).lower` take them."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
@@ -90,58 +114,85 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 
 @contextmanager
 def tracing(mesh: Mesh, dtype: str) -> Iterator[None]:
-    """What a program of a model is traced in: logical constraints are resolved by the table on this mesh, and matrix
-    products of a model in float32 are float32 products, whose inputs TPUs and GPUs otherwise round (JAX's default)."""
+    """The context in which a model's program is traced.
+
+    The table resolves logical constraints on this mesh. The matrix products of a model in float32 are computed in float32;
+    by JAX's default, TPUs and GPUs round their inputs.
+    """
     precision = jax.default_matmul_precision("float32") if dtype == "float32" else nullcontext()
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())), precision:
         yield
 
 
-def batch_sharding(mesh: Mesh, rows: int) -> NamedSharding:
-    """Rows over the batch axes, everything else whole.
+class HostShare(NamedTuple):
+    """One of `count` equal shares of a batch's rows."""
+
+    index: int
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """How the rows of a global batch are split over the devices of a mesh and over the parts of a step.
 
     Raises:
-        ValueError: the mesh does not divide the rows.
+        ShardingError: the rows cannot be split evenly.
     """
-    return named_sharding(mesh, ("batch",), (rows,), "global_batch_size")
 
+    mesh: Mesh
+    rows: int
+    """Rows of the global batch, over all hosts."""
+    accumulate: int = 1
+    """Parts that a step works through one after the other (gradient accumulation)."""
 
-def _shares(mesh: Mesh, rows: int) -> dict[int, list[int]]:
-    """The rows of a batch that each process holds, in their order."""
-    held: dict[int, set[int]] = {}
-    for device, (part,) in batch_sharding(mesh, rows).devices_indices_map((rows,)).items():
-        held.setdefault(device.process_index, set()).update(range(*part.indices(rows)))
-    return {process: sorted(numbers) for process, numbers in held.items()}
+    def __post_init__(self) -> None:
+        ways = math.prod(self.mesh.shape[axis] for axis in axis_names(RULES["batch"]))
+        if self.rows % (self.accumulate * ways):
+            raise ShardingError(
+                f"global_batch_size {self.rows} is not a multiple of accumulate {self.accumulate} x {ways} devices "
+                "of the mesh axes data and fsdp"
+            )
 
+    @property
+    def sharding(self) -> NamedSharding:
+        """Sharding of every array of a batch: rows over the batch axes, everything else whole."""
+        return named_sharding(self.mesh, ("batch",), (self.rows,), "global_batch_size")
 
-def local_rows(mesh: Mesh, rows: int, process: int | None = None) -> tuple[int, int]:
-    """Which share of a batch's rows a process feeds, by default this one: `(index, count)`, share `index` of `count` equal ones.
+    def rows_by_process(self) -> dict[int, list[int]]:
+        """Row numbers that each process holds, in ascending order, by process index."""
+        held: dict[int, set[int]] = {}
+        for device, (part,) in self.sharding.devices_indices_map((self.rows,)).items():
+            held.setdefault(device.process_index, set()).update(range(*part.indices(self.rows)))
+        return {process: sorted(numbers) for process, numbers in held.items()}
 
-    Processes that hold the same rows (tensor parallelism across hosts) have the same index. On a torus the rows of a share
-    need not stand side by side in the array (`put_batch` knows where), as the loss does not depend on their order.
+    def share(self, process: int | None = None) -> HostShare:
+        """Return the share of a batch's rows that a process feeds, by default this process.
 
-    Raises:
-        ValueError: the processes' rows are not equal shares of the batch, which the mesh's order of devices prevents.
-    """
-    held = _shares(mesh, rows)
-    shares = sorted(set(map(tuple, held.values())))
-    if len(set(map(len, shares))) > 1 or sum(map(len, shares)) != rows:
-        raise ValueError(
-            f"the processes hold {', '.join(map(str, map(len, shares)))} of {rows} rows: not equal shares; reorder the mesh"
-        )
-    own = held[jax.process_index() if process is None else process]
-    return shares.index(tuple(own)), len(shares)
+        Processes that hold the same rows (tensor parallelism across hosts) have the same share. On a torus, the rows of a
+        share need not be contiguous in the array: `put` places them, and the loss does not depend on their order.
 
+        Raises:
+            ShardingError: the order of the mesh's devices gives the processes unequal shares.
+        """
+        held = self.rows_by_process()
+        shares = sorted(set(map(tuple, held.values())))
+        if len(set(map(len, shares))) > 1 or sum(map(len, shares)) != self.rows:
+            raise ShardingError(
+                f"the processes hold {', '.join(map(str, map(len, shares)))} of {self.rows} rows: not equal shares; "
+                "reorder the mesh"
+            )
+        own = held[jax.process_index() if process is None else process]
+        return HostShare(index=shares.index(tuple(own)), count=len(shares))
 
-def put_batch(mesh: Mesh, batch: dict[str, np.ndarray], rows: int) -> dict[str, jax.Array]:
-    """Global arrays out of this process's rows."""
-    sharding, own = batch_sharding(mesh, rows), _shares(mesh, rows)[jax.process_index()]
+    def put(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        """Build the global arrays of a batch from this process's rows of it."""
+        own = self.rows_by_process()[jax.process_index()]
 
-    def put(value: np.ndarray) -> jax.Array:
-        def shard(index):
-            start, stop, _ = index[0].indices(rows)
-            return value[own.index(start) :][: stop - start]
+        def put(value: np.ndarray) -> jax.Array:
+            def shard(index):
+                start, stop, _ = index[0].indices(self.rows)
+                return value[own.index(start) :][: stop - start]
 
-        return jax.make_array_from_callback((rows, *value.shape[1:]), sharding, shard)
+            return jax.make_array_from_callback((self.rows, *value.shape[1:]), self.sharding, shard)
 
-    return {name: put(value) for name, value in batch.items()}
+        return {name: put(value) for name, value in batch.items()}

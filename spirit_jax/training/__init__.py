@@ -1,1 +1,1 @@
-"""Train state, optimiser, step, loop, metrics and checkpoints of a run."""
+"""Train state, objective, optimizer step, loop, metrics and checkpoints of a run."""

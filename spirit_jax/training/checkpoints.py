@@ -1,8 +1,9 @@
-"""The steps of a run: asynchronous, atomic Orbax checkpoints with everything that resuming needs.
+"""The checkpoints of a run: asynchronous, atomic Orbax steps that hold everything that resuming needs.
 
-A step holds `llm/` (parameters) and `optimizer/`, and as metadata the data streams' state, the config and the vocabulary's
-fingerprint. It is written under a temporary name and renamed, so that a run killed at any moment finds the step before; then
-every process seals its share of the files with checksums, since Orbax restores what a disk has changed without a word.
+A step holds `llm/` (parameters), `optimizer/` and metadata: the state of the data streams, the config and the vocabulary's
+fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is killed at any moment finds the step
+before. Then every process seals its share of the files with checksums, because Orbax does not notice when a disk has changed
+a file.
 """
 
 import concurrent.futures
@@ -10,6 +11,7 @@ import dataclasses
 import os
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,23 +21,23 @@ from spirit_jax.checkpoint import LLM, STEPS, CheckpointError
 from spirit_jax.core.checksums import find_damage, read_checksums, write_checksums
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.training import faults
-from spirit_jax.training.step import TrainState
+from spirit_jax.training.state import TrainState
 
 _OPTIMIZER = "optimizer"
 _DAMAGED = "damaged"
-_SEAL_PATIENCE = 600  # seconds until a step that is written must be seen by all hosts
+_SEAL_TIMEOUT = 600  # Seconds until a step that is written must be visible to all hosts.
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """When steps are saved and which are kept."""
+    """When a run saves a step, and which steps it keeps."""
 
     every: int = 1000
-    """Steps from one checkpoint to the next; the last step and an interrupted one are saved besides."""
+    """Steps between checkpoints; the last step and an interrupted one are also saved."""
     keep: int = 3
-    """How many of the newest are kept."""
+    """How many of the newest checkpoints are kept."""
     keep_every: int | None = None
-    """Steps divisible by this are kept for good."""
+    """Checkpoints of steps divisible by this are never deleted."""
 
     def __post_init__(self) -> None:
         for name in ("every", "keep", "keep_every"):
@@ -45,26 +47,43 @@ class CheckpointConfig:
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, `RUN/checkpoints/STEP`. Steps newer than the newest intact one are set aside in `RUN/damaged`.
+    """The checkpoints of one run, `RUN/checkpoints/STEP`.
+
+    Opening them moves steps that are newer than the newest intact one to `RUN/damaged`.
+
+    Args:
+        run_directory: the run directory; all hosts must share it.
+        config: when to save and what to keep.
+        metadata: JSON that is saved with every step: the config and the vocabulary's fingerprint.
+
+    Attributes:
+        every: steps between checkpoints.
 
     Raises:
-        CheckpointError: there are steps, and none of them can be trusted.
+        CheckpointError: there are steps, but none is intact.
     """
 
-    def __init__(self, run_directory: str | os.PathLike, config: CheckpointConfig):
+    def __init__(
+        self, run_directory: str | os.PathLike, config: CheckpointConfig, metadata: Mapping[str, Any] | None = None
+    ):
+        self.every = config.every
+        self._metadata = dict(metadata or {})
         self._directory = pathlib.Path(run_directory).resolve() / STEPS
         _set_damaged_aside(self._directory)
         training = ocp.training
-        keep = [training.preservation_policies.LatestN(config.keep)]
+        keep: list[Any] = [training.preservation_policies.LatestN(config.keep)]
         if config.keep_every:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every))
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _by_layer
+        # Orbax's annotations of its policies contradict each other: the policies name the types that its own base class has.
+        save_decision: Any = training.save_decision_policies.FixedIntervalPolicy(1)  # The loop decides when to save.
+        preservation: Any = training.preservation_policies.AnyPreservationPolicy(keep)
         self._checkpointer = training.Checkpointer(
-            self._directory,
+            str(self._directory),
             context=context,
-            save_decision_policy=training.save_decision_policies.FixedIntervalPolicy(1),  # the loop decides
-            preservation_policy=training.preservation_policies.AnyPreservationPolicy(keep),
+            save_decision_policy=save_decision,
+            preservation_policy=preservation,
             cleanup_tmp_directories=True,
         )
         self._sealer = concurrent.futures.ThreadPoolExecutor(1, "seal")
@@ -75,92 +94,101 @@ class RunCheckpoints:
         """The complete steps, oldest first."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, state: TrainState, extra: dict[str, Any]) -> None:
-        """Start saving a step; returns as soon as the arrays are copied. `extra` is JSON: data state, config and so on."""
+    def save(self, state: TrainState, streams: Mapping[str, Any]) -> None:
+        """Start saving a step, and return when the arrays are copied. Every process must call it.
+
+        Args:
+            state: the train state.
+            streams: the state of this process's data streams; those of all processes are saved.
+        """
+        data: dict[str, Any] = {}
+        for part in gather_json(streams):
+            data |= part
         step = int(state.step)
         if step not in self.steps:
             self.wait()
             response = self._checkpointer.save_checkpointables_async(
                 step,
                 {LLM: state.params, _OPTIMIZER: state.opt_state},
-                custom_metadata={**extra, "recent": faults.to_json(state.recent)},
+                custom_metadata={**self._metadata, "data": data, "recent": faults.recent_to_json(state.recent)},
             )
             self._sealing = self._sealer.submit(self._seal, step, response)
 
     def _seal(self, step: int, response: Any) -> None:
         response.result()
-        path, deadline = self._directory / str(step), time.monotonic() + _SEAL_PATIENCE
-        while not path.is_dir():  # another process may be the one that renames it
+        path, deadline = self._directory / str(step), time.monotonic() + _SEAL_TIMEOUT
+        while not path.is_dir():  # Another process may be the one that renames it.
             if time.monotonic() > deadline:
                 raise CheckpointError(f"{path}: saved, but not there: do all hosts share the run directory?")
             time.sleep(0.05)
         write_checksums(path, jax.process_index(), jax.process_count())
 
-    def read_extra(self, step: int) -> dict[str, Any]:
-        """The JSON that was saved with a step."""
-        return dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
+    def read_metadata(self, step: int) -> dict[str, Any]:
+        """Return the JSON that was saved with a step; `data` holds the state of the data streams."""
+        metadata: Any = self._checkpointer.checkpointables_metadata(step).custom_metadata
+        return dict(metadata or {})
 
     def restore(self, step: int, abstract_state: TrainState) -> TrainState:
-        """A saved step, every array straight into the sharding that `abstract_state` gives it.
+        """Restore a step, reading every array directly into the sharding that `abstract_state` gives it.
 
         Raises:
             CheckpointError: the step does not hold such a state.
         """
         wanted = {LLM: abstract_state.params, _OPTIMIZER: abstract_state.opt_state}
         try:
-            found = self._checkpointer.load_checkpointables(step, wanted)
-        except Exception as error:  # Orbax raises whatever its storage raises
-            path = self._checkpointer.directory / str(step)
+            found: Any = self._checkpointer.load_checkpointables(step, wanted)
+        except Exception as error:  # Orbax passes on the errors of its storage.
             reason = " ".join(str(error).split())[:500]
             raise CheckpointError(
-                f"{path}: cannot be restored into this run's model and optimiser ({reason})"
+                f"{self._directory / str(step)}: cannot be restored into this run's model and optimizer ({reason})"
             ) from error
         count = jax.device_put(step, abstract_state.step.sharding).astype(abstract_state.step.dtype)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state.recent)
-        recent = faults.from_json(self.read_extra(step).get("recent"), shardings)
+        recent = faults.recent_from_json(self.read_metadata(step).get("recent"), shardings)
         return TrainState(step=count, params=found[LLM], opt_state=found[_OPTIMIZER], recent=recent)
 
     def wait(self) -> None:
-        """Wait for the last save to be complete and sealed by this process; raises what went wrong with it."""
+        """Wait until the last save is complete and sealed by this process; raises the error of a failed save."""
         if self._sealing is not None:
             self._sealing.result()
 
     def close(self) -> None:
-        """Wait for the last save to be complete and sealed by all."""
+        """Wait until the last save is complete and sealed by all processes. Every process must call it."""
         self.wait()
         self._checkpointer.close()
         wait_for_all("sealed")
 
 
-def _by_layer(path: tuple[Any, ...], _value: Any) -> Any:
-    """Stacked arrays are stored a layer a chunk, so that an export reads one layer at a time, however many there are."""
-    stacked = any(getattr(key, "key", None) == "layers" for key in path)
+def _by_layer(key: Sequence[Any], value: Any) -> Any:
+    """Store stacked arrays with one layer per chunk, so that reading a layer reads no other."""
+    del value
+    stacked = any(getattr(part, "key", None) == "layers" for part in key)
     return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
 
 
 def _set_damaged_aside(directory: pathlib.Path) -> None:
-    """Move the steps that are newer than the newest intact one out of the way.
+    """Move the steps that are newer than the newest intact one to `RUN/damaged`.
 
-    Where none is known to be intact, the newest without checksums is taken on Orbax's own word that it is complete: a run may
-    be killed in the moment between writing its first step and sealing it.
+    If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete: a run
+    may be killed between writing its first step and sealing it.
     """
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     steps = gather_json(steps)[0]
     problems: dict[int, str] = {}
     for step in steps:
-        found = find_damage(directory / str(step), jax.process_index(), jax.process_count())
-        if not any(found := gather_json(found)):
+        found = gather_json(find_damage(directory / str(step), jax.process_index(), jax.process_count()))
+        if not any(found):
             break
         problems[step] = next(filter(None, found))
     else:
-        unsealed = [step for step in steps if read_checksums(directory / str(step)) is None]
         if not steps:
             return
+        unsealed = [step for step in steps if read_checksums(directory / str(step)) is None]
         if not unsealed:
             raise CheckpointError(f"no step in {directory} is intact: {problems[steps[0]]}; remove it to start afresh")
         step = unsealed[0]
         problems = {other: problem for other, problem in problems.items() if other > step}
-        report(f"no step in {directory} is known to be intact; going on from step {step}, which has no checksums")
+        report(f"no step in {directory} is known to be intact; continuing from step {step}, which has no checksums")
     for bad, problem in problems.items():
         report(f"step {bad} cannot be trusted and is set aside ({problem}); going back to step {step}")
     wait_for_all("damage known")

@@ -1,9 +1,6 @@
-"""Steps that went wrong: told by the compiled step itself, recorded, and answered by policy."""
+"""Detects bad training steps inside the compiled step: a loss or gradient that is not finite, or a spike."""
 
 import dataclasses
-import json
-import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,25 +9,31 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from spirit_jax.parallel.processes import is_primary
+from spirit_jax.core.errors import JobError
 
-_WINDOW = 128  # steps that the next one is compared with; half of them must be there (as OLMo-core's SkipStepAdamW)
+_WINDOW = 128  # Recent steps that a step is compared with, at least half of them; as in OLMo-core's SkipStepAdamW.
+
+
+class TrainingError(JobError):
+    """A run that cannot continue; the message says at which step and why."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FaultConfig:
-    """What counts as a fault, and what is done about it."""
+    """When a step or a process counts as faulty, and what the run does about it."""
 
     on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
-    """A step with a loss or gradient that is not finite, or a spike, never changes the weights. After it: go on with the
-    next batch; or go back to the last checkpoint and on with the next batch; or end the run. Its data are kept in RUN/faults."""
+    """A step with a loss or gradient that is not finite, or with a spike, never changes the weights. Afterwards the run
+    continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back), or
+    ends (stop). The data of the step are kept in RUN/faults."""
     spike_sigmas: float = 6.0
-    """A spike is a loss or gradient norm so many standard deviations above the mean of the last 128 steps; 0: none is."""
+    """A spike is a loss or gradient norm this many standard deviations above the mean of the last 128 steps; 0 disables
+    the check."""
     hang_timeout: int = 1800
-    """Seconds after which a process ends the job if nothing moves: no batch, step, evaluation or checkpoint is finished.
-    Must be longer than a compilation and a save."""
+    """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be longer
+    than a compilation and a save."""
     heartbeat_timeout: int = 100
-    """Seconds without a sign of life after which a process is taken for dead, which ends the job's others."""
+    """Seconds without a heartbeat after which a process counts as dead, which ends the job's other processes."""
 
     def __post_init__(self) -> None:
         if self.spike_sigmas < 0:
@@ -40,19 +43,32 @@ class FaultConfig:
                 raise ValueError(f"faults.{name} must be positive, found {getattr(self, name)}")
 
 
-Recent = dict[str, Array]
-"""What recent finite steps had: `values` float32 [2, W] (loss, gradient norm), and how many there were, `count` int32."""
+RecentSteps = dict[str, Array]
+"""Statistics of recent finite steps: `values` float32 [2, W] (losses, gradient norms; a ring buffer), and `count` int32,
+the number of finite steps so far."""
 
 
-def no_recent() -> Recent:
-    """Before the first step."""
+def no_recent_steps() -> RecentSteps:
+    """The statistics before the first step."""
     return {"values": jnp.zeros((2, _WINDOW), jnp.float32), "count": jnp.zeros((), jnp.int32)}
 
 
-def judge(
-    recent: Recent, loss: Float[Array, ""], norm: Float[Array, ""], sigmas: float
-) -> tuple[Bool[Array, ""], Recent]:
-    """Whether a step is bad, and what the next one is compared with. Spikes enter it, so that a lasting change is accepted."""
+def detect_bad_step(
+    recent: RecentSteps, loss: Float[Array, ""], norm: Float[Array, ""], sigmas: float
+) -> tuple[Bool[Array, ""], RecentSteps]:
+    """Decide whether a step is bad, and add it to the statistics if it is finite.
+
+    Spikes are added too, so that a lasting change is accepted after some steps.
+
+    Args:
+        recent: statistics of the steps before.
+        loss: the step's loss.
+        norm: global norm of the step's gradient.
+        sigmas: distance from the mean, in standard deviations, of a spike; 0: only values that are not finite are bad.
+
+    Returns:
+        Whether the step is bad, and the statistics for the next step.
+    """
     now = jnp.stack([loss, norm]).astype(jnp.float32)
     values, count = recent["values"], recent["count"]
     filled = (jnp.arange(_WINDOW) < count)[None]
@@ -65,28 +81,14 @@ def judge(
     return ~finite | spike, {"values": kept, "count": count + finite}
 
 
-def to_json(recent: Recent) -> dict[str, Any]:
-    """For a checkpoint's metadata, exactly."""
+def recent_to_json(recent: RecentSteps) -> dict[str, Any]:
+    """The statistics as JSON for a checkpoint's metadata, exactly."""
     return {"values": np.asarray(recent["values"], np.float64).tolist(), "count": int(recent["count"])}
 
 
-def from_json(value: Mapping[str, Any] | None, shardings: Any) -> Recent:
-    """The inverse of `to_json`; None, of a checkpoint without it, starts anew."""
-    recent = no_recent() if value is None else {
-        "values": np.asarray(value["values"], np.float32), "count": np.asarray(value["count"], np.int32)
-    }  # fmt: skip
+def recent_from_json(value: Mapping[str, Any] | None, shardings: Any) -> RecentSteps:
+    """The inverse of `recent_to_json`; None, from a checkpoint without statistics, gives empty ones."""
+    if value is None:
+        return jax.device_put(no_recent_steps(), shardings)
+    recent = {"values": np.asarray(value["values"], np.float32), "count": np.asarray(value["count"], np.int32)}
     return jax.device_put(recent, shardings)
-
-
-def record(
-    directory: str | os.PathLike, step: int, metrics: Mapping[str, Any], batch: Mapping[str, np.ndarray], streams: Any
-) -> None:
-    """Keep a bad step: a line in `faults.jsonl` with where the data streams stood before it, and, from each process, the
-    rows of its batch in `faults/STEP-PROCESS.npz`."""
-    directory = pathlib.Path(directory)
-    (directory / "faults").mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(directory / "faults" / f"{step}-{jax.process_index()}.npz", **batch)
-    if is_primary():
-        line = {"step": step} | {name: repr(float(metrics[name])) for name in ("loss", "gradient_norm")}
-        with (directory / "faults.jsonl").open("a") as file:
-            file.write(json.dumps(line | {"data": streams}) + "\n")

@@ -1,28 +1,21 @@
-"""The next batch, made while a step runs."""
+"""Prepares the next batch while a step runs."""
 
 import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
-from spirit_jax.training.step import Batch
-
-
-class Batches(Protocol):
-    """A stream of this host's batches that can say where it stands."""
-
-    def __iter__(self) -> Iterator[Batch]: ...
-    def __next__(self) -> Batch: ...
-    def state(self) -> dict[str, Any]: ...
+from spirit_jax.data.packing import HostBatch
+from spirit_jax.training.task import Batches
 
 
 class Feed:
-    """Takes batches from a loader in a thread of its own, one ahead, so that waiting for one can be given up.
+    """Takes batches from a stream in a thread of its own, one ahead, so that waiting for a batch can be given up.
 
     Attributes:
-        state: the loader's after the last batch given out.
+        state: the stream's state after the last batch that `next` returned.
     """
 
     def __init__(self, batches: Batches):
@@ -36,7 +29,7 @@ class Feed:
         try:
             while not self._stopped.is_set():
                 self._put((next(batches), batches.state()))
-        except BaseException as error:  # raised where the batch is asked for
+        except BaseException as error:  # `next` raises it where the batch is asked for.
             self._put(error)
 
     def _put(self, item: Any) -> None:
@@ -45,11 +38,11 @@ class Feed:
                 self._ready.put(item, timeout=0.1)
                 return
 
-    def next(self, give_up: Callable[[], bool]) -> Batch | None:
-        """The next batch; None if `give_up()` becomes true before there is one.
+    def next(self, give_up: Callable[[], bool]) -> HostBatch | None:
+        """Return the next batch, or None if `give_up()` becomes true before there is one.
 
         Raises:
-            What the loader raises.
+            Exception: the error that the stream raised.
         """
         began = time.perf_counter()
         while True:
@@ -68,11 +61,11 @@ class Feed:
         return batch
 
     def take_waited(self) -> float:
-        """Seconds that were waited for batches since the last call."""
+        """Return the seconds spent waiting for batches since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
     def close(self) -> None:
-        """Take no more batches; the one that is being made is waited for a moment, so that the loader can be closed."""
+        """Take no more batches, and wait a few seconds for the batch in preparation, so that the stream can be closed."""
         self._stopped.set()
         self._thread.join(timeout=5.0)

@@ -1,4 +1,4 @@
-"""Starting a run from other weights: a converted Llama, a released Spirit LM, a step of another run."""
+"""Starts a run from other weights: a converted Llama, a released Spirit LM, or a step of another run."""
 
 import dataclasses
 import functools
@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from spirit_jax import checkpoint
 from spirit_jax.config import from_dict
 from spirit_jax.models import llama
-from spirit_jax.parallel.sharding import with_shardings
+from spirit_jax.parallel.sharding import axis_names, with_shardings
+from spirit_jax.training.state import Params
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
 
-# Fields of a LlamaConfig that decide what its weights mean, the vocabulary's size apart. RoPE is not among them: the paper
-# itself goes on from Llama 2 with another base.
+# Fields of a LlamaConfig that decide what its weights mean, except for the size of the vocabulary. RoPE is not among them:
+# the paper itself continues from Llama 2 with another base.
 _SHAPE = (
     "hidden_size",
     "intermediate_size",
@@ -32,65 +33,67 @@ _SHAPE = (
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Weights that a run can start from, not read yet.
-
-    Attributes:
-        config: of the network that they belong to.
-        tokenizer: directory of the tokenizer that goes with them, if there is one.
-        load: abstract parameters, each with a sharding -> parameters in those shards.
-    """
+    """Weights that a run can start from, not read yet."""
 
     config: llama.LlamaConfig
+    """The network that they belong to."""
     tokenizer: pathlib.Path | None
-    load: Callable[[Any], llama.Params]
+    """Directory of the tokenizer that belongs to them, if there is one."""
+    load: Callable[[Any], Params]
+    """Reads them: abstract parameters, each with a sharding -> parameters in those shards."""
 
 
 def checkpoint_weights(directory: str | os.PathLike) -> Weights:
-    """Those of one of our checkpoint directories.
+    """Return the weights of a spirit_jax checkpoint directory.
 
     Raises:
-        CheckpointError: no such checkpoint.
+        CheckpointError: there is no such checkpoint.
     """
-    theirs = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
+    config = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
     try:
         tokenizer = checkpoint.find(directory, checkpoint.TOKENIZER)
     except checkpoint.CheckpointError:
         tokenizer = None
-    return Weights(theirs, tokenizer, functools.partial(checkpoint.load_llm, directory))
+    return Weights(config=config, tokenizer=tokenizer, load=functools.partial(checkpoint.load_llm, directory))
 
 
 def load_initial_params(
     directory: str | os.PathLike,
     model: llama.LlamaConfig,
     vocabulary: Vocabulary,
+    *,
     shardings: Any,
     seed: int,
     weights: Weights | None = None,
-) -> llama.Params:
-    """Parameters for a run with this model and vocabulary out of a checkpoint directory, straight into their shards.
+) -> Params:
+    """Load a checkpoint's parameters for a run with this model and vocabulary, directly into their shards.
 
-    Rows of the embedding and the head whose ids the checkpoint knew are kept bit for bit; the rows of new ids are drawn
-    like those of a fresh model.
+    Rows of the embedding and the head whose ids the checkpoint knows are kept bit for bit. The rows of new ids are drawn like
+    those of a fresh model.
 
     Args:
+        directory: the checkpoint directory; error messages name it.
+        model: the run's network.
+        vocabulary: the run's vocabulary.
         shardings: of the run's parameters, leaf by leaf.
-        weights: what is in the directory, where it is not one of ours.
+        seed: decides the new rows.
+        weights: the directory's weights; None for those of a spirit_jax checkpoint directory.
 
     Raises:
-        CheckpointError: no such checkpoint, or a network of another shape.
+        CheckpointError: there is no such checkpoint, or its network has another shape.
         VocabularyError: the checkpoint's text tokenizer is not the run's.
     """
     weights = checkpoint_weights(directory) if weights is None else weights
-    theirs = weights.config
-    differ = [field for field in _SHAPE if getattr(theirs, field) != getattr(model, field)]
+    found = weights.config
+    differ = [field for field in _SHAPE if getattr(found, field) != getattr(model, field)]
     if differ:
-        listed = ", ".join(f"its {field} is {getattr(theirs, field)}, not {getattr(model, field)}" for field in differ)
+        listed = ", ".join(f"its {field} is {getattr(found, field)}, not {getattr(model, field)}" for field in differ)
         raise checkpoint.CheckpointError(f"{directory}: its network is not the config's model: {listed}")
     known = _known_ids(directory, weights, vocabulary)
-    stored = dataclasses.replace(theirs, param_dtype=model.param_dtype)
+    stored = dataclasses.replace(found, param_dtype=model.param_dtype)
     params = weights.load(_abstract(stored, shardings))
-    if known >= vocabulary.size and theirs.vocab_size == model.vocab_size:
-        return params  # the same vocabulary: rows that only pad it stay too
+    if known >= vocabulary.size and found.vocab_size == model.vocab_size:
+        return params  # The same vocabulary: rows that only pad it stay too.
 
     def extend(name: str, axis: int) -> jax.Array:
         """The old rows and, from `known` on, new ones."""
@@ -111,11 +114,11 @@ def load_initial_params(
 
 
 def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
-    """The checkpoint's parameters in the run's shardings; a vocabulary that its devices do not divide is not split by them."""
+    """The checkpoint's parameters in the run's shardings; an axis that the devices do not divide is kept whole."""
     shapes = llama.abstract_params(config)
 
     def fitting(shape, sharding):
-        ways = [math.prod(sharding.mesh.shape[axis] for axis in _axes(part)) for part in sharding.spec]
+        ways = [math.prod(sharding.mesh.shape[axis] for axis in axis_names(part)) for part in sharding.spec]
         spec = [
             part if size % way == 0 else None for size, way, part in zip(shape.shape, ways, sharding.spec, strict=False)
         ]
@@ -124,29 +127,26 @@ def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
     return with_shardings(shapes, jax.tree.map(fitting, shapes, shardings))
 
 
-def _axes(part: Any) -> tuple[str, ...]:
-    return () if part is None else (part,) if isinstance(part, str) else part
-
-
 def _known_ids(directory: str | os.PathLike, weights: Weights, vocabulary: Vocabulary) -> int:
     """How many ids, from 0 on, mean the same in the checkpoint and in the run."""
     path, rows = weights.tokenizer, weights.config.vocab_size
     if path is None:
         if rows in (vocabulary.padded_size, vocabulary.text_size):
-            return rows  # a Spirit LM, or a plain text model, of this vocabulary
+            return rows  # A Spirit LM or a plain text model of this vocabulary.
         raise VocabularyError(
-            f"{directory}: no tokenizer there to tell what the {rows} rows of its embedding stand for; "
-            f"the run's vocabulary has {vocabulary.text_size} text pieces, {vocabulary.padded_size} rows with speech"
+            f"{directory}: it has no tokenizer that names the {rows} rows of its embedding; the run's vocabulary has "
+            f"{vocabulary.text_size} text pieces, {vocabulary.padded_size} rows with speech"
         )
     try:
         other = Vocabulary.load(path)
         known = min(other.size, vocabulary.size)
     except VocabularyError:
-        other = Vocabulary.load(path, vocabulary.variant)  # a text tokenizer without speech tokens
+        other = Vocabulary.load(path, vocabulary.variant)  # A text tokenizer without speech tokens.
         known = other.text_size
     sample = "The quick brown fox: 12 jumps, caf\u00e9!\n"
     if other.text_size != vocabulary.text_size or other.encode_text(sample) != vocabulary.encode_text(sample):
         raise VocabularyError(
-            f"{path}: its {other.text_size} text pieces are not those of the run's tokenizer ({vocabulary.text_size} pieces)"
+            f"{path}: its {other.text_size} text pieces are not those of the run's tokenizer "
+            f"({vocabulary.text_size} pieces)"
         )
     return known

@@ -3,23 +3,27 @@
 import os
 import signal
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Within it, SIGTERM (what a preempted machine sends) and SIGINT (Ctrl-C) ask the loop to save and stop.
+    """A context in which SIGTERM (sent to a preempted machine) and SIGINT (Ctrl-C) ask the loop to save and stop.
 
-    A process alone notes the signal; a second one ends it at once. Where `jax.distributed` joins processes, JAX's preemption
-    service catches SIGTERM, tells all of them, and lets them agree on one poll: the first that none has passed.
+    A process alone notes the signal; a second signal ends it at once. If `jax.distributed` joins several processes, JAX's
+    preemption service catches SIGTERM, informs all processes and lets them agree on one poll that none of them has passed.
+
+    Attributes:
+        signal: name of the signal that was received; None before.
     """
 
     def __init__(self) -> None:
         self.signal: str | None = None
         self._joined = jax.distributed.is_initialized()
         self._polls = 0
-        self._previous: dict[int, object] = {}
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
         for number in (signal.SIGINT,) if self._joined else (signal.SIGINT, signal.SIGTERM):
@@ -31,13 +35,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def poll(self) -> bool:
-        """Whether to stop here. All processes must poll at the same places, and get the same answer."""
+        """Return whether to stop here. All processes must poll at the same places; they get the same answer."""
         self._polls += 1
         if self._joined and self.signal is None and multihost_utils.reached_preemption_sync_point(self._polls):
             self.signal = "SIGTERM to one of the processes"
         return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        del frame
         signal.signal(number, self._previous[number])
         if self._joined:
             os.kill(os.getpid(), signal.SIGTERM)

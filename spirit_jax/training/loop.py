@@ -1,53 +1,46 @@
-"""The training loop.
+"""The training loop, for the language model and for every other task.
 
-Resuming, in order: the newest intact step gives parameters, optimiser and the data streams' state; the log is cut back to
-it; an evaluation that was given up is made up for; the loop goes on with the batch that an unbroken run would have had next.
+A run resumes in this order: the newest intact step gives parameters, optimizer and the state of the data streams; the log is
+cut back to that step; an evaluation that was given up is repeated; the loop continues with the batch that an uninterrupted
+run would take next.
 """
 
-import collections
 import contextlib
 import dataclasses
 import pathlib
-import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable
 
 import jax
-import numpy as np
-from jax.sharding import Mesh
 from tqdm import tqdm
 
-from spirit_jax.core.errors import JobError
-from spirit_jax.models.llama import Params
 from spirit_jax.parallel.processes import gather_json, is_primary, report
-from spirit_jax.parallel.sharding import put_batch
-from spirit_jax.training import faults
+from spirit_jax.training.bad_steps import BadStepPolicy, PendingStep
 from spirit_jax.training.checkpoints import RunCheckpoints
+from spirit_jax.training.evaluation import TOTAL, evaluate
 from spirit_jax.training.faults import FaultConfig
-from spirit_jax.training.feed import Batches, Feed
+from spirit_jax.training.feed import Feed
 from spirit_jax.training.interruption import Interruption
-from spirit_jax.training.metrics import MetricsLog, by_kind, peak_flops, unigram_entropy
-from spirit_jax.training.step import Batch, Program, TrainState
+from spirit_jax.training.metrics import MetricsLog
+from spirit_jax.training.pace import Pace, peak_flops
+from spirit_jax.training.state import Metrics, Params, TrainState
+from spirit_jax.training.task import Summary, Task
 from spirit_jax.training.watchdog import Watchdog
-from spirit_jax.vocabulary import TOKEN_KINDS
-
-_HOPELESS = 10  # bad steps in a row, or returns to the same checkpoint, that end a run
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopConfig:
-    """How long a run is and what it does besides training, and how often."""
+    """Run length and the intervals of evaluation, logging and sampling."""
 
     steps: int = 100_000
     """Updates of the whole run."""
     log_every: int = 10
-    """Steps from one line of metrics to the next; a line holds the values of its own step."""
+    """Steps between lines of metrics; a line holds the values of its own step."""
     evaluate_every: int = 1000
-    """Steps from one evaluation on held-out data to the next; before the first and after the last step besides. 0: never."""
+    """Steps between evaluations on held-out data, which also run before the first and after the last step. 0: never."""
     evaluate_batches: int | None = None
     """Batches of each held-out source; null for all."""
     sample_every: int = 1000
-    """Steps from one set of samples to the next; after the last step besides. 0: never."""
+    """Steps between sets of samples, which are also made after the last step. 0: never."""
     profile_start: int | None = None
     """First step that `jax.profiler` records into RUN/profile; null for no profile."""
     profile_steps: int = 5
@@ -62,252 +55,166 @@ class LoopConfig:
                 raise ValueError(f"loop.{name} must not be negative, found {getattr(self, name)}")
 
 
-class TrainingError(JobError):
-    """A run that cannot go on; the message says at which step and why."""
+@dataclasses.dataclass(frozen=True)
+class RunOutputs:
+    """What a run leaves on disk."""
+
+    directory: pathlib.Path
+    """The run directory."""
+    log: MetricsLog
+    checkpoints: RunCheckpoints
+    sample: Callable[[Params, int], None]
+    """Writes the samples of a step."""
 
 
 @dataclasses.dataclass(frozen=True)
-class _Taken:
-    """A step whose outcome has not been looked at yet."""
+class _Due:
+    """What follows a step."""
 
-    step: int
-    batch: Batch
-    streams: dict[str, Any]  # before it
-    metrics: Mapping[str, Any]
+    log: bool
+    save: bool
+    evaluate: bool
+    sample: bool
 
+    @classmethod
+    def after(cls, step: int, config: LoopConfig, save_every: int) -> "_Due":
+        def every(interval: int) -> bool:
+            return interval > 0 and (step == config.steps or step % interval == 0)
 
-@dataclasses.dataclass
-class Loop:
-    """One run: everything that `run` needs, wired by the command."""
-
-    config: LoopConfig
-    faults: FaultConfig
-    program: Program
-    mesh: Mesh
-    rows: int
-    batches: Batches
-    held_out: Callable[[], Mapping[str, Iterator[Batch]]]
-    log: MetricsLog
-    checkpoints: RunCheckpoints
-    checkpoint_every: int
-    extra: dict[str, Any]
-    sample: Callable[[Params, int], None]
-    flops_per_token: float
-    token_kinds: np.ndarray
-    directory: pathlib.Path
-    _profiling: bool = False
-    _taken: list[_Taken] = dataclasses.field(default_factory=list)
-    _bad_in_a_row: int = 0
-    _returns: collections.Counter = dataclasses.field(default_factory=collections.Counter)
-
-    def run(self, state: TrainState) -> TrainState:
-        """Train from `state` to the last step, or until a signal asks to stop; the last state is saved either way.
-
-        Raises:
-            TrainingError: bad steps that the policy does not pass over.
-        """
-        config, step = self.config, int(state.step)
-        pace = _Pace(self.flops_per_token, jax.device_count() * peak_flops(jax.devices()[0]))
-        progress = tqdm(total=config.steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
-        feed = Feed(self.batches)
-        # a batch can only be given up where no other process has gone on with its own
-        give_up = Interruption.poll if jax.process_count() == 1 else lambda _: False
-        with Interruption() as stop, Watchdog(self.faults.hang_timeout) as watchdog, progress, contextlib.closing(feed):
-            if config.evaluate_every and (step == 0 or self._missed(step)):
-                self._evaluate(state, step, stop, watchdog)
-            while step < config.steps and not stop.poll():
-                self._profile(step)
-                watchdog.alive(f"waiting for the batch of step {step + 1}")
-                streams = feed.state
-                batch = feed.next(lambda: give_up(stop))
-                if batch is None:
-                    break
-                watchdog.alive(f"in step {step + 1}")
-                state, metrics = self.program.train_step(state, put_batch(self.mesh, batch, self.rows))
-                step += 1
-                progress.update()
-                pace.step(metrics["tokens"])
-                self._taken.append(_Taken(step, batch, streams, metrics))
-                last = step == config.steps
-                log, save = last or step % config.log_every == 0, last or step % self.checkpoint_every == 0
-                evaluate = config.evaluate_every and (last or step % config.evaluate_every == 0)
-                sample = config.sample_every and (last or step % config.sample_every == 0)
-                if not (log or save or evaluate or sample):
-                    continue  # nothing is fetched, so that the device has the next step to work on meanwhile
-                if self._look():
-                    state = self._roll_back(step)
-                    step = int(state.step)
-                    progress.reset()
-                    progress.update(step)
-                    continue
-                if log:
-                    self._report(step, metrics, pace, feed.take_waited(), progress)
-                with pace.paused():
-                    if save:
-                        watchdog.alive(f"saving step {step}")
-                        self._save(state, feed.state)
-                    if evaluate and not stop.poll():
-                        self._evaluate(state, step, stop, watchdog)
-                    if sample and not stop.poll():
-                        watchdog.alive(f"sampling after step {step}")
-                        self.sample(state.params, step)
-            self._profile(step)
-            if self._look():
-                state = self._roll_back(step)
-                step = int(state.step)
-            watchdog.alive(f"saving step {step}")
-            if stop.signal:
-                report(f"{stop.signal}: saving step {step} and stopping; the same command goes on from there")
-            self._save(state, feed.state)
-            self.checkpoints.close()
-        return state
-
-    def _save(self, state: TrainState, streams: dict[str, Any]) -> None:
-        gathered: dict[str, Any] = {}
-        for part in gather_json(streams):
-            gathered |= part
-        self.checkpoints.save(state, {**self.extra, "data": gathered})
-
-    def _look(self) -> bool:
-        """Look at the steps since the last look, record the bad ones, and say whether to roll back.
-
-        Raises:
-            TrainingError: the policy is to stop, or passing over bad steps leads nowhere.
-        """
-        found = False
-        taken, self._taken = self._taken, []
-        for one in taken:
-            if not bool(one.metrics["bad"]):
-                self._bad_in_a_row = 0
-                continue
-            found = True
-            self._bad_in_a_row += 1
-            faults.record(self.directory, one.step, one.metrics, one.batch, gather_json(one.streams))
-            what = f"step {one.step} is bad: loss {float(one.metrics['loss']):.4g}, gradient norm {float(one.metrics['gradient_norm']):.4g}"
-            if self.faults.on_bad_step == "stop":
-                self._stop(f"{what}; its data are in {self.directory}/faults; the last checkpoint stands")
-            if self._bad_in_a_row == _HOPELESS:
-                self._stop(f"{what}, and so were the {_HOPELESS - 1} before it; the last checkpoint stands")
-            if is_primary():
-                tqdm.write(f"{what}; its update is left out, its data are in {self.directory}/faults")
-        return found and self.faults.on_bad_step == "roll_back"
-
-    def _roll_back(self, step: int) -> TrainState:
-        """The newest checkpoint; the data go on after the batches taken since."""
-        self.checkpoints.wait()
-        back = max(self.checkpoints.steps, default=None)
-        self._returns[back] += 1
-        if back is None or self._returns[back] == _HOPELESS:
-            why = (
-                "there is no checkpoint to roll back to"
-                if back is None
-                else f"{_HOPELESS} returns to step {back} did not help"
-            )
-            self._stop(f"a step up to {step} is bad (see {self.directory}/faults.jsonl), and {why}")
-        report(f"rolling back from step {step} to {back}; the data go on")
-        self.log.cut_back(back)
-        return self.checkpoints.restore(back, self.program.abstract_state)
-
-    def _stop(self, why: str) -> NoReturn:
-        """End the run, once the checkpoint that it is left with is whole."""
-        self.checkpoints.wait()
-        raise TrainingError(why)
-
-    def _missed(self, step: int) -> bool:
-        """Whether the evaluation of a resumed step was given up."""
-        due = step == self.config.steps or step % self.config.evaluate_every == 0
-        return due and not gather_json(self.log.has(step, "validation/loss"))[0]
-
-    def _report(self, step: int, metrics: Mapping[str, Any], pace: "_Pace", waited: float, progress: tqdm) -> None:
-        """Log a step's values, and the pace since the last report."""
-        values = by_kind(metrics)
-        values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")}
-        values |= {"tokens": float(metrics["tokens"].sum()), **pace.take(waited)}
-        progress.set_postfix_str(
-            f"loss {values['loss']:.3f} "
-            + " ".join(f"{kind} {values[f'loss_{kind}']:.2f}" for kind in TOKEN_KINDS[:4] if f"loss_{kind}" in values)
-            + f" | {values['tokens_per_second']:,.0f} tok/s, MFU {100 * values['mfu']:.0f} %"
+        return cls(
+            log=every(config.log_every),
+            save=every(save_every),
+            evaluate=every(config.evaluate_every),
+            sample=every(config.sample_every),
         )
-        self.log.write(step, values)
 
-    def _evaluate(self, state: TrainState, step: int, stop: Interruption, watchdog: Watchdog) -> None:
-        """Held-out losses of each source and of all, beside the entropy that a unigram model could reach at best.
+    @property
+    def anything(self) -> bool:
+        return self.log or self.save or self.evaluate or self.sample
 
-        Given up, with nothing logged, when the run is asked to stop.
-        """
-        total: collections.Counter = collections.Counter()
-        logged: dict[str, dict[str, float]] = {}
-        for name, batches in self.held_out().items():
-            sums: collections.Counter = collections.Counter()
-            for index, batch in enumerate(batches):
-                if self.config.evaluate_batches is not None and index >= self.config.evaluate_batches:
-                    break
-                if stop.poll():
-                    return
-                watchdog.alive(f"evaluating on {name}, batch {index + 1}, after step {step}")
-                for key, value in self.program.eval_step(state.params, put_batch(self.mesh, batch, self.rows)).items():
-                    sums[key] = sums[key] + np.asarray(value, np.float64)
-            if sums:
-                logged[f"validation/{name}"] = by_kind(sums)
-                for key, value in sums.items():
-                    total[key] = total[key] + value
-        if total:
-            values = by_kind(total) | unigram_entropy(total["targets"], self.token_kinds)
-            for prefix, record in logged.items():
-                self.log.write(step, record, prefix)
-            self.log.write(step, values, "validation")
-            kinds = [kind for kind in TOKEN_KINDS if f"loss_{kind}" in values]
-            within = ", ".join(
-                f"{kind} {values[f'loss_within_{kind}']:.2f} / {values[f'unigram_entropy_{kind}']:.2f}"
-                for kind in kinds
-            )
-            if is_primary():
-                tqdm.write(
-                    f"step {step}: held-out loss {values['loss']:.3f}; within each kind / unigram entropy: {within}"
-                )
 
-    def _profile(self, step: int) -> None:
-        """Start and stop the profiler where the config says so; a run that ends earlier ends the profile too."""
-        start = self.config.profile_start
-        if self._profiling and (step >= start + self.config.profile_steps or step == self.config.steps):
+def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopConfig, faults: FaultConfig) -> TrainState:
+    """Train to the last step, or until a signal asks to stop; the last state is saved either way.
+
+    Args:
+        state: the state to start from, fresh or restored.
+        task: what is trained, and its data.
+        outputs: the log, checkpoints and samples of the run.
+        config: run length and intervals.
+        faults: what to do about bad steps and hung processes.
+
+    Returns:
+        The last state.
+
+    Raises:
+        TrainingError: the policy does not skip a bad step, or too many steps in a row are bad.
+    """
+    step, checkpoints = int(state.step), outputs.checkpoints
+    pace = Pace(task.summary.unit, task.summary.flops_per_unit, jax.device_count() * peak_flops(jax.devices()[0]))
+    progress = tqdm(total=config.steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
+    policy = BadStepPolicy(faults, outputs.directory, checkpoints)
+    profiler = _Profiler(outputs.directory / "profile", config)
+    # Waiting for a batch can only be given up if no other process has continued with its own batch.
+    give_up = Interruption.poll if jax.process_count() == 1 else lambda _: False
+    feed = Feed(task.batches)
+    with Interruption() as stop, Watchdog(faults.hang_timeout) as watchdog, progress, contextlib.closing(feed):
+
+        def evaluate_now() -> None:
+            def alive(doing: str) -> None:
+                watchdog.alive(f"{doing}, after step {step}")
+
+            limit = config.evaluate_batches
+            records = evaluate(task, state.params, max_batches=limit, progress=alive, stop=stop.poll)
+            for prefix, values in (records or {}).items():
+                outputs.log.write(step, values, prefix)
+            if records and is_primary():
+                tqdm.write(f"step {step}: {task.summary.evaluation_line(records[TOTAL])}")
+
+        if config.evaluate_every and (step == 0 or _evaluation_is_missing(step, config, outputs)):
+            evaluate_now()
+        while step < config.steps and not stop.poll():
+            profiler.before_step(step)
+            watchdog.alive(f"waiting for the batch of step {step + 1}")
+            streams = feed.state
+            batch = feed.next(lambda: give_up(stop))
+            if batch is None:
+                break
+            watchdog.alive(f"in step {step + 1}")
+            state, metrics = task.step.train_step(state, task.step.put_batch(batch))
+            step += 1
+            progress.update()
+            pace.add(metrics[task.summary.unit])
+            policy.add(PendingStep(step, batch=batch, streams=streams, metrics=metrics))
+            due = _Due.after(step, config, checkpoints.every)
+            if not due.anything:
+                continue  # Nothing is fetched, so that the devices always have the next step to work on.
+            if policy.check_pending_steps():
+                state, step = _roll_back(step, task, policy, outputs, progress)
+                continue
+            if due.log:
+                values = _values(metrics, task.summary) | pace.take(feed.take_waited())
+                progress.set_postfix_str(task.summary.progress_line(values))
+                outputs.log.write(step, values)
+            with pace.paused():
+                if due.save:
+                    watchdog.alive(f"saving step {step}")
+                    checkpoints.save(state, feed.state)
+                if due.evaluate and not stop.poll():
+                    evaluate_now()
+                if due.sample and not stop.poll():
+                    watchdog.alive(f"sampling after step {step}")
+                    outputs.sample(state.params, step)
+        profiler.before_step(step)
+        if policy.check_pending_steps():
+            state, step = _roll_back(step, task, policy, outputs, progress)
+        watchdog.alive(f"saving step {step}")
+        if stop.signal:
+            report(f"{stop.signal}: saving step {step} and stopping; the same command continues from there")
+        checkpoints.save(state, feed.state)
+        checkpoints.close()
+    return state
+
+
+def _evaluation_is_missing(step: int, config: LoopConfig, outputs: RunOutputs) -> bool:
+    """Whether the run that is resumed gave up the evaluation of this step."""
+    due = step == config.steps or step % config.evaluate_every == 0
+    return due and not gather_json(outputs.log.has(step, f"{TOTAL}/loss"))[0]
+
+
+def _roll_back(
+    step: int, task: Task, policy: BadStepPolicy, outputs: RunOutputs, progress: tqdm
+) -> tuple[TrainState, int]:
+    """Return to the newest checkpoint: its state and step."""
+    state = policy.roll_back(step, task.step.abstract_state)
+    step = int(state.step)
+    outputs.log.cut_back(step)
+    progress.reset()
+    progress.update(step)
+    return state, step
+
+
+def _values(metrics: Metrics, summary: Summary) -> dict[str, float]:
+    """A step's values for the log."""
+    values = summary.train_values(metrics)
+    values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")}
+    return values | {summary.unit: float(metrics[summary.unit].sum())}
+
+
+class _Profiler:
+    """Records the configured steps with `jax.profiler`; a run that ends earlier ends the profile too."""
+
+    def __init__(self, directory: pathlib.Path, config: LoopConfig):
+        self._directory, self._last = directory, config.steps
+        self._start, self._count = config.profile_start, config.profile_steps
+        self._running = False
+
+    def before_step(self, step: int) -> None:
+        """Start or stop recording after `step` updates, before the next one."""
+        if self._start is None:
+            return
+        if self._running and (step >= self._start + self._count or step == self._last):
             jax.profiler.stop_trace()
-            self._profiling = False
-        elif step == start and step < self.config.steps:
-            jax.profiler.start_trace(str(self.directory / "profile"))
-            self._profiling = True
-
-
-class _Pace:
-    """Tokens a second and utilisation since the last report, pauses left out."""
-
-    def __init__(self, flops_per_token: float, peak: float):
-        self._flops_per_token, self._peak = flops_per_token, peak
-        self._restart()
-
-    def _restart(self) -> None:
-        self._tokens: list[jax.Array] = []
-        self._start = time.perf_counter()
-
-    def step(self, tokens: jax.Array) -> None:
-        """Count a step: its tokens, still on their way."""
-        self._tokens.append(tokens)
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Time spent within it does not count."""
-        began = time.perf_counter()
-        yield
-        self._start += time.perf_counter() - began
-
-    def take(self, waited: float) -> dict[str, float]:
-        """The figures since the last call, `waited` seconds of which went into waiting for batches."""
-        tokens = float(sum(np.asarray(part).sum() for part in self._tokens))
-        seconds = time.perf_counter() - self._start
-        rate = tokens / seconds
-        values = {
-            "tokens_per_second": rate,
-            "mfu": rate * self._flops_per_token / self._peak,
-            "data_wait": waited / seconds,
-        }
-        self._restart()
-        return values
+            self._running = False
+        elif step == self._start and step < self._last:
+            jax.profiler.start_trace(str(self._directory))
+            self._running = True

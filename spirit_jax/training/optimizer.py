@@ -1,4 +1,4 @@
-"""AdamW with the schedules of the field, as one optax transformation."""
+"""AdamW with the field's learning-rate schedules, as one optax transformation."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,15 +7,18 @@ from typing import Any, Literal
 import jax
 import optax
 
+Schedule = Callable[[Any], Any]
+"""Learning rate by update, counted from 0."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. The paper states the learning rate alone (3e-5, constant); the rest defaults to Llama 2's."""
+    """AdamW. The paper states only the learning rate (3e-5, constant); the other defaults are Llama 2's."""
 
     learning_rate: float = 3e-5
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """What follows the warm-up, until the run's last step: stay at the peak, or fall to final_fraction of it."""
+    """Learning rate after the warm-up, until the run's last step: constant, or falling to final_fraction of the peak."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     final_fraction: float = 0.1
@@ -45,8 +48,16 @@ class OptimizerConfig:
                 raise ValueError(f"optimizer.{name} must lie in [0, 1), found {getattr(self, name)}")
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
-    """Learning rate by update, counted from 0, over a run of `steps` updates."""
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """A transformation from gradients to updates, and the learning rate that it uses."""
+
+    transformation: optax.GradientTransformation
+    schedule: Schedule
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
+    """Return the learning rate by update over a run of `steps` updates."""
     peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(peak),
@@ -55,24 +66,26 @@ def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[Any], Any]:
     }[config.schedule]
     if not config.warmup_steps:
         return after
-    # the first update has a learning rate above zero, the one numbered warmup_steps the peak
+    # The first update has a learning rate above zero, update number warmup_steps has the peak.
     warmup = optax.linear_schedule(peak / (config.warmup_steps + 1), peak, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
-def _is_matrix(params: Any) -> Any:
-    """True for what decays: all but the norms."""
+def _is_decayed(params: Any) -> Any:
+    """A tree of True for the parameters that weight decay applies to: all but the norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: "norm" not in jax.tree_util.keystr(path), params)
 
 
-def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
-    """The transformation from gradients to updates, clipping included."""
+def make_optimizer(config: OptimizerConfig, steps: int) -> Optimizer:
+    """Build AdamW, with clipping, for a run of `steps` updates."""
+    schedule = make_schedule(config, steps)
     adamw = optax.adamw(
-        make_schedule(config, steps),
+        schedule,
         b1=config.beta1,
         b2=config.beta2,
         eps=config.epsilon,
         weight_decay=config.weight_decay,
-        mask=_is_matrix,
+        mask=_is_decayed,
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    clipped = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return Optimizer(transformation=clipped, schedule=schedule)

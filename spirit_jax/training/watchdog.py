@@ -1,4 +1,4 @@
-"""A run that hangs ends with a message."""
+"""Ends a hung run with a message."""
 
 import faulthandler
 import os
@@ -8,10 +8,15 @@ import time
 
 import jax
 
+from spirit_jax.core.errors import FAILED_JOB
+
 
 class Watchdog:
-    """Within it, `alive` must be called at least every `timeout` seconds, or the process ends with exit code 1, one line and
-    the stacks of its threads. Its missing heartbeats then end the job's other processes."""
+    """A context in which `alive` must be called at least every `timeout` seconds.
+
+    Otherwise the process ends with exit code 1, one line and the stacks of its threads. The job's other processes end when
+    they miss its heartbeats.
+    """
 
     def __init__(self, timeout: float):
         self._timeout = timeout
@@ -19,7 +24,7 @@ class Watchdog:
         self._stopped = threading.Event()
 
     def alive(self, doing: str) -> None:
-        """A sign of life: what is done from now on."""
+        """Give a sign of life, and say what the process does next."""
         self._doing, self._since = doing, time.monotonic()
 
     def __enter__(self) -> "Watchdog":
@@ -36,9 +41,9 @@ class Watchdog:
             if silence > self._timeout:
                 faulthandler.dump_traceback(all_threads=True)
                 print(
-                    f"error: process {jax.process_index()} of {jax.process_count()}: {self._doing} for {silence:.0f} s, more than "
-                    f"faults.hang_timeout; ending the job, the last checkpoint stands",
+                    f"error: process {jax.process_index()} of {jax.process_count()}: {self._doing} for {silence:.0f} s, "
+                    "more than faults.hang_timeout; ending the job, the last checkpoint is intact",
                     file=sys.stderr,
                     flush=True,
                 )
-                os._exit(1)
+                os._exit(FAILED_JOB)

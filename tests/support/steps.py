@@ -1,4 +1,4 @@
-"""A tiny model, its training program and a batch for it, which the tests of the training step share."""
+"""Training steps of language models on the devices of this process; a tiny model and a batch for it."""
 
 import functools
 
@@ -7,8 +7,10 @@ import numpy as np
 
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import Program, make_program
+from spirit_jax.parallel.sharding import BatchLayout
+from spirit_jax.training.language_model import LanguageModelObjective
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.step import TrainStep, UpdateRule
 from spirit_jax.vocabulary import TOKEN_KINDS
 
 ROWS, LENGTH, VOCABULARY = 4, 12, 50
@@ -23,24 +25,35 @@ MODEL = llama.LlamaConfig(
 )
 
 
+def one_device(rows: int, accumulate: int = 1) -> BatchLayout:
+    """All rows of a batch on one device."""
+    return BatchLayout(make_mesh(MeshConfig(), jax.devices()[:1]), rows, accumulate)
+
+
+def language_model_step(
+    model: llama.LlamaConfig,
+    layout: BatchLayout,
+    token_kinds: np.ndarray,
+    *,
+    steps: int = 10,
+    spike_sigmas: float = 0.0,
+    optimizer: OptimizerConfig | None = None,
+) -> TrainStep:
+    """The training step of a language model in a run of `steps` updates."""
+    optimizer = optimizer or OptimizerConfig()
+    objective = LanguageModelObjective(model, token_kinds, optimizer.z_loss)
+    return TrainStep(UpdateRule(objective, make_optimizer(optimizer, steps), spike_sigmas), layout)
+
+
 @functools.cache
-def tiny_program(model: llama.LlamaConfig = MODEL, accumulate: int = 1, **optimizer) -> Program:
-    """The compiled step of `model` on one device, with `optimizer` as options of OptimizerConfig."""
-    config = OptimizerConfig(**optimizer)
-    return make_program(
-        model,
-        make_optimizer(config, 10),
-        make_schedule(config, 10),
-        make_mesh(MeshConfig(), jax.devices()[:1]),
-        rows=ROWS,
-        token_kinds=KINDS_V,
-        z_loss=config.z_loss,
-        accumulate=accumulate,
-    )
+def tiny_step(model: llama.LlamaConfig = MODEL, accumulate: int = 1, **optimizer) -> TrainStep:
+    """The training step of `model` on one device; `optimizer` holds options of OptimizerConfig."""
+    layout = one_device(ROWS, accumulate)
+    return language_model_step(model, layout, KINDS_V, optimizer=OptimizerConfig(**optimizer))
 
 
 def tiny_batch(seed: int = 0) -> dict[str, np.ndarray]:
-    """Two documents in most rows; positions with gaps, since plain ones would follow from the order alone."""
+    """Two documents in most rows, and positions with gaps, since the order alone would imply plain positions."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(0, VOCABULARY, (ROWS, LENGTH + 1)).astype(np.int32)
     return {

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from spirit_jax.training.metrics import MetricsLog, by_kind
+from spirit_jax.training.language_model import means_by_kind
+from spirit_jax.training.metrics import MetricsLog
 
 
 def _lines(path):
@@ -15,7 +16,7 @@ def _lines(path):
 def test_means_by_kind_by_hand():
     """Each kind over its own tokens, all over all tokens; kinds without a token are left out."""
     sums = {"nll": np.array([6.0, 10, 0, 1]), "correct": [1, 2, 0, 4], "tokens": [2, 4, 0, 4], "within": [3.0, 8, 0, 2]}
-    assert by_kind(sums) == {
+    assert means_by_kind(sums) == {
         "loss": pytest.approx(17 / 10),
         "accuracy": pytest.approx(7 / 10),
         "loss_text": 3.0, "accuracy_text": 0.5, "loss_within_text": 1.5,

@@ -9,11 +9,32 @@ import pytest
 import torch
 import transformers
 
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.sharding import put_batch
-from spirit_jax.training.metrics import by_kind, unigram_entropy
+from spirit_jax.models import llama
+from spirit_jax.training.language_model import means_by_kind, unigram_entropy
+from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.vocabulary import TOKEN_KINDS
-from tests.support.steps import KINDS_V, LENGTH, MODEL, ROWS, VOCABULARY, tiny_batch, tiny_program
+from tests.support.train_steps import language_model_step, one_device, random_batch
+
+ROWS, LENGTH, VOCABULARY = 4, 12, 50
+KINDS_V = np.arange(VOCABULARY) % len(TOKEN_KINDS)
+MODEL = llama.LlamaConfig(
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+)
+
+
+@functools.cache
+def _step(accumulate=1, **optimizer):
+    layout, config = one_device(ROWS, accumulate), OptimizerConfig(**optimizer)
+    return language_model_step(MODEL, layout, KINDS_V, optimizer=config)
+
+
+def _batch(seed=0):
+    return random_batch(ROWS, LENGTH, VOCABULARY, seed)
 
 
 def _to_torch(params):
@@ -52,10 +73,10 @@ def _logits(model, batch):
 
 
 def test_loss_and_gradient_norm_equal_torch():
-    program, batch = tiny_program(clip_norm=0.0), tiny_batch()
-    state = program.init(jax.random.key(1))
+    step, batch = _step(clip_norm=0.0), _batch()
+    state = step.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
-    _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    _, metrics = step.train_step(state, step.put_batch(batch))
     logits = _logits(model, batch)
     nll = torch.nn.functional.cross_entropy(
         logits.transpose(1, 2), torch.tensor(batch["targets"], dtype=torch.long), reduction="none"
@@ -67,7 +88,7 @@ def test_loss_and_gradient_norm_equal_torch():
     np.testing.assert_allclose(float(metrics["loss"]), loss.item(), atol=1e-5)  # float32 noise of 50-way logits
     np.testing.assert_allclose(float(metrics["gradient_norm"]), norm.item(), rtol=1e-4)
     nll, kinds = (nll * mask).detach().numpy(), KINDS_V[batch["targets"]]
-    values = by_kind(metrics)
+    values = means_by_kind(metrics)
     for index, kind in enumerate(TOKEN_KINDS):
         here = (kinds == index) & batch["loss_mask"]
         np.testing.assert_allclose(values[f"loss_{kind}"], nll[here].mean(), atol=1e-5)
@@ -77,10 +98,10 @@ def test_loss_and_gradient_norm_equal_torch():
 
 def test_z_loss_equals_torch():
     """Loss and gradient norm with the square of the log-partition; the losses by kind are without it."""
-    program, batch = tiny_program(clip_norm=0.0, z_loss=0.1), tiny_batch()
-    state = program.init(jax.random.key(1))
+    step, batch = _step(clip_norm=0.0, z_loss=0.1), _batch()
+    state = step.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
-    _, metrics = program.train_step(state, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    _, metrics = step.train_step(state, step.put_batch(batch))
     logits, mask = _logits(model, batch), torch.tensor(batch["loss_mask"])
     targets = torch.tensor(batch["targets"], dtype=torch.long)
     nll = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
@@ -89,52 +110,52 @@ def test_z_loss_equals_torch():
     norm = torch.sqrt(sum(parameter.grad.square().sum() for parameter in model.parameters()))
     np.testing.assert_allclose(float(metrics["loss"]), loss.item(), rtol=1e-5)  # float32 noise
     np.testing.assert_allclose(float(metrics["gradient_norm"]), norm.item(), rtol=1e-4)
-    np.testing.assert_allclose(by_kind(metrics)["loss"], ((nll * mask).sum() / mask.sum()).item(), rtol=1e-5)
+    np.testing.assert_allclose(means_by_kind(metrics)["loss"], ((nll * mask).sum() / mask.sum()).item(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
     """The step in parts, of which some have nearly no token to learn, against the step at once: metrics and first moments
     (the gradient, times one constant) within float32 noise."""
-    mesh, batch = make_mesh(MeshConfig(), jax.devices()[:1]), tiny_batch()
+    batch = _batch()
     batch["loss_mask"][1:] = False
     batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
     results = []
     for parts in (1, accumulate):
-        program = tiny_program(accumulate=parts, clip_norm=0.0)
-        state, metrics = program.train_step(program.init(jax.random.key(1)), put_batch(mesh, batch, ROWS))
+        step = _step(accumulate=parts, clip_norm=0.0)
+        state, metrics = step.train_step(step.init(jax.random.key(1)), step.put_batch(batch))
         results.append(jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu"))))
     assert results[0][0]["tokens"].sum() == batch["loss_mask"].sum()
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *results)
 
 
 def test_the_learning_rate_told_is_that_of_the_step():
-    program, mesh = tiny_program(warmup_steps=4, learning_rate=1e-3), make_mesh(MeshConfig(), jax.devices()[:1])
-    state, told = program.init(jax.random.key(1)), []
+    step = _step(warmup_steps=4, learning_rate=1e-3)
+    state, told = step.init(jax.random.key(1)), []
     for _ in range(6):
-        state, metrics = program.train_step(state, put_batch(mesh, tiny_batch(), ROWS))
+        state, metrics = step.train_step(state, step.put_batch(_batch()))
         told.append(float(metrics["learning_rate"]))
     np.testing.assert_allclose(told, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
 
 
 def test_masked_positions_teach_nothing():
-    program, mesh = tiny_program(), make_mesh(MeshConfig(), jax.devices()[:1])
-    batch, other = tiny_batch(), tiny_batch()
+    step = _step()
+    batch, other = _batch(), _batch()
     other["targets"] = np.where(batch["loss_mask"], batch["targets"], 7).astype(np.int32)
     results = []
     for each in (batch, other):
-        state, _ = program.train_step(program.init(jax.random.key(1)), put_batch(mesh, each, ROWS))
+        state, _ = step.train_step(step.init(jax.random.key(1)), step.put_batch(each))
         results.append(jax.device_get(state.params))
     jax.tree.map(np.testing.assert_array_equal, *results)
 
 
 def test_loss_within_a_kind_equals_torch():
-    program, batch = tiny_program(), tiny_batch()
-    params = program.init(jax.random.key(1)).params
-    metrics = program.eval_step(params, put_batch(make_mesh(MeshConfig(), jax.devices()[:1]), batch, ROWS))
+    step, batch = _step(), _batch()
+    params = step.init(jax.random.key(1)).params
+    metrics = step.eval_step(params, step.put_batch(batch))
     with torch.no_grad():
         logits = _logits(_to_torch(jax.device_get(params)), batch).numpy()
-    kinds, values = KINDS_V[batch["targets"]], by_kind(metrics)
+    kinds, values = KINDS_V[batch["targets"]], means_by_kind(metrics)
     for index, kind in enumerate(TOKEN_KINDS):
         here = (kinds == index) & batch["loss_mask"]
         own = torch.log_softmax(torch.tensor(logits[here][:, KINDS_V == index]), -1).numpy()
@@ -143,11 +164,8 @@ def test_loss_within_a_kind_equals_torch():
 
 
 def test_eval_counts_targets():
-    program, batch = tiny_program(), tiny_batch()
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    counts = np.asarray(
-        program.eval_step(program.init(jax.random.key(0)).params, put_batch(mesh, batch, ROWS))["targets"]
-    )
+    step, batch = _step(), _batch()
+    counts = np.asarray(step.eval_step(step.init(jax.random.key(0)).params, step.put_batch(batch))["targets"])
     np.testing.assert_array_equal(counts, np.bincount(batch["targets"][batch["loss_mask"]], minlength=VOCABULARY))
 
 

@@ -1,4 +1,9 @@
-"""Run by test_sharding.py in a process of its own: eight simulated devices must be asked for before JAX starts."""
+"""Trains a small model on several meshes of eight simulated devices and compares the losses with one device's.
+
+    python -m tests.support.train_on_eight_devices
+
+A process of its own, because JAX must be told of the simulated devices before it starts.
+"""
 
 import os
 
@@ -10,9 +15,9 @@ import numpy as np
 
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.sharding import put_batch
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import make_program
+from spirit_jax.parallel.sharding import BatchLayout
+from spirit_jax.training.optimizer import OptimizerConfig
+from tests.support.train_steps import language_model_step
 
 ROWS, LENGTH, VOCABULARY = 8, 16, 64
 MODEL = llama.LlamaConfig(
@@ -25,26 +30,18 @@ MODEL = llama.LlamaConfig(
 )
 
 
-def losses(mesh_config: MeshConfig, devices: int, accumulate: int, batch: dict) -> list[float]:
-    mesh = make_mesh(mesh_config, jax.devices()[:devices])
+def losses(mesh_config: MeshConfig, devices: int, accumulate: int, batch: dict[str, np.ndarray]) -> list[float]:
+    """Loss, gradient norm and sums by kind of three steps."""
+    layout = BatchLayout(make_mesh(mesh_config, jax.devices()[:devices]), ROWS, accumulate)
     optimizer = OptimizerConfig(learning_rate=1e-2, z_loss=1e-3)
-    program = make_program(
-        MODEL,
-        make_optimizer(optimizer, 4),
-        make_schedule(optimizer, 4),
-        mesh,
-        rows=ROWS,
-        token_kinds=np.arange(VOCABULARY) % 5,
-        accumulate=accumulate,
-        z_loss=optimizer.z_loss,
-    )
-    state, values = program.init(jax.random.key(0)), []
+    step = language_model_step(MODEL, layout, np.arange(VOCABULARY) % 5, steps=4, optimizer=optimizer)
+    state, values = step.init(jax.random.key(0)), []
     for _ in range(3):
-        state, metrics = program.train_step(state, put_batch(mesh, batch, ROWS))
+        state, metrics = step.train_step(state, step.put_batch(batch))
         values += [float(metrics["loss"]), float(metrics["gradient_norm"]), *np.asarray(metrics["nll"]).tolist()]
     if devices == 8:
-        held = {sharding.spec for sharding in jax.tree.leaves(jax.tree.map(lambda x: x.sharding, state.opt_state))}
-        assert len(held) > 2, "the optimiser's moments are split like the weights"
+        specs = {sharding.spec for sharding in jax.tree.leaves(jax.tree.map(lambda x: x.sharding, state.opt_state))}
+        assert len(specs) > 2, "the optimizer's moments are split like the weights"
     return values
 
 
