@@ -63,15 +63,16 @@ def write_run(converted: str, run: str) -> None:
     from spirit_jax import checkpoint, config
     from spirit_jax.models.llama import abstract_params
     from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-    from spirit_jax.training.faults import no_recent
-    from spirit_jax.training.step import TrainState
+    from spirit_jax.training.faults import no_recent_steps
+    from spirit_jax.training.state import TrainState
 
     model = config.from_dict(LlamaConfig, checkpoint.read_config(converted)["model"])
     place = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
     checkpoints = RunCheckpoints(run, CheckpointConfig())
     params = checkpoint.load_llm(converted, abstract)
-    checkpoints.save(TrainState(step=jax.numpy.ones((), int), params=params, opt_state={}, recent=no_recent()), {})
+    state = TrainState(step=jax.numpy.ones((), int), params=params, opt_state={}, recent=no_recent_steps())
+    checkpoints.save(state, {})
     checkpoints.close()
     shutil.copy(pathlib.Path(converted) / checkpoint.CONFIG, run)
     shutil.copytree(pathlib.Path(converted) / checkpoint.TOKENIZER, pathlib.Path(run) / checkpoint.TOKENIZER)

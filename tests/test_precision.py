@@ -18,10 +18,10 @@ from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.units import SpeechUnits
+from tests.models.test_fcpe import TINY
+from tests.models.test_wav2vec2 import HUBERT, STYLE
 from tests.support import checkpoints, released
 from tests.support.goldens import golden
-from tests.support.released import HUBERT, STYLE, TINY_FCPE, VQVAE
-from tests.support.steps import MODEL, tiny_batch, tiny_program
 
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
 
@@ -46,22 +46,33 @@ def rounded(lines):
     return [line for line in lines if "xf32>," in line.rsplit(": (", 1)[1] and line.count("HIGHEST") != 2]
 
 
+def program(**model):
+    return steps.make_program(
+        dataclasses.replace(steps.MODEL, **model),
+        steps.make_optimizer(steps.OptimizerConfig(), 10),
+        steps.make_schedule(steps.OptimizerConfig(), 10),
+        steps.make_mesh(steps.MeshConfig(), jax.devices()[:1]),
+        rows=steps.ROWS,
+        token_kinds=steps.KINDS_V,
+    )
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_training_step(dtype, remat):
     """A model in bfloat16 multiplies no float32 at all, not even in the sums that it reports, and asks for no more than it needs."""
-    run = tiny_program(dataclasses.replace(MODEL, dtype=dtype, remat=remat))
-    lines = _PRODUCT.findall(run.lower_train_step(run.abstract_state, tiny_batch()).as_text())
+    run = program(dtype=dtype, remat=remat)
+    lines = _PRODUCT.findall(run.lower_train_step(run.abstract_state, steps._batch()).as_text())
     assert len(lines) > 20
     assert not rounded(lines)
     assert dtype == "float32" or not any("HIGHEST" in line for line in lines)
 
 
 def test_evaluation(tmp_path):
-    run = tiny_program()
+    run = program()
     params = run.init(jax.random.key(0)).params
     with products(tmp_path) as lines:
-        run.eval_step(params, tiny_batch())
+        run.eval_step(params, steps._batch())
     assert len(lines) > 5
     assert not rounded(lines)
 
@@ -85,7 +96,8 @@ def test_speech(tmp_path, monkeypatch, network):
             case "phonetic":
                 part = HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
             case "pitch":
-                part = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY_FCPE)))
+                folder = golden(f"{released.SPEECH}/vqvae_f0_quantizer")
+                part = VQVAEPitch.load(*released.pitch_part(folder, golden(TINY)))
             case "style":
                 part = Wav2Vec2Style.load(*released.style_part(golden(STYLE)))
             case _:

@@ -14,7 +14,7 @@ from spirit_jax.core.hardware import CHIPS
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.parallel.compiler import compiler_options
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh, slice_index
-from spirit_jax.parallel.sharding import _shares, local_rows
+from spirit_jax.parallel.sharding import BatchLayout
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'"
@@ -40,9 +40,10 @@ def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
     """On a torus a host's rows do not stand side by side in the array; together they are the batch, each row once."""
     mesh = make_mesh(MeshConfig(), Topology.parse(name).devices(), rows)
     hosts = {device.process_index for device in mesh.devices.flat}
-    shares = [local_rows(mesh, rows, host) for host in hosts]
+    layout = BatchLayout(mesh, rows)
+    shares = [layout.share(host) for host in hosts]
     assert sorted(shares) == [(index, len(hosts)) for index in range(len(hosts))]
-    assert sorted(row for held in _shares(mesh, rows).values() for row in held) == list(range(rows))
+    assert sorted(row for held in layout.rows_by_process().values() for row in held) == list(range(rows))
 
 
 def test_data_spans_the_slices_and_nothing_else_does():

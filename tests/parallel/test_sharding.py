@@ -1,4 +1,4 @@
-"""The table of sharding rules: what it gives for the 7 B model, and what it refuses."""
+"""The table of sharding rules: the specs of the 7 B model, and the errors; meshes and batch layouts."""
 
 import subprocess
 import sys
@@ -12,13 +12,13 @@ from spirit_jax.checkpoint import flatten
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from spirit_jax.parallel.processes import gather_json
-from spirit_jax.parallel.sharding import RULES, local_rows, named_sharding, partition_spec, put_batch, tree_shardings
+from spirit_jax.parallel.sharding import RULES, BatchLayout, named_sharding, partition_spec, tree_shardings
 
 
-def test_every_weight_of_the_7b_model_is_split_as_meant():
+def test_weights_of_the_7b_model_are_split_by_fsdp_and_tensor_parallelism():
     axes = flatten(llama.logical_axes(llama.LlamaConfig()))
     specs = {name: partition_spec(axis, name) for name, axis in axes.items()}
-    assert specs == {  # the layout of fully sharded data parallelism with Megatron's tensor parallelism, by hand
+    assert specs == {  # by hand: fully sharded data parallelism with Megatron's tensor parallelism
         "embed_tokens": PartitionSpec("tensor", "fsdp"),
         "lm_head": PartitionSpec("fsdp", "tensor"),
         "norm/weight": PartitionSpec("fsdp"),
@@ -34,12 +34,12 @@ def test_every_weight_of_the_7b_model_is_split_as_meant():
     }
 
 
-def test_the_table_names_real_mesh_axes():
+def test_the_table_names_existing_mesh_axes():
     for rule in RULES.values():
         assert set((rule,) if isinstance(rule, str) else rule or ()) <= set(AXES)
 
 
-def test_what_the_table_refuses():
+def test_unknown_colliding_and_indivisible_axes_are_named():
     with pytest.raises(ValueError, match="w: no sharding rule for the logical axis 'wings'"):
         partition_spec(("embed", "wings"), "w")
     with pytest.raises(ValueError, match="w: logical axes 'heads' and 'mlp' both want the mesh axis 'tensor'"):
@@ -51,7 +51,7 @@ def test_what_the_table_refuses():
         named_sharding(mesh, ("embed",), (6,), "w")
 
 
-def test_a_weight_that_does_not_divide_is_named():
+def test_an_indivisible_weight_is_named():
     model = llama.LlamaConfig(
         vocab_size=130, hidden_size=64, num_attention_heads=4, num_key_value_heads=4, num_hidden_layers=1
     )
@@ -69,26 +69,27 @@ def test_a_weight_that_does_not_divide_is_named():
         (MeshConfig(data=1, fsdp=1, tensor=1), 1, (1, 1, 1)),
     ],
 )
-def test_mesh_sizes(config, devices, expected):
+def test_mesh_sizes_are_chosen_for_the_devices(config, devices, expected):
     assert tuple(config.sizes(devices).values()) == expected
 
 
-def test_mesh_sizes_that_do_not_fit():
+def test_mesh_sizes_that_do_not_fit_are_errors():
     with pytest.raises(ValueError, match="data 3 x fsdp 2 x tensor 1 does not use 8 devices"):
         MeshConfig(data=3).sizes(8)
     with pytest.raises(ValueError, match="at most one of them -1"):
         MeshConfig(data=-1, fsdp=-1)
 
 
-def test_one_process_feeds_everything():
+def test_a_single_process_feeds_the_whole_batch():
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     assert isinstance(mesh, Mesh)
-    assert local_rows(mesh, 8) == (0, 1)
+    layout = BatchLayout(mesh, rows=8)
+    assert layout.share() == (0, 1)
     batch = {"inputs": np.arange(24).reshape(8, 3)}
-    np.testing.assert_array_equal(put_batch(mesh, batch, 8)["inputs"], batch["inputs"])
+    np.testing.assert_array_equal(layout.put(batch)["inputs"], batch["inputs"])
     assert gather_json({"a": [1, 2]}) == [{"a": [1, 2]}]
 
 
 def test_eight_devices_train_like_one():
-    """Every mesh and accumulation gives the losses of one device, in a process with eight simulated ones."""
-    subprocess.run([sys.executable, "-m", "tests.parallel.eight_devices"], check=True, timeout=280)
+    """Every mesh and accumulation gives the losses of one device."""
+    subprocess.run([sys.executable, "-m", "tests.support.train_on_eight_devices"], check=True, timeout=280)

@@ -1,4 +1,4 @@
-"""What a disk does to a checkpoint is found out before it is restored."""
+"""Damage to a checkpoint is found before it is restored."""
 
 import pathlib
 import random
@@ -11,10 +11,8 @@ import pytest
 from spirit_jax import checkpoint
 from spirit_jax.core.checksums import find_damage, write_checksums
 from spirit_jax.models import llama
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from spirit_jax.training.step import make_program
+from tests.support.train_steps import language_model_step, one_device
 
 MODEL = llama.LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
@@ -22,21 +20,18 @@ MODEL = llama.LlamaConfig(
 
 
 @pytest.fixture(scope="module")
-def program():
-    config = OptimizerConfig()
-    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    kinds = np.zeros(64, np.int32)
-    return make_program(MODEL, make_optimizer(config, 9), make_schedule(config, 9), mesh, rows=1, token_kinds=kinds)
+def train_step():
+    return language_model_step(MODEL, one_device(rows=1), np.zeros(64, np.int32), steps=9)
 
 
 @pytest.fixture(scope="module")
-def three_steps(program, tmp_path_factory):
-    """A run with the steps 1, 2 and 3, whose weights are their own."""
+def three_steps(train_step, tmp_path_factory):
+    """A run with the steps 1, 2 and 3, each with its own weights."""
     run = tmp_path_factory.mktemp("run")
     checkpoints = RunCheckpoints(run, CheckpointConfig())
     for step in (1, 2, 3):
-        state = program.init(jax.random.key(step))
-        checkpoints.save(state.replace(step=state.step + step), {"data": {"0": step}})
+        state = train_step.init(jax.random.key(step))
+        checkpoints.save(state.replace(step=state.step + step), {"0": step})
     checkpoints.close()
     return run
 
@@ -56,75 +51,74 @@ def _flip(path, rng=random):
     path.write_bytes(content)
 
 
-def _weights(program, checkpoints, step):
-    return jax.device_get(checkpoints.restore(step, program.abstract_state).params)
+def _weights(train_step, checkpoints, step):
+    return jax.device_get(checkpoints.restore(step, train_step.abstract_state).params)
 
 
-def test_an_intact_run_is_left_alone(program, run):
+def test_an_intact_run_is_left_alone(train_step, run):
     checkpoints = RunCheckpoints(run, CheckpointConfig())
     assert checkpoints.steps == [1, 2, 3]
-    expected = jax.device_get(program.init(jax.random.key(3)).params)
-    jax.tree.map(np.testing.assert_array_equal, _weights(program, checkpoints, 3), expected)
+    expected = jax.device_get(train_step.init(jax.random.key(3)).params)
+    jax.tree.map(np.testing.assert_array_equal, _weights(train_step, checkpoints, 3), expected)
     assert not (run / "damaged").exists()
 
 
-def test_one_flipped_bit_anywhere_is_found(run):
+def test_a_flipped_bit_in_any_file_is_found(run):
     step = run / "checkpoints" / "3"
     assert find_damage(step) is None
     for path in _files(step):
         whole = path.read_bytes()
         _flip(path)
-        assert str(path.relative_to(step)) in find_damage(step)
+        assert str(path.relative_to(step)) in str(find_damage(step))
         path.write_bytes(whole)
     assert find_damage(step) is None
 
 
 @pytest.mark.parametrize(
-    "blow", ["flip", "truncate", "remove", "no checksums", "half of the checksums", "empty directory"]
+    "damage", ["flip", "truncate", "remove", "no checksums", "half of the checksums", "empty directory"]
 )
-def test_a_damaged_step_gives_way_to_the_one_before(blow, program, run, capsys):
+def test_a_damaged_step_is_set_aside_and_the_step_before_is_used(damage, train_step, run, capsys):
     step = run / "checkpoints" / "3"
     largest = max(_files(step), key=lambda path: path.stat().st_size)
     sums = step / "checksums-00000-of-00001.json"
-    if blow == "flip":
+    if damage == "flip":
         _flip(largest)
-    elif blow == "truncate":
+    elif damage == "truncate":
         largest.write_bytes(largest.read_bytes()[:-1])
-    elif blow == "remove":
+    elif damage == "remove":
         largest.unlink()
-    elif blow == "no checksums":
+    elif damage == "no checksums":
         sums.unlink()
-    elif blow == "half of the checksums":
+    elif damage == "half of the checksums":
         sums.rename(step / "checksums-00000-of-00002.json")
     else:
         shutil.rmtree(step)
         step.mkdir()
     checkpoints = RunCheckpoints(run, CheckpointConfig())
-    said = capsys.readouterr().out
-    assert "step 3 cannot be trusted and is set aside" in said
-    assert "going back to step 2" in said
+    output = capsys.readouterr().out
+    assert "step 3 cannot be trusted and is set aside" in output
+    assert "going back to step 2" in output
     assert checkpoints.steps == [1, 2]
-    expected = jax.device_get(program.init(jax.random.key(2)).params)
-    jax.tree.map(np.testing.assert_array_equal, _weights(program, checkpoints, 2), expected)
-    assert checkpoints.read_extra(2)["data"] == {"0": 2}
+    expected = jax.device_get(train_step.init(jax.random.key(2)).params)
+    jax.tree.map(np.testing.assert_array_equal, _weights(train_step, checkpoints, 2), expected)
+    assert checkpoints.read_metadata(2)["data"] == {"0": 2}
     assert len(list((run / "damaged").iterdir())) == 1
-    state = program.init(jax.random.key(5))
-    checkpoints.save(state.replace(step=state.step + 3), {"data": {}})  # its number is free again
+    state = train_step.init(jax.random.key(5))
+    checkpoints.save(state.replace(step=state.step + 3), {})  # the number of the step is free again
     checkpoints.close()
     assert find_damage(step) is None
 
 
-def test_which_steps_are_kept(program, tmp_path):
-    """The newest two, and every third for good."""
+def test_the_newest_two_and_every_third_step_are_kept(train_step, tmp_path):
     checkpoints = RunCheckpoints(tmp_path, CheckpointConfig(keep=2, keep_every=3))
-    state = program.init(jax.random.key(0))
+    state = train_step.init(jax.random.key(0))
     for step in range(1, 8):
         checkpoints.save(state.replace(step=state.step * 0 + step), {})
     checkpoints.close()
     assert RunCheckpoints(tmp_path, CheckpointConfig()).steps == [3, 6, 7]
 
 
-def test_nothing_intact(run):
+def test_a_run_without_an_intact_step_is_an_error(run):
     for step in (run / "checkpoints").iterdir():
         _flip(max(_files(step), key=lambda path: path.stat().st_size))
     with pytest.raises(
@@ -133,18 +127,18 @@ def test_nothing_intact(run):
         RunCheckpoints(run, CheckpointConfig())
 
 
-def test_a_run_killed_before_its_first_seal_goes_on(run, capsys):
+def test_a_run_killed_before_its_first_seal_continues(run, capsys):
     for path in run.rglob("checksums-*"):
         path.unlink()
     assert RunCheckpoints(run, CheckpointConfig()).steps == [1, 2, 3]
-    assert "going on from step 3, which has no checksums" in capsys.readouterr().out
+    assert "continuing from step 3, which has no checksums" in capsys.readouterr().out
 
 
-def test_processes_share_the_work(run):
+def test_processes_share_the_work_of_checking(run):
     step = run / "checkpoints" / "3"
     (step / "checksums-00000-of-00001.json").unlink()
     for index in range(3):
-        assert "no checksums" in find_damage(step)
+        assert "no checksums" in str(find_damage(step))
         write_checksums(step, index, 3)
     assert [find_damage(step, index, 2) for index in range(2)] == [None, None]
     path = max(_files(step), key=lambda path: path.stat().st_size)
@@ -152,12 +146,12 @@ def test_processes_share_the_work(run):
     assert [find_damage(step, index, 2) is None for index in range(2)].count(False) == 1
 
 
-def test_generating_from_a_damaged_step_is_refused(program, run):
+def test_loading_a_damaged_language_model_is_an_error(train_step, run):
     step = run / "checkpoints" / "2"
-    abstract = program.abstract_state.params
+    abstract = train_step.abstract_state.params
     checkpoint.load_llm(step, abstract)
     _flip(max(_files(step / "optimizer"), key=lambda path: path.stat().st_size))
-    checkpoint.load_llm(step, abstract)  # not what is asked for
+    checkpoint.load_llm(step, abstract)  # damage outside llm/ does not matter
     path = max(_files(step / "llm"), key=lambda path: path.stat().st_size)
     _flip(path)
     with pytest.raises(checkpoint.CheckpointError, match=rf"{pathlib.Path(path).name}: is not as it was written"):

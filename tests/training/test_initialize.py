@@ -1,4 +1,4 @@
-"""Starting from other weights: what is known stays bit for bit, what is new is drawn, what does not fit is refused."""
+"""Starting from other weights: known rows stay bit for bit, new rows are drawn, and weights that do not fit are errors."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from spirit_jax.config import to_dict
 from spirit_jax.core.files import write_file
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.sharding import tree_shardings
 from spirit_jax.training.initialize import load_initial_params
+from spirit_jax.training.language_model import param_shardings
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!"] * 30
@@ -42,8 +42,8 @@ def _checkpoint(directory, model, vocabulary=None):
 
 def _load(directory, model, vocabulary, seed=0):
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    shardings = tree_shardings(mesh, llama.logical_axes(model), llama.abstract_params(model))
-    return load_initial_params(directory, model, vocabulary, shardings, seed)
+    shardings = param_shardings(model, mesh)
+    return load_initial_params(directory, model, vocabulary, shardings=shardings, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,8 @@ def test_a_base_model_becomes_an_expressive_one(tmp_path, vocabularies):
     base, expressive = vocabularies["base"], vocabularies["expressive"]
     old = _checkpoint(tmp_path / "base", dataclasses.replace(MODEL, vocab_size=base.padded_size), base)
     new = _load(tmp_path / "base", MODEL, expressive)
-    known = (
-        base.size
-    )  # the ids of text and HuBERT units are the same; rows that only padded the old vocabulary are not kept
+    # The ids of text and HuBERT units are the same. Rows that only padded the old vocabulary are not kept.
+    known = base.size
     np.testing.assert_array_equal(new["embed_tokens"][:known], old["embed_tokens"][:known])
     np.testing.assert_array_equal(new["lm_head"][:, :known], old["lm_head"][:, :known])
     assert new["embed_tokens"].shape == (1024, 32)
@@ -87,7 +86,7 @@ def test_the_same_vocabulary_keeps_every_row(tmp_path, vocabularies):
     jax.tree.map(np.testing.assert_array_equal, _load(tmp_path / "same", MODEL, vocabulary), old)
 
 
-def test_what_does_not_fit_is_refused(tmp_path, vocabularies):
+def test_weights_of_another_shape_or_vocabulary_are_errors(tmp_path, vocabularies):
     vocabulary = vocabularies["expressive"]
     _checkpoint(tmp_path / "llm", MODEL, vocabulary)
     with pytest.raises(checkpoint.CheckpointError, match="its hidden_size is 32, not 64, its head_size is 16, not 32"):
@@ -96,14 +95,14 @@ def test_what_does_not_fit_is_refused(tmp_path, vocabularies):
     with pytest.raises(VocabularyError, match="300 text pieces are not those of the run's tokenizer"):
         _load(tmp_path / "llm", MODEL, other)
     _checkpoint(tmp_path / "odd", dataclasses.replace(MODEL, vocab_size=999))
-    with pytest.raises(VocabularyError, match="no tokenizer there to tell what the 999 rows"):
+    with pytest.raises(VocabularyError, match="no tokenizer that names the 999 rows"):
         _load(tmp_path / "odd", MODEL, vocabulary)
     with pytest.raises(checkpoint.CheckpointError, match="no such checkpoint directory"):
         _load(tmp_path / "none", MODEL, vocabulary)
 
 
-def test_weights_go_straight_into_the_shards_of_eight_devices(tmp_path):
-    """Converted or as Hugging Face has them: bit for bit, split by the table, and never two copies in memory."""
-    command = [sys.executable, "-m", "tests.training.eight_devices", str(tmp_path)]
+def test_weights_are_read_directly_into_the_shards_of_eight_devices(tmp_path):
+    """From a converted checkpoint and from Hugging Face's files: bit for bit, and never two copies in memory."""
+    command = [sys.executable, "-m", "tests.support.load_on_eight_devices", str(tmp_path)]
     result = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, timeout=290)
     assert result.returncode == 0, result.stderr[-3000:]

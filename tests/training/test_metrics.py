@@ -1,4 +1,4 @@
-"""The metrics log reads like an unbroken run, whatever happened to the run."""
+"""The metrics log reads like that of an uninterrupted run, whatever happened to the run."""
 
 import json
 
@@ -14,7 +14,7 @@ def _lines(path):
 
 
 def test_means_by_kind_by_hand():
-    """Each kind over its own tokens, all over all tokens; kinds without a token are left out."""
+    """Means of a kind are over its own tokens, the others over all tokens; kinds without a token are left out."""
     sums = {"nll": np.array([6.0, 10, 0, 1]), "correct": [1, 2, 0, 4], "tokens": [2, 4, 0, 4], "within": [3.0, 8, 0, 2]}
     assert means_by_kind(sums) == {
         "loss": pytest.approx(17 / 10),
@@ -25,7 +25,7 @@ def test_means_by_kind_by_hand():
     }  # fmt: skip
 
 
-def test_resuming_drops_what_came_after_the_checkpoint(tmp_path):
+def test_resuming_drops_records_after_the_checkpoint(tmp_path):
     log = MetricsLog(tmp_path, 0)
     for step in range(1, 6):
         log.write(step, {"loss": 10.0 - step})

@@ -1,6 +1,6 @@
-"""The train command meets a step that is not finite: what each policy leaves on disk.
+"""The train command meets a step that is not finite: each policy's files, messages and exit code.
 
-The run starts from weights with a NaN in the embedding of one token, as a damaged file may have it, that only one batch holds.
+The run starts from weights with a NaN in the embedding of a token that only one batch holds, as a damaged file may have it.
 """
 
 import collections
@@ -22,13 +22,13 @@ from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models import llama
 from spirit_jax.vocabulary import Vocabulary
 
-STEPS, TAKEN, ROWS, LENGTH = 8, 16, 2, 32  # batches 1 to TAKEN are looked at: more than a run takes
+STEPS, TAKEN, ROWS, LENGTH = 8, 16, 2, 32  # the fixture looks at batches 1 to TAKEN, more than a run takes
 WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
 
 
 @pytest.fixture(scope="module")
 def poisoned(tmp_path_factory):
-    """The arguments of a run but its directory and policy, the step whose batch is poisoned, and that batch."""
+    """The arguments of a run without its directory and policy, the step whose batch is poisoned, and that batch."""
     directory = tmp_path_factory.mktemp("poisoned")
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(200)]
@@ -79,7 +79,7 @@ def _weights(run):
 
 
 def _assert_recorded(poisoned, run):
-    """The bad step's number, loss and place in the data, and its very batch."""
+    """The record holds the bad step's number, its loss, the state of the data and the batch itself."""
     _, bad, batch = poisoned
     (fault,) = map(json.loads, (run / "faults.jsonl").read_text().splitlines())
     assert (fault["step"], fault["loss"], fault["gradient_norm"]) == (bad, "nan", "nan")
@@ -96,23 +96,22 @@ def skipped(poisoned, tmp_path_factory):
     return run
 
 
-def test_skip(poisoned, skipped):
+def test_skip_leaves_the_bad_update_out(poisoned, skipped):
     _assert_recorded(poisoned, skipped)
     losses = _losses(skipped)
     assert list(losses) == list(range(1, STEPS + 1))
     assert [step for step, loss in losses.items() if loss is None] == [poisoned[1]]  # JSON has no NaN
     weights = _weights(skipped)
     assert [np.isnan(leaf).sum() for leaf in jax.tree.leaves(weights["llm"])].count(0) > 8
-    assert np.isnan(weights["llm"]["embed_tokens"]).sum() == 1  # the one that was there
+    assert np.isnan(weights["llm"]["embed_tokens"]).sum() == 1  # the NaN of the initial weights
     assert checkpoint.latest_step(skipped).name == str(STEPS)
 
 
-def test_roll_back(poisoned, tmp_path, capsys):
-    """The steps since the checkpoint are made anew with the batches after the bad one."""
+def test_roll_back_repeats_the_steps_since_the_checkpoint_with_later_batches(poisoned, tmp_path, capsys):
     run, bad = tmp_path / "run", poisoned[1]
     _run(poisoned, run, "roll_back")
     back = (bad - 1) // 3 * 3
-    assert f"rolling back from step {bad} to {back}; the data go on" in capsys.readouterr().out
+    assert f"rolling back from step {bad} to {back}; the data continue" in capsys.readouterr().out
     _assert_recorded(poisoned, run)
     losses = _losses(run)
     assert list(losses) == list(range(1, STEPS + 1))
@@ -120,14 +119,14 @@ def test_roll_back(poisoned, tmp_path, capsys):
     assert checkpoint.latest_step(run).name == str(STEPS)
 
 
-def test_stop_and_go_on(poisoned, skipped, tmp_path, capsys):
-    """Exit code 1, the last checkpoint stands; the same command with another policy goes on from it as if it had been skip."""
+def test_stop_ends_the_run_which_another_policy_can_continue(poisoned, skipped, tmp_path, capsys):
+    """Exit code 1 and an intact checkpoint; the same command with policy skip ends like a run with that policy throughout."""
     run, bad = tmp_path / "run", poisoned[1]
     with pytest.raises(SystemExit) as end:
         _run(poisoned, run, "stop")
     assert end.value.code == 1
-    said = capsys.readouterr().err
-    assert f"step {bad} is bad: loss nan, gradient norm nan; its data are in {run}/faults" in said
+    message = capsys.readouterr().err
+    assert f"step {bad} is bad: loss nan, gradient norm nan; its data are in {run}/faults" in message
     _assert_recorded(poisoned, run)
     last = checkpoint.latest_step(run)
     assert int(last.name) == (bad - 1) // 3 * 3

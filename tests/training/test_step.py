@@ -1,4 +1,4 @@
-"""The step against torch's autograd on Hugging Face's Llama, and its sums against counting by hand."""
+"""The training step against torch's autograd on Hugging Face's Llama, and its sums against counting by hand."""
 
 import functools
 
@@ -38,7 +38,7 @@ def _batch(seed=0):
 
 
 def _to_torch(params):
-    """Hugging Face's model with our parameters."""
+    """Hugging Face's model with the given parameters."""
     config = transformers.LlamaConfig(
         vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, rms_norm_eps=MODEL.rms_norm_eps, attn_implementation="eager",
@@ -64,7 +64,7 @@ def _to_torch(params):
 
 
 def _logits(model, batch):
-    """Of Hugging Face's model, told the same documents and positions."""
+    """Logits of Hugging Face's model for the same documents and positions."""
     segments_bt = torch.tensor(batch["segment_ids"])
     sees_bts = (segments_bt[:, :, None] == segments_bt[:, None]) & torch.ones(LENGTH, LENGTH, dtype=torch.bool).tril()
     mask_b1ts = torch.where(sees_bts, 0.0, torch.finfo(torch.float32).min)[:, None]
@@ -97,7 +97,7 @@ def test_loss_and_gradient_norm_equal_torch():
 
 
 def test_z_loss_equals_torch():
-    """Loss and gradient norm with the square of the log-partition; the losses by kind are without it."""
+    """The loss and the gradient norm include the square of the log-partition; the losses by kind do not."""
     step, batch = _step(clip_norm=0.0, z_loss=0.1), _batch()
     state = step.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
@@ -114,9 +114,9 @@ def test_z_loss_equals_torch():
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
-def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
-    """The step in parts, of which some have nearly no token to learn, against the step at once: metrics and first moments
-    (the gradient, times one constant) within float32 noise."""
+def test_accumulation_weighs_parts_by_their_tokens(accumulate):
+    """Some parts have almost no token to learn. Metrics and first moments (the gradient times a constant) equal those of the
+    step without accumulation within float32 noise."""
     batch = _batch()
     batch["loss_mask"][1:] = False
     batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
@@ -129,16 +129,16 @@ def test_parts_of_a_batch_weigh_as_many_tokens_as_they_have(accumulate):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6), *results)
 
 
-def test_the_learning_rate_told_is_that_of_the_step():
+def test_the_reported_learning_rate_follows_the_schedule():
     step = _step(warmup_steps=4, learning_rate=1e-3)
-    state, told = step.init(jax.random.key(1)), []
+    state, rates = step.init(jax.random.key(1)), []
     for _ in range(6):
         state, metrics = step.train_step(state, step.put_batch(_batch()))
-        told.append(float(metrics["learning_rate"]))
-    np.testing.assert_allclose(told, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
+        rates.append(float(metrics["learning_rate"]))
+    np.testing.assert_allclose(rates, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
 
 
-def test_masked_positions_teach_nothing():
+def test_masked_positions_do_not_change_the_weights():
     step = _step()
     batch, other = _batch(), _batch()
     other["targets"] = np.where(batch["loss_mask"], batch["targets"], 7).astype(np.int32)
@@ -163,7 +163,7 @@ def test_loss_within_a_kind_equals_torch():
         np.testing.assert_allclose(values[f"loss_within_{kind}"], -own[np.arange(len(own)), position].mean(), atol=1e-5)
 
 
-def test_eval_counts_targets():
+def test_evaluation_counts_targets():
     step, batch = _step(), _batch()
     counts = np.asarray(step.eval_step(step.init(jax.random.key(0)).params, step.put_batch(batch))["targets"])
     np.testing.assert_array_equal(counts, np.bincount(batch["targets"][batch["loss_mask"]], minlength=VOCABULARY))
