@@ -1,10 +1,10 @@
-"""What is float32 is multiplied as float32 on every platform: TPUs and GPUs round the inputs of a product unless told not to.
+"""Products of float32 numbers are computed in float32 on every platform.
 
-No accelerator is needed to see it: every program that is compiled says, product by product, what it asks for.
+By default, TPUs and GPUs round the inputs of a product. The test needs no accelerator, because every compiled program states
+the precision of each product.
 """
 
 import contextlib
-import dataclasses
 import re
 
 import jax
@@ -12,23 +12,25 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM
+from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.units import SpeechUnits
-from tests.models.test_fcpe import TINY
-from tests.models.test_wav2vec2 import HUBERT, STYLE
+from spirit_jax.vocabulary import TOKEN_KINDS
 from tests.support import checkpoints, released
 from tests.support.goldens import golden
+from tests.support.train_steps import language_model_step, one_device, random_batch
 
+ROWS, LENGTH, VOCABULARY = 4, 12, 50
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
 
 
 @contextlib.contextmanager
 def products(directory):
-    """A list that holds, afterwards, the line of each product in the programs that were compiled."""
+    """A context with a list that holds, after its end, the line of each product in the programs compiled within it."""
     jax.clear_caches()
     jax.config.update("jax_dump_ir_to", str(directory))
     lines = []
@@ -46,38 +48,42 @@ def rounded(lines):
     return [line for line in lines if "xf32>," in line.rsplit(": (", 1)[1] and line.count("HIGHEST") != 2]
 
 
-def program(**model):
-    return steps.make_program(
-        dataclasses.replace(steps.MODEL, **model),
-        steps.make_optimizer(steps.OptimizerConfig(), 10),
-        steps.make_schedule(steps.OptimizerConfig(), 10),
-        steps.make_mesh(steps.MeshConfig(), jax.devices()[:1]),
-        rows=steps.ROWS,
-        token_kinds=steps.KINDS_V,
+def language_model(**model):
+    """The training step of a small model; a bfloat16 one on request."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        **model,
     )
+    return language_model_step(config, one_device(ROWS), np.arange(VOCABULARY) % len(TOKEN_KINDS))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_training_step(dtype, remat):
-    """A model in bfloat16 multiplies no float32 at all, not even in the sums that it reports, and asks for no more than it needs."""
-    run = program(dtype=dtype, remat=remat)
-    lines = _PRODUCT.findall(run.lower_train_step(run.abstract_state, steps._batch()).as_text())
+def test_the_training_step_asks_for_the_precision_of_its_dtype(dtype, remat):
+    """A bfloat16 model has no float32 product, not even in the sums that it reports, and asks for no higher precision."""
+    step = language_model(dtype=dtype, remat=remat)
+    batch = random_batch(ROWS, LENGTH, VOCABULARY)
+    lines = _PRODUCT.findall(step.lower_train_step(step.abstract_state, batch).as_text())
     assert len(lines) > 20
     assert not rounded(lines)
     assert dtype == "float32" or not any("HIGHEST" in line for line in lines)
 
 
-def test_evaluation(tmp_path):
-    run = program()
-    params = run.init(jax.random.key(0)).params
+def test_evaluation_in_float32_rounds_no_product(tmp_path):
+    step = language_model()
+    params = step.init(jax.random.key(0)).params
     with products(tmp_path) as lines:
-        run.eval_step(params, steps._batch())
+        step.eval_step(params, step.put_batch(random_batch(ROWS, LENGTH, VOCABULARY)))
     assert len(lines) > 5
     assert not rounded(lines)
 
 
-def test_generation_and_scores(tmp_path):
+def test_generation_and_scores_in_float32_round_no_product(tmp_path):
     with products(tmp_path) as lines:
         lm = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32")
         lm.generate_batch(["[Text]hello", "[Text]The morning bus"], output_modality="any", max_new_tokens=3)
@@ -87,25 +93,31 @@ def test_generation_and_scores(tmp_path):
     assert not rounded(lines)
 
 
-@pytest.mark.parametrize("network", ["phonetic", "pitch", "style", "vocoder_base", "vocoder_expressive"])
-def test_speech(tmp_path, monkeypatch, network):
+@pytest.mark.parametrize("network", ["phonetic", "pitch", "style"])
+def test_speech_encoders_round_no_product(tmp_path, monkeypatch, network):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
-    streams = (np.arange(30) % 20, np.zeros(15, int), np.zeros(1, int))
     with products(tmp_path) as lines:
         match network:
             case "phonetic":
-                part = HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
+                encoder = HubertEncoder.load(*released.hubert_part(golden(f"{released.SPEECH}/hubert_25hz")))
             case "pitch":
-                folder = golden(f"{released.SPEECH}/vqvae_f0_quantizer")
-                part = VQVAEPitch.load(*released.pitch_part(folder, golden(TINY)))
-            case "style":
-                part = Wav2Vec2Style.load(*released.style_part(golden(STYLE)))
+                quantizer, fcpe = (
+                    golden(f"{released.SPEECH}/vqvae_f0_quantizer"),
+                    golden("variants/fcpe_tiny/fcpe_tiny.pt"),
+                )
+                encoder = VQVAEPitch.load(*released.pitch_part(quantizer, fcpe))
             case _:
-                variant = network.removeprefix("vocoder_")
-                part = load_vocoder(checkpoints.with_speech(f"small_{variant}"), variant)
-        if network.startswith("vocoder"):
-            part.decode(SpeechUnits(*streams[: 1 if variant == "base" else 3]))
-        else:
-            part.encode(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
+                encoder = Wav2Vec2Style.load(*released.style_part(golden(f"{released.SPEECH}/style_encoder_w2v2")))
+        encoder.encode(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
+    assert len(lines) > 5
+    assert not rounded(lines)
+
+
+@pytest.mark.parametrize("variant", ["base", "expressive"])
+def test_vocoders_round_no_product(tmp_path, variant):
+    streams = (np.arange(30) % 20, np.zeros(15, int), np.zeros(1, int))
+    with products(tmp_path) as lines:
+        vocoder = load_vocoder(checkpoints.with_speech(f"small_{variant}"), variant)
+        vocoder.decode(SpeechUnits(*streams[: 1 if variant == "base" else 3]))
     assert len(lines) > 5
     assert not rounded(lines)

@@ -1,4 +1,4 @@
-"""The train command as its users meet it: from a corpus to a run; interrupted and killed, it ends as if it had not been."""
+"""The train command from a corpus to a finished run; an interrupted or killed run ends like an uninterrupted one."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from spirit_jax.speech import speech_fingerprints
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 STEPS = 30
 RECORDS = {"text": "spirit_mini_text", "speech": "spirit_mini", "aligned": "spirit_mini"}
-PATIENCE = 1000  # seconds; a test that takes too long is ended by pytest
+TIMEOUT = 1000  # seconds; pytest ends a test before
 ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu"}
 
 
@@ -44,7 +44,7 @@ def corpora(tmp_path_factory):
 
 
 def _command(run, corpora, *more):
-    """`corpora` None prepares nothing."""
+    """The command line of a small run; without `corpora`, the run prepares nothing."""
     prepare = [] if corpora is None else [
         "--prepare.corpora", json.dumps([str(corpora / "spirit_mini"), str(corpora / "spirit_mini_text")]),
         "--prepare.text_pieces", "320", "--prepare.speech_tokenizer.phonetic_units", "32",
@@ -62,40 +62,40 @@ def _command(run, corpora, *more):
 
 def _train(run, corpora, *more, code=0, cwd=None, environment=ENVIRONMENT):
     result = subprocess.run(
-        _command(run, corpora, *more), env=environment, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd
+        _command(run, corpora, *more), env=environment, capture_output=True, text=True, timeout=TIMEOUT, cwd=cwd
     )
     assert result.returncode == code, result.stderr[-3000:]
     return result
 
 
 def _curve(run):
-    """Every logged value but those of the clock."""
-    clock = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
+    """Every logged value except the measured times."""
+    measured = {"train/tokens_per_second", "train/mfu", "train/data_wait"}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in clock} for line in lines]
+    return [{name: value for name, value in line.items() if name not in measured} for line in lines]
 
 
 def _weights(run):
-    """Every array of the newest checkpoint: parameters and optimiser."""
+    """Every array of the newest checkpoint: parameters and optimizer state."""
     leaves = jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(latest_step(run)))
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 @pytest.fixture(scope="module")
-def unbroken(corpora, tmp_path_factory):
-    run = tmp_path_factory.mktemp("unbroken") / "run"
+def uninterrupted(corpora, tmp_path_factory):
+    run = tmp_path_factory.mktemp("uninterrupted") / "run"
     return run, _train("run", corpora, cwd=run.parent)
 
 
-def _prepared(run, unbroken):
-    """A run directory with what `prepare` makes, which is the same every time: a test below shows it."""
+def _prepared(run, uninterrupted):
+    """A run directory with the outputs of `prepare`, which are the same every time (a test below shows it)."""
     run.mkdir()
     for name in ("tokenizer", "speech_tokenizer", "records"):
-        shutil.copytree(unbroken[0] / name, run / name)
+        shutil.copytree(uninterrupted[0] / name, run / name)
 
 
-def test_a_run_leaves_what_it_promises(unbroken):
-    run, result = unbroken
+def test_a_run_writes_its_files_and_learns(uninterrupted):
+    run, result = uninterrupted
     assert f"Done: {STEPS} steps" in result.stdout
     for name in (
         "config.json",
@@ -115,64 +115,64 @@ def test_a_run_leaves_what_it_promises(unbroken):
     assert last < first - 0.5
     evaluated = [line for line in curve if "validation/loss" in line]
     assert [line["step"] for line in evaluated] == [0, 15, 30]
-    # before the first step every id is about as likely as any other
+    # Before the first step, all ids are about equally likely.
     np.testing.assert_allclose(evaluated[0]["validation/loss"], np.log(1024), atol=0.2)
 
 
-def test_what_it_says_to_type_next_works(unbroken):
-    run, result = unbroken
+def test_the_suggested_next_command_works(uninterrupted):
+    run, result = uninterrupted
     hint = result.stdout.strip().splitlines()[-1]
     assert "spirit_jax.generate --checkpoint run/checkpoints/30" in hint
     command = [sys.executable, *shlex.split(hint)[1:]]
     generated = subprocess.run(
-        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=PATIENCE, cwd=run.parent
+        command, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT, cwd=run.parent
     )
     assert generated.returncode == 0, generated.stderr[-3000:]
     (answer,) = [json.loads(line) for line in (run / "generated" / "results.jsonl").read_text().splitlines()]
     assert answer
 
 
-def test_the_same_seed_gives_the_same_run(unbroken, corpora, tmp_path):
+def test_the_same_seed_gives_the_same_run(uninterrupted, corpora, tmp_path):
     again = tmp_path / "run"
     compiles = {name: value for name, value in ENVIRONMENT.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    _train(again, corpora, environment=compiles)  # for itself, where all others take what the first compiled
-    assert _curve(again) == _curve(unbroken[0])
-    first, second = _weights(unbroken[0]), _weights(again)
+    _train(again, corpora, environment=compiles)  # compiles again; the other runs use the cache
+    assert _curve(again) == _curve(uninterrupted[0])
+    first, second = _weights(uninterrupted[0]), _weights(again)
     assert first.keys() == second.keys()
     assert len(first) > 20
     for name, value in first.items():
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("blow", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
-def test_a_broken_run_ends_like_an_unbroken_one(blow, unbroken, corpora, tmp_path):
+@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
+def test_a_resumed_run_ends_like_an_uninterrupted_one(ending, uninterrupted, corpora, tmp_path):
     run = tmp_path / "run"
-    _prepared(run, unbroken)
+    _prepared(run, uninterrupted)
     at = random.SystemRandom().randrange(1, STEPS - 4)
     process = subprocess.Popen(
         _command(run, corpora), env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
-    log, deadline = run / "metrics.jsonl", time.monotonic() + PATIENCE
+    log, deadline = run / "metrics.jsonl", time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         if log.exists() and log.read_text().count("train/loss") >= at:
             break
         time.sleep(0.002)
-    process.send_signal(blow)
-    output, _ = process.communicate(timeout=PATIENCE)
-    assert process.returncode == (-signal.SIGKILL if blow == signal.SIGKILL else 0), output
-    if blow == signal.SIGTERM:
+    process.send_signal(ending)
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == (-signal.SIGKILL if ending == signal.SIGKILL else 0), output
+    if ending == signal.SIGTERM:
         assert "SIGTERM: saving step" in output
-        assert "the same command goes on from there" in output
+        assert "the same command continues from there" in output
     resumed = _train(run, corpora)
-    if blow == signal.SIGTERM:
+    if ending == signal.SIGTERM:
         assert "Resuming" in resumed.stdout
-    assert _curve(run) == _curve(unbroken[0]), f"killed after step {at}"
-    for name, value in _weights(unbroken[0]).items():
+    assert _curve(run) == _curve(uninterrupted[0]), f"killed after step {at}"
+    for name, value in _weights(uninterrupted[0]).items():
         np.testing.assert_array_equal(_weights(run)[name], value, err_msg=f"{name}, killed after step {at}")
 
 
 def _job(run, corpora, *more, devices=1):
-    """Two processes of `devices` devices each, slow enough to be met in the middle."""
+    """Two processes of `devices` devices each, slow enough to be interrupted in the middle."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -193,23 +193,23 @@ def _job(run, corpora, *more, devices=1):
 
 
 def _wait(processes, condition):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and all(process.poll() is None for process in processes) and not condition():
         time.sleep(0.02)
 
 
 def _assert_same_curve(found, expected):
-    """The same batches; float32 sums in another order, through up to 30 updates."""
+    """Compare runs on the same batches: float32 sums in another order, through up to 30 updates."""
     for one, other in zip(found, expected, strict=True):
         assert one.keys() == other.keys()
         np.testing.assert_allclose(list(one.values()), list(other.values()), rtol=2e-3, atol=1e-3)
 
 
-def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_path):
-    """Two hosts with parameters and rows split over them; `kill -9` of one ends the other; one bit of the newest checkpoint
-    flips; a single process takes over from the checkpoint before."""
+def test_two_processes_train_like_one_and_a_single_process_continues(uninterrupted, corpora, tmp_path):
+    """Parameters and rows are split over two hosts. `kill -9` of one host ends the other. One bit of the newest checkpoint
+    flips, and a single process continues from the checkpoint before."""
     run = tmp_path / "run"
-    _prepared(run, unbroken)
+    _prepared(run, uninterrupted)
     processes = _job(run, corpora)
 
     def sealed():
@@ -219,14 +219,14 @@ def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_pat
     _wait(processes, sealed)
     killed = random.SystemRandom().randrange(2)
     processes[killed].kill()
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     assert sealed(), outputs
     assert processes[1 - killed].returncode not in (0, None), outputs
     assert re.search(
         "one of them has ended: see its log|most likely indicates that another task died", outputs[1 - killed]
     )
     assert "2 cpu device(s) (data 1 x fsdp 2 x tensor 1)" in outputs[0]
-    assert outputs[1].count("held-out") == 0  # the first process speaks for all
+    assert outputs[1].count("held-out") == 0  # only the first process prints
     newest = latest_step(run)
     part = max((newest / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(part.read_bytes())
@@ -236,15 +236,16 @@ def test_two_processes_train_like_one_and_one_goes_on(unbroken, corpora, tmp_pat
     assert f"step {newest.name} cannot be trusted and is set aside" in resumed.stdout
     assert f"going back to step {int(newest.name) - 6}" in resumed.stdout
     assert f"at step {int(newest.name) - 6} of 30" in resumed.stdout
-    _assert_same_curve(_curve(run), _curve(unbroken[0]))
+    _assert_same_curve(_curve(run), _curve(uninterrupted[0]))
 
 
-def test_two_processes_take_over_on_another_mesh_and_stop_together(unbroken, corpora, tmp_path):
-    """From one device to four of two hosts, with tensor parallelism; SIGTERM to one of them saves and ends both at one step."""
+def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted, corpora, tmp_path):
+    """From one device to four devices of two hosts, with tensor parallelism. SIGTERM to one host saves and ends both hosts at
+    one step."""
     run = tmp_path / "run"
-    _prepared(run, unbroken)
-    shutil.copyfile(unbroken[0] / "metrics.jsonl", run / "metrics.jsonl")
-    shutil.copytree(unbroken[0] / "checkpoints" / "18", run / "checkpoints" / "18")
+    _prepared(run, uninterrupted)
+    shutil.copyfile(uninterrupted[0] / "metrics.jsonl", run / "metrics.jsonl")
+    shutil.copytree(uninterrupted[0] / "checkpoints" / "18", run / "checkpoints" / "18")
     mesh = ("--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", "--loop.sample_every", "1")
     processes = _job(run, corpora, *mesh, "--checkpoint.every", "100", devices=2)
 
@@ -254,7 +255,7 @@ def test_two_processes_take_over_on_another_mesh_and_stop_together(unbroken, cor
 
     _wait(processes, begun)
     processes[random.SystemRandom().randrange(2)].send_signal(signal.SIGTERM)
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in processes]
+    outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "4 cpu device(s) (data 2 x fsdp 1 x tensor 2)" in outputs[0]
     assert "at step 18 of 30" in outputs[0]
@@ -262,57 +263,57 @@ def test_two_processes_take_over_on_another_mesh_and_stop_together(unbroken, cor
     assert 19 <= step < STEPS
     assert int(latest_step(run).name) == step
     assert read_checksums(latest_step(run)) is not None
-    expected = [line for line in _curve(unbroken[0]) if line["step"] <= step]
+    expected = [line for line in _curve(uninterrupted[0]) if line["step"] <= step]
     _assert_same_curve(_curve(run), expected)
 
 
-def test_another_config_is_not_mixed_into_a_run(unbroken, corpora):
-    result = _train(unbroken[0], corpora, "--optimizer.learning_rate", "1", code=2)
+def test_resuming_with_another_config_is_an_error(uninterrupted, corpora):
+    result = _train(uninterrupted[0], corpora, "--optimizer.learning_rate", "1", code=2)
     assert re.search(r"holds a run with another config .*optimizer.learning_rate \S+ -> 1.0", result.stderr)
 
 
-def _elsewhere(unbroken):
-    """Options with which a run prepares nothing and takes records and tokenizers where another run has them."""
-    sources = {name: str(unbroken[0] / "records" / records) for name, records in RECORDS.items()}
+def _elsewhere(uninterrupted):
+    """Options of a run that prepares nothing and reads records and tokenizers from another run's directory."""
+    sources = {name: str(uninterrupted[0] / "records" / records) for name, records in RECORDS.items()}
     return [
-        "--prepare", "null", "--tokenizer", str(unbroken[0] / "tokenizer"), "--speech_tokenizer", str(unbroken[0]),
+        "--prepare", "null", "--tokenizer", str(uninterrupted[0] / "tokenizer"), "--speech_tokenizer", str(uninterrupted[0]),
         *(word for name, path in sources.items() for word in (f"--data.sources.{name}.path", path)),
     ]  # fmt: skip
 
 
-def test_starting_from_another_run(unbroken, tmp_path):
-    """`init_from` a step: the first held-out loss is that step's own; the speech tokenizer comes along, and speaks."""
+def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
+    """The first held-out loss equals that of the step. The speech tokenizer is copied into the run, and speaks its samples."""
     run = tmp_path / "run"
-    before = [line for line in _curve(unbroken[0]) if "validation/loss" in line][-1]
-    options = ["--init_from", str(latest_step(unbroken[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
-    _train(run, None, *_elsewhere(unbroken), *options, "--loop.sample_every", "1")
+    before = [line for line in _curve(uninterrupted[0]) if "validation/loss" in line][-1]
+    options = ["--init_from", str(latest_step(uninterrupted[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
+    _train(run, None, *_elsewhere(uninterrupted), *options, "--loop.sample_every", "1")
     assert list((run / "profile").rglob("*.xplane.pb"))
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)
     assert (run / "samples" / "1" / "0.wav").exists()
-    assert speech_fingerprints(run) == speech_fingerprints(unbroken[0])
+    assert speech_fingerprints(run) == speech_fingerprints(uninterrupted[0])
 
 
-def test_units_of_another_speech_tokenizer_are_refused(unbroken, tmp_path):
+def test_units_of_another_speech_tokenizer_are_an_error(uninterrupted, tmp_path):
     records = tmp_path / "records"
-    shutil.copytree(unbroken[0] / "records" / "spirit_mini", records)
+    shutil.copytree(uninterrupted[0] / "records" / "spirit_mini", records)
     metadata = json.loads((records / "metadata.json").read_text())
     (records / "metadata.json").write_text(json.dumps({**metadata, "units": "another's"}))
     other = ["--data.sources.aligned.path", str(records)]
-    result = _train(tmp_path / "run", None, *_elsewhere(unbroken), *other, code=2)
+    result = _train(tmp_path / "run", None, *_elsewhere(uninterrupted), *other, code=2)
     assert re.search(r"speech \(\S+\) and aligned \(\S+\) hold units of different speech tokenizers", result.stderr)
     other += ["--data.sources.speech.path", str(records)]
-    result = _train(tmp_path / "run", None, *_elsewhere(unbroken), *other, code=2)
+    result = _train(tmp_path / "run", None, *_elsewhere(uninterrupted), *other, code=2)
     assert re.search(r"speech \(\S+\) was not encoded with the speech tokenizer in \S+run", result.stderr)
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(unbroken, corpora, tmp_path):
+def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(uninterrupted, corpora, tmp_path):
     run = tmp_path / "run"
-    _prepared(run, unbroken)
+    _prepared(run, uninterrupted)
     result = _train(run, corpora, "--optimizer.learning_rate", "1e38", "--checkpoint.every", "1", code=1)
-    bad = r"step \d+ is bad: loss .*, gradient norm .*, and so were the 9 before it; the last checkpoint stands"
+    bad = r"step \d+ is bad: loss .*, gradient norm .*, and so were the 9 before it; the last checkpoint is intact"
     assert re.search(bad, result.stderr), result.stderr[-2000:]
     assert "Traceback" not in result.stderr
     assert all(np.isfinite(value).all() for value in _weights(run).values())

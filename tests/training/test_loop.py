@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -75,7 +76,7 @@ def _state(train_step):
 class Run:
     """A run in a directory that saves every fourth step, resumed at `step`."""
 
-    def __init__(self, train_step, directory, batches, policy="skip", held_out=dict, step=0, **config):
+    def __init__(self, train_step, directory, batches, policy: Any = "skip", held_out=dict, step=0, **config):
         config = {"steps": STEPS, "log_every": 2, "evaluate_every": 0, "sample_every": 0} | config
         self.config, self.faults = LoopConfig(**config), FaultConfig(on_bad_step=policy)
         self.task = Task(train_step, LanguageModelSummary(KINDS, flops_per_token=1.0), batches, held_out)
