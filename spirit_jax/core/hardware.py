@@ -1,4 +1,4 @@
-"""What chips can do at most: one table for training's MFU and for the cost model."""
+"""Limits of accelerator chips: one table for the MFU of training and for the cost model."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ from spirit_jax.core.constants import GIB
 class Chip:
     """Limits of one TPU chip.
 
-    Sources: Cloud TPU's page of each generation; for links and the data center network "How to Scale Your Model"
-    (jax-ml.github.io/scaling-book), which gives the 90 % of the nominal bandwidth that is reached.
+    Sources: Cloud TPU's page of each generation. Links and the data center network are from "How to Scale Your Model"
+    (jax-ml.github.io/scaling-book), which gives the 90 % of the nominal bandwidth that programs reach.
     """
 
     hbm: float
-    """Bytes of memory that a program may use, as XLA:TPU reports when a program needs more: below the nominal size."""
+    """Bytes of memory that a program may use, below the nominal size; XLA:TPU reports it when a program needs more."""
     flops: float
     """Dense bfloat16 FLOP/s."""
     hbm_bandwidth: float
@@ -24,21 +24,53 @@ class Chip:
     link_bandwidth: float
     """Bytes/s of one link of the torus in one direction; a chip has two links along each dimension."""
     network_bandwidth: float
-    """Bytes/s of a chip's share of the data center network, which joins slices."""
+    """Bytes/s of one chip's share of the data center network, which joins slices."""
     ring: int
-    """A dimension of the topology closes to a ring if its length is a multiple of this."""
+    """A dimension of the torus is closed to a ring if its length is a multiple of this."""
     cores_in_name: int = 1
-    """TensorCores a chip that a name such as `v5p-128` counts."""
+    """TensorCores per chip in the count of a name such as `v5p-128`."""
     options: tuple[tuple[str, Any], ...] = ()
-    """What the TPU compiler must be told besides the name."""
+    """Options that the TPU compiler needs besides the name of the topology."""
 
 
 CHIPS = {
-    "v4": Chip(30.75 * GIB, 275e12, 1228e9, 45e9, 6.25e9, 4, 2, (("chip_config_name", "megacore"),)),
-    "v5e": Chip(15.75 * GIB, 197e12, 819e9, 45e9, 3.125e9, 16),
-    "v5p": Chip(95.74 * GIB, 459e12, 2765e9, 90e9, 6.25e9, 4, 2),
-    "v6e": Chip(31.25 * GIB, 918e12, 1638e9, 90e9, 12.5e9, 16),
+    "v4": Chip(
+        hbm=30.75 * GIB,
+        flops=275e12,
+        hbm_bandwidth=1228e9,
+        link_bandwidth=45e9,
+        network_bandwidth=6.25e9,
+        ring=4,
+        cores_in_name=2,
+        options=(("chip_config_name", "megacore"),),
+    ),
+    "v5e": Chip(
+        hbm=15.75 * GIB,
+        flops=197e12,
+        hbm_bandwidth=819e9,
+        link_bandwidth=45e9,
+        network_bandwidth=3.125e9,
+        ring=16,
+    ),
+    "v5p": Chip(
+        hbm=95.74 * GIB,
+        flops=459e12,
+        hbm_bandwidth=2765e9,
+        link_bandwidth=90e9,
+        network_bandwidth=6.25e9,
+        ring=4,
+        cores_in_name=2,
+    ),
+    "v6e": Chip(
+        hbm=31.25 * GIB,
+        flops=918e12,
+        hbm_bandwidth=1638e9,
+        link_bandwidth=90e9,
+        network_bandwidth=12.5e9,
+        ring=16,
+    ),
 }
+"""The chips of each generation of TPU."""
 
 _PEAK_FLOPS = {
     "TPU v4": CHIPS["v4"].flops,

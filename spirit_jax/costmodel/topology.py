@@ -1,8 +1,8 @@
-"""TPU topologies that need not be owned: what a name stands for, the chips' limits, and devices to compile for.
+"""TPU topologies that need not exist here: their names, the limits of their chips, and devices to compile for.
 
-Names are `v5e:16x16` (chips along each dimension of the torus) or Cloud TPU's `v5e-256`, `v5p-128`, `v6e-256`, `v4-128`, which
-count chips for v5e and v6e but TensorCores, two a chip, for v4 and v5p: v5p-128 is v5p:4x4x4, 64 chips. A chip of v4 or v5p
-is one device (megacore). `2xv5e:16x16` are two such slices.
+A name is `v5e:16x16` (chips along each dimension of the torus), or Cloud TPU's `v5e-256`, `v5p-128`, `v6e-256`, `v4-128`. The
+latter count chips for v5e and v6e, but TensorCores, two per chip, for v4 and v5p: v5p-128 is v5p:4x4x4, 64 chips. A chip of
+v4 or v5p is one device (megacore). `2xv5e:16x16` means two such slices.
 """
 
 import dataclasses
@@ -10,13 +10,15 @@ import math
 import os
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import jax
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.hardware import CHIPS, Chip
-from spirit_jax.parallel.mesh import slice_index
+from spirit_jax.parallel.mesh import Device, slice_index
 
-# Shapes that Cloud TPU gives for a number of chips, where the name says no more
+# Shapes that Cloud TPU gives for a number of chips if the name gives only the number, by number of dimensions.
 _SHAPES = {
     2: {4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16", 256: "16x16"},
     3: {
@@ -33,8 +35,20 @@ _SHAPES = {
 }
 _DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
 
-
 _ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+
+class TopologyError(SpiritError):
+    """A topology that is unknown or cannot be compiled for; the message says what is expected."""
+
+
+class TopologyDevice(Protocol):
+    """A device of a topology."""
+
+    @property
+    def coords(self) -> Sequence[int]:
+        """Its place along each dimension of the torus."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,20 +56,22 @@ class Topology:
     """One or more equal slices of a TPU pod."""
 
     name: str
-    """Of a slice, as the compiler knows it: v5e:16x16."""
+    """Name of a slice as the compiler knows it: v5e:16x16."""
     slices: int = 1
 
     @classmethod
     def parse(cls, text: str) -> "Topology":
-        """
+        """Parse a name.
+
         Raises:
-            ValueError: a name that is none; says what names look like.
+            TopologyError: it is no topology's name; the message says what names look like.
         """
         found = re.fullmatch(r"(?:(\d+)x)?(v\w+)([:-])(\d+(?:x\d+)*)", text)
         slices, kind, separator, size = found.groups() if found else ("", "", "", "")
         if kind not in CHIPS:
-            raise ValueError(
-                f"topology {text!r}: expected a generation of {', '.join(CHIPS)} and a size, as in v5e:16x16, v5p-128 or 2xv5e:16x16"
+            raise TopologyError(
+                f"topology {text!r}: expected a generation of {', '.join(CHIPS)} and a size, "
+                "as in v5e:16x16, v5p-128 or 2xv5e:16x16"
             )
         dimensions = _DIMENSIONS[kind]
         if separator == "-":
@@ -63,16 +79,16 @@ class Topology:
             shape = _SHAPES[dimensions].get(int(size) // cores) if size.isdecimal() and int(size) % cores == 0 else None
             if shape is None:
                 known = ", ".join(f"{kind}-{chips * cores}" for chips in _SHAPES[dimensions])
-                raise ValueError(
-                    f"topology {text!r}: known sizes are {known}; or name the shape, as in {kind}:{'x'.join(['4'] * dimensions)}"
-                )
+                example = f"{kind}:{'x'.join(['4'] * dimensions)}"
+                raise TopologyError(f"topology {text!r}: known sizes are {known}; or name the shape, as in {example}")
             size = shape
         elif len(size.split("x")) != dimensions:
-            raise ValueError(f"topology {text!r}: a slice of {kind} has {dimensions} dimensions")
-        return cls(f"{kind}:{size}", int(slices or 1))
+            raise TopologyError(f"topology {text!r}: a slice of {kind} has {dimensions} dimensions")
+        return cls(name=f"{kind}:{size}", slices=int(slices or 1))
 
     @property
     def chip(self) -> Chip:
+        """The limits of its chips."""
         return CHIPS[self.name.split(":")[0]]
 
     @property
@@ -82,22 +98,24 @@ class Topology:
 
     @property
     def chips(self) -> int:
-        """Of all slices."""
+        """Number of chips of all slices."""
         return self.slices * math.prod(self.shape)
 
     def __str__(self) -> str:
+        """The name, with the number of slices if there are several."""
         return f"{self.slices}x{self.name}" if self.slices > 1 else self.name
 
-    def devices(self) -> list[jax.Device]:
-        """Devices that can be compiled for and do not exist.
+    def devices(self) -> list[Device]:
+        """Return devices that programs can be compiled for, but not run on.
 
         Raises:
-            ValueError: the TPU compiler is not installed, or does not know the shape.
+            TopologyError: the TPU compiler is not installed, or does not know the shape.
         """
-        # no TPU is asked about itself, and none is taken from another process
+        # The compiler must not look for a TPU here, nor take one from another process.
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        if not jax.config.jax_platforms:  # what is not compiled for the pod runs here, on a CPU
+        platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds it at run time
+        if not platforms:  # Everything that is not compiled for the pod runs here, on a CPU.
             jax.config.update("jax_platforms", "cpu")
         from jax.experimental import topologies
 
@@ -105,15 +123,15 @@ class Topology:
         try:
             return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
         except (RuntimeError, NotImplementedError, FileNotFoundError, ModuleNotFoundError) as error:
-            raise ValueError(
+            raise TopologyError(
                 f"no TPU compiler for {self}: {' '.join(str(error).split())[:300]} (pip install 'spirit_jax[tpu]')"
             ) from error
 
-    def seconds(self, kind: str, size: float, members: Sequence[jax.Device]) -> float:
-        """The least time of a collective between devices of one group.
+    def seconds(self, kind: str, size: float, members: Sequence[TopologyDevice]) -> float:
+        """Return the least time of a collective between the devices of one group.
 
-        In a slice, rings along every dimension of the torus that the group extends over carry it in both directions (in
-        one where a dimension is not closed); between slices each device sends over the data centre network.
+        Within a slice, rings along every dimension of the torus that the group extends over carry it in both directions, or in
+        one direction if the dimension is not closed to a ring. Between slices, each device sends over the data center network.
 
         Args:
             kind: all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute.
@@ -126,12 +144,12 @@ class Topology:
         moved = size * (count - 1) / count * {"all-reduce": 2, "all-to-all": 0.25}.get(kind, 1)
         if len({slice_index(device) for device in members}) > 1:
             return moved / self.chip.network_bandwidth
+        if kind == "collective-permute":
+            return size / self.chip.link_bandwidth
         extent = [len(set(along)) for along in zip(*(device.coords for device in members), strict=True)]
         links = sum(
             2 if length == whole and whole % self.chip.ring == 0 else 1
             for length, whole in zip(extent, (*self.shape, 1), strict=False)
             if length > 1
         )
-        if kind == "collective-permute":
-            return size / self.chip.link_bandwidth
         return moved / (max(links, 1) * self.chip.link_bandwidth)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from spirit_jax.costmodel.hlo import parse
+from spirit_jax.costmodel.work import count_bytes, count_flops
 
 LOOP = """HloModule by_hand, is_scheduled=true
 
@@ -49,30 +50,28 @@ ENTRY %main (a: f32[8,16], s: f32[3,16,32]) -> f32[8,16] {
 """
 
 
-def total(module, what):
-    return sum(
-        times * getattr(module, what)(instruction, computation) for instruction, computation, times in module.runs()
-    )
+def total(module, count):
+    return sum(times * count(module, instruction, computation) for instruction, computation, times in module.runs())
 
 
 def test_a_loop_runs_as_often_as_its_counter_says():
     module = parse(LOOP)  # 0, 2, 4, 6, 8
-    assert total(module, "flops") == 5 * 2 * 8 * 16 * 32
+    assert total(module, count_flops) == 5 * 2 * 8 * 16 * 32
 
 
-def test_of_a_sliced_array_the_slice_is_read():
+def test_a_sliced_array_counts_as_its_slice():
     module = parse(LOOP)
     fused = module.computations["body"]["fused"]
-    assert module.bytes(fused, module.computations["body"]) == 4 * (8 * 16 + 16 * 32 + 8 * 32 + 1)
+    assert count_bytes(module, fused, module.computations["body"]) == 4 * (8 * 16 + 16 * 32 + 8 * 32 + 1)
 
 
-def test_what_the_compiler_knows_of_a_loop_wins():
+def test_the_trip_count_that_the_compiler_states_is_used():
     text = LOOP.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert total(parse(text), "flops") == 7 * 2 * 8 * 16 * 32
+    assert total(parse(text), count_flops) == 7 * 2 * 8 * 16 * 32
 
 
-def test_a_matrix_product_written_as_a_convolution():
-    """As XLA:TPU does: features contracted, the sequence in a window of one; and one whose window meets the padding."""
+def test_flops_of_a_matrix_product_written_as_a_convolution():
+    """XLA:TPU contracts the features with a window of one position. A wider window overlaps with the padding."""
     text = """HloModule convolutions
 ENTRY %main (x: bf16[1,4096,512], w: bf16[512,128]) -> bf16[1,4096,128] {
   %x = bf16[1,4096,512]{2,1,0:T(8,128)(2,1)} parameter(0)
@@ -81,14 +80,14 @@ ENTRY %main (x: bf16[1,4096,512], w: bf16[512,128]) -> bf16[1,4096,128] {
 }
 """
     module = parse(text)
-    assert total(module, "flops") == 2 * 4096 * 512 * 128
-    assert total(module, "bytes") == 2 * (4096 * 512 + 4096 * 128)  # the weights lie in faster memory
+    assert total(module, count_flops) == 2 * 4096 * 512 * 128
+    assert total(module, count_bytes) == 2 * (4096 * 512 + 4096 * 128)  # the weights are in faster memory
     same = text.replace("bf16[1,512,128]", "bf16[3,512,128]").replace("size=1", "size=3 pad=1_1")
-    assert total(parse(same), "flops") == 2 * (3 * 4096 - 2) * 512 * 128
+    assert total(parse(same), count_flops) == 2 * (3 * 4096 - 2) * 512 * 128
 
 
-def test_of_an_array_updated_in_place_the_update_is_written():
-    """A scatter by itself, and inside a fusion, as a KV cache has it."""
+def test_an_array_updated_in_place_counts_as_its_update():
+    """A scatter alone, and inside a fusion as for a KV cache."""
     text = """HloModule cache
 %write (p: f32[100,64], i: s32[2,1], u: f32[2,64]) -> f32[100,64] {
   %p = f32[100,64]{1,0} parameter(0)
@@ -106,22 +105,23 @@ ENTRY %main (c: f32[100,64], at: s32[2,1], new: f32[2,64]) -> f32[100,64] {
 """
     module = parse(text)
     update = 4 * 2 * 64
-    assert module.bytes(module.computations["write"]["s"], module.computations["write"]) == 2 * update
-    assert total(module, "bytes") == 3 * update + 4 * 2  # read where it goes, the update and its places; written
+    assert count_bytes(module, module.computations["write"]["s"], module.computations["write"]) == 2 * update
+    assert total(module, count_bytes) == 3 * update + 4 * 2  # the old values, the update and its places; the new values
 
 
-def test_a_text_without_an_entry_is_refused():
+def test_a_text_without_an_entry_is_an_error():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("nothing")
 
 
-def test_a_scan_compiled_here_has_all_its_flops():
-    """XLA's own count has the loop's body once."""
+def test_a_compiled_scan_counts_the_flops_of_all_its_steps():
+    """XLA's own count has the body of the loop once."""
 
     def layers(x, weights):
         return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
 
     x, weights = jnp.ones((64, 128)), jnp.ones((6, 128, 128))
-    compiled = jax.jit(layers).lower(x, weights).compile()
-    module = parse(compiled.as_text())
-    assert total(module, "flops") == 6 * 2 * 64 * 128 * 128
+    text = jax.jit(layers).lower(x, weights).compile().as_text()
+    assert text is not None
+    module = parse(text)
+    assert total(module, count_flops) == 6 * 2 * 64 * 128 * 128

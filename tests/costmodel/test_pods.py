@@ -1,4 +1,4 @@
-"""Memory and FLOPs of every shipped 7 B config on every pod that its head names, compiled in full: minutes each, so slow."""
+"""Memory and FLOPs of every shipped 7 B config on every pod that its head names, compiled in full, which takes minutes."""
 
 import importlib.util
 import json
@@ -14,8 +14,8 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
-def test_every_pod_has_its_figures_and_they_are_good_enough():
-    """The stored figures themselves: at least 10 % of memory to spare, and the goals of recomputation and MFU."""
+def test_stored_figures_cover_every_pod_and_meet_the_goals():
+    """At least 10 % of memory to spare, and the goals of recomputation and MFU."""
     stored = json.loads(FIGURES.read_text())
     assert set(stored) == set(cases())
     for name, found in stored.items():
@@ -29,9 +29,9 @@ def test_every_pod_has_its_figures_and_they_are_good_enough():
 @pytest.mark.timeout(1800)
 @needs_libtpu
 @pytest.mark.parametrize("name", list(cases()))
-def test_memory_and_flops_of_a_pod(name):
+def test_a_compiled_pod_has_the_stored_figures(name):
     found, stored = figures(compile_case(name)), json.loads(FIGURES.read_text())[name]
-    # Another version of the compiler schedules a little differently; a change of ours that costs a gigabyte shows.
+    # Another version of the compiler schedules a little differently; a change that costs a gigabyte must fail.
     assert found["memory_gib"] == pytest.approx(stored["memory_gib"], abs=0.5)
     assert found["executed_per_model_flop"] == pytest.approx(stored["executed_per_model_flop"], abs=0.01)
     assert found["mfu"] == pytest.approx(stored["mfu"], abs=0.03)
@@ -40,8 +40,8 @@ def test_memory_and_flops_of_a_pod(name):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @needs_libtpu
-def test_between_slices_each_gradient_crosses_once():
-    """A chip's shard of it, in the type that it is computed in; the norms' come whole, and are small."""
+def test_each_gradient_crosses_between_slices_once():
+    """Each chip sends its shard, in the data type of the computation. The gradients of the norms are small and cross whole."""
     d, f, layers = 1024, 2816, 4
     model = {"hidden_size": d, "intermediate_size": f, "num_hidden_layers": layers}
     model |= {"num_attention_heads": 8, "num_key_value_heads": 8, "remat": "gate"}
@@ -54,6 +54,6 @@ def test_between_slices_each_gradient_crosses_once():
     across = [collective for collective in report.collectives if collective.devices == 2]
     assert {collective.kind for collective in across} == {"all-reduce"}
     embedding = settings.model.vocab_size * d
-    gradients = 2 * layers * (4 * d * d + 3 * d * f) + 2 * embedding + 4 * embedding  # the head's in float32
+    gradients = 2 * layers * (4 * d * d + 3 * d * f) + 2 * embedding + 4 * embedding  # the head's gradient is float32
     assert sum(c.size * c.count for c in across) == pytest.approx(gradients / 64, rel=0.02)
     assert {collective.devices for collective in report.collectives} == {2, 64}  # all else stays within a slice

@@ -1,6 +1,6 @@
-"""Names of topologies, and the least time of collectives by closed forms."""
+"""Names of topologies, the least time of collectives by closed forms, and the mesh that is chosen for a pod."""
 
-from types import SimpleNamespace
+import dataclasses
 
 import pytest
 
@@ -21,7 +21,7 @@ from spirit_jax.parallel.mesh import MeshConfig
         ("2xv5e:4x4", "2xv5e:4x4", 32),
     ],
 )
-def test_names(text, name, chips):
+def test_names_give_shape_and_number_of_chips(text, name, chips):
     topology = Topology.parse(text)
     assert (str(topology), topology.chips) == (name, chips)
 
@@ -35,13 +35,21 @@ def test_names(text, name, chips):
         ("v5e", "expected a generation"),
     ],
 )
-def test_names_that_are_none(text, message):
+def test_a_name_of_no_topology_is_an_error(text, message):
     with pytest.raises(ValueError, match=message):
         Topology.parse(text)
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """A device of a topology."""
+
+    coords: tuple[int, ...]
+    slice_index: int
+
+
 def chips(xs, ys, slice_index=0):
-    return [SimpleNamespace(coords=(x, y, 0), slice_index=slice_index) for x in xs for y in ys]
+    return [Chip((x, y, 0), slice_index) for x in xs for y in ys]
 
 
 def test_collectives_use_the_rings_that_they_extend_over():
@@ -53,11 +61,11 @@ def test_collectives_use_the_rings_that_they_extend_over():
     # both dimensions at once
     assert topology.seconds("reduce-scatter", size, pod) == pytest.approx(size * 255 / 256 / (4 * link))
     assert topology.seconds("all-reduce", size, pod) == pytest.approx(2 * size * 255 / 256 / (4 * link))
-    # a part of a ring is a line: what its end needs comes through one link
+    # a part of a ring is a line, whose ends have one link
     assert topology.seconds("all-gather", size, row[:4]) == pytest.approx(size * 3 / 4 / link)
     assert topology.seconds("collective-permute", size, row[:2]) == pytest.approx(size / link)
     assert topology.seconds("all-gather", size, row[:1]) == 0
-    # so is a dimension shorter than what the pod closes
+    # a dimension that is too short to be closed is a line too
     assert Topology.parse("v5e:4x4").seconds("all-gather", size, chips(range(4), [0])) == pytest.approx(
         size * 3 / 4 / link
     )
@@ -74,14 +82,14 @@ def test_collectives_between_slices_use_the_network():
     [
         (256, 1, 256, (1, 256, 1)),  # every device a row
         (64, 1, 256, (1, 64, 1)),
-        (512, 2, 512, (2, 256, 1)),  # slices exchange gradients alone
+        (512, 2, 512, (2, 256, 1)),  # only gradients cross slices
         (512, 1, 256, (1, 256, 2)),  # more devices than rows: two share one
         (512, 2, 256, (2, 128, 2)),
         (8, 1, None, (1, 8, 1)),
         (1, 1, 4, (1, 1, 1)),
     ],
 )
-def test_the_mesh_that_is_chosen(devices, slices, rows, sizes):
+def test_the_mesh_is_chosen_for_devices_slices_and_rows(devices, slices, rows, sizes):
     assert tuple(MeshConfig().sizes(devices, slices, rows).values()) == sizes
 
 

@@ -1,4 +1,4 @@
-"""What only the TPU compiler knows: the chips' limits, and where the devices of a pod are. Needs libtpu, no TPU."""
+"""Facts that only the TPU compiler knows: the limits of the chips and the places of the devices. Needs libtpu, no TPU."""
 
 import importlib.util
 import re
@@ -31,13 +31,13 @@ def test_the_memory_of_a_chip_is_what_the_compiler_allows(name):
         ).compile()
     available = re.search(r"available HBM \(([\d.]+)G\)", str(error.value))
     assert available is not None
-    # libtpu's versions differ by hundredths of a GiB in what they keep for themselves
+    # versions of libtpu reserve amounts of memory that differ by hundredths of a GiB
     assert CHIPS[name.split(":")[0]].hbm == pytest.approx(float(available[1]) * GIB, rel=1e-3)
 
 
 @pytest.mark.parametrize(("name", "rows"), [("v5e:16x16", 256), ("v5p-128", 256), ("v4-128", 64), ("2xv5e:4x4", 32)])
 def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
-    """On a torus a host's rows do not stand side by side in the array; together they are the batch, each row once."""
+    """On a torus, the rows of a host are not contiguous in the array. Together, the hosts hold each row of the batch once."""
     mesh = make_mesh(MeshConfig(), Topology.parse(name).devices(), rows)
     hosts = {device.process_index for device in mesh.devices.flat}
     layout = BatchLayout(mesh, rows)
@@ -46,7 +46,7 @@ def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
     assert sorted(row for held in layout.rows_by_process().values() for row in held) == list(range(rows))
 
 
-def test_data_spans_the_slices_and_nothing_else_does():
+def test_only_the_data_axis_spans_slices():
     mesh = make_mesh(MeshConfig(), Topology.parse("2xv5e:4x4").devices(), 32)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
     slices = np.vectorize(slice_index)(mesh.devices)
@@ -54,18 +54,17 @@ def test_data_spans_the_slices_and_nothing_else_does():
 
 
 @pytest.mark.parametrize("name", ["v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
-def test_the_compiler_knows_its_options(name):
+def test_the_compiler_accepts_the_options_of_each_chip(name):
     mesh = make_mesh(MeshConfig(), Topology.parse(name).devices())
     options = compiler_options(mesh)
     assert options
     x = jax.ShapeDtypeStruct((8, 128), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     jax.jit(lambda x: x + 1, compiler_options=options).lower(x).compile()
-    with pytest.raises(
-        jax.errors.JaxRuntimeError, match="No such compile option"
-    ):  # as it says of one that it does not know
+    # an unknown option would be an error
+    with pytest.raises(jax.errors.JaxRuntimeError, match="No such compile option"):
         jax.jit(lambda x: x + 1, compiler_options={"xla_tpu_no_such_option": "true"}).lower(x).compile()
 
 
-def test_a_shape_that_is_none():
+def test_a_shape_that_the_compiler_does_not_know_is_an_error():
     with pytest.raises(ValueError, match="no TPU compiler for v5e:3x5"):
         Topology.parse("v5e:3x5").devices()

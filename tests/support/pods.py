@@ -1,6 +1,6 @@
-"""The pods that the heads of the 7 B configs name, what runs change there, and what the compiled step costs.
+"""The pods that the heads of the 7 B configs name, their options, and the cost of the compiled step there.
 
-    python -m tests.support.pods [TEXT]         # compile those whose name holds TEXT, renew pods.json, print the README's table
+    python -m tests.support.pods [TEXT]    # compile the cases whose name holds TEXT, update pods.json, print the table
 
 A line of a config's head is `#   v5e-256   --model.remat gate`: a topology and the options that fit it.
 """
@@ -21,7 +21,7 @@ _LINE = re.compile(r"^#   (v\w+-\d+)\b *(.*)$", re.MULTILINE)
 
 
 def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
-    """`config topology` -> the config's file and the options of the command line."""
+    """The config file and the command-line options of each case, by name: `CONFIG TOPOLOGY`."""
     return {
         f"{path.stem} {topology}": (path, [*options.split(), "--compile_topology", topology])
         for path in sorted(CONFIGS.glob("*_7b.yaml"))
@@ -30,12 +30,13 @@ def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
 
 
 def compile_case(name: str) -> Report:
+    """Compile the training step of a case."""
     path, options = cases()[name]
     return compile_run(config.load(TrainConfig, path, options))
 
 
 def figures(report: Report) -> dict[str, float]:
-    """What is held by the test, and what the table shows besides."""
+    """The figures that the test checks and the table shows."""
     return {
         "memory_gib": round(report.memory.total / GIB, 2),
         "spare": round(report.memory.spare, 3),
@@ -58,7 +59,7 @@ def main(text: str = "") -> None:
 
 
 def table(stored: dict[str, dict[str, float]]) -> str:
-    """The README's."""
+    """The table of docs/performance.md, in Markdown."""
     rows = [
         "| config, pod | options | memory a chip, GiB (to spare) | executed / model FLOPs | step | MFU | compile |",
         "|---|---|---|---|---|---|---|",
