@@ -5,6 +5,7 @@ the precision of each product.
 """
 
 import contextlib
+import dataclasses
 import re
 
 import jax
@@ -12,19 +13,17 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM
-from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import TOKEN_KINDS
 from tests.support import checkpoints, released
 from tests.support.goldens import golden
-from tests.support.train_steps import language_model_step, one_device, random_batch
+from tests.support.released import HUBERT, STYLE, TINY_FCPE, VQVAE
+from tests.support.steps import MODEL, tiny_batch, tiny_step
 
-ROWS, LENGTH, VOCABULARY = 4, 12, 50
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
 
 
@@ -48,37 +47,22 @@ def rounded(lines):
     return [line for line in lines if "xf32>," in line.rsplit(": (", 1)[1] and line.count("HIGHEST") != 2]
 
 
-def language_model(**model):
-    """The training step of a small model; a bfloat16 one on request."""
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        **model,
-    )
-    return language_model_step(config, one_device(ROWS), np.arange(VOCABULARY) % len(TOKEN_KINDS))
-
-
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_training_step_asks_for_the_precision_of_its_dtype(dtype, remat):
     """A bfloat16 model has no float32 product, not even in the sums that it reports, and asks for no higher precision."""
-    step = language_model(dtype=dtype, remat=remat)
-    batch = random_batch(ROWS, LENGTH, VOCABULARY)
-    lines = _PRODUCT.findall(step.lower_train_step(step.abstract_state, batch).as_text())
+    step = tiny_step(dataclasses.replace(MODEL, dtype=dtype, remat=remat))
+    lines = _PRODUCT.findall(step.lower_train_step(step.abstract_state, tiny_batch()).as_text())
     assert len(lines) > 20
     assert not rounded(lines)
     assert dtype == "float32" or not any("HIGHEST" in line for line in lines)
 
 
 def test_evaluation_in_float32_rounds_no_product(tmp_path):
-    step = language_model()
+    step = tiny_step()
     params = step.init(jax.random.key(0)).params
     with products(tmp_path) as lines:
-        step.eval_step(params, step.put_batch(random_batch(ROWS, LENGTH, VOCABULARY)))
+        step.eval_step(params, step.put_batch(tiny_batch()))
     assert len(lines) > 5
     assert not rounded(lines)
 
@@ -99,15 +83,11 @@ def test_speech_encoders_round_no_product(tmp_path, monkeypatch, network):
     with products(tmp_path) as lines:
         match network:
             case "phonetic":
-                encoder = HubertEncoder.load(*released.hubert_part(golden(f"{released.SPEECH}/hubert_25hz")))
+                encoder = HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
             case "pitch":
-                quantizer, fcpe = (
-                    golden(f"{released.SPEECH}/vqvae_f0_quantizer"),
-                    golden("variants/fcpe_tiny/fcpe_tiny.pt"),
-                )
-                encoder = VQVAEPitch.load(*released.pitch_part(quantizer, fcpe))
+                encoder = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), golden(TINY_FCPE)))
             case _:
-                encoder = Wav2Vec2Style.load(*released.style_part(golden(f"{released.SPEECH}/style_encoder_w2v2")))
+                encoder = Wav2Vec2Style.load(*released.style_part(golden(STYLE)))
         encoder.encode(np.random.default_rng(0).normal(0, 0.1, 32_000).astype(np.float32))
     assert len(lines) > 5
     assert not rounded(lines)

@@ -295,6 +295,12 @@ def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
     assert speech_fingerprints(run) == speech_fingerprints(uninterrupted[0])
 
 
+def test_streams_that_do_not_divide_the_batch_are_one_line_and_exit_code_2(uninterrupted, tmp_path):
+    result = _train(tmp_path / "run", None, *_elsewhere(uninterrupted), "--data.streams", "3", code=2)
+    assert "error: data: 3 streams do not divide the global batch of 4 rows" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 def test_units_of_another_speech_tokenizer_are_an_error(uninterrupted, tmp_path):
     records = tmp_path / "records"
     shutil.copytree(uninterrupted[0] / "records" / "spirit_mini", records)

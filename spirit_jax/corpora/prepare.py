@@ -71,7 +71,7 @@ def prepare(config: PrepareConfig, run_directory: str | os.PathLike, variant: Va
 
     Raises:
         CorpusError: a corpus does not exist.
-        ValueError: there is too little text or speech for the sizes in the config.
+        SpiritError: there is too little text or speech for the sizes in the config.
     """
     run = pathlib.Path(run_directory)
     corpora = [open_corpus(name, "train") for name in config.corpora]

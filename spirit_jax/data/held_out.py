@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig
 from spirit_jax.data.packing import HostBatch, Packer, empty_batch, fill_row
 from spirit_jax.data.records import RecordError
@@ -41,13 +42,13 @@ def held_out_batches(
         seed: of the run.
 
     Raises:
-        ValueError: the source has no held-out split, or the hosts do not divide the batch.
+        SpiritError: the source has no held-out split, or the hosts do not divide the batch.
         RecordError: the records cannot be opened, or one cannot be used.
     """
     if source not in config.sources:
-        raise ValueError(f"data: source {source!r} has no held_out_split")
+        raise SpiritError(f"data: source {source!r} has no held_out_split")
     if batch_size % host_count:
-        raise ValueError(f"data: {host_count} hosts do not divide the batch of {batch_size} rows")
+        raise SpiritError(f"data: {host_count} hosts do not divide the batch of {batch_size} rows")
     opened = open_source(config, source, vocabulary, sequence_length, seed, held_out=True)
     index = config.source_names.index(source) if source in config.source_names else -1
     rows = _rows(opened, sequence_length)

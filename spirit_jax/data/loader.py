@@ -19,6 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig
 from spirit_jax.data.packing import BATCH_ARRAYS, HostBatch, empty_batch, fill_row
 from spirit_jax.data.sampling import Mixture
@@ -58,7 +59,7 @@ class Loader:
         close: ends the workers; also called at exit and when a `with` block ends.
 
     Raises:
-        ValueError: counts that do not divide each other, no source in use, or a state that does not fit.
+        SpiritError: counts that do not divide each other, no source in use, or a state that does not fit.
         RecordError: records cannot be opened; while iterating, a record cannot be used.
     """
 
@@ -155,15 +156,15 @@ def _check_counts(
     config: DataConfig, layout: StreamLayout, global_batch_size: int, host_index: int, host_count: int
 ) -> None:
     if not config.source_names:
-        raise ValueError("data: no source with a weight and a fraction above 0")
+        raise SpiritError("data: no source with a weight and a fraction above 0")
     if global_batch_size % layout.streams:
-        raise ValueError(f"data: {layout.streams} streams do not divide the global batch of {global_batch_size} rows")
+        raise SpiritError(f"data: {layout.streams} streams do not divide the global batch of {global_batch_size} rows")
     if layout.streams % host_count:
-        raise ValueError(f"data: {host_count} hosts do not divide the {layout.streams} streams")
+        raise SpiritError(f"data: {host_count} hosts do not divide the {layout.streams} streams")
     if not 0 <= host_index < host_count:
-        raise ValueError(f"data: host {host_index} of {host_count}")
+        raise SpiritError(f"data: host {host_index} of {host_count}")
     if layout.sequence_length < _MIN_SEQUENCE_LENGTH:
-        raise ValueError(
+        raise SpiritError(
             f"data: a sequence length of {layout.sequence_length} is too short, {_MIN_SEQUENCE_LENGTH} is the least"
         )
 
@@ -172,7 +173,7 @@ def _select_states(state: dict[str, dict[str, Any]], numbers: list[int]) -> dict
     """The states of some streams out of a saved state."""
     missing = [number for number in numbers if str(number) not in state]
     if missing:
-        raise ValueError(f"data: the saved state has {len(state)} streams, stream {missing[0]} is not among them")
+        raise SpiritError(f"data: the saved state has {len(state)} streams, stream {missing[0]} is not among them")
     return {number: state[str(number)] for number in numbers}
 
 

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 from grain.experimental import index_shuffle
 
+from spirit_jax.core.errors import SpiritError
+
 _SHUFFLE_ROUNDS = 4
 _MAX_TABLE = 1 << 16  # for shorter ranges Grain's shuffle walks a cycle of up to 2^16 steps, so a table is faster
 _GOLDEN_RATIO = 0x9E3779B97F4A7C15  # 2^64 / golden ratio
@@ -69,14 +71,14 @@ class Shuffle:
         length: records in an epoch.
 
     Raises:
-        ValueError: no record is in use.
+        SpiritError: no record is in use.
     """
 
     def __init__(self, records: int, seed: int, source: str, fraction: float = 1.0):
         self._seed, self._key = seed, name_key(source)
         self.length = round(records * fraction)
         if self.length < 1:
-            raise ValueError(f"source {source!r}: a fraction {fraction} of {records} records is none")
+            raise SpiritError(f"source {source!r}: a fraction {fraction} of {records} records is none")
         self._subset = Permutation(records, self._key) if self.length < records else range(records)
         self._epochs: dict[
             int, Permutation

@@ -6,6 +6,7 @@ import logging
 import numpy as np
 from jaxtyping import Int32
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig
 from spirit_jax.data.records import RecordError, RecordSource
 from spirit_jax.data.sampling import Shuffle, record_rng
@@ -56,12 +57,12 @@ def open_source(
 
     Raises:
         RecordError: names the source; its records cannot be opened, or there are none.
-        ValueError: the source has no held-out split.
+        SpiritError: the source has no held-out split.
     """
     source = config.sources[name]
     split, fraction = (source.held_out_split, 1.0) if held_out else (source.split, source.fraction)
     if split is None:
-        raise ValueError(f"data: source {name!r} has no held_out_split")
+        raise SpiritError(f"data: source {name!r} has no held_out_split")
     skip_bad = config.on_bad_record == "skip"
     try:
         records = RecordSource(source.path, split, allow_damaged=skip_bad)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.packing import Packer
 from spirit_jax.data.records import RecordError
 from spirit_jax.data.sampling import Mixture
@@ -41,7 +42,7 @@ class Stream:
         state: of `state()`, to continue from there.
 
     Raises:
-        ValueError: the state belongs to other sources, records, streams or another sequence length.
+        SpiritError: the state belongs to other sources, records, streams or another sequence length.
     """
 
     def __init__(
@@ -58,10 +59,10 @@ class Stream:
             expected = dataclasses.asdict(layout)
             found = {key: state[key] for key in expected}
             if found != expected:
-                raise ValueError(f"the saved data state is of {found}, this run has {expected}")
+                raise SpiritError(f"the saved data state is of {found}, this run has {expected}")
             saved, names = state["sources"], [source.name for source in sources]
             if sorted(saved) != sorted(names):
-                raise ValueError(f"the saved data state has sources {sorted(saved)}, this run has {sorted(names)}")
+                raise SpiritError(f"the saved data state has sources {sorted(saved)}, this run has {sorted(names)}")
             self._rows = state["rows"]
         self._draws = [_Draws(source, number, layout, saved.get(source.name)) for source in sources]
 
@@ -103,7 +104,7 @@ class _Draws:
         self._to_restore: list[list[int]] = []  # [draw, part] of the documents that waited when the state was saved
         if state is not None:
             if state["records"] != source.records.fingerprint:
-                raise ValueError(
+                raise SpiritError(
                     f"source {source.name!r}: {source.records.directory} does not hold the records that the saved data "
                     "state was made with; restore them or start without the state"
                 )

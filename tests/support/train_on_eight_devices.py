@@ -17,7 +17,7 @@ from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import BatchLayout
 from spirit_jax.training.optimizer import OptimizerConfig
-from tests.support.train_steps import language_model_step
+from tests.support.steps import language_model_step
 
 ROWS, LENGTH, VOCABULARY = 8, 16, 64
 MODEL = llama.LlamaConfig(

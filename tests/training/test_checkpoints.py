@@ -12,7 +12,7 @@ from spirit_jax import checkpoint
 from spirit_jax.core.checksums import find_damage, write_checksums
 from spirit_jax.models import llama
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from tests.support.train_steps import language_model_step, one_device
+from tests.support.steps import language_model_step, one_device
 
 MODEL = llama.LlamaConfig(
     vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1

@@ -22,7 +22,7 @@ from spirit_jax.training.loop import LoopConfig, RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.task import Task
-from tests.support.train_steps import language_model_step, one_device
+from tests.support.steps import language_model_step, one_device
 
 ROWS, LENGTH, VOCABULARY, STEPS = 2, 8, 32, 12
 POISON = VOCABULARY - 1  # its embedding will be NaN

@@ -9,32 +9,9 @@ import pytest
 import torch
 import transformers
 
-from spirit_jax.models import llama
 from spirit_jax.training.language_model import means_by_kind, unigram_entropy
-from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.vocabulary import TOKEN_KINDS
-from tests.support.train_steps import language_model_step, one_device, random_batch
-
-ROWS, LENGTH, VOCABULARY = 4, 12, 50
-KINDS_V = np.arange(VOCABULARY) % len(TOKEN_KINDS)
-MODEL = llama.LlamaConfig(
-    vocab_size=VOCABULARY,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-)
-
-
-@functools.cache
-def _step(accumulate=1, **optimizer):
-    layout, config = one_device(ROWS, accumulate), OptimizerConfig(**optimizer)
-    return language_model_step(MODEL, layout, KINDS_V, optimizer=config)
-
-
-def _batch(seed=0):
-    return random_batch(ROWS, LENGTH, VOCABULARY, seed)
+from tests.support.steps import KINDS_V, LENGTH, MODEL, VOCABULARY, tiny_batch, tiny_step
 
 
 def _to_torch(params):
@@ -73,7 +50,7 @@ def _logits(model, batch):
 
 
 def test_loss_and_gradient_norm_equal_torch():
-    step, batch = _step(clip_norm=0.0), _batch()
+    step, batch = tiny_step(clip_norm=0.0), tiny_batch()
     state = step.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
     _, metrics = step.train_step(state, step.put_batch(batch))
@@ -98,7 +75,7 @@ def test_loss_and_gradient_norm_equal_torch():
 
 def test_z_loss_equals_torch():
     """The loss and the gradient norm include the square of the log-partition; the losses by kind do not."""
-    step, batch = _step(clip_norm=0.0, z_loss=0.1), _batch()
+    step, batch = tiny_step(clip_norm=0.0, z_loss=0.1), tiny_batch()
     state = step.init(jax.random.key(1))
     model = _to_torch(jax.device_get(state.params))
     _, metrics = step.train_step(state, step.put_batch(batch))
@@ -117,12 +94,12 @@ def test_z_loss_equals_torch():
 def test_accumulation_weighs_parts_by_their_tokens(accumulate):
     """Some parts have almost no token to learn. Metrics and first moments (the gradient times a constant) equal those of the
     step without accumulation within float32 noise."""
-    batch = _batch()
+    batch = tiny_batch()
     batch["loss_mask"][1:] = False
     batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
     results = []
     for parts in (1, accumulate):
-        step = _step(accumulate=parts, clip_norm=0.0)
+        step = tiny_step(accumulate=parts, clip_norm=0.0)
         state, metrics = step.train_step(step.init(jax.random.key(1)), step.put_batch(batch))
         results.append(jax.device_get((metrics, optax.tree_utils.tree_get(state.opt_state, "mu"))))
     assert results[0][0]["tokens"].sum() == batch["loss_mask"].sum()
@@ -130,17 +107,17 @@ def test_accumulation_weighs_parts_by_their_tokens(accumulate):
 
 
 def test_the_reported_learning_rate_follows_the_schedule():
-    step = _step(warmup_steps=4, learning_rate=1e-3)
+    step = tiny_step(warmup_steps=4, learning_rate=1e-3)
     state, rates = step.init(jax.random.key(1)), []
     for _ in range(6):
-        state, metrics = step.train_step(state, step.put_batch(_batch()))
+        state, metrics = step.train_step(state, step.put_batch(tiny_batch()))
         rates.append(float(metrics["learning_rate"]))
     np.testing.assert_allclose(rates, [2e-4, 4e-4, 6e-4, 8e-4, 1e-3, 1e-3], rtol=1e-6)
 
 
 def test_masked_positions_do_not_change_the_weights():
-    step = _step()
-    batch, other = _batch(), _batch()
+    step = tiny_step()
+    batch, other = tiny_batch(), tiny_batch()
     other["targets"] = np.where(batch["loss_mask"], batch["targets"], 7).astype(np.int32)
     results = []
     for each in (batch, other):
@@ -150,7 +127,7 @@ def test_masked_positions_do_not_change_the_weights():
 
 
 def test_loss_within_a_kind_equals_torch():
-    step, batch = _step(), _batch()
+    step, batch = tiny_step(), tiny_batch()
     params = step.init(jax.random.key(1)).params
     metrics = step.eval_step(params, step.put_batch(batch))
     with torch.no_grad():
@@ -164,7 +141,7 @@ def test_loss_within_a_kind_equals_torch():
 
 
 def test_evaluation_counts_targets():
-    step, batch = _step(), _batch()
+    step, batch = tiny_step(), tiny_batch()
     counts = np.asarray(step.eval_step(step.init(jax.random.key(0)).params, step.put_batch(batch))["targets"])
     np.testing.assert_array_equal(counts, np.bincount(batch["targets"][batch["loss_mask"]], minlength=VOCABULARY))
 

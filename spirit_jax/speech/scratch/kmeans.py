@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float, Int
 
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.threads import one_thread
 from spirit_jax.speech.features import BANDS, MEL_FRAMES, level, log_mel
 
@@ -41,12 +42,12 @@ def cluster(
         restarts: starts that are tried; the best one is used.
 
     Raises:
-        ValueError: fewer points than clusters.
+        SpiritError: fewer points than clusters.
     """
     from sklearn.cluster import MiniBatchKMeans
 
     if len(features) < clusters:
-        raise ValueError(
+        raise SpiritError(
             f"{clusters} clusters need at least as many frames, found {len(features)}: more audio or fewer units"
         )
     model = MiniBatchKMeans(
@@ -88,7 +89,7 @@ class KMeansEncoder:
         """Cluster the `unit_features` of many utterances into `units` units.
 
         Raises:
-            ValueError: fewer frames than units.
+            SpiritError: fewer frames than units.
         """
         return cls(cluster(np.concatenate(features), units, seed, restarts=3))
 

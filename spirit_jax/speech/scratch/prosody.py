@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.speech.features import HOP, SOUND_RANGE, level, log_mel, pitch_frames, style_frames
 from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.speech.scratch.f0 import f0
@@ -70,12 +71,12 @@ class F0Quantiles:
         """Choose the bins from the contours (`log_f0`) of many utterances.
 
         Raises:
-            ValueError: no contour has a voiced frame.
+            SpiritError: no contour has a voiced frame.
         """
         pitches = [_pitch_of_units(contour) for contour in contours]
         values = np.concatenate([median[voiced] for median, voiced in pitches])
         if not values.size:
-            raise ValueError("no voiced speech to learn pitch units from")
+            raise SpiritError("no voiced speech to learn pitch units from")
         edges = np.quantile(values, np.arange(1, units - 1) / (units - 1)).astype(np.float32)
         bins = np.searchsorted(edges, values, side="right")
         counts = np.bincount(bins, minlength=units - 1)
@@ -170,7 +171,7 @@ class VoiceStatistics:
         """Cluster the `style_features` of many utterances into `units` units.
 
         Raises:
-            ValueError: fewer seconds than units.
+            SpiritError: fewer seconds than units.
         """
         points = np.concatenate(features)
         scale = (1 / np.maximum(points.std(axis=0), 1e-6)).astype(np.float32)

@@ -98,7 +98,7 @@ def train_speech_tokenizer(
         progress: whether to show a progress bar.
 
     Raises:
-        ValueError: too little usable speech for the numbers of units.
+        SpiritError: too little usable speech for the numbers of units.
     """
     with one_thread():
         parts = _learn(utterances, config, seed, progress)
@@ -111,7 +111,7 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
     """The parts by the names of their directories."""
     clips = _analyze(utterances, config, seed, progress)
     if not clips:
-        raise ValueError(f"none of {len(utterances)} utterances can be used to train a speech tokenizer")
+        raise SpiritError(f"none of {len(utterances)} utterances can be used to train a speech tokenizer")
     features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES, -1) for clip in clips]
     phonetic = KMeansEncoder.fit(features, config.phonetic_units, seed)
     pitch = F0Quantiles.fit([clip.octaves for clip in clips], config.pitch_units)
