@@ -45,11 +45,11 @@ def corpora(tmp_path_factory):
 
 def _command(run, corpora, *more):
     """The command line of a small run; without `corpora`, the run prepares nothing."""
-    prepare = [] if corpora is None else [
-        "--prepare.corpora", json.dumps([str(corpora / "spirit_mini"), str(corpora / "spirit_mini_text")]),
+    prepare = [
+        "--prepare.corpora", str(corpora / "spirit_mini"), "--prepare.corpora", str(corpora / "spirit_mini_text"),
         "--prepare.text_pieces", "320", "--prepare.speech_tokenizer.phonetic_units", "32",
         "--prepare.speech_tokenizer.pitch_units", "8", "--prepare.speech_tokenizer.style_units", "4",
-    ]  # fmt: skip
+    ] if corpora is not None else []  # fmt: skip
     return [
         sys.executable, "-m", "spirit_jax.train", "--config", str(TINY), "--run_directory", str(run), *prepare,
         "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
