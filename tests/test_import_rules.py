@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -68,6 +69,13 @@ def test_imports_point_down(path):
             assert parts[0] in allowed(here), f"{path}: {here} must not import {name}"
         else:
             assert parts[0] in FOLDERS or parts[0] == here, f"{path}: a command must not import the command {name}"
+
+
+def test_the_architecture_page_states_these_rules():
+    page = (TESTS.parent / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)/` \|.*\| ([^|]*) \|$", page, re.MULTILINE)
+    stated = {name: set(re.findall(r"`(\w+)`", cell)) | (LEAVES if "leaves" in cell else set()) for name, cell in rows}
+    assert stated == {name: FOLDERS[name] for name in FOLDERS.keys() - LEAVES}
 
 
 def test_every_folder_has_a_rule():
