@@ -2,17 +2,14 @@
 
     python -m spirit_jax.decode --checkpoint DIR --input UNITS --output DIR [--speaker ex01] [--format flac]
 
-UNITS is one of:
-- a unit string, "[St71][Pi39][Hu99]...";
-- a text file with one unit string a line, each optionally after a name and a tab;
-- a directory of unit records, as `python -m spirit_jax.encode` writes it.
+UNITS is a unit string ("[St71][Pi39][Hu99]..."), a text file with one unit string a line, each optionally after a name and a
+tab, or a directory of unit records, as `python -m spirit_jax.encode` writes it.
 """
 
 import dataclasses
 import functools
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -262,17 +259,15 @@ def run(cfg: DecodeConfig) -> None:
     existing = [path for path in paths if path.exists()]
     if existing and not cfg.overwrite:
         raise DecodeError(
-            f"{existing[0]} exists ({len(existing)} of {len(paths)} files do); say --overwrite true to replace"
+            f"{existing[0]} exists ({len(existing)} of {len(paths)} files do); pass --overwrite to replace them"
         )
     vocoder = open_vocoder(cfg.checkpoint, cfg.variant, "expressive" if inputs.have_pitch() else "base")
     began = time.monotonic()
     summary = decode(cfg, vocoder, inputs)
-    for problem in summary.problems:
-        print(f"{PROG}: {problem}", file=sys.stderr)
     elapsed = time.monotonic() - began
     print(f"{summary.files} files, {summary.seconds:.1f} s of audio in {elapsed:.1f} s, in {cfg.output}")
     if summary.problems:
-        raise JobError(f"{len(summary.problems)} of {len(inputs.items)} items were not spoken")
+        raise JobError(f"{len(summary.problems)} of {len(inputs.items)} items were not spoken", summary.problems)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

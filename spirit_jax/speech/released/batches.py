@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 from jaxtyping import Float
 
 from spirit_jax.audio import AudioError
@@ -31,7 +32,7 @@ PADDED_LENGTHS = tuple(int(seconds * SAMPLE_RATE) for seconds in _SECONDS)
 MAX_SAMPLES = CHUNK_SAMPLES
 """The longest clip, 100 s, and the most samples of a batch on each device."""
 
-BatchFunction = Callable[[jax.Array, jax.Array], Sequence[jax.Array]]
+BatchFunction = Callable[[jax.Array, jax.Array], Sequence[ArrayLike]]
 """`(audio float32 [B, R], lengths int32 [B]) -> (outputs [B, N, ...], ..., counts int32 [B])`."""
 
 _Tree = TypeVar("_Tree")

@@ -1,16 +1,17 @@
 """The input of a HiFi-GAN vocoder: checked codes at one rate, and the voice that speaks them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Self
 
 import numpy as np
 from jaxtyping import Int
+from numpy.typing import ArrayLike
 
 from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.units import SpeechUnits, UnitError
 
-UnitsLike = SpeechUnits | str | Mapping[str, Sequence[int]]
+UnitsLike = SpeechUnits | str | Mapping[str, ArrayLike]
 """Units, their string form, or a mapping with integers under `hubert` and, for an expressive vocoder, `pitch` and `style`.
 Negative phonetic units of a mapping are padding and are dropped."""
 
@@ -151,7 +152,7 @@ def _streams(units: UnitsLike) -> tuple[np.ndarray | None, np.ndarray | None, np
     return hubert, pitch, style
 
 
-def _integers(name: str, values: Sequence[int] | None) -> np.ndarray | None:
+def _integers(name: str, values: ArrayLike | None) -> np.ndarray | None:
     """A stream of a mapping as int32 [N]."""
     if values is None:
         return None

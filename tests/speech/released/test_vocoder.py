@@ -23,9 +23,10 @@ from spirit_jax.speech.released.vocoder import HifiGanVocoder
 from spirit_jax.speech.released.vocoder_input import VocoderError, Voice, prepare_input
 from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
+from spirit_jax.vocabulary import Variant
 from tests.support.goldens import golden, golden_arrays, golden_json, manifest, tolerance
 
-FOLDERS = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
+FOLDERS: dict[Variant, str] = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
 ARRAYS = [name.removeprefix("vocoder/") for name in manifest() if name.startswith("vocoder/")]
 CASES = sorted(name.removesuffix("/wav") for name in ARRAYS if name.endswith("/wav"))
 
@@ -88,7 +89,7 @@ def test_audio_equals_the_reference(case, vocoders, arrays):
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if f"{case}/log_dur" in ARRAYS])
-def test_predicted_durations_are_the_references(case, vocoders, arrays):
+def test_predicted_durations_equal_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
     units, options = call(case)
     voice, deduplicate = Voice(speaker=2, style=8), options["deduplicate"]
@@ -115,7 +116,7 @@ def test_conditioning_equals_the_reference(case, vocoders, arrays):
     np.testing.assert_array_equal(found, arrays[f"{case}/conv_pre_input"])  # look-ups and copies: exact
 
 
-def test_what_breaks_the_reference_is_refused_in_words(vocoders):
+def test_input_that_crashes_the_reference_is_refused_with_a_message(vocoders):
     # vocoder_odd.json and decode.json: AssertionError, IndexError, KeyError, ZeroDivisionError, RuntimeError there.
     base, expressive = vocoders["base"], vocoders["expressive"]
     odd = golden_json("vocoder_odd.json")
@@ -167,19 +168,19 @@ def test_what_breaks_the_reference_is_refused_in_words(vocoders):
         ),
     ],
 )
-def test_bad_input_is_named(variant, units, options, message, vocoders):
+def test_bad_input_is_refused_with_a_message(variant, units, options, message, vocoders):
     with pytest.raises(VoiceError if options.keys() & {"speaker", "style"} else VocoderError, match=re.escape(message)):
         vocoders[variant].decode(units, **options)
 
 
-def test_a_batch_says_which_item_is_bad(vocoders):
+def test_an_error_in_a_batch_names_the_item(vocoders):
     with pytest.raises(VocoderError, match="item 1: phonetic unit 500"):
         vocoders["base"].decode_batch(["[Hu1]", "[Hu500]"])
     with pytest.raises(VoiceError, match="2 items to speak and 1 speakers"):
         vocoders["base"].decode_batch(["[Hu1]", "[Hu5]"], speaker=[1])
 
 
-def test_names_stand_for_rows(vocoders):
+def test_names_of_speakers_and_styles_select_rows(vocoders):
     base, units = vocoders["base"], "[Hu99][Hu49][Hu38]"
     default = base.decode(units)
     np.testing.assert_array_equal(base.decode(units, speaker="ex03", style="conv-default"), default)
@@ -190,7 +191,7 @@ def test_names_stand_for_rows(vocoders):
     np.testing.assert_array_equal(expressive.decode("[St9][Pi1][Hu7][Pi2][Hu8]", style=5), styled)
 
 
-def test_a_batch_sounds_as_its_items_alone(vocoders):
+def test_audio_of_a_batch_equals_that_of_its_items_alone(vocoders):
     # Items of three lengths and speakers in one program of four rows; 2e-6 as between any two programs (float32).
     base = vocoders["base"]
     rng = np.random.default_rng(0)
@@ -214,7 +215,7 @@ def test_windows_of_a_long_clip_have_no_seam(vocoders):
 
 @pytest.mark.parametrize("variant", ["base", "expressive"])
 @pytest.mark.parametrize("predict", [True, False])
-def test_a_stream_is_the_clip_in_chunks_and_keeps_its_latency(variant, predict, vocoders):
+def test_a_stream_yields_the_audio_of_decode_within_its_latency(variant, predict, vocoders):
     vocoder = vocoders[variant]
     rng = np.random.default_rng(2)
     count = 30 if predict else 70
@@ -248,7 +249,7 @@ def test_a_stream_is_the_clip_in_chunks_and_keeps_its_latency(variant, predict, 
     assert len(chunks[0]) == 32 * 640
 
 
-def test_streams_refuse_what_they_cannot_time(vocoders):
+def test_streams_refuse_unaligned_units(vocoders):
     with pytest.raises(VocoderError, match="no phonetic units"):
         list(vocoders["base"].stream([]))
     with pytest.raises(VocoderError, match="2 pitch units at one phonetic unit each"):
@@ -262,7 +263,7 @@ def test_latency_is_the_receptive_field(vocoders):
     assert vocoders["base"].latency(predict_durations=False) == (0, 20)
 
 
-def test_parts_keep_both_factors_of_weight_norm(vocoders, tmp_path):
+def test_a_stored_vocoder_keeps_both_factors_of_weight_norm(vocoders, tmp_path):
     base = vocoders["base"]
     save_part(tmp_path / "part", base)
     released = load_torch(golden(f"checkpoints/speech_tokenizer/{FOLDERS['base']}") / "generator.pt")["generator"]
@@ -271,7 +272,7 @@ def test_parts_keep_both_factors_of_weight_norm(vocoders, tmp_path):
     np.testing.assert_array_equal(kept["ups_0"]["weight_v"], released["ups.0.weight_v"].transpose(2, 0, 1))
 
 
-def test_parts_that_do_not_fit_are_refused(vocoders):
+def test_parameters_that_do_not_fit_are_refused(vocoders):
     base = vocoders["base"]
     arrays = {**base.arrays(), "conv_post": {"bias": np.zeros(1)}}
     with pytest.raises(

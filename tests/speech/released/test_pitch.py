@@ -25,14 +25,14 @@ def one_length(monkeypatch):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
 
 
-def test_units_of_the_reference(tiny):
+def test_units_equal_the_reference(tiny):
     cases = golden_json("speech_tokenizer_tinyfcpe.json")
     for clip, units in zip(CLIPS, tiny.encode_batch([audio(clip) for clip in CLIPS]), strict=True):
         assert units.dtype == np.int32
         assert " ".join(map(str, units)) == cases[f"{clip}.wav"]["ok"]["units"]["pitch"], clip
 
 
-def test_units_of_the_reference_with_the_real_f0_weights():
+def test_units_with_the_real_f0_weights_equal_the_reference():
     """And where it raises, on clips with nothing voiced, a code each 80 ms, the same in the middle of a clip."""
     encoder = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), released.bundled_fcpe()))
     cases = golden_json("speech_tokenizer.json")
@@ -58,7 +58,7 @@ def test_a_given_mean_replaces_the_clips_own(tiny):
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")  # AMFM-decompy's own, on silence
 @pytest.mark.parametrize("clip", CLIPS)
-def test_pyaapt(clip):
+def test_pyaapt_equals_the_reference(clip):
     pytest.importorskip("amfm_decompy")
     arrays = golden_arrays("pyaapt.npz")
     resampled = golden_arrays("resample.npz").get(
@@ -71,7 +71,7 @@ def test_pyaapt(clip):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
-def test_units_by_pyaapt(tiny):
+def test_pyaapt_gives_units_for_speech_and_silence(tiny):
     """One fewer F0 frame than FCPE; silence, which has no F0, has units."""
     pytest.importorskip("amfm_decompy")
     config = {name: value for name, value in tiny.config().items() if name != "fcpe"}
@@ -83,9 +83,9 @@ def test_units_by_pyaapt(tiny):
         encoder.encode(clips[0][:1279])
 
 
-def test_errors(tiny, monkeypatch):
+def test_unusable_arguments_are_refused(tiny, monkeypatch):
     with pytest.raises(ValueError, match="f0 must be one of"):
-        VQVAEPitch.load(tiny.config(), tiny.arrays(), f0="crepe")
+        VQVAEPitch.load(tiny.config(), tiny.arrays(), f0="crepe")  # pyright: ignore[reportArgumentType]  # refused at run time
     with pytest.raises(ValueError, match="no FCPE weights"):
         VQVAEPitch.load({"vqvae": {}}, {})
     with pytest.raises(AudioError, match="pitch units need 1200 to 1600000 samples"):

@@ -26,20 +26,20 @@ def accelerator(monkeypatch):
     monkeypatch.setattr(synthesis, "MAX_BATCH", 2)
 
 
-def test_phonetic_units_of_the_reference(accelerator):
+def test_phonetic_units_equal_the_reference(accelerator):
     encoder, arrays = HubertEncoder.load(*released.hubert_part(golden(HUBERT))), golden_arrays("hubert.npz")
     for name, units in zip(CLIPS, encoder.encode_batch([clip(name) for name in CLIPS]), strict=True):
         check_codes(units, arrays[f"{name}.wav/units"], arrays[f"{name}.wav/top2_margin"])
 
 
-def test_style_units_of_the_reference(accelerator):
+def test_style_units_equal_the_reference(accelerator):
     encoder, arrays = Wav2Vec2Style.load(*released.style_part(golden(STYLE))), golden_arrays("style.npz")
     for name, units in zip(CLIPS, encoder.encode_batch([clip(name) for name in CLIPS]), strict=True):
         np.testing.assert_array_equal(units, arrays[f"{name}.wav/codes"], err_msg=name)
 
 
 @pytest.mark.parametrize("variant", ["base", "expressive"])
-def test_audio(accelerator, monkeypatch, variant):
+def test_audio_equals_that_of_the_forms_for_cpus(accelerator, monkeypatch, variant):
     """Clips that fit the one window and one that does not, against the forms for CPUs, which have tests of their own.
 
     2e-6 as between any two programs (float32)."""
@@ -59,7 +59,7 @@ def test_audio(accelerator, monkeypatch, variant):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-6)
 
 
-def test_shapes_are_few(accelerator):
+def test_one_batch_size_is_compiled_for_each_length(accelerator):
     shapes = set()
 
     def run(audio, lengths):

@@ -1,7 +1,9 @@
-"""The whole released tokenizer: the reference's units and strings end to end, chunks of 100 s, stereo, errors."""
+"""The tokenizer of released parts, end to end against the reference: units, strings, chunks of 100 s, stereo, errors."""
 
 import dataclasses
 import json
+import os
+import pathlib
 
 import numpy as np
 import pytest
@@ -49,45 +51,60 @@ def tokenizer(directory):
     return SpeechTokenizer.from_pretrained(directory, "expressive")
 
 
-def same(units: SpeechUnits, case: dict):
-    for name, stream in zip(("hubert", "pitch", "style"), units.streams, strict=True):
-        assert " ".join(map(str, stream)) == case["units"][name], name
+NAMES = ("hubert", "pitch", "style")
+
+
+def streams_of(units: SpeechUnits) -> dict[str, list[int]]:
+    """The three streams of expressive units, by name."""
+    assert units.pitch is not None
+    assert units.style is not None
+    return {name: stream.tolist() for name, stream in zip(NAMES, units.streams, strict=True) if stream is not None}
+
+
+def integers(text: str) -> list[int]:
+    """A stream as the golden files store it."""
+    return [int(unit) for unit in text.split()]
+
+
+def check_equal(units: SpeechUnits, case: dict):
+    """Units equal those of a golden case, and so does their string."""
+    assert streams_of(units) == {name: integers(case["units"][name]) for name in NAMES}
     assert units.to_string() == case["string"]
 
 
-def test_units_and_strings_of_the_reference(tokenizer):
-    """Silence and noise among them: this F0 network calls some of their frames voiced."""
+def test_units_and_strings_equal_the_reference(tokenizer):
+    """Silence and noise are among the clips: this F0 network finds voiced frames in them."""
     cases = golden_json("speech_tokenizer_tinyfcpe.json")
     clips = [clip(name) for name in CLIPS]
     for name, units in zip(CLIPS, tokenizer.encode_batch(clips), strict=True):
-        same(units, cases[f"{name}.wav"]["ok"])
+        check_equal(units, cases[f"{name}.wav"]["ok"])
     assert tokenizer.encode(clips[1]) == tokenizer.encode_batch(clips)[1]
 
 
-def test_units_of_real_speech_and_of_lengths_around_each_threshold(tokenizer):
+def test_units_of_speech_and_of_short_clips_equal_the_reference(tokenizer):
     cases = golden_json("speech_tokenizer_tinyfcpe.json")
     names = [name for name in cases if name.removesuffix(".wav") not in CLIPS and cases[name]["ok"]["string"]]
     clips = [clip(name) for name in names]
     quantizer = LinearQuantizer(32, 32).bind({"params": tokenizer.phonetic.arrays()["quantizer"]})
     for name, audio, units in zip(names, clips, tokenizer.encode_batch(clips), strict=True):
-        # libri_full has one frame whose best two units tie to 1e-6; the golden set rules out margins below 1e-3
+        # In one frame of libri_full the best two units tie to 1e-6. Frames with margins below 1e-3 are not compared.
         second, best = np.sort(quantizer(tokenizer.phonetic.features([audio])[0]), -1)[:, -2:].T
         unsure = best - second < 1e-3
         assert unsure.sum() <= 1
-        theirs = np.array(cases[name]["ok"]["units"]["hubert"].split(), int)
-        same(dataclasses.replace(units, hubert=np.where(unsure, theirs, units.hubert)), cases[name]["ok"])
-    with pytest.raises(AudioError, match="at least 1280"):  # the reference gives empty strings
+        expected = integers(cases[name]["ok"]["units"]["hubert"])
+        check_equal(dataclasses.replace(units, hubert=np.where(unsure, expected, units.hubert)), cases[name]["ok"])
+    with pytest.raises(AudioError, match="at least 1280"):  # the reference returns empty strings
         tokenizer.encode(clip("short_1279"))
 
 
 @pytest.mark.parametrize("channel", [None, 0, 1])
-def test_stereo_is_averaged_or_one_channel_heard(tokenizer, channel):
+def test_stereo_is_averaged_unless_a_channel_is_given(tokenizer, channel):
     cases = golden_json("speech_tokenizer.json")
-    theirs = cases[f"stereo_a.wav|channel_id={channel}"]["base"]["ok"]["units"]["hubert"]
+    expected = cases[f"stereo_a.wav|channel_id={channel}"]["base"]["ok"]["units"]["hubert"]
     stereo, _ = soundfile.read(golden("audio/stereo_a.wav"), dtype="float32")
-    assert " ".join(map(str, tokenizer.encode(stereo.T, channel).hubert)) == theirs
+    assert " ".join(map(str, tokenizer.encode(stereo.T, channel).hubert)) == expected
     alone = stereo.mean(1) if channel is None else stereo[:, channel]
-    assert " ".join(map(str, tokenizer.encode(alone).hubert)) == theirs
+    assert " ".join(map(str, tokenizer.encode(alone).hubert)) == expected
     with pytest.raises(AudioError, match=r"1-D .* found shape \(25613, 2\)"):
         tokenizer.encode(stereo)
     for audio, wrong in ((stereo.T, 2), (stereo.T, -1), (alone, 0), (stereo, 0)):
@@ -95,9 +112,9 @@ def test_stereo_is_averaged_or_one_channel_heard(tokenizer, channel):
             tokenizer.encode(audio, wrong)
 
 
-def test_a_speaker_whose_mean_f0_is_known(tokenizer):
+def test_a_stored_mean_f0_of_the_speaker_replaces_the_clips_own(tokenizer):
     audio = clip("tone_a")
-    means = {"low": 700.0, "high": 900.0}  # on either side of what this F0 network hears
+    means = {"low": 700.0, "high": 900.0}  # below and above the F0 that this network finds
     pitch = VQVAEPitch.load({**tokenizer.pitch.config(), "speaker_f0_mean": means}, tokenizer.pitch.arrays())
     with_means = SpeechTokenizer(tokenizer.phonetic, pitch, tokenizer.style, None, "")
     found = {name: with_means.encode(audio, speaker=name) for name in (None, *means)}
@@ -112,27 +129,26 @@ def test_a_speaker_whose_mean_f0_is_known(tokenizer):
         tokenizer.encode(audio, speaker="low")
 
 
-def test_chunks_of_100_seconds(tokenizer):
-    """Around 100.08 s, where a rest becomes long enough for units; F0 mean and windows start anew in each chunk."""
+def test_units_of_100_second_chunks_equal_the_reference(tokenizer):
+    """Lengths around 100.08 s, from which the second chunk has units. F0 mean and windows start anew in each chunk."""
     cases = golden_json("long_chunking.json")["results"]
     audio = clip("libri_full.flac")
     long = np.tile(audio, 1_620_001 // len(audio) + 1)
-    real = VQVAEPitch.load(
-        *released.pitch_part(golden(VQVAE), released.bundled_fcpe())
-    )  # which this golden file was made with
-    whole = SpeechTokenizer(tokenizer.phonetic, real, tokenizer.style, None, "")
+    # This golden file was made with the real FCPE weights.
+    real = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), released.bundled_fcpe()))
+    with_real_fcpe = SpeechTokenizer(tokenizer.phonetic, real, tokenizer.style, None, "")
     for n, case in cases.items():
-        units = whole.encode(long[: int(n)])
-        for name, stream in zip(("hubert", "pitch", "style"), units.streams, strict=True):
+        units = with_real_fcpe.encode(long[: int(n)])
+        for name, stream in streams_of(units).items():
             if name in case:
-                assert " ".join(map(str, stream)) == case[name], (n, name)
+                assert stream == integers(case[name]), (n, name)
         if "hubert_count" in case:
             assert len(units.hubert) == case["hubert_count"]
             assert " ".join(map(str, units.hubert[-30:])) == case["hubert_last30"]
 
 
-def test_lengths_around_a_chunk(tokenizer):
-    """99.99 s, 100 s and 100.01 s: the rest of 160 samples has no units, so the last two are equal."""
+def test_a_last_chunk_too_short_for_units_is_left_out(tokenizer):
+    """99.99 s, 100 s and 100.01 s: a last chunk of 160 samples has no units, so the last two are equal."""
     audio = clip("noise_a")
     long = np.tile(audio, 1_600_160 // len(audio) + 1)
     phonetic = SpeechTokenizer(tokenizer.phonetic, None, None, None, "")
@@ -141,7 +157,7 @@ def test_lengths_around_a_chunk(tokenizer):
     assert exact == over
 
 
-def test_padding_and_neighbours_do_not_matter(tokenizer, monkeypatch):
+def test_units_do_not_depend_on_padding(tokenizer, monkeypatch):
     audio = clip("tone_a")
     expected = tokenizer.encode(audio)
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (len(audio), batches.MAX_SAMPLES))
@@ -158,12 +174,13 @@ def test_base_has_phonetic_units_only(directory):
 def test_the_f0_extractor_is_part_of_the_fingerprint(directory, tokenizer):
     pytest.importorskip("amfm_decompy")
     other = SpeechTokenizer.from_pretrained(directory, f0="pyaapt")
+    assert isinstance(other.pitch, VQVAEPitch)
     assert other.pitch.f0 == "pyaapt"
     assert other.fingerprint != tokenizer.fingerprint
     assert SpeechTokenizer.from_pretrained(directory).fingerprint == tokenizer.fingerprint
 
 
-def test_errors(directory, tokenizer, tmp_path):
+def test_unusable_audio_and_checkpoints_are_refused(directory, tokenizer, tmp_path):
     with pytest.raises(AudioError, match="floating point in .* found int16"):
         tokenizer.encode(np.zeros(16_000, np.int16))
     with pytest.raises(AudioError, match="not finite"):
@@ -173,17 +190,13 @@ def test_errors(directory, tokenizer, tmp_path):
     with pytest.raises(CheckpointError, match="no vocoder"):
         tokenizer.decode("[St1][Pi1][Hu1]")
     with pytest.raises(ValueError, match="f0 must be one of"):
-        SpeechTokenizer.from_pretrained(directory, f0="crepe")
+        SpeechTokenizer.from_pretrained(directory, f0="crepe")  # pyright: ignore[reportArgumentType]  # refused at run time
 
 
-def test_published_units():
-    """What the released weights give for one LibriSpeech clip, on the day they are at hand."""
-    import os
-
+def test_units_of_the_released_weights_equal_the_published_ones():
+    """One LibriSpeech clip, where the released weights are at hand."""
     if "SPIRITLM_CHECKPOINTS_DIR" not in os.environ:
         pytest.skip("released weights not at hand: set SPIRITLM_CHECKPOINTS_DIR to their folder")
-    import pathlib
-
     folder = pathlib.Path(os.environ["SPIRITLM_CHECKPOINTS_DIR"]) / "speech_tokenizer"
     encoder = HubertEncoder.load(*released.hubert_part(folder / "hubert_25hz"))
     pitch = VQVAEPitch.load(*released.pitch_part(folder / "vqvae_f0_quantizer", released.bundled_fcpe()))

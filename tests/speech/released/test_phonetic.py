@@ -23,7 +23,7 @@ def encoder():
     return HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
 
 
-def test_units_of_the_reference(encoder):
+def test_units_equal_the_reference(encoder):
     clips = [clip(name) for name in CLIPS]
     arrays, strings = golden_arrays("hubert.npz"), golden_json("speech_tokenizer.json")
     found = encoder.encode_batch(clips)
@@ -35,7 +35,7 @@ def test_units_of_the_reference(encoder):
         np.testing.assert_array_equal(encoder.encode(audio), units)
 
 
-def test_a_batch_norm_encoder_gives_each_clip_its_own_units():
+def test_units_of_a_batch_norm_encoder_do_not_depend_on_the_batch():
     """Of the released kind: where padding is not zeroed after the norm, units change with the batch."""
     encoder = HubertEncoder.load(*released.hubert_part(golden("variants/hubert_25hz_batch_norm")))
     arrays, names = golden_arrays("hubert_batch_norm.npz"), CLIPS[1:]
@@ -43,7 +43,7 @@ def test_a_batch_norm_encoder_gives_each_clip_its_own_units():
         check_codes(units, arrays[f"{name}/units"], arrays[f"{name}/top2_margin"])
 
 
-def test_edge_lengths(encoder):
+def test_units_around_length_thresholds_equal_the_reference(encoder):
     """The first n samples of a clip, n around each threshold, all in one batch; the reference fails below 720."""
     cases = golden_json("hubert_edge_lengths.json")
     audio = clip(cases["clip"])
@@ -56,7 +56,7 @@ def test_edge_lengths(encoder):
             encoder.encode(audio[:n])
 
 
-def test_k_means_quantizer(encoder):
+def test_k_means_quantizer_takes_the_nearest_centroid(encoder):
     """Centroids instead of the linear head: the nearest to each of the same features."""
     config, arrays = encoder.config(), encoder.arrays()
     centroids = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32)
@@ -70,7 +70,7 @@ def test_k_means_quantizer(encoder):
 
 
 @pytest.mark.parametrize("case", golden_json("blank_replacement.json"), ids=lambda case: str(case["argmax"])[:30])
-def test_blank_replacement(case):
+def test_blanks_are_replaced_as_in_the_reference(case):
     """The reference rolls over the flattened batch; ours is given one utterance."""
     codes, expected = np.concatenate(case["argmax"]), np.concatenate(case["units"])
     second = np.arange(len(codes))
@@ -79,7 +79,7 @@ def test_blank_replacement(case):
     np.testing.assert_array_equal(replace_blanks(codes, 500, second), expected)
 
 
-def test_bad_audio_is_named(encoder):
+def test_bad_audio_is_refused_with_its_index(encoder):
     good = np.zeros(2000, np.float32)
     with pytest.raises(AudioError, match=r"clip 1: .* found 100"):
         encoder.encode_batch([good, good[:100]])

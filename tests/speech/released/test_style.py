@@ -22,14 +22,14 @@ def one_length(monkeypatch):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
 
 
-def test_units_of_the_reference(encoder):
+def test_units_equal_the_reference(encoder):
     found = encoder.encode_batch([clip(name) for name in CLIPS])
     for name, units in zip(CLIPS, found, strict=True):
         assert units.dtype == np.int32
         np.testing.assert_array_equal(units, golden_arrays("style.npz")[f"{name}.wav/codes"], err_msg=name)
 
 
-def test_edge_lengths(encoder):
+def test_units_around_length_thresholds_equal_the_reference(encoder):
     """Lengths around a window's end, in one batch; 16 400 samples give a second window of one frame."""
     cases = golden_json("style_edge_lengths.json")
     audio = clip(cases["clip"])
@@ -40,7 +40,7 @@ def test_edge_lengths(encoder):
         encoder.encode(audio[:399])
 
 
-def test_loudness_does_not_matter(encoder):
+def test_units_do_not_depend_on_loudness(encoder):
     """Each clip is normalised by itself; a constant clip (all zero after it) has units too."""
     audio = clip("espeak_a_22k")
     loud, quiet, still = encoder.encode_batch([audio, audio * 0.25, np.full(20_000, 0.1, np.float32)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from spirit_jax.speech.released.batches import MAX_SAMPLES, PADDED_LENGTHS, encode_clips
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 
 
 def energies(shapes):
