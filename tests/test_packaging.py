@@ -1,0 +1,67 @@
+"""What pyproject.toml declares is what the package needs and names."""
+
+import ast
+import importlib.metadata
+import pathlib
+import re
+import sys
+import tomllib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def distribution(requirement: str) -> str:
+    """The normalized name of a requirement: `spirit_jax[test]>=1` is `spirit-jax`."""
+    return re.sub(r"[-_.]+", "-", re.split(r"[^\w.-]", requirement)[0]).lower()
+
+
+DECLARED = {distribution(requirement) for requirement in PROJECT["dependencies"]}
+OPTIONAL = {distribution(entry) for extra in PROJECT["optional-dependencies"].values() for entry in extra}
+
+
+def imported_modules(*, inside_functions: bool) -> set[str]:
+    """Top-level modules that the package imports when it is loaded, or only inside of functions, without Python's own."""
+    found = set()
+    for path in (ROOT / "spirit_jax").rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        nodes = set(ast.walk(tree)) - set(tree.body) if inside_functions else tree.body
+        for node in nodes:
+            if isinstance(node, ast.Import):
+                found |= {name.name.split(".")[0] for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+    return found - {"spirit_jax"} - sys.stdlib_module_names
+
+
+def test_modules_that_are_imported_at_once_are_dependencies():
+    providers = importlib.metadata.packages_distributions()
+    for module in imported_modules(inside_functions=False):
+        assert {distribution(name) for name in providers[module]} & DECLARED, f"{module} is not in dependencies"
+
+
+def test_modules_that_are_imported_late_are_dependencies_or_in_an_extra():
+    providers = importlib.metadata.packages_distributions()
+    for module in imported_modules(inside_functions=True) & providers.keys():
+        names = {distribution(name) for name in providers[module]}
+        assert names & (DECLARED | OPTIONAL | {"tokenizers"}), (
+            f"{module} is in no extra"
+        )  # transformers brings tokenizers
+
+
+@pytest.mark.parametrize("folder", ["spirit_jax", "docs", "tools", "examples", "README.md", "CONTRIBUTING.md"])
+def test_extras_that_the_text_names_exist(folder):
+    files = (
+        [ROOT / folder]
+        if (ROOT / folder).is_file()
+        else [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.md")]
+    )
+    for file in files:
+        for names in re.findall(r"(?:spirit_jax|'\.)\[([\w,]+)\]", file.read_text()):
+            assert set(names.split(",")) <= PROJECT["optional-dependencies"].keys(), f"{file}: {names}"
+
+
+def test_the_console_script_is_the_command_line():
+    assert PROJECT["scripts"] == {"spirit-jax": "spirit_jax.__main__:main"}
