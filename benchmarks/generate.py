@@ -1,11 +1,13 @@
-"""Greedy generation, ours against Hugging Face's `generate` in torch: the same weights, the same run, prefill and decode apart.
+"""Compare greedy generation with Hugging Face's `generate` in PyTorch: same weights, same prompts.
 
     python benchmarks/generate.py [--hidden 768] [--layers 12] [--batch 1 16] [--prompt 64] [--new 32] [--repeats 3]
-        [--dtype float32]
+        [--dtype float32] [--stacked]
 
-Prefill is the time of a prompt with one new token; decoding what each further token takes. The best of the repeats counts, ours
-and theirs by turns. Both must give the same ids (in bfloat16, roundings may part them). Every token needs all weights but the
-embedding: at batch 1 decoding can be no faster than they are read, and how fast all cores read them is measured first.
+Prefill and decode are timed apart. Prefill is the time of a prompt with one new token; decode is the time that each
+further token takes. The best of the repeats counts; spirit_jax and PyTorch run in turn. Both must generate the same ids
+(in bfloat16, rounding may separate them). Every token reads all weights but the embedding, so at batch 1 decoding
+cannot be faster than memory; how fast all cores read memory is measured first. `--stacked` runs the layout of
+accelerators (`models/llama.py`) instead of the CPU's (`inference/llama_cpu.py`), which shows what the CPU layout gains.
 """
 
 # ruff: noqa: E402 - the environment must be set before JAX and transformers are imported
@@ -15,9 +17,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-sys.modules.setdefault("torchaudio", None)  # transformers imports it when there; a build for another torch breaks that
+# Hide torchaudio: transformers imports it if it is installed, and a build for another torch does not load.
+sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  None is how Python hides a module
 
 import jax
 import numpy as np
@@ -28,34 +32,53 @@ from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import llama as table
 from spirit_jax.convert.table import to_jax
 from spirit_jax.inference import network
-from spirit_jax.inference.engine import Engine, Request, Tables
-from spirit_jax.inference.grammar import Grammar
+from spirit_jax.inference.engine import Engine
+from spirit_jax.inference.prompts import EncodedPrompt
+from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.scheduler import Request
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
 VOCABULARY = 32768
 
 
-def models(hidden: int, layers: int, dtype: str) -> tuple[transformers.LlamaForCausalLM, Engine]:
-    sizes = {"vocab_size": VOCABULARY, "hidden_size": hidden, "intermediate_size": hidden * 8 // 3 // 64 * 64}
-    sizes |= {"num_hidden_layers": layers, "num_attention_heads": hidden // 64, "num_key_value_heads": hidden // 64}
+def models(hidden: int, layers: int, dtype: str, stacked: bool) -> tuple[transformers.LlamaForCausalLM, Engine]:
+    """Return the same random model for PyTorch and for spirit_jax."""
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3 // 64 * 64,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 64,
+        rms_norm_eps=1e-6,
+        dtype=dtype,
+        param_dtype=dtype,
+    )
     torch.manual_seed(0)
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, initializer_range=0.1)).eval()
-    config = LlamaConfig(**sizes, rms_norm_eps=theirs.config.rms_norm_eps, dtype=dtype, param_dtype=dtype)
-    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    reference_config = transformers.LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.intermediate_size,
+        num_hidden_layers=config.num_hidden_layers,
+        num_attention_heads=config.num_attention_heads,
+        num_key_value_heads=config.num_key_value_heads,
+        rms_norm_eps=config.rms_norm_eps,
+        initializer_range=0.1,
+    )
+    reference = transformers.LlamaForCausalLM(reference_config).eval()
+    tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     arrays, _ = to_jax(table.rows(config), tensors, table.shapes(config), "torch")
     params = unflatten({path: np.asarray(array) for path, array in arrays.items()})
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = jax.tree.map(lambda array: array.astype(dtype), jax.device_put(params))
-    params = network.arrange(config, params, mesh)
-    free = Grammar(np.ones((6, VOCABULARY), bool), np.zeros(VOCABULARY, np.int32), np.zeros((6, 7), np.int32))
-    return theirs.to(getattr(torch, dtype)), Engine(
-        params, config, mesh, Tables(np.zeros((3, VOCABULARY), bool), free), eos_id=-1
-    )
+    if not stacked:
+        params = network.arrange(config, params, mesh)
+    return reference.to(getattr(torch, dtype)), Engine(params, config, mesh, vocabulary=None)
 
 
 def memory_bandwidth(arrays: list[np.ndarray]) -> float:
-    """Bytes a second at which all cores together read these arrays, the best of five times."""
+    """Return the bytes a second at which all cores together read these arrays, the best of five times."""
     words = [array.view(np.uint32).reshape(-1) for array in arrays]
     cores = os.cpu_count() or 1
 
@@ -75,52 +98,67 @@ def memory_bandwidth(arrays: list[np.ndarray]) -> float:
     return sum(array.nbytes for array in arrays) / best
 
 
+def run_ours(engine: Engine, ids: np.ndarray, new: int) -> np.ndarray:
+    """Return the new ids of each prompt, [B, new]."""
+    requests = [Request(EncodedPrompt(row), SamplingParams(max_new_tokens=new)) for row in ids]
+    answers = dict(engine.run(requests, slots=len(ids)))
+    return np.stack([answers[index] for index in range(len(ids))])
+
+
+def run_torch(reference: transformers.LlamaForCausalLM, ids: np.ndarray, new: int) -> np.ndarray:
+    """Return the new ids of each prompt, [B, new]."""
+    given = torch.tensor(ids).long()
+    options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
+    with torch.no_grad():
+        # The protocol that transformers declares for its own models does not fit them.
+        output = reference.generate(  # pyright: ignore[reportAttributeAccessIssue]
+            given, attention_mask=torch.ones_like(given), eos_token_id=None, **options
+        )
+    return output[:, ids.shape[1] :].numpy()
+
+
+def best_times(runs: dict[str, Callable[[int], np.ndarray]], new: int, repeats: int) -> dict[tuple[str, int], float]:
+    """Return the least seconds of each run for one new token and for `new` tokens; the runs take turns."""
+    times: dict[tuple[str, int], list[float]] = {}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            for count in (1, new):
+                begin = time.perf_counter()
+                run(count)
+                times.setdefault((name, count), []).append(time.perf_counter() - begin)
+    return {key: min(values) for key, values in times.items()}
+
+
 def main() -> None:
+    """Measure and print every batch size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("hidden", 768), ("layers", 12), ("prompt", 64), ("new", 32), ("repeats", 3)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--stacked", action="store_true", help="run the layout of accelerators")
     options = parser.parse_args()
-    theirs, ours = models(options.hidden, options.layers, options.dtype)
-    size = sum(parameter.numel() for parameter in theirs.parameters())
-    read = [np.asarray(x) for key, tree in ours.params.items() if key != "embed_tokens" for x in jax.tree.leaves(tree)]
+    reference, engine = models(options.hidden, options.layers, options.dtype, options.stacked)
+    size = sum(parameter.numel() for parameter in reference.parameters())
+    params = engine.arrays.params
+    read = [np.asarray(x) for key, tree in params.items() if key != "embed_tokens" for x in jax.tree.leaves(tree)]
     bandwidth = memory_bandwidth(read)
     most = bandwidth / sum(array.nbytes for array in read)
     print(
-        f"{size / 1e6:.0f} M parameters, {options.dtype}, prompts of {options.prompt}, {options.new} new, {os.cpu_count()} cores; "
-        f"memory is read at {bandwidth / 1e9:.1f} GB/s, all weights {most:.1f} times a second"
+        f"{size / 1e6:.0f} M parameters, {options.dtype}, prompts of {options.prompt}, {options.new} new, "
+        f"{os.cpu_count()} cores; memory is read at {bandwidth / 1e9:.1f} GB/s, all weights {most:.1f} times a second"
     )
     for batch in options.batch:
         ids = np.random.default_rng(batch).integers(5, 30000, (batch, options.prompt)).astype(np.int32)
-
-        def run_ours(new: int, ids=ids) -> np.ndarray:
-            requests = [Request(row, new, 2) for row in ids]
-            answers = {index: tokens for index, tokens, _ in ours.run(requests, slots=len(ids))}
-            return np.stack([answers[index] for index in range(len(ids))])
-
-        def run_theirs(new: int, ids=ids) -> np.ndarray:
-            given = torch.tensor(ids).long()
-            options = {"do_sample": False, "max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0}
-            with torch.no_grad():
-                return theirs.generate(given, attention_mask=torch.ones_like(given), eos_token_id=None, **options)[
-                    :, ids.shape[1] :
-                ].numpy()
-
-        same = np.mean(run_ours(options.new) == run_theirs(options.new))
-        run_ours(1)
-        times: dict[tuple[str, int], list[float]] = {}
-        for _ in range(options.repeats):
-            for name, run in (("ours", run_ours), ("torch", run_theirs)):
-                for new in (1, options.new):
-                    begin = time.perf_counter()
-                    run(new)
-                    times.setdefault((name, new), []).append(time.perf_counter() - begin)
-        best = {key: min(values) for key, values in times.items()}
-        prefill = {name: batch * options.prompt / best[name, 1] for name in ("ours", "torch")}
-        decode = {
-            name: batch * (options.new - 1) / (best[name, options.new] - best[name, 1]) for name in ("ours", "torch")
+        runs: dict[str, Callable[[int], np.ndarray]] = {
+            "ours": lambda new, ids=ids: run_ours(engine, ids, new),
+            "torch": lambda new, ids=ids: run_torch(reference, ids, new),
         }
+        same = np.mean(runs["ours"](options.new) == runs["torch"](options.new))
+        runs["ours"](1)
+        best = best_times(runs, options.new, options.repeats)
+        prefill = {name: batch * options.prompt / best[name, 1] for name in runs}
+        decode = {name: batch * (options.new - 1) / (best[name, options.new] - best[name, 1]) for name in runs}
         for stage, speed in (("prefill", prefill), ("decode", decode)):
             print(
                 f"batch {batch:2} {stage:7}  ours {speed['ours']:8.1f} tok/s   torch {speed['torch']:8.1f} tok/s   "
@@ -128,7 +166,8 @@ def main() -> None:
             )
         steps = decode["ours"] / batch
         print(
-            f"batch {batch:2} {same:.1%} of the ids are the same; decoding reads weights at {steps / most:.0%} of that speed"
+            f"batch {batch:2} {same:.1%} of the ids are the same; decoding reads weights at {steps / most:.0%} of the "
+            "speed of memory"
         )
 
 

@@ -1,4 +1,4 @@
-"""Write down what is said, after a few recordings with their transcripts (the prompt of the paper's ASR task).
+"""Transcribe a recording, after a few recordings with their transcripts (the prompt of the paper's ASR task).
 
 python examples/asr_few_shot.py CHECKPOINT question.flac first.flac "its words" second.flac "its words" ...
 """

@@ -1,4 +1,4 @@
-"""Continue every recording of a folder, many at a time; each is written as soon as it is finished.
+"""Continue every recording of a folder, many at a time; each continuation is written as soon as it is finished.
 
 python examples/batch_over_folder.py CHECKPOINT RECORDINGS_DIRECTORY OUTPUT_DIRECTORY
 """
@@ -6,7 +6,7 @@ python examples/batch_over_folder.py CHECKPOINT RECORDINGS_DIRECTORY OUTPUT_DIRE
 import pathlib
 import sys
 
-from spirit_jax import Segment, SpiritLM
+from spirit_jax import SamplingParams, Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
 if len(sys.argv) != 4:
@@ -18,7 +18,8 @@ if not paths:
 pathlib.Path(output).mkdir(parents=True, exist_ok=True)
 model = SpiritLM.from_pretrained(checkpoint)
 prompts = [[Segment.speech(path)] for path in paths]
-for index, segments in model.as_completed(prompts, "speech", max_new_tokens=200, temperature=0.8, top_p=0.95, slots=16):
+sampling = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=200)
+for index, segments in model.as_completed(prompts, "speech", sampling, slots=16):
     for segment in segments:
-        save_audio(f"{output}/{paths[index].stem}.wav", segment.content)
+        save_audio(f"{output}/{paths[index].stem}.wav", segment.audio)
     print(paths[index].name)

@@ -1,12 +1,12 @@
-"""Go on with a text in speech, and with speech in text or in whatever the model chooses.
+"""Continue a text with speech, and a recording with text or with whatever the model chooses.
 
-python examples/cross_modal_continuation.py CHECKPOINT "The largest country in the world is" recording.flac OUTPUT_DIRECTORY
+python examples/cross_modal_continuation.py CHECKPOINT "The largest country is" recording.flac OUTPUT_DIRECTORY
 """
 
 import pathlib
 import sys
 
-from spirit_jax import Segment, SpiritLM
+from spirit_jax import SamplingParams, Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
 if len(sys.argv) != 5:
@@ -14,11 +14,11 @@ if len(sys.argv) != 5:
 checkpoint, text, recording, directory = sys.argv[1:]
 pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
 model = SpiritLM.from_pretrained(checkpoint)
-sampling = {"temperature": 0.8, "top_p": 0.95}
+sampling = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=200)
 answers = {
-    "text_to_speech": model.generate([Segment.text(text)], "speech", max_new_tokens=200, **sampling),
-    "speech_to_text": model.generate([Segment.speech(recording)], "text", max_new_tokens=50, **sampling),
-    "speech_to_any": model.generate([Segment.speech(recording)], "any", max_new_tokens=200, **sampling),
+    "text_to_speech": model.generate([Segment.text(text)], "speech", sampling),
+    "speech_to_text": model.generate([Segment.speech(recording)], "text", sampling, max_new_tokens=50),
+    "speech_to_any": model.generate([Segment.speech(recording)], "any", sampling),
 }
 for name, segments in answers.items():
     for number, segment in enumerate(segments, 1):
@@ -26,5 +26,5 @@ for name, segments in answers.items():
             print(f"{name}: {segment.content}")
         else:
             path = f"{directory}/{name}-{number}.wav"
-            save_audio(path, segment.content)
+            save_audio(path, segment.audio)
             print(f"{name}: {path}")

@@ -1,9 +1,10 @@
-"""One large model over the devices of several hosts: start the same command on every host, with the same arguments.
+"""Spread one large model over the devices of several hosts: start the same command on every host.
 
     python examples/multi_host.py CHECKPOINT "Once upon a time" [COORDINATOR_ADDRESS HOSTS THIS_HOST]
 
-On TPU pods and Slurm the three last arguments are found out. Every process does the same and gets the same answer; the first
-one prints it. Each host's devices share the model's layers (tensor parallelism), the hosts share its weights.
+On TPU pods and Slurm, JAX finds the last three arguments itself; elsewhere THIS_HOST differs from host to host. Every
+process computes the same answer, and the first one prints it. The devices of a host share each layer (tensor
+parallelism); the hosts share the weights.
 """
 
 import sys
@@ -25,4 +26,4 @@ mesh = make_mesh(MeshConfig(data=1, fsdp=jax.process_count(), tensor=jax.local_d
 model = SpiritLM.from_pretrained(checkpoint, mesh=mesh)
 segments = model.generate([Segment.text(text)], "text", max_new_tokens=50)
 if jax.process_index() == 0:
-    print(" ".join(segment.content for segment in segments))
+    print(*(segment.content for segment in segments))

@@ -5,7 +5,7 @@ python examples/tts_few_shot.py CHECKPOINT "text to read" spoken.wav "its words"
 
 import sys
 
-from spirit_jax import Segment, SpiritLM
+from spirit_jax import SamplingParams, Segment, SpiritLM
 from spirit_jax.audio import save_audio
 
 if len(sys.argv) < 4 or len(sys.argv) % 2 == 1:
@@ -16,6 +16,6 @@ prompt = []
 for words, recording in zip(examples[::2], examples[1::2], strict=True):
     prompt += [Segment.text(f" {words} 'stop' "), Segment.speech(recording)]
 prompt.append(Segment.text(f" {text} 'stop' "))
-for segment in model.generate(prompt, "speech", max_new_tokens=300, temperature=0.8, top_p=0.95):
-    save_audio(output, segment.content)
-    print(f"{output}: {segment.content.size / 16_000:.1f} s")
+for segment in model.generate(prompt, "speech", SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=300)):
+    save_audio(output, segment.audio)
+    print(f"{output}: {segment.audio.size / 16_000:.1f} s")

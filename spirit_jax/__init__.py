@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 __all__ = ["Segment", "SpeechTokenizer", "SpeechUnits", "SpiritLM", "load_audio", "save_audio"]
 
 _PLACES = {
+    "SamplingParams": "spirit_jax.inference.sampling",
     "Segment": "spirit_jax.inference.prompts",
     "SpeechTokenizer": "spirit_jax.speech.tokenizer",
     "SpeechUnits": "spirit_jax.units",

@@ -24,7 +24,7 @@ from spirit_jax.data.config import DataConfig
 from spirit_jax.data.held_out import held_out_batches
 from spirit_jax.data.loader import Loader
 from spirit_jax.data.packing import HostBatch
-from spirit_jax.inference.samples import SampleConfig, Sampler
+from spirit_jax.inference.samples import SampleConfig, SampleWriter
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.processes import is_primary, join_processes, leave_on_error, report, wait_for_all
@@ -223,7 +223,9 @@ def run(settings: TrainConfig) -> TrainState:
         state=streams,
     )
     log = MetricsLog(directory, int(state.step), active=is_primary())
-    sampler = Sampler(settings.sample, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed)
+    sampler = SampleWriter(
+        settings.sample, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed
+    )
     task = Task(
         step=step,
         summary=LanguageModelSummary(token_kinds, llama.flops_per_token(settings.model, length)),

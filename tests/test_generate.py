@@ -1,4 +1,4 @@
-"""The generate command: one prompt, a file of prompts with examples in front, and what it refuses."""
+"""The generate command: one prompt, a file of prompts with few-shot examples, interruptions, and what it refuses."""
 
 import json
 import pathlib
@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import soundfile
 
-from spirit_jax import generate
+from spirit_jax import Segment, generate
+from spirit_jax.inference.results import PartialResults, write_segment
 from tests.support import checkpoints
 
 
@@ -24,16 +25,16 @@ def directory():
     return checkpoints.converted("small_expressive")
 
 
-def test_one_prompt(directory, tmp_path, capsys):
-    """What is not given is as the checkpoint recommends: its generation_config.json says to draw, at 0.6 and 0.9."""
+def test_one_prompt_uses_the_checkpoint_s_options(directory, tmp_path, capsys):
+    """Its generation_config.json recommends drawing with temperature 0.6 and top_p 0.9."""
     out = tmp_path / "new" / "out"
     run("--checkpoint", directory, "--input", "text:Once: upon", "--input", "units:[St1][Hu3]", "--output", out,
         "--output-modality", "text", "--max-new-tokens=12", "--dtype", "float32")  # fmt: skip
     (result,) = results(out)
     lm = checkpoints.load("small_expressive")
     prompt = "[Text]Once: upon[Speech][St1][Hu3][Text]"
-    (segment,) = lm.generate(prompt, "text", 12, temperature=0.6, top_p=0.9)
-    assert segment.content != lm.generate(prompt, "text", 12)[0].content
+    (segment,) = lm.generate(prompt, "text", max_new_tokens=12, temperature=0.6, top_p=0.9)
+    assert segment.content != lm.generate(prompt, "text", max_new_tokens=12)[0].content
     assert result == {
         "id": "output",
         "prompt": "[Text]Once: upon[Speech][St1][Hu3][Text]",
@@ -42,7 +43,7 @@ def test_one_prompt(directory, tmp_path, capsys):
     assert segment.content in capsys.readouterr().out
 
 
-def test_results_that_are_there_are_replaced_only_if_asked(directory, tmp_path, capsys):
+def test_existing_results_are_replaced_only_on_request(directory, tmp_path, capsys):
     command = ("--checkpoint", directory, "--output", tmp_path, "--output-modality", "text", "--max-new-tokens", "3")
     run(*command, "--input", "text:Once")
     with pytest.raises(SystemExit) as ended:
@@ -54,15 +55,17 @@ def test_results_that_are_there_are_replaced_only_if_asked(directory, tmp_path, 
     assert results(tmp_path)[0]["prompt"] == "[Text]Twice"
 
 
-def test_a_file_of_prompts(directory, tmp_path):
-    """Examples stand before every prompt; results keep the order of the file; settings reach the model."""
+def test_a_file_of_prompts_is_answered_in_its_order(directory, tmp_path):
+    """Few-shot examples stand before every prompt, and options reach the model."""
     prompts, shots = tmp_path / "prompts.jsonl", tmp_path / "shots.jsonl"
     prompts.write_text(
-        '{"id": "b", "input": ["text:hello"]}\n\n{"id": "a", "prompt": "[Text]raw"}\n{"input": ["units:[St1][Pi3][Hu3]"]}\n'
+        '{"id": "b", "input": ["text:hello"]}\n\n{"id": "a", "prompt": "[Text]raw"}\n'
+        '{"input": ["units:[St1][Pi3][Hu3]"]}\n'
     )
     shots.write_text('{"input": ["units:[St1][Hu9]", "text:nine "]}\n{"input": ["units:[St1][Hu8]", "text:eight "]}\n')
-    run("--checkpoint", directory, "--prompts", prompts, "--few-shot", shots, "--output", tmp_path, "--temperature", "1",
-        "--output-modality", "speech", "--max-new-tokens", "8", "--slots", "2", "--dtype", "float32")  # fmt: skip
+    run("--checkpoint", directory, "--prompts", prompts, "--few-shot", shots, "--output", tmp_path,
+        "--temperature", "1", "--output-modality", "speech", "--max-new-tokens", "8", "--slots", "2",
+        "--dtype", "float32")  # fmt: skip
     before = "[Speech][St1][Hu9][Text]nine [Speech][St1][Hu8][Text]eight "
     found = results(tmp_path)
     assert [(r["id"], r["prompt"]) for r in found] == [
@@ -71,7 +74,7 @@ def test_a_file_of_prompts(directory, tmp_path):
         ("4", before + "[Speech][St1][Pi3][Hu3]"),
     ]
     lm = checkpoints.load("small_expressive")
-    (segment,) = lm.generate(found[0]["prompt"], "speech", 8, temperature=1.0, top_p=0.9)
+    (segment,) = lm.generate(found[0]["prompt"], "speech", max_new_tokens=8, temperature=1.0, top_p=0.9)
     assert found[0]["outputs"] == [{"speech": None, "units": segment.tokens}]  # no vocoder in this checkpoint
 
 
@@ -94,7 +97,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize(("arguments", "code", "message"), REFUSED.values(), ids=REFUSED.keys())
-def test_refused(directory, tmp_path, capsys, arguments, code, message):
+def test_bad_arguments_are_refused(directory, tmp_path, capsys, arguments, code, message):
     with pytest.raises(SystemExit) as ended:
         run("--checkpoint", directory, "--output", tmp_path, *arguments)
     told = capsys.readouterr().err.strip().splitlines()[-1]
@@ -103,7 +106,7 @@ def test_refused(directory, tmp_path, capsys, arguments, code, message):
     assert message in told
 
 
-UNHEARD = {
+UNUSABLE = {
     "short": ("speech:short.wav", 2, "short.wav: 1000 samples (16 kHz) are too short for units: at least 1280 (80 ms)"),
     "nothing in it": ("speech:empty.wav", 2, "empty.wav: holds no samples"),
     "no sound file": ("speech:words.wav", 2, "words.wav: cannot be decoded"),
@@ -113,8 +116,8 @@ UNHEARD = {
 }
 
 
-@pytest.mark.parametrize(("wanted", "code", "message"), UNHEARD.values(), ids=UNHEARD.keys())
-def test_refused_by_a_model_that_hears(tmp_path, monkeypatch, capsys, wanted, code, message):
+@pytest.mark.parametrize(("wanted", "code", "message"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_unusable_inputs_are_refused_before_the_output_is_made(tmp_path, monkeypatch, capsys, wanted, code, message):
     monkeypatch.chdir(tmp_path)
     soundfile.write("short.wav", np.zeros(1000), 16_000)
     soundfile.write("empty.wav", np.zeros(0), 16_000)
@@ -152,28 +155,28 @@ def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys
         ('{"input": ["speech:gone.wav"]}', "line 1: .*gone.wav: no such file"),
     ],
 )
-def test_refused_files(tmp_path, lines, message):
+def test_invalid_prompt_files_are_refused(tmp_path, lines, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines)
     with pytest.raises(generate.InputError, match=message):
         generate.read_prompts(str(path))
 
 
-def test_prompts_that_are_no_text(tmp_path):
+def test_prompts_that_are_not_text_are_refused(tmp_path):
     (tmp_path / "prompts.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(generate.InputError, match="prompts.jsonl: not text"):
+    with pytest.raises(generate.InputError, match="prompts.jsonl: not UTF-8 text"):
         generate.read_prompts(str(tmp_path / "prompts.jsonl"))
 
 
-def test_a_line_ends_at_a_newline_alone(tmp_path):
-    """Unicode has other line ends, which JSON leaves in strings as they are."""
+def test_only_a_newline_ends_a_line(tmp_path):
+    """Unicode has other line ends, which JSON strings may hold."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "one\u2028two\x85three"}\r\n{"prompt": "four"}\n', newline="")
     assert generate.read_prompts(str(tmp_path / "prompts.jsonl")) == [("1", "one\u2028two\x85three"), ("2", "four")]
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[list[str]]:
-    """The prompts that the model was asked, call by call."""
+def asked(monkeypatch) -> list[list]:
+    """The prompts that the model was given, call by call."""
     calls, original = [], generate.SpiritLM.as_completed
 
     def spy(self, prompts, *arguments, **options):
@@ -184,26 +187,26 @@ def asked(monkeypatch) -> list[list[str]]:
     return calls
 
 
-def test_interrupted_and_called_again(tmp_path, monkeypatch, capsys, asked):
-    """Answers that were there are not made again, one that was being written is; the end is that of an unbroken run."""
+def test_an_interrupted_run_continues(tmp_path, monkeypatch, capsys, asked):
+    """Finished answers are kept, a half-written one is made again, and the results equal those of an unbroken run."""
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("".join(f'{{"id": "p{i}", "input": ["text:{word}"]}}\n' for i, word in enumerate("abcd")))
     command = ("--checkpoint", checkpoints.with_speech("small_base"), "--prompts", prompts, "--max-new-tokens", "30",
                "--temperature", "1", "--output-modality", "speech")  # fmt: skip
     run(*command, "--output", tmp_path / "whole")
-    add = generate._Kept.add
+    add = PartialResults.add
 
-    def interrupted(self, index, result):
-        if len(self.results) == 2:
+    def interrupted(self, index, line):
+        if len(self.lines) == 2:
             raise KeyboardInterrupt
-        add(self, index, result)
+        add(self, index, line)
 
     with monkeypatch.context() as patched:
-        patched.setattr(generate._Kept, "add", interrupted)
+        patched.setattr(PartialResults, "add", interrupted)
         with pytest.raises(SystemExit) as ended:
             run(*command, "--output", tmp_path / "cut")
     assert ended.value.code == 1
-    assert capsys.readouterr().err.strip().endswith("interrupted; the same command goes on where it was")
+    assert capsys.readouterr().err.strip().endswith("interrupted; the same command continues where it stopped")
     assert not (tmp_path / "cut" / "results.jsonl").exists()
     with (tmp_path / "cut" / "results.jsonl.part").open("a") as part:
         part.write('[3, "{\\"id')  # as kill -9 may leave it
@@ -216,14 +219,14 @@ def test_interrupted_and_called_again(tmp_path, monkeypatch, capsys, asked):
 
 
 @pytest.mark.parametrize("change", [("--seed", "1"), ("--max-new-tokens", "9"), ("--prompts", "other.jsonl")])
-def test_another_question_starts_anew(directory, tmp_path, monkeypatch, asked, change):
+def test_a_run_with_other_options_starts_anew(directory, tmp_path, monkeypatch, asked, change):
     monkeypatch.chdir(tmp_path)
     pathlib.Path("prompts.jsonl").write_text('{"prompt": "[Text]a"}\n{"prompt": "[Text]b"}\n')
     pathlib.Path("other.jsonl").write_text('{"prompt": "[Text]a"}\n{"prompt": "[Text]c"}\n')
     command = ("--checkpoint", directory, "--prompts", "prompts.jsonl", "--output", "out", "--output-modality", "text",
                "--max-new-tokens", "8")  # fmt: skip
     with monkeypatch.context() as patched:
-        patched.setattr(generate._Kept, "finish", lambda self: 1 / 0)
+        patched.setattr(PartialResults, "finish", lambda self: 1 / 0)
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
                 run(*command)
@@ -233,7 +236,7 @@ def test_another_question_starts_anew(directory, tmp_path, monkeypatch, asked, c
     assert [path.name for path in pathlib.Path("out").iterdir()] == ["results.jsonl"]
 
 
-def test_an_unknown_speaker_is_refused_before_anything_is_generated(tmp_path, capsys, asked):
+def test_an_unknown_speaker_is_refused_before_generation(tmp_path, capsys, asked):
     command = ("--checkpoint", checkpoints.with_speech("small_base"), "--input", "text:a", "--output", tmp_path / "out")
     with pytest.raises(SystemExit) as ended:
         run(*command, "--speaker", "nobody", "--max-new-tokens", "4000")
@@ -242,7 +245,7 @@ def test_an_unknown_speaker_is_refused_before_anything_is_generated(tmp_path, ca
     assert not (tmp_path / "out").exists()
 
 
-def test_speech_is_written(tmp_path):
-    sound = generate._write(tmp_path / "a-1.wav", generate.Segment("speech", np.zeros(640, np.float32), "[Hu1]"))
+def test_speech_is_written_as_a_sound_file(tmp_path):
+    sound = write_segment(tmp_path / "a-1.wav", Segment("speech", np.zeros(640, np.float32), "[Hu1]"))
     assert sound == {"speech": "a-1.wav", "units": "[Hu1]"}
     assert (tmp_path / "a-1.wav").stat().st_size == 44 + 2 * 640

@@ -73,7 +73,7 @@ def read_text(path: str | os.PathLike, error: type[SpiritError] = FileFormatErro
     try:
         return pathlib.Path(path).read_bytes().decode("utf-8-sig")
     except OSError as problem:
-        raise error(str(problem)) from problem
+        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
     except UnicodeDecodeError as problem:
         raise error(f"{path}: not UTF-8 text (byte {problem.start}); convert the file to UTF-8") from problem
 

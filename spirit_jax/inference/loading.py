@@ -1,12 +1,14 @@
-"""A checkpoint's parameters in the form that generation runs (`network.arrange`), with little more memory than they take in it.
+"""Loading a checkpoint's language model for generation, in little more memory than the loaded parameters take.
 
-What changes on the way, weights in other places or in 8 bits, changes a layer at a time as the layers are read.
+Layers are read one at a time, and changed as they are read: into the layout of `llama_cpu`, or to 8 bits.
 """
 
 import dataclasses
 import math
 import os
+from collections.abc import Mapping
 from types import EllipsisType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,19 +17,41 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spirit_jax import checkpoint
-from spirit_jax.inference import llama_cpu as columns
-from spirit_jax.inference import network
-from spirit_jax.inference.int8 import quantise_leaf
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.config import ConfigError, from_dict
+from spirit_jax.inference import llama_cpu, network
+from spirit_jax.inference.int8 import quantize_leaf
 from spirit_jax.models.llama import LlamaConfig, Params
 
 
-def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, int8: bool = False) -> Params:
-    """The parameters of a converted checkpoint or a step, in `config.param_dtype`, spread over `mesh` by the table of rules.
-
-    On a terminal, a bar shows how much has been read where that takes longer than a second or two.
+def model_config(settings: Any, source: str | os.PathLike, dtype: str | None = None) -> LlamaConfig:
+    """Return the Llama's config for inference.
 
     Args:
-        int8: matrices in 8 bits, quantised on the devices of the mesh.
+        settings: the content of a checkpoint's config.json or of a run's YAML config.
+        source: the file's name, for messages.
+        dtype: of weights and computation; None keeps those of the settings.
+
+    Raises:
+        CheckpointError: there is no section `model`, or it does not describe a Llama.
+    """
+    if not isinstance(settings, Mapping) or not isinstance(settings.get("model"), Mapping):
+        raise CheckpointError(f"{source}: neither a checkpoint nor a config with a section 'model'")
+    dtypes = {} if dtype is None else {"dtype": dtype, "param_dtype": dtype}
+    try:
+        return from_dict(LlamaConfig, {**settings["model"], **dtypes, "remat": "none"})
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: 'model' does not describe a Llama ({error})") from error
+
+
+def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, int8: bool = False) -> Params:
+    """Load the parameters of a converted checkpoint or a training step, laid out as `network.arrange` returns them.
+
+    They have the dtype `config.param_dtype` and are spread over the mesh by the table of sharding rules. On a terminal,
+    a progress bar appears if loading takes longer than two seconds.
+
+    Args:
+        int8: keep matrices in 8 bits; they are quantized on the devices of the mesh.
 
     Raises:
         CheckpointError: as `checkpoint.load_llm`.
@@ -39,21 +63,21 @@ def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, i
     size = sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(stored))
     with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {directory}", disable=None, delay=2) as bar:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, array, like: _Parameter(path, array, like, int8, bar), stored, wanted
+            lambda path, array, like: _StoredParameter(path, array, like, int8, bar), stored, wanted
         )
         layers = params.pop("layers")
-        rest = jax.tree.map(lambda parameter: parameter[...], params)
+        others = jax.tree.map(lambda parameter: parameter[...], params)
         if network.on_cpu(mesh):
-            return columns.arrange(config, {**rest, "layers": layers})
-        return {**rest, "layers": jax.tree.map(_Parameter.stacked, layers)}
+            return llama_cpu.arrange(config, {**others, "layers": layers})
+        return {**others, "layers": jax.tree.map(_StoredParameter.stack_layers, layers)}
 
 
-_quantised = jax.jit(quantise_leaf, static_argnums=0)
+_quantize = jax.jit(quantize_leaf, static_argnums=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Parameter:
-    """A parameter in its file: `[index]` reads a layer of it into the layer's shards, `[...]` all of it."""
+class _StoredParameter:
+    """A parameter in its file: `[index]` reads one layer of it into the layer's shards, `[...]` all of it."""
 
     path: tuple
     stored: checkpoint.StoredArray
@@ -62,14 +86,16 @@ class _Parameter:
     bar: tqdm.tqdm
 
     def __getitem__(self, index: int | EllipsisType) -> Array | dict[str, Array]:
-        before = () if index is ... else (index,)
-        shape = self.wanted.shape[len(before) :]
-        place = NamedSharding(self.wanted.sharding.mesh, PartitionSpec(*self.wanted.sharding.spec[len(before) :]))
-        array = jax.make_array_from_callback(shape, place, lambda at: self.stored[before + at])
+        sharding = self.wanted.sharding
+        assert isinstance(sharding, NamedSharding)
+        prefix = () if isinstance(index, EllipsisType) else (index,)
+        shape = self.wanted.shape[len(prefix) :]
+        placement = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[len(prefix) :]))
+        array = jax.make_array_from_callback(shape, placement, lambda at: self.stored[(*prefix, *(at or ()))])
         self.bar.update(array.nbytes)
         array = array.astype(self.wanted.dtype)
-        return _quantised(self.path, array) if self.int8 else array
+        return _quantize(self.path, array) if self.int8 else array
 
-    def stacked(self) -> Array | dict[str, Array]:
-        """All layers, one after the other: only the result is ever whole."""
+    def stack_layers(self) -> Array | dict[str, Array]:
+        """Read and convert all layers, one after the other; only the result ever exists as a whole."""
         return jax.tree.map(lambda *layers: jnp.stack(layers), *(self[index] for index in range(self.wanted.shape[0])))

@@ -1,36 +1,35 @@
-"""Segments of text and speech, the string form of a prompt, and the way back from generated strings (FORMATS.md section 8).
+"""Prompts: segments of text and speech become a string, and the string becomes token ids, once.
 
-A prompt's string form is what the released tokenizer reads: `[Text]the cat[Speech][Hu3][Hu7]`. The rules that take what was
-generated apart work on that form too, because the released ones do.
+The string form of a prompt is what the released tokenizer reads: `[Text]the cat[Speech][Hu3][Hu7]`. The rules are
+those of the released code (docs/formats.md, "Prompts and generation").
 """
 
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from spirit_jax import units as speech_units
 from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import MINIMUM_SAMPLES
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import SPEECH_TOKEN, TEXT_TOKEN, Vocabulary
 
 Kind = Literal["text", "speech"]
-MODALITIES = ("text", "speech", "any")
-"""What may be asked for; the order is that of the rows of `forbidden_ids`."""
+"""What a segment holds."""
+Modality = Literal["text", "speech", "any"]
+"""What an answer may hold."""
+MODALITIES: tuple[Modality, ...] = ("text", "speech", "any")
+"""All modalities, in the order of the rows of `Constraints.forbidden_mv`."""
 
-PREFIXES = {"text": TEXT_TOKEN, "speech": SPEECH_TOKEN}
-_LEAST_NEW_UNITS = 24  # the released code counts [Hu tokens plus one, and drops speech of fewer than 25 by that count
-
-_PIECES = re.compile(r"\[Text\]|\[Speech\]|(\[(?:Hu|Pi|St)[^\]]*(?:\]|\Z))|(.)", re.DOTALL)
+_MODALITY_TOKENS = {"text": TEXT_TOKEN, "speech": SPEECH_TOKEN}
 _UNIT = re.compile(r"\[(?:Hu|Pi|St)[0-9]+\]")
-_RUN = re.compile(r"(?:\[(?:Hu|Pi|St)\d+\])+")
-_LEADING_UNIT = re.compile(r"\[(?:Hu|Pi|St).{0,7}\]", re.DOTALL)
 
 
 class PromptError(SpiritError):
@@ -39,34 +38,42 @@ class PromptError(SpiritError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segment:
-    """One stretch of text or of speech, in a prompt or generated. Make one with `Segment.text` or `Segment.speech`.
+    """One stretch of text or of speech, in a prompt or an answer. Make one with `Segment.text` or `Segment.speech`.
 
     Attributes:
         kind: "text" or "speech".
-        content: the string; or audio float32 [R] at 16 kHz; or `SpeechUnits`, where there is no vocoder to hear them with.
-        tokens: the unit tokens of generated speech (`[St71][Pi39][Hu99]...`), including those of the prompt that it
-            continues; None for text and for audio that has not been encoded.
+        content: the string of a text; the audio of a speech, float32 [R] at 16 kHz, or its `SpeechUnits`. Generated
+            speech holds units if the checkpoint has no vocoder.
+        tokens: the unit tokens of generated speech (`[St71][Pi39][Hu99]...`), including those of the prompt's speech
+            that it continues; None for text and for audio that has not been encoded.
     """
 
     kind: Kind
-    content: str | np.ndarray | SpeechUnits
+    content: str | Float[np.ndarray, " R"] | SpeechUnits
     tokens: str | None = None
 
     @classmethod
     def text(cls, text: str) -> "Segment":
-        """A stretch of text; tokens in brackets within it are read as tokens."""
+        """Make a stretch of text; tokens in brackets within it are read as tokens.
+
+        Raises:
+            PromptError: not a string.
+        """
         if not isinstance(text, str):
             raise PromptError(f"a text segment is a string, found {type(text).__name__}")
         return cls("text", text)
 
     @classmethod
     def speech(cls, source: str | os.PathLike | bytes | np.ndarray | SpeechUnits) -> "Segment":
-        """A stretch of speech: audio float32 [R] at 16 kHz, an audio file (path or bytes), units, or a unit string.
+        """Make a stretch of speech.
+
+        Args:
+            source: audio float32 [R] at 16 kHz, an audio file (path or bytes), units, or a unit string.
 
         Raises:
             AudioError: the file cannot be read, or is shorter than 80 ms.
-            UnitError: a string that starts with "[" and is no unit string.
-            PromptError: an array that is not 1-D audio.
+            UnitError: a string starts with "[" and is not a unit string.
+            PromptError: an array is not 1-D audio.
         """
         if isinstance(source, SpeechUnits):
             return cls("speech", source)
@@ -77,7 +84,8 @@ class Segment:
             if audio.size < MINIMUM_SAMPLES:
                 name = "audio" if isinstance(source, bytes) else os.fspath(source)
                 raise AudioError(
-                    f"{name}: {audio.size} samples (16 kHz) are too short for units: at least {MINIMUM_SAMPLES} (80 ms) are needed"
+                    f"{name}: {audio.size} samples (16 kHz) are too short for units: at least {MINIMUM_SAMPLES} "
+                    "(80 ms) are needed"
                 )
             return cls("speech", audio)
         audio = np.asarray(source)
@@ -88,66 +96,249 @@ class Segment:
             )
         return cls("speech", audio.astype(np.float32, copy=False))
 
+    @property
+    def audio(self) -> Float[np.ndarray, " R"]:
+        """The waveform of a speech segment, float32 [R] at 16 kHz.
+
+        Raises:
+            PromptError: the segment is text, or units that no vocoder has spoken.
+        """
+        if isinstance(self.content, np.ndarray):
+            return self.content
+        raise PromptError(f"this {self.kind} segment holds {type(self.content).__name__}, not audio")
+
+
+Prompt = str | Segment | Sequence[Segment]
+"""A token string such as `[Text]the cat[Speech][Hu3]`, or segments of text and speech in any order."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A checked prompt as the model reads it; `PromptEncoder` makes it."""
+
+    ids: Int[np.ndarray, " N"]
+    """Token ids, int32, `<s>` first."""
+    output_modality: Modality = "any"
+    """What the answer may hold."""
+    string: str = ""
+    """The string form; empty for a prompt that was given as ids."""
+
+
+class SpeechEncoder(Protocol):
+    """Turns audio into units: a `SpeechTokenizer`."""
+
+    def encode(self, audio: Float[np.ndarray, " R"]) -> SpeechUnits:
+        """Return the units of mono audio, float32 [R] at 16 kHz."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into ids: the only place where they are checked and encoded."""
+
+    vocabulary: Vocabulary
+    context_length: int
+    """Tokens that the model can read; a prompt must leave room for one more."""
+    speech_encoder: SpeechEncoder | None
+    """Encodes the audio of prompts; None allows units only."""
+
+    def encode(self, prompt: Prompt, output_modality: Modality = "any") -> EncodedPrompt:
+        """Encode a prompt.
+
+        Raises:
+            PromptError: an empty prompt, an unknown modality or unit token, or a prompt longer than the context.
+            CheckpointError: the prompt holds audio and there is no speech encoder.
+            AudioError: audio is too short or not finite.
+        """
+        string = self.string(prompt, output_modality)
+        check_unit_tokens(string, self.vocabulary)
+        return dataclasses.replace(self.encode_ids(self.vocabulary.encode(string), output_modality), string=string)
+
+    def encode_ids(
+        self, ids: Sequence[int] | Int[np.ndarray, " N"], output_modality: Modality = "any"
+    ) -> EncodedPrompt:
+        """Check a prompt that is given as ids.
+
+        Raises:
+            PromptError: no ids, ids outside the vocabulary, an unknown modality, or a prompt longer than the context.
+        """
+        check_modality(output_modality)
+        array = np.asarray(ids, np.int32)
+        if array.ndim != 1 or not array.size:
+            raise PromptError(f"a prompt is one or more ids, found shape {array.shape}")
+        self.check_ids(array)
+        return EncodedPrompt(array, output_modality)
+
+    def string(self, prompt: Prompt, output_modality: Modality = "any") -> str:
+        """Return the string form of a prompt; a string is taken as it is, its tokens unchecked.
+
+        Raises:
+            PromptError: an empty prompt, or an unknown modality.
+            CheckpointError, AudioError: as `encode`.
+        """
+        check_modality(output_modality)
+        if isinstance(prompt, str):
+            return prompt
+        segments = segments_of(prompt)
+        if not segments:
+            raise PromptError("the prompt is empty: give at least one segment, or a string")
+        return build_prompt(segments, output_modality, self._units)
+
+    def encode_continuation(self, prompt: Prompt, continuation: Prompt) -> tuple[Int[np.ndarray, " N"], int]:
+        """Encode a prompt and its continuation as one document without an end.
+
+        Both are strings, or both segments. A modality token between them belongs to the prompt.
+
+        Returns:
+            The ids, and the number of them that belong to the prompt: as many as the prompt's own ids share.
+
+        Raises:
+            PromptError: an empty continuation, a string beside segments, or a document longer than the context.
+        """
+        if isinstance(prompt, str) and isinstance(continuation, str):
+            before, document = prompt, prompt + continuation
+        elif isinstance(prompt, str) or isinstance(continuation, str):
+            raise PromptError("prompt and continuation must both be strings, or both segments")
+        else:
+            first, second = segments_of(prompt), segments_of(continuation)
+            before = build_prompt(first, second[0].kind if second else "any", self._units)
+            document = build_prompt([*first, *second], "any", self._units)
+        check_unit_tokens(document, self.vocabulary)
+        head, ids = self.vocabulary.encode(before), self.vocabulary.encode(document)
+        pairs = enumerate(zip(head, ids, strict=False))
+        start = next((i for i, (a, b) in pairs if a != b), min(len(head), len(ids)))
+        if start == len(ids):
+            raise PromptError("the continuation is empty: there is nothing to score")
+        self._check_length(len(ids) - 1)
+        return np.asarray(ids, np.int32), start
+
+    def check_ids(self, ids: Int[np.ndarray, "*B T"]) -> None:
+        """Check ids of one or more documents of the same length.
+
+        Raises:
+            PromptError: an id is outside the vocabulary, or a document does not fit the context.
+        """
+        if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary.size):
+            raise PromptError(f"ids go from 0 to {self.vocabulary.size - 1}, found {ids.min()}..{ids.max()}")
+        self._check_length(ids.shape[-1])
+
+    def _check_length(self, tokens: int) -> None:
+        if tokens >= self.context_length:
+            raise PromptError(
+                f"the prompt has {tokens} tokens, the model's context is {self.context_length}: "
+                "shorten it (a second of speech is about 20 to 40 tokens)"
+            )
+
+    def encode_speech(self, segment: Segment) -> Segment:
+        """Return the segment with its unit tokens, so that its audio is not encoded again; text stays as it is.
+
+        Raises:
+            CheckpointError, AudioError: as `encode`.
+        """
+        if segment.kind == "text" or segment.tokens is not None:
+            return segment
+        return dataclasses.replace(segment, tokens=self._units(segment))
+
+    def _units(self, segment: Segment) -> str:
+        """Return the unit tokens of a speech segment."""
+        if segment.tokens is not None:
+            return segment.tokens
+        if isinstance(segment.content, SpeechUnits):
+            return units_string(segment.content)
+        if self.speech_encoder is None:
+            raise CheckpointError("this checkpoint has no speech_tokenizer/ to hear audio with: give units instead")
+        return units_string(self.speech_encoder.encode(segment.audio))
+
+
+def segments_of(prompt: Segment | Sequence[Segment]) -> list[Segment]:
+    """Return the segments of a prompt that is not a string.
+
+    Raises:
+        PromptError: the prompt is of another type.
+    """
+    if not isinstance(prompt, Segment | Sequence) or isinstance(prompt, bytes):
+        raise PromptError(f"a prompt is a string, a segment or a list of segments, found {type(prompt).__name__}")
+    segments = [prompt] if isinstance(prompt, Segment) else list(prompt)
+    for segment in segments:
+        if not isinstance(segment, Segment):
+            raise PromptError(
+                "a prompt is a string or a list of Segment.text(...) and Segment.speech(...), "
+                f"found {type(segment).__name__}"
+            )
+    return segments
+
+
+def build_prompt(segments: Sequence[Segment], output_modality: Modality, unit_string: Callable[[Segment], str]) -> str:
+    """Return the string form of segments, as the released code builds it.
+
+    A modality token stands only where the modality changes, so neighboring segments of one kind are joined. If the
+    answer must be text or speech and the prompt ends in the other, the token of the answer follows. Contents are
+    inserted unchanged.
+
+    Args:
+        unit_string: returns the unit tokens of a speech segment.
+    """
+    check_modality(output_modality)
+    parts: list[str] = []
+    last = None
+    for segment in segments:
+        if segment.kind != last:
+            parts.append(_MODALITY_TOKENS[segment.kind])
+        parts.append(segment.content if isinstance(segment.content, str) else unit_string(segment))
+        last = segment.kind
+    if output_modality not in ("any", last):
+        parts.append(_MODALITY_TOKENS[output_modality])
+    return "".join(parts)
+
 
 def unit_tokens(string: str) -> str:
-    """The unit tokens of a string, without all else."""
+    """Return the unit tokens of a string and drop everything else."""
     return "".join(_UNIT.findall(string))
 
 
-def check_modality(modality: str) -> None:
-    """Raise `PromptError` unless it is one of `MODALITIES`."""
-    if modality not in MODALITIES:
-        raise PromptError(f"output modality must be one of {', '.join(MODALITIES)}, found {modality!r}")
-
-
 def units_string(units: SpeechUnits) -> str:
-    """The string form of units at the frame rate or aligned (see `SpeechUnits`); aligned ones lose no repetition of Hu."""
+    """Return the string form of units at the frame rate or aligned (see `SpeechUnits`).
+
+    Repeated phonetic units collapse at the frame rate and stay in aligned units.
+    """
     expressive = [stream for stream in units.streams[1:] if stream is not None]
     if not expressive or len(units.hubert) < 2 or not units.is_aligned:
         return units.to_string()
-    tokens, in_force = [], [None, None, None]
+    tokens: list[str] = []
+    current: list[int | None] = [None, None, None]  # the value of each stream that the tokens so far set
     for index, hubert in enumerate(units.hubert.tolist()):
         for stream in (speech_units.STYLE, speech_units.PITCH):
             values = units.streams[stream]
-            if values is not None and values[index] != in_force[stream]:
-                in_force[stream] = values[index]
+            if values is not None and values[index] != current[stream]:
+                current[stream] = values[index]
                 tokens.append(f"[{speech_units.NAMES[stream]}{values[index]}]")
         tokens.append(f"[Hu{hubert}]")
     return "".join(tokens)
 
 
-def build_prompt(
-    segments: Sequence[Segment], output_modality: str, encode: Callable[[Segment], str], *, last: Kind | None = None
-) -> str:
-    """The string form of segments, as the released code builds it.
+def check_modality(modality: str) -> None:
+    """Check the name of an output modality.
 
-    A modality token stands only where the modality changes, so neighbours of one kind are glued together; where text or
-    speech is asked for and the prompt ends in the other, its token follows. Contents are taken as they are.
-
-    Args:
-        encode: unit string of a speech segment.
-        last: the modality that stands before the first segment, None at the start of a document.
+    Raises:
+        PromptError: it is not one of `MODALITIES`.
     """
-    check_modality(output_modality)
-    parts: list[str] = []
-    for segment in segments:
-        if segment.kind != last:
-            parts.append(PREFIXES[segment.kind])
-        parts.append(segment.content if segment.kind == "text" else encode(segment))
-        last = segment.kind
-    if output_modality not in ("any", last):
-        parts.append(PREFIXES[output_modality])
-    return "".join(parts)
+    if modality not in MODALITIES:
+        raise PromptError(f"output modality must be one of {', '.join(MODALITIES)}, found {modality!r}")
 
 
-def check_tokens(string: str, vocabulary: Vocabulary) -> None:
-    """Raise `PromptError` for a unit token that the vocabulary does not have, which would be read as text letter by letter."""
+def check_unit_tokens(string: str, vocabulary: Vocabulary) -> None:
+    """Check that the vocabulary has every unit token of a string. It would read others as text, letter by letter.
+
+    Raises:
+        PromptError: names the first unknown token and its position.
+    """
     for match in _UNIT.finditer(string):
         stream = speech_units.NAMES.index(match[0][1:3])
         if stream not in vocabulary.streams:
             raise PromptError(
                 f"{match[0]} at position {match.start()}: Spirit LM {vocabulary.variant} has no "
-                f"{('phonetic', 'pitch', 'style')[stream]} units; use an expressive checkpoint, or give the [Hu...] alone"
+                f"{('phonetic', 'pitch', 'style')[stream]} units; use an expressive checkpoint, or give the [Hu...] "
+                "alone"
             )
         value = match[0][3:-1]
         if int(value) >= speech_units.SIZES[stream] or value != str(int(value)):
@@ -155,90 +346,3 @@ def check_tokens(string: str, vocabulary: Vocabulary) -> None:
                 f"{match[0]} at position {match.start()} is no token: "
                 f"[{speech_units.NAMES[stream]}...] go from 0 to {speech_units.SIZES[stream] - 1}"
             )
-
-
-def forbidden_ids(vocabulary: Vocabulary, rows: int) -> np.ndarray:
-    """Ids that may not be generated: bool [3, rows], a row for each of `MODALITIES`, `rows` the size of the embedding.
-
-    Text: neither modality tokens nor units. Speech: neither modality tokens nor text, but `</s>` may end it. Any: all may
-    come. Rows of the embedding that stand for no token are never generated (the released code allows them and then fails).
-    """
-    forbidden = np.zeros((3, rows), bool)
-    forbidden[0, vocabulary.text_size : vocabulary.size] = True
-    forbidden[1, : vocabulary.hubert_offset] = True
-    forbidden[1, vocabulary.eos_id] = False
-    forbidden[:, vocabulary.size :] = True
-    return forbidden
-
-
-def parse_runs(string: str) -> list[tuple[str, Kind]]:
-    """Runs of text and speech in order, without modality tokens, which do not separate runs of one kind.
-
-    Anything that starts like a unit token is speech up to the next "]", or the end.
-    """
-    runs: list[tuple[list[str], Kind]] = []
-    for match in _PIECES.finditer(string):
-        if match.lastindex is None:
-            continue
-        kind = "speech" if match.lastindex == 1 else "text"
-        if not runs or runs[-1][1] != kind:
-            runs.append(([], kind))
-        runs[-1][0].append(match[0])
-    return [("".join(pieces), kind) for pieces, kind in runs]
-
-
-def starts_with_speech(string: str) -> bool:
-    """Whether a unit token, of at most 11 characters, comes first."""
-    return len(string) > 4 and _LEADING_UNIT.match(string) is not None
-
-
-def ends_with_speech(string: str) -> bool:
-    """Whether a unit token, of at most 11 characters, comes last."""
-    start = string.rfind("[", max(0, len(string) - 11))
-    return (
-        len(string) > 4 and string.endswith("]") and start >= 0 and string[start + 1 : start + 3] in speech_units.NAMES
-    )
-
-
-def last_speech_start(string: str) -> int | None:
-    """Where the last run of unit tokens starts, None if there is none."""
-    start = None
-    for match in _RUN.finditer(string):
-        start = match.start()
-    return start
-
-
-def split_output(
-    prompt: str, decoded: str, modality: str, voice: Callable[[str], np.ndarray | SpeechUnits]
-) -> list[Segment]:
-    """The segments of what was generated, by the released rules.
-
-    Text or speech asked for: one segment. Any: a segment for every run of text and of speech. Speech that continues the
-    prompt's is synthesised together with it, so that the voice runs on, and the prompt's share is cut off the waveform.
-    Speech of fewer than 24 new units is dropped, except at the start of an answer to a prompt that ends in text.
-
-    Args:
-        prompt: the prompt's string form.
-        decoded: the string form of prompt and new tokens; starts with `prompt`.
-        voice: waveform float32 [R] of a unit string; or units, where there is no vocoder, which are not cut.
-    """
-    new = decoded[len(prompt) :].strip()
-    if modality == "text":
-        return [Segment("text", new)]
-    if modality == "speech":
-        return [Segment("speech", voice(new), unit_tokens(new))]
-    start = last_speech_start(prompt) if ends_with_speech(prompt) and starts_with_speech(new) else None
-    segments = []
-    for index, (run, kind) in enumerate(parse_runs(new if start is None else decoded[start:])):
-        if kind == "text":
-            segments.append(Segment("text", run))
-            continue
-        sound = voice(run)
-        units = run.count("[Hu") + 1
-        prompted = prompt[start:].count("[Hu") if index == 0 and start is not None else 0
-        if (index > 0 or start is not None) and units - prompted < _LEAST_NEW_UNITS + 1:
-            continue
-        if isinstance(sound, np.ndarray):
-            sound = sound[math.ceil(sound.size * prompted / units) :]
-        segments.append(Segment("speech", sound, unit_tokens(run)))
-    return segments

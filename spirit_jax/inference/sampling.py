@@ -1,138 +1,212 @@
-"""From logits to the next token: penalties, temperature and the truncations, in the order and with the meaning of Hugging Face's."""
+"""Decoding options, and the choice of the next token from logits.
+
+The repetition penalty, the temperature and the truncations have the order and the meaning of Hugging Face's logits
+processors, which the released code uses.
+"""
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, UInt32
+
+from spirit_jax.core.errors import SpiritError
 
 RELEASED_TOP_K = 50
-"""What the released code samples from when no top_k is given (Hugging Face's default)."""
+"""Hugging Face's default, which the released code samples with when no top_k is given."""
 
-_NEVER = -jnp.inf
-_FEW = 64
+_SHORTLIST = 64  # sorting this many tokens is cheap; sorting a whole vocabulary takes longer than the last layer
+
+
+class SamplingError(SpiritError):
+    """A decoding option with an invalid value; the message names the option, the value and what was expected."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen."""
+class SamplingParams:
+    """Decoding options: how each token is chosen, and where an answer ends. The defaults decode greedily.
+
+    Raises:
+        SamplingError: a value is out of range.
+    """
 
     temperature: float = 0.0
-    """Divides the logits; 0 takes the most likely token."""
-    top_k: int | None = None
-    """Keep this many most likely tokens; null is the released 50, 0 keeps all."""
+    """Divides the logits before a token is drawn; 0 takes the most likely token."""
+    top_k: int = RELEASED_TOP_K
+    """Keep this many of the most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the fewest most likely tokens that together have at least this probability."""
     min_p: float = 0.0
-    """Keep tokens of at least this fraction of the most likely one's probability."""
+    """Keep tokens of at least this fraction of the most likely token's probability."""
     repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that have occurred, in the prompt too."""
+    """Divides positive and multiplies negative logits of tokens that occurred in the prompt or the answer."""
     seed: int = 0
-    """Draws depend on this and on the position alone, not on the batch."""
+    """Draws depend on the seed and the position in the answer, never on the rest of the batch."""
+    max_new_tokens: int = 200
+    """Longest answer in tokens; the end of the document or of the model's context may come first."""
+    stop: Sequence[str] = ()
+    """Strings that end an answer; the answer is cut before the first of them. A single string counts as one."""
+    grammar: bool = False
+    """Keep speech well formed (see `spirit_jax.inference.grammar`); a poorly trained model may need it."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
         for name, valid, expected in (
             ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k is None or self.top_k >= 0, "0 or more"),
+            ("top_k", self.top_k >= 0, "0 or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
             ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
             ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
+            ("max_new_tokens", _is_count(self.max_new_tokens), "an integer of 1 or more"),
         ):
             if not valid:
-                raise ValueError(f"{name} must be {expected}, found {getattr(self, name)}")
+                raise SamplingError(f"{name} must be {expected}, found {getattr(self, name)}")
+        if "" in self.stop:
+            raise SamplingError("a stop string needs at least one character")
 
-    @classmethod
-    def of_checkpoint(cls, generation: dict[str, Any]) -> "Sampling":
-        """What a checkpoint recommends: the fields of Hugging Face's generation_config.json, greedy without `do_sample`.
+    def override(self, **changes: Any) -> "SamplingParams":
+        """Return a copy with the given fields replaced; a field given as None keeps its value.
 
         Raises:
-            ValueError: a value that makes no sense; names its key.
+            SamplingError: a value is out of range.
+            TypeError: there is no such field.
         """
-        names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-        found = {name: generation[name] for name in names if generation.get(name) is not None}
-        for name, value in found.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise ValueError(f"generation: {name} must be a number, found {value!r}")
-        return cls(**({"temperature": 1.0} | found if generation.get("do_sample") else found | {"temperature": 0.0}))
-
-
-class Knobs(NamedTuple):
-    """`Sampling` of each row of a batch, as arrays."""
-
-    temperature: Float[Array, " B"]
-    top_k: Int[Array, " B"]
-    top_p: Float[Array, " B"]
-    min_p: Float[Array, " B"]
-    repetition_penalty: Float[Array, " B"]
-    seed: Int[Array, " B"]
+        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
 
     @classmethod
-    def of(cls, samplings: list[Sampling]) -> "Knobs":
-        """One row for each."""
-        top_k = [RELEASED_TOP_K if s.top_k is None else s.top_k for s in samplings]
-        floats = {
-            name: np.array([getattr(s, name) for s in samplings], np.float32)
-            for name in ("temperature", "top_p", "min_p", "repetition_penalty")
-        }
-        seeds = np.array([s.seed % 2**32 for s in samplings], np.uint32)
-        return cls(top_k=np.array(top_k, np.int32), seed=seeds, **floats)
+    def from_generation_config(cls, generation: Mapping[str, Any]) -> "SamplingParams":
+        """Return the options that a checkpoint recommends, from the fields of Hugging Face's generation_config.json.
+
+        Decoding is greedy unless `do_sample` is true. A missing or null field keeps the default.
+
+        Raises:
+            SamplingError: a value is not a number or is out of range; names the field.
+        """
+        fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
+        values = {name: generation[name] for name in fields if generation.get(name) is not None}
+        for name, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise SamplingError(f"generation: {name} must be a number, found {value!r}")
+        if not generation.get("do_sample"):
+            return cls().override(**values | {"temperature": 0.0})
+        return cls(temperature=1.0).override(**values)
 
 
-def penalise(
-    logits_bv: Float[Array, "B V"], occurred_bv: Bool[Array, "B V"], penalty_b: Float[Array, " B"]
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
+
+
+class SamplingArrays(NamedTuple):
+    """The options of `SamplingParams` that the device needs, with one entry for each row of a batch."""
+
+    temperature: Float[Array | np.ndarray, " B"]
+    top_k: Int[Array | np.ndarray, " B"]
+    top_p: Float[Array | np.ndarray, " B"]
+    min_p: Float[Array | np.ndarray, " B"]
+    repetition_penalty: Float[Array | np.ndarray, " B"]
+    seed: UInt32[Array | np.ndarray, " B"]
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingParams]) -> "SamplingArrays":
+        """Collect the options of each row."""
+        return cls(
+            temperature=np.array([row.temperature for row in rows], np.float32),
+            top_k=np.array([row.top_k for row in rows], np.int32),
+            top_p=np.array([row.top_p for row in rows], np.float32),
+            min_p=np.array([row.min_p for row in rows], np.float32),
+            repetition_penalty=np.array([row.repetition_penalty for row in rows], np.float32),
+            seed=np.array([row.seed % 2**32 for row in rows], np.uint32),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFeatures:
+    """What compiled steps support beyond greedy decoding. A feature that is left out costs nothing."""
+
+    shortlist: int | None = None
+    """How many of the most likely tokens `truncate` looks at: enough for a top_k up to this. 0 supports greedy decoding
+    alone, None every top_k."""
+    repetition_penalty: bool = True
+    grammar: bool = True
+
+    @classmethod
+    def of(cls, rows: Sequence[SamplingParams]) -> "SamplingFeatures":
+        """Return the features that these options need together."""
+        top_k = [row.top_k for row in rows if row.temperature > 0]
+        needs_all = 0 in top_k or max(top_k, default=0) > _SHORTLIST
+        return cls(
+            shortlist=None if needs_all else _SHORTLIST * bool(top_k),
+            repetition_penalty=any(row.repetition_penalty != 1 for row in rows),
+            grammar=any(row.grammar for row in rows),
+        )
+
+    def cover(self, row: SamplingParams) -> bool:
+        """Return whether steps compiled with these features can run a request with these options."""
+        needed = SamplingFeatures.of([row])
+        enough = self.shortlist is None or (needed.shortlist is not None and needed.shortlist <= self.shortlist)
+        return enough and self.repetition_penalty >= needed.repetition_penalty and self.grammar >= needed.grammar
+
+
+def penalize_repetition(
+    logits_bv: Float[Array, "B V"],
+    occurred_bv: Bool[Array | np.ndarray, "B V"],
+    penalty_b: Float[Array | np.ndarray, " B"],
 ) -> Float[Array, "B V"]:
-    """Make tokens that have occurred less likely (repetition penalty)."""
-    penalty = penalty_b[:, None]
-    penalised = jnp.where(logits_bv < 0, logits_bv * penalty, logits_bv / penalty)
-    return jnp.where(occurred_bv, penalised, logits_bv)
+    """Make tokens that have occurred less likely: divide their positive logits and multiply their negative ones."""
+    penalty_b1 = penalty_b[:, None]
+    penalized_bv = jnp.where(logits_bv < 0, logits_bv * penalty_b1, logits_bv / penalty_b1)
+    return jnp.where(occurred_bv, penalized_bv, logits_bv)
 
 
-def candidates(samplings: list[Sampling]) -> int | None:
-    """How many of the most likely tokens suffice to truncate by: 0 where nothing is drawn, None where all are needed."""
-    most = [RELEASED_TOP_K if s.top_k is None else s.top_k for s in samplings if s.temperature > 0]
-    return None if 0 in most or max(most, default=0) > _FEW else _FEW * bool(most)
+def truncate(
+    logits_bv: Float[Array, "B V"], options: SamplingArrays, shortlist: int | None = None
+) -> Float[Array, "B V"]:
+    """Divide logits by the temperature and set those to -inf that top-k, then top-p, then min-p leave out.
 
-
-def truncate(logits_bv: Float[Array, "B V"], knobs: Knobs, few: int | None = None) -> Float[Array, "B V"]:
-    """Logits divided by the temperature, -inf for tokens that top-k, then top-p, then min-p leave out.
-
-    Tokens as likely as the last one kept are kept too. Rows of temperature 0 come back with a temperature of 1.
+    Tokens as likely as the last one kept are kept too. Rows of temperature 0 are divided by 1.
 
     Args:
-        few: look only at this many most likely tokens, which is enough where every row's top_k is at most that.
+        shortlist: look only at this many of the most likely tokens, which suffices if no row has a larger top_k; None
+            looks at all.
     """
     v = logits_bv.shape[-1]
-    logits_bv = logits_bv / jnp.where(knobs.temperature > 0, knobs.temperature, 1.0)[:, None]
-    # sorting a whole vocabulary takes longer than the network's last layer
-    falling_bv = -jnp.sort(-logits_bv, axis=-1) if few is None else jax.lax.top_k(logits_bv, min(few, v))[0]
-    v = falling_bv.shape[-1]
-    k_b = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, v), v)
-    least_b1 = jnp.take_along_axis(falling_bv, k_b[:, None] - 1, axis=-1)
-    falling_bv = jnp.where(falling_bv >= least_b1, falling_bv, _NEVER)
-    # a token stays while the probability of those before it is below top_p: summed from the least likely up, as in HF
-    probabilities_bv = jax.nn.softmax(falling_bv, axis=-1)
+    temperature_b = jnp.where(options.temperature > 0, options.temperature, 1.0)
+    logits_bv = logits_bv / temperature_b[:, None]
+    sorted_bv = -jnp.sort(-logits_bv, axis=-1) if shortlist is None else jax.lax.top_k(logits_bv, min(shortlist, v))[0]
+    v = sorted_bv.shape[-1]
+    k_b = jnp.where(options.top_k > 0, jnp.minimum(options.top_k, v), v)
+    threshold_b1 = jnp.take_along_axis(sorted_bv, k_b[:, None] - 1, axis=-1)
+    sorted_bv = jnp.where(sorted_bv >= threshold_b1, sorted_bv, -jnp.inf)
+    # A token stays while the probability of those before it is below top_p. Hugging Face sums from the least likely up.
+    probabilities_bv = jax.nn.softmax(sorted_bv, axis=-1)
     from_here_bv = jnp.cumsum(probabilities_bv[:, ::-1], axis=-1)[:, ::-1]
-    stays_bv = (from_here_bv > 1 - knobs.top_p[:, None]) | (knobs.top_p[:, None] >= 1)
-    stays_bv = (stays_bv & (falling_bv > _NEVER)).at[:, 0].set(True)
-    least_b1 = jnp.min(jnp.where(stays_bv, falling_bv, jnp.inf), axis=-1, keepdims=True)
-    least_b1 = jnp.maximum(least_b1, falling_bv[:, :1] + jnp.log(knobs.min_p)[:, None])
-    return jnp.where(logits_bv >= least_b1, logits_bv, _NEVER)
+    top_p_b1 = jnp.asarray(options.top_p)[:, None]
+    kept_bv = (from_here_bv > 1 - top_p_b1) | (top_p_b1 >= 1)
+    kept_bv = (kept_bv & (sorted_bv > -jnp.inf)).at[:, 0].set(True)
+    threshold_b1 = jnp.min(jnp.where(kept_bv, sorted_bv, jnp.inf), axis=-1, keepdims=True)
+    threshold_b1 = jnp.maximum(threshold_b1, sorted_bv[:, :1] + jnp.log(options.min_p)[:, None])
+    return jnp.where(logits_bv >= threshold_b1, logits_bv, -jnp.inf)
 
 
-def choose(
-    logits_bv: Float[Array, "B V"], knobs: Knobs, count_b: Int[Array, " B"], few: int | None
+def sample(
+    logits_bv: Float[Array, "B V"],
+    options: SamplingArrays,
+    count_b: Int[Array | np.ndarray, " B"],
+    shortlist: int | None,
 ) -> Int[Array, " B"]:
-    """The next token of each row.
+    """Choose the next token of each row: the most likely one at temperature 0, otherwise one drawn after `truncate`.
 
     Args:
-        count_b: how many tokens the row has generated: with its seed, what the draw depends on.
-        few: as `candidates` says; 0 leaves the work of sampling out of the program.
+        count_b: tokens that the row has generated; a draw depends on this and on the row's seed.
+        shortlist: as in `SamplingFeatures`; 0 leaves the work of drawing out of the program.
     """
-    best_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
-    if few == 0:
-        return best_b
-    keys_b = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))(knobs.seed, count_b)
-    drawn_b = jax.vmap(jax.random.categorical)(keys_b, truncate(logits_bv, knobs, few)).astype(jnp.int32)
-    return jnp.where(knobs.temperature > 0, drawn_b, best_b)
+    most_likely_b = jnp.argmax(logits_bv, axis=-1).astype(jnp.int32)
+    if shortlist == 0:
+        return most_likely_b
+    fold = jax.vmap(lambda seed, count: jax.random.fold_in(jax.random.key(seed), count))
+    keys_b = fold(options.seed, count_b)
+    drawn_b = jax.vmap(jax.random.categorical)(keys_b, truncate(logits_bv, options, shortlist)).astype(jnp.int32)
+    return jnp.where(options.temperature > 0, drawn_b, most_likely_b)

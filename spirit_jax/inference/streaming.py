@@ -1,103 +1,110 @@
-"""Text and audio out of tokens as they arrive."""
+"""Streaming: segments of text and audio while tokens arrive."""
 
-from collections.abc import Callable, Iterable, Iterator
-
-import numpy as np
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 from spirit_jax.inference.prompts import Segment
+from spirit_jax.inference.voice import NEUTRAL_PITCH, NEUTRAL_STYLE, Voice
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import Vocabulary
+from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary
 
-NEUTRAL_PITCH, NEUTRAL_STYLE = 0, 71
-"""What speech is spoken in before any pitch or style is known; the reference draws a missing style from 71, 68 and 98."""
+_TokenClass = Literal["text", "unit", "control"]
+_TOKEN_CLASSES: dict[str, _TokenClass] = {
+    "text": "text",
+    "hubert": "unit",
+    "pitch": "unit",
+    "style": "unit",
+    "control": "control",
+}
 
-_UNFINISHED = "�"  # what the first bytes of a character decode to
-
-
-class _Tokens:
-    """Arriving ids, a stretch of one kind at a time: "text", "unit", or "other", which only separates."""
-
-    def __init__(self, arrivals: Iterable[list[int]], vocabulary: Vocabulary):
-        self._arrivals, self._waiting = iter(arrivals), []
-        self._first, self._end, self._text = vocabulary.hubert_offset, vocabulary.size, vocabulary.text_size
-        self._control = (vocabulary.bos_id, vocabulary.eos_id)
-
-    def _kind(self, index: int) -> str:
-        if self._first <= index < self._end:
-            return "unit"
-        return "text" if index < self._text and index not in self._control else "other"
-
-    def peek(self) -> str | None:
-        """The kind of the next token, None at the end."""
-        while not self._waiting:
-            self._waiting = next(self._arrivals, None)
-            if self._waiting is None:
-                self._waiting = []
-                return None
-        return self._kind(self._waiting[0])
-
-    def take(self, kind: str) -> Iterator[list[int]]:
-        """Stretches of a kind, each as much as has arrived, up to the first token of another kind."""
-        while self.peek() == kind:
-            count = next((i for i, index in enumerate(self._waiting) if self._kind(index) != kind), len(self._waiting))
-            stretch, self._waiting = self._waiting[:count], self._waiting[count:]
-            yield stretch
+_REPLACEMENT = "\ufffd"  # what the first bytes of a character decode to
 
 
-def pieces_of(
-    arrivals: Iterable[list[int]],
-    vocabulary: Vocabulary,
-    speak: Callable[[Iterator[SpeechUnits]], Iterator[np.ndarray]] | None,
-    voice: Callable[[str], np.ndarray | SpeechUnits],
+def stream_segments(
+    arrivals: Iterable[Sequence[int]], vocabulary: Vocabulary, voice: Voice, context: str = ""
 ) -> Iterator[Segment]:
-    """Segments of text pieces, and of audio or units.
+    """Yield text pieces, and audio or units, as ids arrive.
+
+    A vocoder that streams yields audio while a run of speech arrives; otherwise a run is spoken when it is complete.
 
     Args:
         arrivals: new ids, in lists as they come.
-        speak: a vocoder that takes aligned units as they come and yields audio; None: a run is voiced when it is over.
-        voice: the sound of a whole run, from its unit string.
+        context: string form of the prompt.
     """
-    tokens = _Tokens(arrivals, vocabulary)
-    while (kind := tokens.peek()) is not None:
-        if kind == "text":
-            yield from (Segment("text", piece) for piece in _text(tokens.take("text"), vocabulary))
-        elif kind == "other":
-            for _ in tokens.take("other"):
+    tokens = _TokenRuns(arrivals, vocabulary)
+    vocoder = voice.vocoder
+    while (token_class := tokens.peek()) is not None:
+        stretches = tokens.take(token_class)
+        if token_class == "text":
+            yield from (Segment("text", piece) for piece in _text_pieces(stretches, vocabulary))
+        elif token_class == "control":
+            for _ in stretches:
                 pass
-        elif speak is None:
-            string = vocabulary.decode([index for stretch in tokens.take("unit") for index in stretch])
-            yield Segment("speech", voice(string), string)
+        elif vocoder is None or vocoder.latency() is None:
+            run = vocabulary.decode([token for stretch in stretches for token in stretch])
+            yield Segment("speech", voice.speak(run, context), run)
         else:
-            yield from (Segment("speech", audio) for audio in speak(_aligned(tokens.take("unit"), vocabulary)))
+            for audio in vocoder.stream(_aligned_units(stretches, vocabulary), speaker=voice.speaker):
+                yield Segment("speech", audio)
 
 
-def _aligned(stretches: Iterable[list[int]], vocabulary: Vocabulary) -> Iterator[SpeechUnits]:
-    """Units of each stretch, with the pitch and style in force; neutral ones before the first."""
-    in_force = []
-    if vocabulary.variant == "expressive":
-        in_force = [vocabulary.pitch_offset + NEUTRAL_PITCH, vocabulary.style_offset + NEUTRAL_STYLE]
+class _TokenRuns:
+    """Arriving ids, split into runs of one class: "text", "unit", or "control", which separates the others."""
+
+    def __init__(self, arrivals: Iterable[Sequence[int]], vocabulary: Vocabulary):
+        self._arrivals = iter(arrivals)
+        self._pending: list[int] = []
+        self._kinds = vocabulary.token_kinds
+
+    def peek(self) -> _TokenClass | None:
+        """Return the class of the next token, or None at the end."""
+        while not self._pending:
+            arrived = next(self._arrivals, None)
+            if arrived is None:
+                return None
+            self._pending = list(arrived)
+        return self._class(self._pending[0])
+
+    def take(self, token_class: _TokenClass) -> Iterator[list[int]]:
+        """Yield the current run as it arrives, up to the first token of another class."""
+        while self.peek() == token_class:
+            ends = (i for i, token in enumerate(self._pending) if self._class(token) != token_class)
+            count = next(ends, len(self._pending))
+            stretch, self._pending = self._pending[:count], self._pending[count:]
+            yield stretch
+
+    def _class(self, token: int) -> _TokenClass:
+        return _TOKEN_CLASSES[TOKEN_KINDS[self._kinds[token]]] if token < len(self._kinds) else "control"
+
+
+def _aligned_units(stretches: Iterable[list[int]], vocabulary: Vocabulary) -> Iterator[SpeechUnits]:
+    """Yield the units of each stretch. Pitch and style carry over from one stretch to the next and start neutral."""
+    carried: list[int] = []
+    pitch_offset, style_offset = vocabulary.pitch_offset, vocabulary.style_offset
+    if pitch_offset is not None and style_offset is not None:
+        carried = [pitch_offset + NEUTRAL_PITCH, style_offset + NEUTRAL_STYLE]
     for stretch in stretches:
-        units = vocabulary.units_of([*in_force, *stretch])
-        if in_force:
-            pitch = [index for index in stretch if vocabulary.pitch_offset <= index < vocabulary.style_offset]
-            style = [index for index in stretch if index >= vocabulary.style_offset]
-            in_force = [(pitch or in_force[:1])[-1], (style or in_force[1:])[-1]]
+        units = vocabulary.units_of([*carried, *stretch])
+        if pitch_offset is not None and style_offset is not None:
+            pitch = [token for token in stretch if pitch_offset <= token < style_offset]
+            style = [token for token in stretch if token >= style_offset]
+            carried = [[carried[0], *pitch][-1], [carried[1], *style][-1]]
         if units.hubert.size:
             yield units
 
 
-def _text(stretches: Iterable[list[int]], vocabulary: Vocabulary) -> Iterator[str]:
-    """What each stretch adds to the text; a character whose bytes have not all come waits for them."""
+def _text_pieces(stretches: Iterable[list[int]], vocabulary: Vocabulary) -> Iterator[str]:
+    """Yield what each stretch adds to the text. A character waits until all of its bytes have arrived."""
     ids: list[int] = []
-    told = ""
-    opening = [vocabulary.text_id]  # text after a token, so that a first space is kept
+    yielded = ""
+    opening = [vocabulary.text_id]  # text after a token, so that a leading space is kept
     skip = len(vocabulary.decode(opening))
     for stretch in stretches:
         ids += stretch
         text = vocabulary.decode([*opening, *ids])[skip:]
-        if not text.endswith(_UNFINISHED) and text != told:
-            yield text[len(told) :]
-            told = text
+        if not text.endswith(_REPLACEMENT) and text != yielded:
+            yield text[len(yielded) :]
+            yielded = text
     text = vocabulary.decode([*opening, *ids])[skip:]
-    if text != told:
-        yield text[len(told) :]
+    if text != yielded:
+        yield text[len(yielded) :]

@@ -18,7 +18,11 @@ PAIR = ("[Text]hello", " world and more")
 
 def main(directory: str) -> None:
     one = SpiritLM.from_pretrained(directory, dtype="float32")
-    want = [segment.content for answer in one.generate_batch(PROMPTS, "text", 16, temperature=0) for segment in answer]
+    want = [
+        segment.content
+        for answer in one.generate_batch(PROMPTS, "text", max_new_tokens=16, temperature=0)
+        for segment in answer
+    ]
     score = one.log_likelihood(*PAIR)[0]
     for sizes in ((1, 1, 4), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
@@ -30,17 +34,21 @@ def main(directory: str) -> None:
             assert shard == (weight.shape[0] // sizes[2], 2, weight.shape[2] // sizes[1]), (sizes, shard)
             got = [
                 segment.content
-                for answer in lm.generate_batch(PROMPTS, "text", 16, temperature=0)
+                for answer in lm.generate_batch(PROMPTS, "text", max_new_tokens=16, temperature=0)
                 for segment in answer
             ]
             assert int8 or got == want, (sizes, got, want)
             assert abs(lm.log_likelihood(*PAIR)[0] - score) < (2 if int8 else 1e-3), sizes
             if int8:
                 continue
-            drawn = lm.generate_ids(lm.vocabulary.encode(PROMPTS[1]), "speech", 8, temperature=1.0, seed=1)
+            drawn = lm.generate_ids(
+                lm.vocabulary.encode(PROMPTS[1]), "speech", max_new_tokens=8, temperature=1.0, seed=1
+            )
             assert (
                 drawn.tolist()
-                == one.generate_ids(one.vocabulary.encode(PROMPTS[1]), "speech", 8, temperature=1.0, seed=1).tolist()
+                == one.generate_ids(
+                    one.vocabulary.encode(PROMPTS[1]), "speech", max_new_tokens=8, temperature=1.0, seed=1
+                ).tolist()
             )
             assert lm.logits(lm.vocabulary.encode(PROMPTS[0])).shape[-1] == lm.config.vocab_size
     print("equal")

@@ -1,7 +1,7 @@
-"""Audio in, tokens between, audio out, against the reference's own recorded runs.
+"""From audio to tokens and from tokens to audio, against the reference's own recorded runs.
 
-The language model's weights of these runs are not at hand (see test_greedy), so its recorded tokens take its place: what comes
-before them is encoded and built here, what comes after is split and synthesised here.
+The language model's weights of these runs are not available (see test_greedy), so its recorded tokens replace it: the
+prompts before them are encoded here, and the answers after them are split and synthesized here.
 """
 
 import functools
@@ -12,6 +12,7 @@ import pytest
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
+from spirit_jax.inference.prompts import EncodedPrompt
 from tests.support.golden_clips import clip
 from tests.support.goldens import golden, golden_arrays, golden_json
 
@@ -32,7 +33,7 @@ def lm(request, tmp_path_factory) -> SpiritLM:
     return SpiritLM.from_pretrained(target, dtype="float32")
 
 
-def test_answers(lm):
+def test_answers_are_those_of_the_reference(lm):
     """Segments, and the first 12000 samples of each waveform within the golden tolerance of 2e-4."""
     waves = golden_arrays("e2e.npz")
     spoken = 0
@@ -41,7 +42,8 @@ def test_answers(lm):
             continue
         modality = MODALITY[run["n_bad_words"]]
         new = run["generated_ids"][len(run["input_ids"]) :]
-        segments = lm._answer(run["input_ids"], new, modality, (), 1 if name == "s2s" else 2)
+        prompt = EncodedPrompt(np.array(run["input_ids"]), modality)
+        segments = lm.decode_answer(prompt, np.array(new), speaker=1 if name == "s2s" else 2)
         if name == "single_tuple_not_list":  # recorded with the prompt in it
             continue
         assert [segment.kind.upper() for segment in segments] == [kind for kind, _ in run["outputs"]], name
@@ -57,34 +59,37 @@ def test_answers(lm):
 
 
 def test_speech_without_pitch_is_spoken(lm):
-    """Where the reference fails (an expressive run without pitch), there is sound."""
+    """The reference fails on an expressive run without pitch."""
     if lm.vocabulary.variant == "expressive":
         for name in ("arb1", "t2a"):
             run = recorded("expressive")[name]
             assert run["raises"] == "KeyError"
-            segments = lm._answer(run["input_ids"], run["generated_ids"][len(run["input_ids"]) :], "any", (), 2)
+            prompt = EncodedPrompt(np.array(run["input_ids"]))
+            segments = lm.decode_answer(prompt, np.array(run["generated_ids"][len(run["input_ids"]) :]))
             assert all(segment.content.size for segment in segments if segment.kind == "speech")
             assert [segment.kind for segment in segments].count("text") > 1
-    assert lm._voice("", 2)("[Hu3][Hu4]").size > 0
+    assert lm.voice().speak("[Hu3][Hu4]").size > 0
 
 
-def test_prompts_out_of_audio(lm):
+def test_audio_prompts_have_the_ids_of_the_reference(lm):
     audio = clip("libri_a")
     runs = recorded(lm.vocabulary.variant)
     for name, modality in (("s2t", "text"), ("s2s", "speech")):
-        string = lm.prompt_string([Segment.speech(audio)], modality)
-        assert string == runs[name]["prompt"]
-        assert lm.vocabulary.encode(string) == runs[name]["input_ids"]
+        prompt = lm.encode_prompt([Segment.speech(audio)], modality)
+        assert prompt.string == runs[name]["prompt"]
+        assert prompt.ids.tolist() == runs[name]["input_ids"]
 
 
-def test_stream_says_what_generate_says(lm):
-    """Text pieces joined are the text; audio chunks joined are the audio of the whole run."""
+def test_a_stream_adds_up_to_the_answer_of_generate(lm):
+    """Joined text pieces are the text, and joined audio chunks are the audio of the whole run."""
     if lm.vocabulary.variant != "base":
         pytest.skip("one variant is enough")
     prompt = "[Text]Hi[Speech]"
-    (whole,) = lm.generate(prompt, "speech", 24)
-    chunks = [segment.content for segment in lm.stream(prompt, "speech", 24)]
+    (whole,) = lm.generate(prompt, "speech", max_new_tokens=24)
+    chunks = [segment.content for segment in lm.stream(prompt, "speech", max_new_tokens=24)]
     assert len(chunks) > 1
     np.testing.assert_allclose(np.concatenate(chunks), whole.content, atol=2e-4)
-    (text,) = lm.generate("[Text]Hi", "text", 24)
-    assert "".join(segment.content for segment in lm.stream("[Text]Hi", "text", 24)).strip() == text.content
+    (text,) = lm.generate("[Text]Hi", "text", max_new_tokens=24)
+    assert (
+        "".join(segment.content for segment in lm.stream("[Text]Hi", "text", max_new_tokens=24)).strip() == text.content
+    )

@@ -1,4 +1,4 @@
-"""Every script in examples/, run as its docstring says, on a whole checkpoint: a random model with HuBERT and HiFi-GAN."""
+"""Every script in examples/ runs as its docstring says, on a random model with HuBERT and HiFi-GAN."""
 
 import os
 import pathlib
@@ -113,7 +113,9 @@ def test_multi_host(checkpoint):
     ]
     told = [process.communicate(timeout=240) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
-    (alone,) = SpiritLM.from_pretrained(checkpoint).generate([Segment.text("Once upon a time")], "text", 50)
+    (alone,) = SpiritLM.from_pretrained(checkpoint).generate(
+        [Segment.text("Once upon a time")], "text", max_new_tokens=50
+    )
     # Gloo says on standard output, too, that it is connected
     said = ["\n".join(line for line in out.split("\n") if not line.startswith("[Gloo]")).strip() for out, _ in told]
     assert said == [alone.content.strip(), ""]

@@ -5,7 +5,8 @@ import torch
 from transformers import LlamaForCausalLM
 
 from spirit_jax import SpiritLM
-from spirit_jax.inference.prompts import MODALITIES, forbidden_ids
+from spirit_jax.inference.grammar import forbidden_ids
+from spirit_jax.inference.prompts import MODALITIES
 from tests.support import checkpoints
 from tests.support.goldens import golden, golden_arrays, golden_json
 from tests.support.llamas import golden_llama
@@ -42,15 +43,15 @@ def test_greedy_ids_are_those_of_hugging_face(name):
             }
             with torch.no_grad():
                 wanted.append(model.generate(torch.tensor([ids]), **kwargs)[0, len(ids) :].tolist())
-        assert [lm.generate_ids(ids, modality, 32).tolist() for ids in prompts] == wanted, modality
+        assert [lm.generate_ids(ids, modality, max_new_tokens=32).tolist() for ids in prompts] == wanted, modality
 
 
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_recorded_greedy_ids(name):
     """Prompts' ids, and greedy ids as far as the recorded model is known.
 
-    Coordinate 0 of the golden files' embedding was overwritten after recording; `golden_llama` has it back for the ids of
-    the prompts, so that an answer can be followed up to its first token outside them, that token included.
+    Coordinate 0 of the golden files' embedding was overwritten after recording; `golden_llama` has it back for the ids
+    of the prompts, so that an answer can be followed up to its first token outside them, that token included.
     """
     config, params = golden_llama(name)
     known = set(golden_arrays("../variants/llama_coordinate_0.npz")[f"{name}/ids"].tolist())
@@ -62,6 +63,6 @@ def test_recorded_greedy_ids(name):
             assert vocabulary.encode(case["prompt"]) == case["prompt_ids"], key
         want = case["new_ids"]
         length = next((i for i, token in enumerate(want, 1) if token not in known), len(want))
-        assert lm.generate_ids(case["prompt_ids"], modality, 32).tolist()[:length] == want[:length], key
+        assert lm.generate_ids(case["prompt_ids"], modality, max_new_tokens=32).tolist()[:length] == want[:length], key
         compared += length
     assert compared >= len(list(cases(name)))

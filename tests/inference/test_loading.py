@@ -1,4 +1,4 @@
-"""Parameters as generation loads them, against the whole tree loaded by Orbax and changed at once; and how much is read at a time."""
+"""Loading layer by layer gives the parameters that loading all at once gives, and takes little memory."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from spirit_jax import checkpoint
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import from_dict
-from spirit_jax.inference import engine, network
-from spirit_jax.inference.grammar import Grammar
-from spirit_jax.inference.int8 import quantise_leaf
-from spirit_jax.inference.loading import load_params
+from spirit_jax.inference import network, steps
+from spirit_jax.inference.grammar import Constraints
+from spirit_jax.inference.int8 import quantize_leaf
+from spirit_jax.inference.loading import load_params, model_config
+from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.steps import DecodeProgram, ModelArrays, PromptChunks, RowOptions
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -28,10 +31,10 @@ def model(dtype):
 
 
 def at_once(config, mesh, int8):
-    """Stacked parameters, the whole of them in memory."""
+    """Stacked parameters, all in memory."""
     directory = checkpoints.converted("small_expressive")
     params = checkpoint.load_llm(directory, network.sharded_abstract_params(config, mesh))
-    return jax.tree_util.tree_map_with_path(quantise_leaf, params) if int8 else params
+    return jax.tree_util.tree_map_with_path(quantize_leaf, params) if int8 else params
 
 
 def check_equal(found, expected):
@@ -43,7 +46,7 @@ def check_equal(found, expected):
 
 @pytest.mark.parametrize("int8", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_layer_at_a_time_gives_the_same(mesh, dtype, int8):
+def test_loading_layer_by_layer_equals_loading_at_once(mesh, dtype, int8):
     config = model(dtype)
     found = load_params(checkpoints.converted("small_expressive"), config, mesh, int8)
     check_equal(found, network.arrange(config, at_once(config, mesh, int8), mesh))
@@ -51,15 +54,14 @@ def test_a_layer_at_a_time_gives_the_same(mesh, dtype, int8):
         assert found["layers"][0]["gate_up"]["int8"].dtype == jnp.int8
 
 
-def test_int8_where_layers_stay_stacked(mesh, monkeypatch):
-    """As on accelerators."""
+def test_int8_weights_of_accelerators_stay_stacked(mesh, monkeypatch):
     config = model("float32")
     monkeypatch.setattr(network, "on_cpu", lambda mesh: False)
     found = load_params(checkpoints.converted("small_expressive"), config, mesh, int8=True)
     check_equal(found, at_once(config, mesh, True))
 
 
-def test_no_more_than_a_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):
+def test_at_most_one_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):
     config, read = model("float32"), []
     whole = checkpoint.StoredArray.__getitem__
 
@@ -76,17 +78,31 @@ def test_no_more_than_a_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_int8_weights_are_dense_a_layer_at_a_time(mesh, dtype):
-    """Prefill and the decode loop work in less memory than three dense layers; all eight of them would be as much as no int8."""
+def test_int8_weights_are_converted_one_layer_at_a_time(mesh, dtype):
+    """Prefill and decode need less memory than three of the eight layers in floats."""
     config = LlamaConfig(512, 128, 512, 8, 4, 4, dtype=dtype, param_dtype=dtype)
     full = jax.jit(lambda: llama.init_params(config, jax.random.key(0)))()
     layer = sum(x.nbytes for x in jax.tree.leaves(full["layers"])) // config.num_hidden_layers
-    params = network.arrange(config, jax.tree_util.tree_map_with_path(quantise_leaf, full), mesh)
-    program, one = engine.Program(config, mesh, -1, 0, False, False), np.ones(1, np.int32)
-    grammar = Grammar(np.ones((6, 512), bool), np.zeros(512, np.int32), np.zeros((6, 7), np.int32))
-    tables = engine.Tables(np.zeros((3, 512), bool), grammar)
-    state, rows = engine._empty(program, params, 1, 64, 64), engine.Rows.of([engine.Request((), 8, 0)])
-    common = (program, params, tables, state, rows)
-    prompt = (one * 0, np.ones((1, 64), np.int32), one * 0, one * 64, one > 0)
-    for function, arguments in ((engine._prefill, prompt), (engine._decode, (np.int32(8), np.bool_(False)))):
-        assert function.lower(*common, *arguments).compile().memory_analysis().temp_size_in_bytes < 3 * layer
+    params = network.arrange(config, jax.tree_util.tree_map_with_path(quantize_leaf, full), mesh)
+    features = SamplingFeatures(shortlist=0, repetition_penalty=False, grammar=False)
+    program = DecodeProgram(config, mesh, eos_id=-1, features=features)
+    arrays, one = ModelArrays(params, Constraints.none(512)), np.ones(1, np.int32)
+    state = steps.init_state(program, params, slots=1, length=64, new_tokens=64)
+    options = RowOptions.of(SamplingParams(), "text", max_new_tokens=8)
+    chunks = PromptChunks(
+        tokens_bt=np.ones((1, 64), np.int32), slots_b=one * 0, start_b=one * 0, length_b=one * 64, is_last_b=one > 0
+    )
+    prefill = steps.prefill.lower(program, arrays, state, options, chunks, first=False)
+    limits = {"max_steps": np.int32(8), "until_free": np.bool_(False)}
+    decode = steps.decode.lower(program, arrays, state, options, **limits)
+    for lowered in (prefill, decode):
+        assert lowered.compile().memory_analysis().temp_size_in_bytes < 3 * layer
+
+
+def test_a_config_that_is_no_llama_is_refused():
+    with pytest.raises(CheckpointError, match="run.yaml: neither a checkpoint nor a config with a section 'model'"):
+        model_config({"seed": 1}, "run.yaml")
+    with pytest.raises(CheckpointError, match="config.json: 'model' does not describe a Llama .*hidden"):
+        model_config({"model": {"hidden": 3}}, "config.json")
+    with pytest.raises(CheckpointError, match="dtype must be one of float32, bfloat16, found 'float8'"):
+        model_config({"model": {}}, "config.json", "float8")

@@ -8,9 +8,9 @@ import sys
 from tests.support import checkpoints
 
 
-def test_meshes():
-    """Tensor-parallel, with rows spread, and with weights spread: the same greedy and drawn tokens, and weights in shards
-    as the table of rules says; log-likelihoods within 1e-3 of 93 nats (float32 sums in another order)."""
+def test_every_mesh_generates_what_one_device_does():
+    """Greedy and drawn tokens are equal under tensor parallelism, with rows spread and with weights spread. Weights lie
+    in the shards of the table of rules. Log-likelihoods are within 1e-3 of 93 nats (float32 sums in another order)."""
     root = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.inference.eight_devices", str(checkpoints.converted("small_expressive"))]
     environment = {**os.environ, "PYTHONPATH": str(root)}

@@ -8,7 +8,7 @@ import tempfile
 from spirit_jax import SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
-from spirit_jax.inference.sampling import Sampling
+from spirit_jax.inference.sampling import SamplingParams
 from tests.support.goldens import golden
 from tests.support.llamas import FOLDERS
 
@@ -44,7 +44,7 @@ def converted(name: str) -> pathlib.Path:
 def load(name: str) -> SpiritLM:
     """A golden checkpoint in float32, greedy where a test does not say otherwise (the checkpoint recommends drawing)."""
     lm = SpiritLM.from_pretrained(converted(name), dtype="float32")
-    lm.sampling = Sampling()
+    lm.sampling = SamplingParams()
     return lm
 
 
