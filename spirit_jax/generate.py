@@ -32,6 +32,7 @@ from spirit_jax.inference.results import RESULTS, PartialResults, describe_outpu
 from spirit_jax.inference.sampling import SamplingParams
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.speech.protocols import DEFAULT_SPEAKER
 
 PROG = "python -m spirit_jax.generate"
 
@@ -71,7 +72,7 @@ class GenerateConfig:
     """String that ends an answer; may be repeated."""
     grammar: bool = False
     """Keep generated speech well formed, whatever the model predicts."""
-    speaker: int | str = 2
+    speaker: int | str = DEFAULT_SPEAKER
     """Voice of the vocoder, by number or name."""
     overwrite: bool = False
     """Replace existing results; otherwise they stop the job before it starts."""
