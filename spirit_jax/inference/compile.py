@@ -64,14 +64,27 @@ def compile_generation(
         devices = devices[: math.prod(sizes)]
     device_mesh = make_mesh(mesh, devices, slots)
     slots = padded_rows(slots, device_mesh)
-    length = bucket(_PROMPT_TOKENS + new_tokens, config.max_position_embeddings)
+    # Two FLOPs a weight and token. Attention is left out, and so is a prefill's head, which reads one position.
+    head = config.vocab_size * config.hidden_size
+    weights = {"prefill": parameter_count(config) - 2 * head, "decode": parameter_count(config) - head}
+    tokens = {"prefill": _PROMPT_TOKENS, "decode": 1}
+    reports = {}
+    for name, lowered in lower_steps(config, device_mesh, slots=slots, new_tokens=new_tokens).items():
+        start = time.perf_counter()
+        compiled = lowered.compile()
+        seconds = time.perf_counter() - start
+        flops = 2.0 * weights[name] * slots * tokens[name]
+        reports[name] = make_report(compiled, topology, device_mesh, flops, compile_seconds=seconds)
+    return reports
+
+
+def lower_steps(config: LlamaConfig, mesh: Mesh, *, slots: int, new_tokens: int) -> dict[str, jax.stages.Lowered]:
+    """Lower "prefill" and "decode" as generation runs them, from shapes alone; arguments as in `compile_generation`."""
     sampled = SamplingParams(temperature=1.0)
-    program = DecodeProgram(config, device_mesh, eos_id=2, features=SamplingFeatures.of([sampled]))
-    params = network.sharded_abstract_params(config, device_mesh)
-    model = ModelArrays(params, _abstract(Constraints.none(config.vocab_size), device_mesh))
-    options = _abstract(
-        RowOptions.join([RowOptions.of(sampled, "text", max_new_tokens=new_tokens)] * slots), device_mesh
-    )
+    program = DecodeProgram(config, mesh, eos_id=2, features=SamplingFeatures.of([sampled]))
+    params = network.sharded_abstract_params(config, mesh)
+    model = ModelArrays(params, _abstract(Constraints.none(config.vocab_size), mesh))
+    options = RowOptions.join([RowOptions.of(sampled, "text", max_new_tokens=new_tokens)] * slots)
     chunks = PromptChunks(
         tokens_bt=np.zeros((slots, _PROMPT_TOKENS), np.int32),
         slots_b=np.zeros(slots, np.int32),
@@ -80,23 +93,17 @@ def compile_generation(
         is_last_b=np.zeros(slots, bool),
     )
     limits = {"max_steps": np.int32(new_tokens), "until_free": np.bool_(False)}
-    reports = {}
-    with tracing(device_mesh, config.dtype):
+    options, chunks, limits = _abstract(options, mesh), _abstract(chunks, mesh), _abstract(limits, mesh)
+    length = bucket(_PROMPT_TOKENS + new_tokens, config.max_position_embeddings)
+    with tracing(mesh, config.dtype):
         state = jax.eval_shape(
             lambda p: steps.init_state(program, p, slots=slots, length=length, new_tokens=bucket(new_tokens)), params
         )
         state = with_shardings(state, steps.state_shardings(program, state))
-        prefill = steps.prefill.lower(program, model, state, options, _abstract(chunks, device_mesh), first=False)
-        decode = steps.decode.lower(program, model, state, options, **_abstract(limits, device_mesh))
-        for name, lowered, tokens in (("prefill", prefill, _PROMPT_TOKENS), ("decode", decode, 1)):
-            start = time.perf_counter()
-            compiled = lowered.compile()
-            seconds = time.perf_counter() - start
-            # Two FLOPs a weight and token. Attention is left out, and so is a prefill's head, which reads one position.
-            weights = parameter_count(config) - config.vocab_size * config.hidden_size * (2 if tokens > 1 else 1)
-            flops = 2.0 * weights * slots * tokens
-            reports[name] = make_report(compiled, topology, device_mesh, flops, compile_seconds=seconds)
-    return reports
+        return {
+            "prefill": steps.prefill.lower(program, model, state, options, chunks, first=False),
+            "decode": steps.decode.lower(program, model, state, options, **limits),
+        }
 
 
 def _abstract(tree: Any, mesh: Mesh) -> Any:

@@ -1,0 +1,38 @@
+"""Prefill and decode can be compiled from shapes alone."""
+
+import jax
+import pytest
+
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.inference.compile import lower_steps, model_config
+from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+
+
+def test_both_steps_compile_without_weights():
+    """The decode step works in the memory of its cache: three slots of 512 + 100 tokens, padded to 1024, float32."""
+    config = LlamaConfig(512, 64, 128, 2, 4, 2)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    lowered = lower_steps(config, mesh, slots=3, new_tokens=100)
+    assert list(lowered) == ["prefill", "decode"]
+    cache = 2 * 2 * 3 * 1024 * 2 * 16 * 4  # keys and values, layers, slots, tokens, heads, head size, bytes
+    for step in lowered.values():
+        memory = step.compile().memory_analysis()
+        assert memory is not None
+        assert memory.alias_size_in_bytes >= cache  # the state is updated in place
+        assert cache < memory.output_size_in_bytes < 1.1 * cache
+
+
+def test_a_config_file_or_a_checkpoint_describes_the_model(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "model: {hidden_size: 64, num_attention_heads: 4, num_key_value_heads: 2, dtype: bfloat16}\nseed: 1\n"
+    )
+    config = model_config(path, None)
+    assert (config.hidden_size, config.dtype, config.param_dtype, config.remat) == (64, "bfloat16", "bfloat16", "none")
+    assert model_config(path, "float32").param_dtype == "float32"
+    path.write_text("seed: 1\n")
+    with pytest.raises(CheckpointError, match="run.yaml: neither a checkpoint nor a config with a section 'model'"):
+        model_config(path, None)
+    with pytest.raises(CheckpointError, match="nowhere: no such checkpoint directory"):
+        model_config("nowhere", None)
