@@ -4,6 +4,7 @@ A segment is `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a fil
 either `input`, a list of segments, or `prompt`, a token string.
 """
 
+import collections
 import json
 import os
 import pathlib
@@ -64,12 +65,11 @@ def read_prompts(path: str | os.PathLike) -> list[NamedPrompt]:
             prompts.append(_parse_line(line, number, pathlib.Path(path).parent))
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}") from error
-    ids = [prompt.id for prompt in prompts]
-    repeated = next((name for name in ids if ids.count(name) > 1), None)
-    if repeated is not None:
-        raise InputError(f"{path}: id {repeated!r} comes twice")
     if not prompts:
         raise InputError(f"{path}: no prompts in it")
+    name, count = collections.Counter(prompt.id for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        raise InputError(f"{path}: id {name!r} comes twice")
     return prompts
 
 
