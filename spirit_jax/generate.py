@@ -104,7 +104,7 @@ _NO_EFFECT_ON_ANSWERS = ("output", "input", "prompts", "few_shot", "slots", "ove
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. The exit code is 2 for a bad argument, 1 for a failed or interrupted job."""
     settings = config.parse(GenerateConfig, arguments, PROG, __doc__ or "")
-    with exit_codes(PROG, interrupted="interrupted; the same command continues where it stopped"):
+    with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         if settings.compile_topology is not None:
             for name, report in compile_run(settings, settings.compile_topology).items():
                 print(f"{name}, {settings.slots} slots\n{report}\n")
@@ -134,7 +134,7 @@ def _check_output(settings: GenerateConfig) -> pathlib.Path:
     if not nearest.is_dir():
         raise InputError(f"--output {directory}: {nearest} is a file")
     if (directory / RESULTS).exists() and not settings.overwrite:
-        raise InputError(f"{directory / RESULTS} exists; say --overwrite true to replace it")
+        raise InputError(f"{directory / RESULTS} exists; say --overwrite to replace it")
     return directory
 
 

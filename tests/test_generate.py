@@ -49,9 +49,9 @@ def test_existing_results_are_replaced_only_on_request(directory, tmp_path, caps
     with pytest.raises(SystemExit) as ended:
         run(*command, "--input", "text:Twice")
     assert ended.value.code == 2
-    assert "results.jsonl exists; say --overwrite true to replace it" in capsys.readouterr().err
+    assert "results.jsonl exists; say --overwrite to replace it" in capsys.readouterr().err
     assert results(tmp_path)[0]["prompt"] == "[Text]Once"
-    run(*command, "--input", "text:Twice", "--overwrite", "true")
+    run(*command, "--input", "text:Twice", "--overwrite")
     assert results(tmp_path)[0]["prompt"] == "[Text]Twice"
 
 
@@ -206,7 +206,7 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch, capsys, asked):
         with pytest.raises(SystemExit) as ended:
             run(*command, "--output", tmp_path / "cut")
     assert ended.value.code == 1
-    assert capsys.readouterr().err.strip().endswith("interrupted; the same command continues where it stopped")
+    assert capsys.readouterr().err.strip().endswith("interrupted; the same command resumes the job")
     assert not (tmp_path / "cut" / "results.jsonl").exists()
     with (tmp_path / "cut" / "results.jsonl.part").open("a") as part:
         part.write('[3, "{\\"id')  # as kill -9 may leave it
