@@ -1,8 +1,8 @@
 """The released speech networks in PyTorch, as functions of a released file's tensors under their released names.
 
-They are written from docs/formats.md and share no code with `spirit_jax.models` and the mapping tables, so that
-`verify` and the tests compare the JAX networks with an independent implementation. PyTorch is imported when a function
-runs, because a conversion does not need it.
+They are written from docs/formats.md, apart from `spirit_jax.models` and the mapping tables, so that `verify` and the
+tests compare the JAX networks with an independent implementation. PyTorch is imported when a function runs, because a
+conversion does not need it.
 """
 
 from collections.abc import Mapping
