@@ -3,13 +3,13 @@
     python benchmarks/encode.py [--rounds 5] [--seconds 10] [--clips 8]
 
 The networks have full size: HuBERT at 25 Hz up to layer 11 and the style encoder, both with random weights, against
-transformers; FCPE with its real weights against torchfcpe, where only our side also runs the VQ-VAE (0.2 M parameters); and
-all three in a row, as encoding expressive units needs them.
+transformers; FCPE with its real weights against torchfcpe, where only our side also runs the VQ-VAE (0.2 M parameters);
+and all three in a row, as encoding expressive units needs them.
 
-Each is timed on one clip, and then on a folder of clips of many lengths: PyTorch clip by clip, as the reference does, ours in
-batches (`encode_batch`). Rounds alternate between the two sides. Printed are the real-time factors of the best round (seconds
-of audio a second) and the median over rounds of ours / torch. The outputs are compared first. Only the ratio can be compared
-between machines and between runs.
+Each is timed on one clip, and then on a folder of clips of many lengths: PyTorch clip by clip, as the reference does,
+ours in batches (`encode_batch`). Rounds alternate between the two sides. Printed are the real-time factors of the best
+round (seconds of audio a second) and the median over rounds of ours / torch. The outputs are compared first. Only the
+ratio can be compared between machines and between runs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ import torch
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 # transformers imports torchaudio if it can, and a build for another torch does not load. None makes the import fail.
-sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  # documented by Python, not by its stubs
+sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  # documented, not in the stubs
 import transformers  # noqa: E402
 
 from spirit_jax.checkpoint import unflatten  # noqa: E402
@@ -195,8 +195,9 @@ def main() -> None:
     features, expected = phonetic.ours([clip])[0], phonetic.torch(clip)
     same_styles = (style_units.ours([clip])[0] == style_units.torch(clip)).all()
     print(
-        f"largest differences: HuBERT features {np.abs(features - expected).max():.1e} of {np.abs(expected).max():.1f}, "
-        f"F0 {np.abs(f0 - f0_reference).max():.1e} Hz; styles {'equal' if same_styles else 'differ'}"
+        f"largest differences: HuBERT features {np.abs(features - expected).max():.1e} "
+        f"of {np.abs(expected).max():.1f}, F0 {np.abs(f0 - f0_reference).max():.1e} Hz; "
+        f"styles {'equal' if same_styles else 'differ'}"
     )
     single = [phonetic, style_units, pitch_units]
     together = Contest(

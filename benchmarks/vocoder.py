@@ -2,9 +2,9 @@
 
     python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7]
 
-Both sides have their weight norm multiplied out and run in float32 on the same cores, in turn; medians are compared. Ours is
-all of `HifiGanVocoder.decode_batch` on frame-rate units, with windows, masks and copies to NumPy. PyTorch's is the network
-alone (`tests/support/torch_hifigan.py`).
+Both sides have their weight norm multiplied out and run in float32 on the same cores, in turn; medians are compared.
+Ours is all of `HifiGanVocoder.decode_batch` on frame-rate units, with windows, masks and copies to NumPy. PyTorch's is
+the network alone (`tests/support/torch_hifigan.py`).
 
 The last line measures a stream: the time to compute each chunk once its units are there. Waiting for the units that the
 vocoder looks ahead comes on top (`HifiGanVocoder.latency`).

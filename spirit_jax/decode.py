@@ -2,8 +2,8 @@
 
     python -m spirit_jax.decode --checkpoint DIR --input UNITS --output DIR [--speaker ex01] [--format flac]
 
-UNITS is a unit string ("[St71][Pi39][Hu99]..."), a text file with one unit string a line, each optionally after a name and a
-tab, or a directory of unit records, as `python -m spirit_jax.encode` writes it.
+UNITS is a unit string ("[St71][Pi39][Hu99]..."), a text file with one unit string a line, each optionally after a name
+and a tab, or a directory of unit records, as `python -m spirit_jax.encode` writes it.
 """
 
 import dataclasses
@@ -47,13 +47,13 @@ class DecodeConfig:
     output: str
     """Directory for the audio files, one for each item, named after it."""
     variant: Literal["auto", "base", "expressive"] = "auto"
-    """Which vocoder. auto takes the one that the checkpoint has; of two, the expressive one if the first item has pitch units."""
+    """Which vocoder. auto: the one that the checkpoint has; of two, the expressive one if the first item has pitch."""
     speaker: int | str = DEFAULT_SPEAKER
     """Voice: number or name of a speaker of the vocoder."""
     style: int | str | None = None
-    """Style of all items: number or name (base), or a style unit (expressive). null: the default, or the style of the units."""
+    """Style of all items: number or name (base), or style unit (expressive). null: the default, or the units' own."""
     predict_durations: bool | None = None
-    """Whether the vocoder chooses how long each unit lasts. null: yes for strings, no for records, whose units are frames."""
+    """Whether the vocoder chooses the length of each unit. null: yes for strings, no for records, which hold frames."""
     format: Literal["wav", "flac"] = "wav"
     """Format of the files, 16 bits."""
     split: str | None = None

@@ -1,4 +1,4 @@
-"""The decode command, in process, on a checkpoint with a small HiFi-GAN of the released strides and random weights."""
+"""The decode command on a checkpoint with small random HiFi-GANs that have the released strides."""
 
 import dataclasses
 import json
@@ -26,12 +26,12 @@ BASE = HifiGanConfig(
     resblock_dilation_sizes=((1,),),
 )
 EXPRESSIVE = dataclasses.replace(BASE, num_styles=0, num_f0_tokens=64, num_style_tokens=100)
-STEP = 1 / 32768  # of 16-bit audio
+STEP = 1 / 32768  # step of 16-bit audio
 
 
 @pytest.fixture(scope="module")
 def vocoders():
-    """Loud enough that silence would be noticed, and not saturated: weights of 0.5 turn one rounding into a 16-bit step."""
+    """Weights of 0.3: audio is neither silent nor so loud that one rounding becomes a 16-bit step, as with 0.5."""
 
     def random(network):
         shapes = jax.eval_shape(HifiGan(network).init, jax.random.key(0), np.zeros((1, 1), np.int32))["params"]
@@ -72,7 +72,7 @@ def written(path):
     return audio
 
 
-def test_a_string_becomes_a_file(run, vocoders, tmp_path, capsys):
+def test_a_string_is_written_to_one_file(run, vocoders, tmp_path, capsys):
     units = "[Hu9][Hu3][Hu400]"
     run(units, "--speaker", "bob")
     expected = vocoders["base"].decode(units, speaker=1)
@@ -91,20 +91,20 @@ def test_pitch_chooses_the_expressive_vocoder_and_variant_overrides(run, vocoder
     np.testing.assert_allclose(written(tmp_path / "base/units.wav"), base, atol=STEP)
 
 
-def test_a_file_of_strings_gives_a_file_a_line(run, vocoders, tmp_path):
+def test_each_line_of_a_text_file_is_written_to_its_own_file(run, vocoders, tmp_path):
     lines = ["first\t[Hu9][Hu3]", "", "../../a b\t[Hu1]", "[Hu7][Hu8][Hu9]"]
     source = tmp_path / "units.txt"
     source.write_text("\n".join(lines))
     run(source, "--predict_durations", "false")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["_.._a_b.wav", "first.wav", "units-00002.wav"]
     assert written(tmp_path / "out/units-00002.wav").size == 3 * 640
-    # The same batch: 16 bits truncate by up to the whole step, so there is no room for another program's rounding.
+    # Decoded in the same batch: 16-bit files differ by up to a step, which leaves no room for other rounding.
     batch = ["[Hu9][Hu3]", "[Hu1]", "[Hu7][Hu8][Hu9]"]
     expected = vocoders["base"].decode_batch(batch, predict_durations=False)[0]
     np.testing.assert_allclose(written(tmp_path / "out/first.wav"), expected, atol=STEP)
 
 
-def test_records_are_frames(run, vocoders, tmp_path):
+def test_units_of_records_are_frames(run, vocoders, tmp_path):
     rng = np.random.default_rng(0)
     units = SpeechUnits(rng.integers(0, 500, 26), rng.integers(0, 64, 13), rng.integers(0, 100, 2))
     with RecordWriter(tmp_path / "records", "dev") as writer:
@@ -115,12 +115,12 @@ def test_records_are_frames(run, vocoders, tmp_path):
     np.testing.assert_allclose(audio, vocoders["expressive"].decode(units), atol=STEP)
 
 
-def test_nothing_is_overwritten_unless_told(run, tmp_path, capsys):
+def test_existing_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
     run("[Hu1]")
     before = (tmp_path / "out/units.wav").read_bytes()
     assert "units.wav exists" in fails(2, capsys, run, "[Hu2][Hu3]")
     assert (tmp_path / "out/units.wav").read_bytes() == before
-    run("[Hu2][Hu3]", "--overwrite", "true")
+    run("[Hu2][Hu3]", "--overwrite")
     assert (tmp_path / "out/units.wav").read_bytes() != before
 
 
@@ -152,7 +152,7 @@ def test_a_missing_checkpoint_or_vocoder_is_a_bad_argument(run, tmp_path, capsys
     assert "needs a 'kind'" in fails(2, capsys, decode.main, [*call, str(checkpoint), "--variant", "base"])
 
 
-def test_items_that_cannot_be_spoken_are_named_and_the_rest_is(run, tmp_path, capsys):
+def test_items_that_cannot_be_spoken_are_listed_and_the_others_written(run, tmp_path, capsys):
     source = tmp_path / "units.txt"
     source.write_text("good\t[Hu1][Hu2]\nblank\t[Hu500]\nodd\t[Hu1]]\n")
     error = fails(1, capsys, run, source)
@@ -163,13 +163,13 @@ def test_items_that_cannot_be_spoken_are_named_and_the_rest_is(run, tmp_path, ca
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.wav"]
 
 
-def test_two_items_of_one_name_are_refused(run, tmp_path, capsys):
+def test_two_items_with_the_same_name_are_refused(run, tmp_path, capsys):
     source = tmp_path / "units.txt"
     source.write_text("a/b\t[Hu1]\na b\t[Hu2]\n")
     assert "two items would be written as 'a_b'" in fails(2, capsys, run, source)
 
 
-def test_help_teaches(capsys):
+def test_help_explains_the_command(capsys):
     assert "the help above lists the options" in fails(2, capsys, decode.main, [])
     with pytest.raises(SystemExit) as stop:
         decode.main(["--help"])

@@ -1,7 +1,7 @@
 """Checks and acoustic features that every kind of speech part may use, in NumPy: unit grids and log-mel spectra.
 
-All grids follow the unit streams. HuBERT unit i covers samples 640 i to 640 i + 720, so it owns four mel frames, 10 ms apart
-and centered on it, and two F0 frames of 20 ms. Pitch unit k owns F0 frames 4 k to 4 k + 3.
+All grids follow the unit streams. HuBERT unit i covers samples 640 i to 640 i + 720, so it owns four mel frames, 10 ms
+apart and centered on it, and two F0 frames of 20 ms. Pitch unit k owns F0 frames 4 k to 4 k + 3.
 """
 
 import functools

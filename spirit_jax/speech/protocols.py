@@ -1,8 +1,8 @@
 """What `SpeechTokenizer` and the commands ask of the parts of a speech tokenizer.
 
-A part is a directory under `speech_tokenizer/` of a checkpoint: a `config.json`, whose "kind" names the class, and arrays.
-`speech/released` and `speech/scratch` each have a class for every role below and know nothing of each other. A new kind of
-part implements `Part` and the protocol of its role, and is listed in `speech/loading.py`.
+A part is a directory under `speech_tokenizer/` of a checkpoint: a `config.json`, whose "kind" names the class, and
+arrays. `speech/released` and `speech/scratch` each have a class for every role below and know nothing of each other. A
+new kind of part implements `Part` and the protocol of its role, and is listed in `speech/loading.py`.
 
 Clips are float32 [R] in [-1, 1] at 16 kHz, of 1280 samples (80 ms) to 1,600,000 samples (100 s).
 """
@@ -113,7 +113,8 @@ class Vocoder(Protocol):
             speaker: number or name of a voice.
             style: number or name of a style for the whole utterance; None for the style of the units, or the default.
             predict_durations: let the vocoder choose how many frames each unit lasts, as units without repetitions
-                need. Otherwise a phonetic unit is a frame of 40 ms. Frame-rate units that carry pitch keep their frames.
+                need. Otherwise a phonetic unit is a frame of 40 ms. Frame-rate units that carry pitch keep their
+                frames.
 
         Raises:
             UnitError: there are no units, or units that the vocoder cannot speak.

@@ -1,4 +1,4 @@
-"""Log-mel spectra against librosa and known sounds, and unit counts."""
+"""Log-mel spectra against librosa and known sounds."""
 
 import librosa
 import numpy as np
@@ -22,7 +22,7 @@ def test_log_mel_of_noise_is_its_power_in_each_band():
 
 @pytest.mark.parametrize("unit", [0, 1, 7, 23])
 def test_mel_frames_are_centered_on_their_unit(unit):
-    # A click in the middle of a unit's receptive field is equally loud in the two middle frames and softer in the others.
+    # A click in the middle of a unit's receptive field is equally loud in two frames and softer in the outer ones.
     audio = np.zeros(SAMPLE_RATE, np.float32)
     audio[unit * 640 + 360] = 1.0
     loud = features.log_mel(audio).mean(axis=1).reshape(-1, 4)

@@ -1,4 +1,4 @@
-"""Parts of a checkpoint directory: what loads, what is refused, and which code knows which parts."""
+"""Loading the parts of a checkpoint directory, and which modules know which parts."""
 
 import ast
 import json
@@ -18,7 +18,7 @@ FOLDER = pathlib.Path(speech.__file__).parent
 
 @pytest.mark.parametrize(("one", "other"), [("released", "scratch"), ("scratch", "released")])
 def test_released_and_scratch_parts_do_not_know_each_other(one, other):
-    """Nor do they import the modules that know both."""
+    """They do not import the modules that know both kinds either."""
     forbidden = {f"spirit_jax.speech.{name}" for name in (other, "loading", "tokenizer")} | {"spirit_jax.speech"}
     for path in (FOLDER / one).glob("*.py"):
         nodes = ast.walk(ast.parse(path.read_text()))

@@ -1,4 +1,4 @@
-"""The tokenizer of released parts, end to end against the reference: units, strings, chunks of 100 s, stereo, errors."""
+"""The tokenizer of released parts against the reference: units, strings, chunks of 100 s, stereo, errors."""
 
 import dataclasses
 import json
@@ -190,7 +190,7 @@ def test_unusable_audio_and_checkpoints_are_refused(directory, tokenizer, tmp_pa
     with pytest.raises(CheckpointError, match="no vocoder"):
         tokenizer.decode("[St1][Pi1][Hu1]")
     with pytest.raises(ValueError, match="f0 must be one of"):
-        SpeechTokenizer.from_pretrained(directory, f0="crepe")  # pyright: ignore[reportArgumentType]  # refused at run time
+        SpeechTokenizer.from_pretrained(directory, f0="crepe")  # pyright: ignore[reportArgumentType]
 
 
 def test_units_of_the_released_weights_equal_the_published_ones():

@@ -1,8 +1,8 @@
 """Runs clips of any length through a network that is compiled for a few padded lengths.
 
-Each padded length is a program of its own, so a platform decides how many there are. A CPU compiles fast and computes slowly:
-it gets many lengths, which waste little on padding, and batches of 1, 2, 4, ... rows. An accelerator compiles for long and
-computes fast: it gets every fourth length and one batch size for each.
+Each padded length is a program of its own, so a platform decides how many there are. A CPU compiles fast and computes
+slowly: it gets many lengths, which waste little on padding, and batches of 1, 2, 4, ... rows. An accelerator compiles
+for long and computes fast: it gets every fourth length and one batch size for each.
 """
 
 import functools
@@ -108,7 +108,7 @@ def replicate(params: _Tree) -> _Tree:
 
 
 def jit_float32(function: Callable, **options: Any) -> Callable:
-    """`jax.jit` with full float32 products. Accelerators round them by default, and units would depend on the device."""
+    """`jax.jit` with full float32 products. Accelerators round them by default, which would change units."""
 
     @functools.wraps(function)
     def run(*arguments):

@@ -16,8 +16,8 @@ from spirit_jax.speech.released.batches import encode_clips, jit_float32, replic
 def replace_blanks(units: Int[np.ndarray, " T"], blank: int, fallback: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
     """Replace each blank by the nearest unit to its left (docs/formats.md, "Linear quantizer").
 
-    Blanks at the start take the last unit of the utterance, as in the reference. An utterance of blanks alone, which the
-    reference cannot speak, becomes `fallback`.
+    Blanks at the start take the last unit of the utterance, as in the reference. An utterance of blanks alone, which
+    the reference cannot speak, becomes `fallback`.
     """
     (filled,) = np.nonzero(units != blank)
     if not len(filled):

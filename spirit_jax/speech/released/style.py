@@ -53,7 +53,7 @@ class Wav2Vec2Style:
         return self._arrays
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " K"]:
-        """Units of one clip, int32, one for every 50 frames of 320 samples or part of them. Errors as in `encode_batch`."""
+        """Units of one clip, int32, one for every 50 frames of 20 ms or part of them. Errors as in `encode_batch`."""
         return self.encode_batch([audio])[0]
 
     def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " K"]]:

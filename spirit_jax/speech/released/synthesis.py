@@ -3,8 +3,9 @@
 A long input is cut into windows, and each window is computed with the positions around it that its output depends on
 (`HifiGanConfig.context`). The output is that of the whole input at once, and nothing is compiled for a new length.
 
-Each window length and each batch size is a program of its own. A CPU compiles fast and computes slowly: it gets four lengths,
-and batches padded to a power of two. An accelerator compiles for long and computes fast: it gets the largest of each.
+Each window length and each batch size is a program of its own. A CPU compiles fast and computes slowly: it gets four
+lengths, and batches padded to a power of two. An accelerator compiles for long and computes fast: it gets the largest
+of each.
 """
 
 import functools

@@ -103,8 +103,8 @@ class HifiGanVocoder:
         Args:
             batch: units, their string form, or mappings (`UnitsLike`).
             speaker: row of the speaker table or name of a speaker; one for all utterances or one for each.
-            style: for Base, row of the global style table or name of a style. For Expressive, a style unit that replaces
-                those of the utterances.
+            style: for Base, row of the global style table or name of a style. For Expressive, a style unit that
+                replaces those of the utterances.
             predict_durations: let the duration predictor choose how many frames each unit lasts, as deduplicated units
                 need. Otherwise a unit is a frame. As in the reference, frame-rate units that carry pitch keep their
                 frames, and Base units get durations whether deduplicated or not.

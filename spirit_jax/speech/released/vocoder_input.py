@@ -12,8 +12,8 @@ from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.units import SpeechUnits, UnitError
 
 UnitsLike = SpeechUnits | str | Mapping[str, ArrayLike]
-"""Units, their string form, or a mapping with integers under `hubert` and, for an expressive vocoder, `pitch` and `style`.
-Negative phonetic units of a mapping are padding and are dropped."""
+"""Units, their string form, or a mapping with integers under `hubert` and, for an expressive vocoder, `pitch` and
+`style`. Negative phonetic units of a mapping are padding and are dropped."""
 
 
 class VocoderError(UnitError):
@@ -34,7 +34,7 @@ class Voice:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VocoderInput:
-    """Codes of N positions, int32 [N] each: one position is a unit before durations are known, then a frame of 40 ms."""
+    """Codes of N positions, int32 [N] each. A position is a unit, and after durations are known a frame of 40 ms."""
 
     units: Int[np.ndarray, " N"]
     """Phonetic units."""
@@ -101,7 +101,8 @@ def prepare_input(
 
     Returns:
         The codes, and whether their durations are to be predicted. Pitch of another length than the phonetic units runs
-        at its frame rate, so the phonetic units are frames and keep their durations (docs/formats.md, "Speech tokenizer").
+        at its frame rate, so the phonetic units are frames and keep their durations
+        (docs/formats.md, "Speech tokenizer").
 
     Raises:
         VocoderError: no units, a unit out of range, a stream missing or of a length that does not fit, or durations

@@ -226,7 +226,7 @@ class GriffinLim:
         return None
 
     def speaker_index(self, speaker: int | str) -> int:
-        """The index into `speakers` of a voice given by index or name; the default is the last voice if there are fewer.
+        """The index into `speakers` of a voice. The default speaker is the last voice if there are fewer.
 
         Raises:
             VoiceError: an unknown speaker.
@@ -338,7 +338,7 @@ def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " 
 
 
 def _stft(audio: Float[np.ndarray, " R"]) -> Complex[np.ndarray, "frames bins"]:
-    """Spectra of frames of 30 ms every 10 ms, [R / 160 + 2, bins]. The first starts 20 ms early: each sample is in three."""
+    """Spectra of frames of 30 ms every 10 ms, [R / 160 + 2, bins]. Each sample lies in three frames."""
     padded = np.pad(audio, 2 * HOP)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
     return np.asarray(scipy.fft.rfft(frames * hann(_WINDOW), FFT, axis=1))
@@ -357,7 +357,7 @@ def _istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[
 
 
 def _griffin_lim(target: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
-    """A signal whose spectrum is close to the amplitudes of `target`, starting from its phases (Griffin and Lim 1984)."""
+    """A signal with amplitudes close to those of `target`, starting from its phases (Griffin and Lim 1984)."""
     amplitude, audio = np.abs(target), _istft(target, samples)
     for _ in range(_ITERATIONS):
         rebuilt = _stft(audio)

@@ -1,6 +1,7 @@
 """Phonetic units from scratch: k-means over log-mel spectra at 25 Hz.
 
-HuBERT's first training iteration labels its targets in the same way, with MFCC as features (arXiv 2106.07447, section 2).
+HuBERT's first training iteration labels its targets in the same way, with MFCC as features
+(arXiv 2106.07447, section 2).
 """
 
 from collections.abc import Mapping, Sequence

@@ -27,8 +27,8 @@ def log_f0(audio: Float[np.ndarray, " R"]) -> tuple[Float[np.ndarray, " frames"]
     """The F0 contour of a clip relative to its mean, and the mean.
 
     Returns:
-        `(octaves, mean)`: octaves above the mean, float32, four frames of 20 ms for each pitch unit, NaN where unvoiced;
-        and the mean in log2 Hz, NaN for a clip without a voice.
+        `(octaves, mean)`: octaves above the mean, float32, four frames of 20 ms for each pitch unit, NaN where
+        unvoiced; and the mean in log2 Hz, NaN for a clip without a voice.
     """
     pitch, voiced = f0(audio, pitch_frames(audio.size) * _F0_FRAMES)
     if not voiced.any():
@@ -51,10 +51,10 @@ def _pitch_of_units(
 
 @dataclass(frozen=True, eq=False)
 class F0Quantiles:
-    """Part kind "f0_quantiles": F0 relative to the clip's mean, in bins that are equally frequent in the training speech.
+    """Part kind "f0_quantiles": F0 relative to the clip's mean, in bins that are equally frequent in training.
 
-    Unit 0 is unvoiced; the other units rise in pitch. The released pitch encoder also removes the mean, which leaves the
-    intonation and takes away the voice.
+    Unit 0 is unvoiced; the other units rise in pitch. The released pitch encoder also removes the mean, which leaves
+    the intonation and takes away the voice.
 
     Attributes:
         edges: float32 [units - 2], edges between the bins in octaves.
@@ -124,8 +124,8 @@ def style_features(
     """Three statistics of each second together with the seconds before and after it: register, brightness and pace.
 
     Register is the mean of log2 F0 over voiced frames, or of the clip if there are none. Brightness is how much louder
-    the upper half of the mel bands is than the lower half. Pace is how fast the spectrum changes. The neighboring seconds
-    count because a style lasts longer than a second.
+    the upper half of the mel bands is than the lower half. Pace is how fast the spectrum changes. The neighboring
+    seconds count because a style lasts longer than a second.
 
     Args:
         spectrum: log-mel, a frame every 10 ms.

@@ -1,4 +1,4 @@
-"""The forms that run on accelerators, run here: other layouts, few shapes, the same units and the same audio."""
+"""The code that runs on accelerators, run on CPU: it has other layouts and fewer shapes, and the same units and audio."""
 
 import numpy as np
 import pytest
@@ -39,10 +39,11 @@ def test_style_units_equal_the_reference(accelerator):
 
 
 @pytest.mark.parametrize("variant", ["base", "expressive"])
-def test_audio_equals_that_of_the_forms_for_cpus(accelerator, monkeypatch, variant):
-    """Clips that fit the one window and one that does not, against the forms for CPUs, which have tests of their own.
+def test_audio_equals_that_of_the_code_for_cpus(accelerator, monkeypatch, variant):
+    """Clips shorter and longer than the window, compared with the code for CPUs, which other tests hold to the reference.
 
-    2e-6 as between any two programs (float32)."""
+    Two float32 programs for one network differ by up to 2e-6.
+    """
     rng = np.random.default_rng(0)
     units = [
         SpeechUnits(

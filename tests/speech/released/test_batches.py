@@ -1,4 +1,4 @@
-"""Clips in padded batches: few shapes, bounded memory, the right row back to each clip, rows split over devices."""
+"""Clips in padded batches: each clip gets its own row, shapes are few, memory is bounded, devices share the rows."""
 
 import itertools
 import os
@@ -14,7 +14,7 @@ ROOT = pathlib.Path(__file__).parents[3]
 
 
 def energies(shapes):
-    """A stand-in network: a clip's squares in frames of 100 samples, as jax would give them."""
+    """A network that returns the energy of each frame of 100 samples, and records the shapes that it is called with."""
 
     def run(audio, lengths):
         shapes.append(audio.shape)
@@ -34,11 +34,11 @@ def test_every_clip_gets_its_own_row_and_shapes_are_few():
     assert all(b <= 4 / 3 * a + 1 for a, b in itertools.pairwise(PADDED_LENGTHS))
     assert {length for _, length in shapes} <= set(PADDED_LENGTHS)
     assert all(rows * length <= MAX_SAMPLES and rows & (rows - 1) == 0 for rows, length in shapes)
-    assert sum(rows for rows, _ in shapes) == len(clips)  # none is computed twice
+    assert sum(rows for rows, _ in shapes) == len(clips)  # no clip is computed twice
 
 
 def test_rows_are_split_over_the_local_devices():
-    """In a process with four virtual devices: 11 clips make 2 rows a device, then 1 for the rest, and each its own sum."""
+    """In a process with four virtual devices, 11 clips make batches of 8 and 4 rows, and each clip gets its own sum."""
     code = """
 import jax, numpy as np
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate

@@ -1,4 +1,4 @@
-"""HuBERT units end to end: the reference's unit strings, whatever the batch, and the blank rule."""
+"""HuBERT units against the reference, in any batch, and the replacement of blanks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from tests.support.released import HUBERT
 
 @pytest.fixture(autouse=True)
 def one_length(monkeypatch):
-    """One padded length: each length is compiled, and any must give the same units."""
+    """Compile one padded length; units do not depend on it."""
     monkeypatch.setattr(batches, "PADDED_LENGTHS", (48_000, batches.MAX_SAMPLES))
 
 
@@ -36,7 +36,7 @@ def test_units_equal_the_reference(encoder):
 
 
 def test_units_of_a_batch_norm_encoder_do_not_depend_on_the_batch():
-    """Of the released kind: where padding is not zeroed after the norm, units change with the batch."""
+    """If padding were not zeroed after the norm, units would change with the batch."""
     encoder = HubertEncoder.load(*released.hubert_part(golden("variants/hubert_25hz_batch_norm")))
     arrays, names = golden_arrays("hubert_batch_norm.npz"), CLIPS[1:]
     for name, units in zip(names, encoder.encode_batch([clip(name) for name in names]), strict=True):
@@ -44,7 +44,7 @@ def test_units_of_a_batch_norm_encoder_do_not_depend_on_the_batch():
 
 
 def test_units_around_length_thresholds_equal_the_reference(encoder):
-    """The first n samples of a clip, n around each threshold, all in one batch; the reference fails below 720."""
+    """The first n samples of a clip, with n around each threshold, in one batch. The reference fails below 720."""
     cases = golden_json("hubert_edge_lengths.json")
     audio = clip(cases["clip"])
     lengths = [int(n) for n, case in cases["results"].items() if "ok" in case]
@@ -57,7 +57,6 @@ def test_units_around_length_thresholds_equal_the_reference(encoder):
 
 
 def test_k_means_quantizer_takes_the_nearest_centroid(encoder):
-    """Centroids instead of the linear head: the nearest to each of the same features."""
     config, arrays = encoder.config(), encoder.arrays()
     centroids = np.random.default_rng(0).normal(size=(20, 32)).astype(np.float32)
     other = HubertEncoder.load(
@@ -71,10 +70,10 @@ def test_k_means_quantizer_takes_the_nearest_centroid(encoder):
 
 @pytest.mark.parametrize("case", golden_json("blank_replacement.json"), ids=lambda case: str(case["argmax"])[:30])
 def test_blanks_are_replaced_as_in_the_reference(case):
-    """The reference rolls over the flattened batch; ours is given one utterance."""
+    """The reference rolls units over the flattened batch; here the batch is one utterance."""
     codes, expected = np.concatenate(case["argmax"]), np.concatenate(case["units"])
     second = np.arange(len(codes))
-    if (codes == 500).all():  # the reference leaves blanks, which its vocoder has no embedding for
+    if (codes == 500).all():  # the reference keeps the blanks, and its vocoder fails
         expected = second
     np.testing.assert_array_equal(replace_blanks(codes, 500, second), expected)
 

@@ -1,4 +1,4 @@
-"""Pitch units end to end: FCPE or pYAAPT, normalisation and VQ-VAE, against the reference's."""
+"""Pitch units against the reference: FCPE or pYAAPT, normalization and VQ-VAE."""
 
 import sys
 
@@ -33,7 +33,7 @@ def test_units_equal_the_reference(tiny):
 
 
 def test_units_with_the_real_f0_weights_equal_the_reference():
-    """And where it raises, on clips with nothing voiced, a code each 80 ms, the same in the middle of a clip."""
+    """On clips without a voice the reference raises. They have one code every 80 ms, constant within the clip."""
     encoder = VQVAEPitch.load(*released.pitch_part(golden(VQVAE), released.bundled_fcpe()))
     cases = golden_json("speech_tokenizer.json")
     for clip, units in zip(CLIPS, encoder.encode_batch([audio(clip) for clip in CLIPS]), strict=True):
@@ -61,18 +61,17 @@ def test_a_given_mean_replaces_the_clips_own(tiny):
 def test_pyaapt_equals_the_reference(clip):
     pytest.importorskip("amfm_decompy")
     arrays = golden_arrays("pyaapt.npz")
-    resampled = golden_arrays("resample.npz").get(
-        f"{clip}.wav/16k"
-    )  # torchaudio's bits: a lag can flip on the last one
+    # The golden resampling where there is one: the last bit of a sample can move a lag.
+    resampled = golden_arrays("resample.npz").get(f"{clip}.wav/16k")
     f0, voiced = pyaapt(audio(clip) if resampled is None else resampled)
-    # 1e-6 relative: float64 throughout, so only another build's last digits
+    # Both compute in float64, so only the last digits differ between builds.
     np.testing.assert_allclose(f0, arrays[f"{clip}.wav/f0"], rtol=1e-6)
     np.testing.assert_array_equal(voiced, arrays[f"{clip}.wav/vuv"])
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning", "ignore::UserWarning")
 def test_pyaapt_gives_units_for_speech_and_silence(tiny):
-    """One fewer F0 frame than FCPE; silence, which has no F0, has units."""
+    """pYAAPT gives one F0 frame fewer than FCPE. Silence has no F0, but it has units."""
     pytest.importorskip("amfm_decompy")
     config = {name: value for name, value in tiny.config().items() if name != "fcpe"}
     encoder = VQVAEPitch.load(config, {"vqvae": tiny.arrays()["vqvae"]}, f0="pyaapt")
@@ -85,7 +84,7 @@ def test_pyaapt_gives_units_for_speech_and_silence(tiny):
 
 def test_unusable_arguments_are_refused(tiny, monkeypatch):
     with pytest.raises(ValueError, match="f0 must be one of"):
-        VQVAEPitch.load(tiny.config(), tiny.arrays(), f0="crepe")  # pyright: ignore[reportArgumentType]  # refused at run time
+        VQVAEPitch.load(tiny.config(), tiny.arrays(), f0="crepe")  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="no FCPE weights"):
         VQVAEPitch.load({"vqvae": {}}, {})
     with pytest.raises(AudioError, match="pitch units need 1200 to 1600000 samples"):

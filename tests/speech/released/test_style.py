@@ -1,4 +1,4 @@
-"""Style units end to end against the reference's."""
+"""Style units against the reference."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_units_equal_the_reference(encoder):
 
 
 def test_units_around_length_thresholds_equal_the_reference(encoder):
-    """Lengths around a window's end, in one batch; 16 400 samples give a second window of one frame."""
+    """Lengths around the end of a window, in one batch. 16,400 samples have a second window of one frame."""
     cases = golden_json("style_edge_lengths.json")
     audio = clip(cases["clip"])
     lengths = [int(n) for n, case in cases["results"].items() if "ok" in case]
@@ -41,7 +41,7 @@ def test_units_around_length_thresholds_equal_the_reference(encoder):
 
 
 def test_units_do_not_depend_on_loudness(encoder):
-    """Each clip is normalised by itself; a constant clip (all zero after it) has units too."""
+    """Each clip is normalized on its own. A constant clip, which then is all zeros, has units too."""
     audio = clip("espeak_a_22k")
     loud, quiet, still = encoder.encode_batch([audio, audio * 0.25, np.full(20_000, 0.1, np.float32)])
     np.testing.assert_array_equal(loud, quiet)

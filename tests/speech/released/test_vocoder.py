@@ -1,6 +1,6 @@
-"""Units to audio against the reference's golden waveforms; batches, windows and streams against one clip at a time.
+"""Audio against the golden waveforms of the reference; batches, windows and streams against one clip at a time.
 
-Windows of 32, 64, 128 and 256 frames compile once a vocoder: cases are chosen to share them.
+Windows of 32, 64, 128 and 256 frames compile once for each vocoder, so the cases share these lengths.
 """
 
 import functools
@@ -38,7 +38,7 @@ def arrays():
 
 @pytest.fixture(scope="module")
 def vocoders(tmp_path_factory):
-    """Both golden vocoders, converted, written as parts of a checkpoint and loaded from there."""
+    """Both golden vocoders, converted, saved as parts of a checkpoint and loaded again."""
     loaded = {}
     checkpoint = tmp_path_factory.mktemp("checkpoint")
     for variant, folder in FOLDERS.items():
@@ -59,19 +59,17 @@ def integers(text: str) -> np.ndarray:
 
 
 def call(case: str) -> tuple[dict | str, dict]:
-    """Our units and options for the reference's call."""
+    """Units and options of a golden case."""
     note = json.loads(manifest()[f"vocoder/{case}/wav"]["note"])
     if case.startswith("decode/"):
         given = note.pop("input")
         units = given if isinstance(given, str) else {name: integers(text) for name, text in given.items()}
     else:
         names = {"hubert": "code", "pitch": "f0_code", "style": "style_code"}
-        units = {ours: integers(note[theirs]) for ours, theirs in names.items() if theirs in note}
+        units = {name: integers(note[key]) for name, key in names.items() if key in note}
     options = {"predict_durations": note.get("dur_pred", True)}
     options["deduplicate"] = "code" in note and options["predict_durations"] and not note.get("not_dedup_code", False)
-    options |= {
-        ours: note[theirs] for ours, theirs in (("speaker", "speaker_id"), ("style", "style_id")) if theirs in note
-    }
+    options |= {name: note[key] for name, key in (("speaker", "speaker_id"), ("style", "style_id")) if key in note}
     return units, options
 
 
@@ -84,7 +82,7 @@ def test_audio_equals_the_reference(case, vocoders, arrays):
     units, options = call(case)
     audio = vocoders[variant_of(case)].decode(units, **options)
     expected = arrays[f"{case}/wav"]
-    assert (audio.shape, audio.dtype) == (expected.shape, np.float32)  # equal lengths: equal durations in sum
+    assert (audio.shape, audio.dtype) == (expected.shape, np.float32)  # so the durations have equal sums
     np.testing.assert_allclose(audio, expected, rtol=0, atol=tolerance(f"vocoder/{case}/wav"))
 
 
@@ -113,11 +111,11 @@ def test_conditioning_equals_the_reference(case, vocoders, arrays):
     codes = [stream[None, :40] for stream in (frames.units, frames.pitch, frames.styles)]
     rows = np.array([voice.speaker]), np.array([voice.style])
     found = network.model.apply(network.variables, *codes, *rows, method="conditioning")[0].T
-    np.testing.assert_array_equal(found, arrays[f"{case}/conv_pre_input"])  # look-ups and copies: exact
+    np.testing.assert_array_equal(found, arrays[f"{case}/conv_pre_input"])  # exact, because embeddings are only copied
 
 
 def test_input_that_crashes_the_reference_is_refused_with_a_message(vocoders):
-    # vocoder_odd.json and decode.json: AssertionError, IndexError, KeyError, ZeroDivisionError, RuntimeError there.
+    # The golden files record AssertionError, IndexError, KeyError, ZeroDivisionError and RuntimeError.
     base, expressive = vocoders["base"], vocoders["expressive"]
     odd = golden_json("vocoder_odd.json")
     frames = np.arange(53)
@@ -129,7 +127,7 @@ def test_input_that_crashes_the_reference_is_refused_with_a_message(vocoders):
         "unit 500 (blank)": (base, {"hubert": [3, 500]}, {}, "phonetic unit 500 at position 1 is out of range"),
         "empty code": (base, {"hubert": []}, {}, "no phonetic units to speak"),
     }
-    # With pitch of another length decode() itself turns prediction off; only the reference's inner call asserts.
+    # Pitch of another length is accepted: it turns duration prediction off.
     assert set(odd) - set(refused) == {"dur_pred with f0 length != code length"}
     for vocoder, units, options, message in refused.values():
         with pytest.raises(VoiceError if "speaker" in options else VocoderError, match=message):
@@ -192,7 +190,7 @@ def test_names_of_speakers_and_styles_select_rows(vocoders):
 
 
 def test_audio_of_a_batch_equals_that_of_its_items_alone(vocoders):
-    # Items of three lengths and speakers in one program of four rows; 2e-6 as between any two programs (float32).
+    # Items of three lengths and speakers share a program of four rows. Two float32 programs differ by up to 2e-6.
     base = vocoders["base"]
     rng = np.random.default_rng(0)
     batch = [rng.integers(0, 500, count) for count in (31, 3, 17)]
@@ -204,7 +202,7 @@ def test_audio_of_a_batch_equals_that_of_its_items_alone(vocoders):
 
 
 def test_windows_of_a_long_clip_have_no_seam(vocoders):
-    # 288 frames run as windows of 256 and 32; expected is the network over all of them at once, without windows or bounds.
+    # 288 frames run as windows of 256 and 32. Expected is the network over all of them at once, without bounds.
     base = vocoders["base"]
     units = np.random.default_rng(1).integers(0, 500, 288)
     generate = jax.jit(functools.partial(base.synthesizer.model.apply, method="generate"))
@@ -238,7 +236,7 @@ def test_a_stream_yields_the_audio_of_decode_within_its_latency(variant, predict
         seen.append(fed)
     audio = np.concatenate(chunks)
     np.testing.assert_allclose(audio, vocoder.decode(units, predict_durations=predict), atol=2e-6)
-    # The first chunk came as soon as the units that its receptive field covers were there, not before, not later.
+    # The first chunk came exactly when the units that its receptive field covers had arrived.
     frames = np.ones(count, int)
     if predict:
         codes, _ = prepare_input(vocoder.network, units, Voice(speaker=2, style=8), predict_durations=True)
@@ -259,7 +257,7 @@ def test_streams_refuse_unaligned_units(vocoders):
 
 
 def test_latency_is_the_receptive_field(vocoders):
-    assert vocoders["base"].latency() == (2, 20)  # of the released strides too: 0.8 s and two units
+    assert vocoders["base"].latency() == (2, 20)  # two units and 0.8 s, as for the released strides
     assert vocoders["base"].latency(predict_durations=False) == (0, 20)
 
 

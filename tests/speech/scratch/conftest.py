@@ -1,4 +1,4 @@
-"""NumPy on one thread: products this small only lose time on several."""
+"""NumPy runs on one thread: several threads slow products of this size down."""
 
 import pytest
 

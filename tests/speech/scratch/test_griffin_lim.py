@@ -79,7 +79,10 @@ def test_decoding_is_deterministic_and_quiet_in_pauses(scratch_tokenizer, heard)
     sound = scratch_tokenizer.decode(units, speaker=utterance.speaker)
     np.testing.assert_array_equal(sound, scratch_tokenizer.decode(units, speaker=utterance.speaker))
     start, end = utterance.spans_ms[0, 0] * 16, utterance.spans_ms[-1, 1] * 16
-    level = lambda audio: 20 * np.log10(np.sqrt(np.mean(audio**2)))  # noqa: E731
+
+    def level(samples):
+        return 20 * np.log10(np.sqrt(np.mean(samples**2)))
+
     assert level(sound[: start - 640]) < level(sound[start:end]) - 30
 
 

@@ -13,7 +13,7 @@ def _floats(values) -> np.ndarray:
 
 @pytest.mark.parametrize("mean", [7.0, np.nan], ids=["voice", "no voice"])
 def test_style_statistics_cover_each_second_and_its_neighbors(mean):
-    """Frame by frame: a mel frame is 10 ms, an F0 frame 20 ms. Pitch, noise and pace change every second of a clip of 6.5."""
+    """Computed frame by frame (mel 10 ms, F0 20 ms) on 6.5 s whose pitch, noise and pace change every second."""
     random = np.random.default_rng(0)
     seconds = np.arange(650) // 100
     spectrum = (random.normal(0, 0.1 + 0.1 * seconds, (40, 650)).T - 2).astype(np.float32)
@@ -21,7 +21,7 @@ def test_style_statistics_cover_each_second_and_its_neighbors(mean):
     spectrum[random.random(650) < 0.2] -= 20  # pauses
     octaves = (np.arange(325) // 50 * 0.25 + random.normal(0, 0.02, 325)).astype(np.float32)
     octaves[random.random(325) < 0.3] = np.nan
-    octaves[0 if np.isnan(mean) else 200 :] = np.nan  # seconds 5 and 6 have no voice next to them either
+    octaves[0 if np.isnan(mean) else 200 :] = np.nan  # no voice in seconds 5 and 6 and the ones next to them
     relative = spectrum - level(spectrum)
     expected = []
     for unit in range(7):
@@ -33,7 +33,7 @@ def test_style_statistics_cover_each_second_and_its_neighbors(mean):
         pace = np.mean([np.abs(relative[frame] - relative[max(frame - 1, 0)]).mean() for frame in mel])
         expected.append((register, brightness, pace))
     np.testing.assert_allclose(style_features(spectrum, octaves, mean, 7), expected, rtol=1e-5, atol=1e-6)
-    assert (np.diff(expected, axis=0) != 0).any(axis=1).all()  # every second has its own
+    assert (np.diff(expected, axis=0) != 0).any(axis=1).all()  # the statistics of any two seconds differ
 
 
 def test_pitch_bins_are_equally_frequent():
@@ -52,7 +52,7 @@ def test_a_pitch_unit_is_voiced_if_half_of_its_frames_are():
     part = F0Quantiles(edges=_floats([-0.5, 0.25]), octaves=_floats([0, -1, 0, 1]))
     frames = [[0, 0, none, none], [0, none, none, none], [none, 0, 0, 0], [0.25] * 4, [-0.5] * 4, [-0.6] * 4]
     assert part.quantize(_floats(frames).reshape(-1)).tolist() == [2, 0, 2, 3, 2, 1]
-    values = np.repeat(_floats([1, 2, 3, 4, 5]), 4)  # whose median is the edge of two bins
+    values = np.repeat(_floats([1, 2, 3, 4, 5]), 4)  # the median is the edge between two bins
     two = F0Quantiles.fit([values], 3)
     assert two.edges.tolist() == [3]
     np.testing.assert_allclose(two.octaves, [0, 1.5, 4])

@@ -1,4 +1,4 @@
-"""Training from scratch, and the units of a tokenizer that was trained so."""
+"""Training from scratch, and the units of the tokenizer that it gives."""
 
 import dataclasses
 import difflib
@@ -27,7 +27,7 @@ def files_of(directory: pathlib.Path) -> dict[pathlib.Path, bytes]:
 def test_each_stream_has_its_number_of_units(scratch_tokenizer, samples):
     audio = np.random.default_rng(samples).normal(0, 0.05, samples).astype(np.float32)
     units = scratch_tokenizer.encode(audio)
-    # By counting: windows of 720 samples every 640, groups of 16 steps of 80 samples, groups of up to 50 windows of 400.
+    # Counted: windows of 720 samples every 640, groups of 16 steps of 80 samples, groups of up to 50 windows of 400.
     assert len(units.hubert) == sum(1 for start in range(0, samples, 640) if start + 720 <= samples)
     assert len(units.pitch) == len(range(0, samples + 1, 80)) // 16
     frames50 = sum(1 for start in range(0, samples, 320) if start + 400 <= samples)
@@ -74,7 +74,7 @@ def test_pitch_units_are_unvoiced_in_silence_and_noise_and_follow_a_buzz(scratch
 
 def test_silence_has_the_unit_of_pauses_and_is_decoded_as_silence(scratch_tokenizer, heard):
     (unit,) = set(scratch_tokenizer.encode(np.zeros(SAMPLE_RATE, np.float32)).hubert.tolist())
-    pauses = [unit for _, _, units in heard for unit in units.hubert[:2]]  # speech starts after 60 ms and more
+    pauses = [unit for _, _, units in heard for unit in units.hubert[:2]]  # no clip has speech in its first 60 ms
     assert pauses.count(unit) >= len(pauses) / 3
     speech, silence = (
         np.std(scratch_tokenizer.decode(units)) for units in (heard[0][2], SpeechUnits(np.full(25, unit)))
@@ -90,7 +90,9 @@ def test_pitch_units_do_not_depend_on_the_voice(scratch_tokenizer):
 
 def test_phonetic_units_do_not_depend_on_the_level(scratch_tokenizer, heard):
     for _, audio, units in heard[:4]:
-        assert np.mean(scratch_tokenizer.encode(0.3 * audio).hubert == units.hubert) > 0.95  # its floor stays
+        assert (
+            np.mean(scratch_tokenizer.encode(0.3 * audio).hubert == units.hubert) > 0.95
+        )  # the floor of the spectrum stays
 
 
 def test_units_are_equal_in_batches_and_survive_their_string_form(scratch_tokenizer, scratch_checkpoint, heard):
@@ -108,10 +110,12 @@ def test_units_are_equal_in_batches_and_survive_their_string_form(scratch_tokeni
 def test_units_of_a_word_resemble_each_other(corpus, scratch_tokenizer):
     """One word in one voice, at other speeds and pitches, has more similar units than two words in that voice."""
     words = {}
-    for utterance in (corpus[index] for index in range(len(corpus)) if index % 16 in (3, 9)):  # two speakers, 30 each
+    for utterance in (
+        corpus[index] for index in range(len(corpus)) if index % 16 in (3, 9)
+    ):  # two speakers, 30 utterances each
         hubert = scratch_tokenizer.encode(utterance.load()).hubert
         for word, (start, end) in zip(utterance.words, utterance.spans_ms, strict=True):
-            if end - start >= 240:  # six frames and more
+            if end - start >= 240:  # six frames or more
                 units = hubert[round(start / 40) : round(end / 40)].tolist()
                 words.setdefault(utterance.speaker, []).append((word.strip(".,?").lower(), units))
     same, other = [], []
