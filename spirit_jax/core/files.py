@@ -1,15 +1,23 @@
-"""Files and directories that appear complete or not at all, and the one way to read a text file."""
+"""Files and directories that appear complete or not at all, and the one way to read a file that others wrote."""
 
 import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
+import socket
+import stat
 import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
 from spirit_jax.core.errors import SpiritError
+
+MAX_JSON_DEPTH = 100
+"""Lists and objects inside each other that `parse_json` accepts; Python's own parser ends the process far beyond it."""
+
+_BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]')  # strings are matched so that brackets in them are passed over
 
 
 class FileFormatError(SpiritError):
@@ -18,12 +26,16 @@ class FileFormatError(SpiritError):
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """Open a binary file that replaces `path` when the block ends, and leaves `path` alone if the block raises."""
+    """Open a binary file that replaces `path` when the block ends, and leaves `path` alone if the block raises.
+
+    Raises:
+        OSError: names `path`, also where the disk is full.
+    """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as file:
+        with _naming(path), part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -42,19 +54,20 @@ def write_file(path: str | os.PathLike, content: str | bytes) -> None:
 def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Iterator[pathlib.Path]:
     """Yield an empty directory to write into; it is renamed to `path` when the block ends.
 
+    Directories that killed processes left behind while they wrote the same `path` are removed first.
+
     Raises:
         FileExistsError: `path` exists and `overwrite` is false.
     """
     path = pathlib.Path(path)
     if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; remove it, choose another, or allow it to be overwritten")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    part = staging_directory(path.parent, path.name)
     try:
-        part.chmod(0o755)
-        yield part
+        with _naming(path):
+            yield part
         if path.exists():
-            discarded = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.old.", dir=path.parent))
+            discarded = staging_directory(path.parent, f"{path.name}.old")
             os.rename(path, discarded / path.name)
             os.rename(part, path)
             shutil.rmtree(discarded)
@@ -64,18 +77,79 @@ def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Ite
         shutil.rmtree(part, ignore_errors=True)
 
 
+def staging_directory(parent: str | os.PathLike, name: str) -> pathlib.Path:
+    """Make a hidden directory `.NAME.part-HOST-PID-RANDOM` in `parent`, to be renamed or removed by the caller.
+
+    Directories of the same name whose process was killed on this host are removed.
+    """
+    parent = pathlib.Path(parent)
+    parent.mkdir(parents=True, exist_ok=True)
+    host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
+    prefix = f".{name}.part-{host}-"
+    pattern = re.compile(re.escape(prefix) + r"(\d+)-")
+    for left in parent.iterdir():
+        owner = pattern.match(left.name)
+        if owner and not process_exists(int(owner[1])):
+            shutil.rmtree(left, ignore_errors=True)
+    part = pathlib.Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+    part.chmod(0o755)
+    return part
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process with this number runs on this host."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def read_bytes(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> bytes:
+    """The content of a regular file. Devices and pipes, which may never end, are refused before anything is read.
+
+    Raises:
+        error: there is no such file, it is not a regular one, or it cannot be read; the message names it.
+    """
+    try:
+        # a pipe without a writer would block without O_NONBLOCK, which regular files ignore
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
+                raise error(f"{path}: is {kind}, a regular file is needed")
+            return file.read(status.st_size)
+    except OSError as problem:
+        raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+    except (MemoryError, OverflowError) as problem:
+        raise error(f"{path}: is too large for the memory of this machine") from problem
+    except ValueError as problem:
+        if isinstance(problem, SpiritError):
+            raise
+        raise error(f"{os.fspath(path)!r}: not a path ({problem})") from problem  # it holds a zero byte or a surrogate
+
+
 def read_text(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> str:
     """The content of a UTF-8 text file, without a byte-order mark.
 
     Raises:
-        error: the file cannot be read, or is not UTF-8; the message names it.
+        error: the file cannot be read, is not a regular one, or is not UTF-8; the message names it.
+    """
+    return decode_text(read_bytes(path, error), path, error)
+
+
+def decode_text(content: bytes, where: Any, error: type[SpiritError] = FileFormatError) -> str:
+    """UTF-8 bytes as text, without a byte-order mark.
+
+    Raises:
+        error: the bytes are not UTF-8; the message begins with `where`.
     """
     try:
-        return pathlib.Path(path).read_bytes().decode("utf-8-sig")
-    except OSError as problem:
-        raise error(f"{path}: cannot be read ({problem.strerror})") from problem
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: not UTF-8 text (byte {problem.start}); convert the file to UTF-8") from problem
+        raise error(f"{where}: not UTF-8 text (byte {problem.start}); convert the file to UTF-8") from problem
 
 
 def read_json(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> Any:
@@ -84,11 +158,21 @@ def read_json(path: str | os.PathLike, error: type[SpiritError] = FileFormatErro
     Raises:
         error: the file cannot be read, is not UTF-8, is not JSON or is nested too deeply; the message names it.
     """
-    text = read_text(path, error)
+    return parse_json(read_text(path, error), path, error)
+
+
+def parse_json(text: str, where: Any, error: type[SpiritError] = FileFormatError) -> Any:
+    """The value of JSON text.
+
+    Raises:
+        error: the text is not JSON, or is nested more than `MAX_JSON_DEPTH` deep; the message begins with `where`.
+    """
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _depth(text) > MAX_JSON_DEPTH:
+        raise error(f"{where}: not JSON that can be read (nested more than {MAX_JSON_DEPTH} deep)")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as problem:
-        raise error(f"{path}: not JSON ({problem})") from problem
+        raise error(f"{where}: not JSON ({problem})") from problem
 
 
 def plain_name(name: Any, where: Any, error: type[SpiritError] = FileFormatError) -> str:
@@ -105,3 +189,40 @@ def plain_name(name: Any, where: Any, error: type[SpiritError] = FileFormatError
     ):
         raise error(f"{where}: {name!r} is not the name of a file beside it: refused")
     return name
+
+
+def is_encodable(text: str) -> bool:
+    """Whether text can be written as UTF-8. A lone surrogate, which JSON can spell, cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    r"""Text that can be printed and stored: lone surrogates become `\udXXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+@contextlib.contextmanager
+def _naming(path: pathlib.Path) -> Iterator[None]:
+    """Give an `OSError` that names no file, as that of a full disk, the name of the file that was to be written."""
+    try:
+        yield
+    except OSError as problem:
+        if problem.filename is None and problem.errno is not None:
+            problem.filename = str(path)
+        raise
+
+
+def _depth(text: str) -> int:
+    """Greatest number of lists and objects inside each other."""
+    depth = deepest = 0
+    for match in _BRACKETS.finditer(text):
+        if (token := match[0]) in "[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif token in "]}":
+            depth -= 1
+    return deepest

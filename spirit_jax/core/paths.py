@@ -1,0 +1,130 @@
+"""Paths and names that a user types: the one place that expands `~`, refuses buckets and walks folders."""
+
+import fnmatch
+import os
+import pathlib
+import re
+from collections.abc import Iterator
+
+from spirit_jax.core.errors import SpiritError
+
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
+
+
+class PathError(SpiritError):
+    """A path that this program cannot use; the message names the option."""
+
+
+def local_path(argument: str, option: str) -> str:
+    """The path that a user gave for an option, with `~` expanded.
+
+    Example::
+
+        local_path("~/records", "--output")  # "/home/me/records"
+
+    Args:
+        argument: as the user typed it.
+        option: names the argument in messages.
+
+    Raises:
+        PathError: it is empty, holds a zero byte, or names a bucket or an address such as `gs://` or `s3://`.
+    """
+    scheme = _SCHEME.match(argument)
+    if scheme:
+        raise PathError(
+            f"{option} {argument}: {scheme[1]}:// is not read or written; use a local path, or mount the bucket"
+        )
+    if not argument or "\0" in argument:
+        raise PathError(f"{option} {argument!r}: not a path")
+    return os.path.expanduser(argument)
+
+
+def walk_files(root: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Every file in and below a folder, sorted within each folder. Links are followed, and a loop of links ends.
+
+    A folder or file that is reached by several paths is yielded once, by the first of them.
+    """
+    seen: set[str] = set()
+    pending = [pathlib.Path(root)]
+    while pending:
+        folder = pending.pop()
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(folder) as found:
+                entries = sorted(found, key=lambda entry: entry.name)
+        except OSError:  # a folder that may not be read holds no files for this user
+            continue
+        below: list[pathlib.Path] = []
+        # real folders come before links, so that a file keeps the path without links where it has one
+        for entry in sorted(entries, key=lambda entry: entry.is_symlink()):
+            path = folder / entry.name
+            if _is(entry.is_dir):
+                below.append(path)
+            elif _is(entry.is_file):
+                target = os.path.realpath(path) if entry.is_symlink() else os.path.join(real, entry.name)
+                if target not in seen:
+                    seen.add(target)
+                    yield path
+        pending += reversed(below)
+
+
+def match_files(pattern: str) -> list[pathlib.Path]:
+    """Sorted files and folders that a glob matches; links are followed, each file comes once and a loop of links ends.
+
+    `**` matches any number of folders. As in a shell, `*` and `?` do not match a leading dot.
+    """
+    parts = pathlib.PurePath(pattern).parts
+    magic = next((place for place, part in enumerate(parts) if re.search(r"[*?[]", part)), len(parts))
+    root = pathlib.Path(*parts[:magic])
+    real_root, found = os.path.realpath(root), [root]
+    for part in parts[magic:]:
+        if part == "**":
+            found = [below for folder in found for below in _folders(folder)]
+        else:
+            found = [path for folder in found for path in _children(folder, part)]
+    if parts[magic:] and parts[-1] == "**":
+        found = [path for folder in found for path in (folder, *_children(folder, "*"))]
+    by_target: dict[str, pathlib.Path] = {}
+    for path in sorted(found):
+        target = os.path.realpath(path)
+        if target == os.path.join(real_root, path.relative_to(root)):  # reached without a link, which is preferred
+            by_target[target] = path
+        by_target.setdefault(target, path)
+    return sorted(by_target.values())
+
+
+def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+    """A folder and all folders below it, each once."""
+    seen, found, pending = set(), [], [root]
+    while pending:
+        folder = pending.pop()
+        real = os.path.realpath(folder)
+        if real not in seen and os.path.isdir(folder):
+            seen.add(real)
+            found.append(folder)
+            children = [path for path in _children(folder, "*") if path.is_dir()]
+            pending += sorted(children, key=lambda path: (path.is_symlink(), path), reverse=True)
+    return found
+
+
+def _children(folder: pathlib.Path, pattern: str) -> list[pathlib.Path]:
+    """Files and folders directly in a folder whose names match a pattern."""
+    if not re.search(r"[*?[]", pattern):
+        return [folder / pattern] if os.path.lexists(folder / pattern) else []
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    shown = (name for name in names if not name.startswith(".") or pattern.startswith("."))
+    return [folder / name for name in shown if fnmatch.fnmatchcase(name, pattern)]
+
+
+def _is(question) -> bool:
+    """The answer of a directory entry; a link into a loop or to nothing is neither file nor folder."""
+    try:
+        return question()
+    except OSError:
+        return False
