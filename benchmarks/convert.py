@@ -71,7 +71,9 @@ def write_run(converted: str, run: str) -> None:
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract_params(model))
     checkpoints = RunCheckpoints(run, CheckpointConfig())
     params = checkpoint.load_llm(converted, abstract)
-    state = TrainState(step=jax.numpy.ones((), int), params=params, opt_state={}, recent=no_recent_steps())
+    optimizer = {"count": jax.numpy.zeros((), int)}  # Orbax refuses an empty tree, and an export reads the model alone
+    step = jax.numpy.ones((), int)
+    state = TrainState(step=step, params=params, opt_state=optimizer, recent=no_recent_steps())
     checkpoints.save(state, {})
     checkpoints.close()
     shutil.copy(pathlib.Path(converted) / checkpoint.CONFIG, run)

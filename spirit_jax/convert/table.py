@@ -17,8 +17,8 @@ A table is a tuple of rows that a reader can check by eye:
   the third column, anywhere on the right.
 * The third column is the layout, PyTorch -> JAX. Letters are axes, `(n h)` is one axis that holds two (n is the slower
   one), `1` is an axis of size one. A layout only reorders values, so reading it from right to left inverts it, and
-  nothing is rounded. A dense kernel is "o i -> i o", a convolution kernel "o i k -> k i o", a transposed convolution "i
-  o k -> k i o", and an unchanged array "a b -> a b".
+  nothing is rounded. A dense kernel is "o i -> i o", a convolution kernel "o i k -> k i o", a transposed convolution
+  "i o k -> k i o", and an unchanged array "a b -> a b".
 * The first column may be a tuple of alternative names, of which a file has one (`weight_g` or
   `parametrizations.weight.original0`).
 * `Kept(pattern)`: a known tensor that the JAX network does not use (`*` matches anything). It is stored beside the
