@@ -15,7 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers shar
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # transformers imports torchaudio where it finds one, and one built for another torch does not load; nothing here needs it
-sys.modules.setdefault("torchaudio", None)
+sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType] (None stops an import)
 
 # Shapes and types in the annotations of the NumPy code hold for every call that a test makes in its own process (loader
 # workers and subprocesses import without the hook). The JAX code is left out: what runs under jit would check tracers. So is

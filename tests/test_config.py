@@ -31,6 +31,7 @@ def test_every_config_resolves_and_its_model_has_a_shape(path):
 def test_yaml_reads_back_to_an_equal_config(tmp_path):
     settings = config.load(TrainConfig, TINY, ["--data.sources.text.weight", "0.5", "--model.rope_scaling.factor", "2"])
     assert settings.data.sources["text"].weight == 0.5
+    assert settings.model.rope_scaling is not None
     assert settings.model.rope_scaling.factor == 2
     (tmp_path / "again.yaml").write_text(config.to_yaml(settings))
     assert config.load(TrainConfig, tmp_path / "again.yaml") == settings
@@ -131,6 +132,7 @@ def test_dashes_in_nested_names_but_not_in_the_names_of_sources():
 
 def test_a_list_on_the_command_line_replaces_the_list_of_the_file():
     settings = config.load(TrainConfig, TINY, ["--prepare.corpora", "one", "--prepare.corpora", "[two]"])
+    assert settings.prepare is not None
     assert settings.prepare.corpora == ["one", "[two]"]
 
 

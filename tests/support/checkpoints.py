@@ -9,6 +9,7 @@ from spirit_jax import SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.vocabulary import Variant
 from tests.support.goldens import golden
 from tests.support.llamas import FOLDERS
 
@@ -53,7 +54,7 @@ def with_speech(name: str) -> pathlib.Path:
     """A small golden checkpoint with what fits it of the golden speech tokenizer: HuBERT (base) and a vocoder."""
     target = pathlib.Path(_scratch.name) / f"{name}_with_speech"
     shutil.copytree(converted(name), target)
-    variant = name.removeprefix("small_")
+    variant: Variant = "base" if name.endswith("base") else "expressive"
     parts = ("hubert", "vocoder") if variant == "base" else ("vocoder",)
     run_jobs(plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
     return target

@@ -1,5 +1,6 @@
-"""The unit vocoder in PyTorch, written from FORMATS.md section 6: what tests and benchmarks compare ours with."""
+"""The unit vocoder in PyTorch, written from docs/formats.md, "Vocoders"; tests and benchmarks compare with it."""
 
+import functools
 import warnings
 
 import torch
@@ -96,5 +97,6 @@ class TorchHifiGan(nn.Module):
         blocks = len(self.resblocks) // len(self.ups)
         for stage, up in enumerate(self.ups):
             x = up(F.leaky_relu(x, 0.1))
-            x = sum(block(x) for block in self.resblocks[stage * blocks : (stage + 1) * blocks]) / blocks
+            outputs = [block(x) for block in self.resblocks[stage * blocks : (stage + 1) * blocks]]
+            x = functools.reduce(torch.add, outputs) / blocks
         return torch.tanh(self.conv_post(F.leaky_relu(x)))[:, 0]
