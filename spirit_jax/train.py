@@ -89,8 +89,8 @@ class TrainConfig:
     """Directory of the text tokenizer, which is extended by the speech tokens if it is a plain Llama's; null: `prepare`
     trains one."""
     speech_tokenizer: str | None = None
-    """Checkpoint or run whose speech tokenizer encoded the records. It is copied into this run, so that its steps can hear
-    and speak. null: `prepare` trains one, or there is none."""
+    """Checkpoint or run whose speech tokenizer encoded the records. It is copied into this run, so that its steps can
+    hear and speak. null: `prepare` trains one, or there is none."""
     init_from: str | None = None
     """Directory of the initial weights: converted weights, a step of another run, or a Llama as Hugging Face stores it
     (.safetensors, .bin); null: random weights."""
@@ -113,8 +113,8 @@ class TrainConfig:
     prepare: PrepareConfig | None = None
     """Tokenizers and records to build from corpora before the first step; null: the data are ready."""
     compile_topology: str | None = None
-    """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not exist here, and print
-    what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer."""
+    """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not exist here, and
+    print what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer."""
 
     def __post_init__(self) -> None:
         if "://" in self.run_directory:

@@ -1,7 +1,7 @@
 """Products of float32 numbers are computed in float32 on every platform.
 
-By default, TPUs and GPUs round the inputs of a product. The test needs no accelerator, because every compiled program states
-the precision of each product.
+By default, TPUs and GPUs round the inputs of a product. The test needs no accelerator, because every compiled program
+states the precision of each product.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def rounded(lines):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_the_training_step_asks_for_the_precision_of_its_dtype(dtype, remat):
-    """A bfloat16 model has no float32 product, not even in the sums that it reports, and asks for no higher precision."""
+    """A bfloat16 model has no float32 product, not even in its reported sums, and asks for no higher precision."""
     step = tiny_step(dataclasses.replace(MODEL, dtype=dtype, remat=remat))
     lines = _PRODUCT.findall(step.lower_train_step(step.abstract_state, tiny_batch()).as_text())
     assert len(lines) > 20

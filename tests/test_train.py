@@ -55,7 +55,8 @@ def _command(run, corpora, *more):
         "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
         "--model.num_attention_heads", "2", "--model.num_key_value_heads", "2", "--model.num_hidden_layers", "2",
         "--sequence_length", "128", "--global_batch_size", "4", "--loop.steps", str(STEPS), "--loop.log_every", "1",
-        "--loop.evaluate_every", "15", "--loop.sample_every", "30", "--sample.max_new_tokens", "30", "--checkpoint.every", "6",
+        "--loop.evaluate_every", "15", "--loop.sample_every", "30", "--sample.max_new_tokens", "30",
+        "--checkpoint.every", "6",
         *more,
     ]  # fmt: skip
 
@@ -186,10 +187,13 @@ def _job(run, corpora, *more, devices=1):
     return [
         subprocess.Popen(
             _command(run, corpora, *slow, *more),
-            env={**environment, "JAX_PROCESS_ID": str(index)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env={**environment, "JAX_PROCESS_ID": str(index)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for index in range(2)
-    ]  # fmt: skip
+    ]
 
 
 def _wait(processes, condition):
@@ -206,8 +210,8 @@ def _assert_same_curve(found, expected):
 
 
 def test_two_processes_train_like_one_and_a_single_process_continues(uninterrupted, corpora, tmp_path):
-    """Parameters and rows are split over two hosts. `kill -9` of one host ends the other. One bit of the newest checkpoint
-    flips, and a single process continues from the checkpoint before."""
+    """Parameters and rows are split over two hosts. `kill -9` of one host ends the other. One bit of the newest
+    checkpoint flips, and a single process continues from the checkpoint before."""
     run = tmp_path / "run"
     _prepared(run, uninterrupted)
     processes = _job(run, corpora)
@@ -240,8 +244,8 @@ def test_two_processes_train_like_one_and_a_single_process_continues(uninterrupt
 
 
 def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted, corpora, tmp_path):
-    """From one device to four devices of two hosts, with tensor parallelism. SIGTERM to one host saves and ends both hosts at
-    one step."""
+    """From one device to four devices of two hosts, with tensor parallelism. SIGTERM to one host saves and ends both
+    hosts at one step."""
     run = tmp_path / "run"
     _prepared(run, uninterrupted)
     shutil.copyfile(uninterrupted[0] / "metrics.jsonl", run / "metrics.jsonl")
@@ -276,13 +280,15 @@ def _elsewhere(uninterrupted):
     """Options of a run that prepares nothing and reads records and tokenizers from another run's directory."""
     sources = {name: str(uninterrupted[0] / "records" / records) for name, records in RECORDS.items()}
     return [
-        "--prepare", "null", "--tokenizer", str(uninterrupted[0] / "tokenizer"), "--speech_tokenizer", str(uninterrupted[0]),
+        "--prepare", "null",
+        "--tokenizer", str(uninterrupted[0] / "tokenizer"),
+        "--speech_tokenizer", str(uninterrupted[0]),
         *(word for name, path in sources.items() for word in (f"--data.sources.{name}.path", path)),
     ]  # fmt: skip
 
 
 def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
-    """The first held-out loss equals that of the step. The speech tokenizer is copied into the run, and speaks its samples."""
+    """The first held-out loss equals that of the step. The speech tokenizer is copied and speaks the samples."""
     run = tmp_path / "run"
     before = [line for line in _curve(uninterrupted[0]) if "validation/loss" in line][-1]
     options = ["--init_from", str(latest_step(uninterrupted[0])), "--loop.steps", "1", "--loop.profile_start", "0"]

@@ -87,5 +87,5 @@ _PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float:
-    """Dense bfloat16 FLOP/s of one device by a part of JAX's `device_kind`, from the maker's datasheet; NaN if unknown."""
+    """Dense bfloat16 FLOP/s of a device by a part of JAX's `device_kind`, from its datasheet; NaN if unknown."""
     return next((peak for name, peak in _PEAK_FLOPS.items() if name in device_kind), math.nan)

@@ -34,7 +34,7 @@ class FoundCollective:
 
     @property
     def route(self) -> str:
-        """What it occupies: the network, the links, or one direction of them, since opposite permutations run at once."""
+        """What it occupies: the network, the links, or one direction of them (opposite permutations run at once)."""
         return self.source.attribute("source_target_pairs") or ("network" if self.crosses_slices else "links")
 
 
@@ -70,7 +70,7 @@ def _whole_arrays(source: Instruction, kind: str, computation: Computation) -> t
 
 
 def rendezvous(instruction: Instruction) -> str:
-    """The name that joins the start and the end of an asynchronous operation; between slices, both sides share a name."""
+    """The name that the start and the end of an asynchronous operation share; between slices, of both sides."""
     found = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', instruction.attributes)
     return found[1] if found else instruction.name
 

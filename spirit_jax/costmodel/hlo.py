@@ -107,7 +107,7 @@ class Module:
         return []
 
     def trips(self, loop: Instruction, computation: Computation) -> float:
-        """Return how often a loop runs: as the compiler states, or by its counter's start, step and limit; 1 if unknown."""
+        """Return how often a loop runs: as the compiler states, or by its counter's start, step and limit; else 1."""
         known = re.search(r'"known_trip_count":\s*\{"n":"(\d+)"', loop.attributes)
         if known:
             return float(known[1])

@@ -1,9 +1,9 @@
 """Simulates a compiled schedule on one chip with two clocks: one of the chip and one of its links.
 
-An instruction takes as long as its FLOPs at the peak rate or its bytes at the memory's full bandwidth, whichever is longer. A
-collective occupies the links from its start. The chip waits for it where its result is needed, so only the instructions in
-between hide it. A collective that fusions carry on is hidden by those fusions only. Nothing hides a synchronous collective.
-Traffic between slices goes over the data center network, which runs beside the links.
+An instruction takes as long as its FLOPs at the peak rate or its bytes at the memory's full bandwidth, whichever is
+longer. A collective occupies the links from its start. The chip waits for it where its result is needed, so only the
+instructions in between hide it. A collective that fusions carry on is hidden by those fusions only. Nothing hides a
+synchronous collective. Traffic between slices goes over the data center network, which runs beside the links.
 """
 
 import collections
@@ -193,7 +193,7 @@ class _Timeline:
             self._running[background] = (collective, end)
 
     def _carry_on(self, found: FoundCollective, work: float, is_last: bool) -> float:
-        """Let a fusion hide a collective by its `work` seconds; return the seconds that remain to hide other collectives."""
+        """Hide a collective behind a fusion of `work` seconds; return the seconds that are left to hide others."""
         channel = found.source.attribute("channel_id")
         if channel not in self._chains:
             collective = self._add(found)

@@ -1,8 +1,8 @@
 """TPU topologies that need not exist here: their names, the limits of their chips, and devices to compile for.
 
-A name is `v5e:16x16` (chips along each dimension of the torus), or Cloud TPU's `v5e-256`, `v5p-128`, `v6e-256`, `v4-128`. The
-latter count chips for v5e and v6e, but TensorCores, two per chip, for v4 and v5p: v5p-128 is v5p:4x4x4, 64 chips. A chip of
-v4 or v5p is one device (megacore). `2xv5e:16x16` means two such slices.
+A name is `v5e:16x16` (chips along each dimension of the torus), or Cloud TPU's `v5e-256`, `v5p-128`, `v6e-256`,
+`v4-128`. The latter count chips for v5e and v6e, but TensorCores, two per chip, for v4 and v5p: v5p-128 is v5p:4x4x4,
+64 chips. A chip of v4 or v5p is one device (megacore). `2xv5e:16x16` means two such slices.
 """
 
 import dataclasses
@@ -114,7 +114,8 @@ class Topology:
         # The compiler must not look for a TPU here, nor take one from another process.
         for name, value in _ENVIRONMENT.items():
             os.environ.setdefault(name, value)
-        platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds it at run time
+        # JAX adds the attributes of its config at run time.
+        platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
         if not platforms:  # Everything that is not compiled for the pod runs here, on a CPU.
             jax.config.update("jax_platforms", "cpu")
         from jax.experimental import topologies
@@ -130,8 +131,9 @@ class Topology:
     def seconds(self, kind: str, size: float, members: Sequence[TopologyDevice]) -> float:
         """Return the least time of a collective between the devices of one group.
 
-        Within a slice, rings along every dimension of the torus that the group extends over carry it in both directions, or in
-        one direction if the dimension is not closed to a ring. Between slices, each device sends over the data center network.
+        Within a slice, rings along every dimension of the torus that the group extends over carry it in both
+        directions, or in one direction if the dimension is not closed to a ring. Between slices, each device sends over
+        the data center network.
 
         Args:
             kind: all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute.

@@ -52,8 +52,8 @@ def count_flops(
 def count_bytes(module: Module, instruction: Instruction, computation: Computation) -> float:
     """Count the bytes read from and written to main memory.
 
-    Only arrays that the compiler placed in a faster memory count as staying there. If an array is only sliced, its slices
-    count; if it is updated in place, the update counts.
+    Only arrays that the compiler placed in a faster memory count as staying there. If an array is only sliced, its
+    slices count; if it is updated in place, the update counts.
     """
     if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
         return 0.0

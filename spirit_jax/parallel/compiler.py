@@ -1,17 +1,19 @@
 """XLA:TPU options that let collectives of a training step run beside its matrix products.
 
-XLA:TPU reduces an FSDP gradient over more than one dimension of the torus by an all-reduce, which keeps all links busy. It has
-a reduce-scatter over one dimension only, and one dimension after the other takes as long. By default the compiler makes the
-chip wait for these all-reduces and, on most chips, also for the all-gathers of the parameters. With the options below, both run
-beside the matrix products: on v5e in the TensorCore, as steps of fusions with the products, elsewhere on the SparseCores.
-libtpu 0.0.50 refuses v5e's options on other chips because they could give wrong results there.
+XLA:TPU reduces an FSDP gradient over more than one dimension of the torus by an all-reduce, which keeps all links busy.
+It has a reduce-scatter over one dimension only, and one dimension after the other takes as long. By default the
+compiler makes the chip wait for these all-reduces and, on most chips, also for the all-gathers of the parameters. With
+the options below, both run beside the matrix products: on v5e in the TensorCore, as steps of fusions with the products,
+elsewhere on the SparseCores. libtpu 0.0.50 refuses v5e's options on other chips because they could give wrong results
+there.
 """
 
 from collections.abc import Mapping
 
 from jax.sharding import Mesh
 
-# A gradient that is combined with another into one reduction cannot run asynchronously. Small gradients are still combined.
+# A gradient that is combined with another into one reduction cannot run asynchronously. Small gradients are still
+# combined.
 _SEPARATE_REDUCTIONS = {"xla_jf_crs_combiner_threshold_in_bytes": str(2**24)}
 
 _FUSED = _SEPARATE_REDUCTIONS | dict.fromkeys(

@@ -46,8 +46,8 @@ class MeshConfig:
     """Devices that share one copy of the parameters and optimizer state, each with its own rows; -1: all remaining
     devices."""
     tensor: int = 0
-    """Devices that share each layer's heads and feed-forward width, on the same rows; 0: the smallest number that lets the
-    other devices split the rows evenly."""
+    """Devices that share each layer's heads and feed-forward width, on the same rows; 0: the smallest number that lets
+    the other devices split the rows evenly."""
 
     def __post_init__(self) -> None:
         sizes = dataclasses.astuple(self)

@@ -26,17 +26,18 @@ class ProcessError(SpiritError):
 def join_processes(heartbeat_timeout: int = 100) -> None:
     """Join the other processes of a job if the environment describes one. Call it before anything else uses JAX.
 
-    A job is described by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`; by the
-    variables that `srun` sets (one process per task, one GPU per process); or by a TPU VM, whose metadata name the hosts of
-    its slices. `JAX_NUM_PROCESSES=1` keeps a process alone anywhere.
+    A job is described by `JAX_COORDINATOR_ADDRESS` (host:port of process 0), `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`;
+    by the variables that `srun` sets (one process per task, one GPU per process); or by a TPU VM, whose metadata name
+    the hosts of its slices. `JAX_NUM_PROCESSES=1` keeps a process alone anywhere.
 
     Args:
         heartbeat_timeout: seconds without a heartbeat after which a process counts as dead, which ends the others.
 
     Raises:
-        ProcessError: variables are incomplete or contradict each other, or hosts cannot be found; the message says which.
+        ProcessError: variables are incomplete or contradict each other, or hosts cannot be found; it says which.
     """
-    platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]  # JAX adds it at run time
+    # JAX adds the attributes of its config at run time.
+    platforms: str | None = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
     arguments = job_of(os.environ, platforms or "")
     if arguments is None:
         return
@@ -92,8 +93,8 @@ def job_of(environment: Mapping[str, str], platforms: str) -> dict[str, Any] | N
 def leave_on_error(prog: str) -> Iterator[None]:
     """Run a command's work: in a job of several processes, any error ends this process at once (see `leave`).
 
-    A process alone raises the error as usual. Put this inside `core.errors.exit_codes`, which maps errors to exit codes the
-    same way.
+    A process alone raises the error as usual. Put this inside `core.errors.exit_codes`, which maps errors to exit codes
+    the same way.
     """
     try:
         yield

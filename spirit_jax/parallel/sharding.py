@@ -116,8 +116,8 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
 def tracing(mesh: Mesh, dtype: str) -> Iterator[None]:
     """The context in which a model's program is traced.
 
-    The table resolves logical constraints on this mesh. The matrix products of a model in float32 are computed in float32;
-    by JAX's default, TPUs and GPUs round their inputs.
+    The table resolves logical constraints on this mesh. The matrix products of a model in float32 are computed in
+    float32; by JAX's default, TPUs and GPUs round their inputs.
     """
     precision = jax.default_matmul_precision("float32") if dtype == "float32" else nullcontext()
     with jax.set_mesh(mesh), nn.logical_axis_rules(tuple(RULES.items())), precision:
@@ -168,8 +168,8 @@ class BatchLayout:
     def share(self, process: int | None = None) -> HostShare:
         """Return the share of a batch's rows that a process feeds, by default this process.
 
-        Processes that hold the same rows (tensor parallelism across hosts) have the same share. On a torus, the rows of a
-        share need not be contiguous in the array: `put` places them, and the loss does not depend on their order.
+        Processes that hold the same rows (tensor parallelism across hosts) have the same share. On a torus, the rows of
+        a share need not be contiguous in the array: `put` places them, and the loss does not depend on their order.
 
         Raises:
             ShardingError: the order of the mesh's devices gives the processes unequal shares.

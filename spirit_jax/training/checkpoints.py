@@ -1,9 +1,9 @@
 """The checkpoints of a run: asynchronous, atomic Orbax steps that hold everything that resuming needs.
 
-A step holds `llm/` (parameters), `optimizer/` and metadata: the state of the data streams, the config and the vocabulary's
-fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is killed at any moment finds the step
-before. Then every process seals its share of the files with checksums, because Orbax does not notice when a disk has changed
-a file.
+A step holds `llm/` (parameters), `optimizer/` and metadata: the state of the data streams, the config and the
+vocabulary's fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is killed at any
+moment finds the step before. Then every process seals its share of the files with checksums, because Orbax does not
+notice when a disk has changed a file.
 """
 
 import concurrent.futures
@@ -76,7 +76,7 @@ class RunCheckpoints:
             keep.append(training.preservation_policies.EveryNSteps(config.keep_every))
         context = ocp.Context()
         context.array.saving.scoped_storage_options_creator = _by_layer
-        # Orbax's annotations of its policies contradict each other: the policies name the types that its own base class has.
+        # Orbax's annotations contradict each other: its policies name other types than its protocols.
         save_decision: Any = training.save_decision_policies.FixedIntervalPolicy(1)  # The loop decides when to save.
         preservation: Any = training.preservation_policies.AnyPreservationPolicy(keep)
         self._checkpointer = training.Checkpointer(
@@ -169,8 +169,8 @@ def _by_layer(key: Sequence[Any], value: Any) -> Any:
 def _set_damaged_aside(directory: pathlib.Path) -> None:
     """Move the steps that are newer than the newest intact one to `RUN/damaged`.
 
-    If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete: a run
-    may be killed between writing its first step and sealing it.
+    If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete:
+    a run may be killed between writing its first step and sealing it.
     """
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     steps = gather_json(steps)[0]

@@ -1,4 +1,4 @@
-"""Checks that a run makes before its first step, so that a run that cannot work fails at once and with a clear message."""
+"""Checks before the first step, so that a run that cannot work fails at once and with a clear message."""
 
 import pathlib
 from collections.abc import Collection, Mapping

@@ -27,7 +27,7 @@ def compile_step(
     accumulate: int = 1,
     steps: int = 100_000,
 ) -> Report:
-    """Compile `TrainStep.train_step` of the language model for a topology. Nothing runs; no data or tokenizer is needed.
+    """Compile the language model's training step for a topology. Nothing runs; no data or tokenizer is needed.
 
     Args:
         topology: the pod.

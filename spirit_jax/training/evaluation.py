@@ -30,8 +30,8 @@ def evaluate(
         stop: asked before each batch whether to give up.
 
     Returns:
-        Values by prefix of their names in the log, with `TOTAL` last; nothing if there are no held-out data; None if the
-        evaluation was given up.
+        Values by prefix of their names in the log, with `TOTAL` last; nothing if there are no held-out data; None if
+        the evaluation was given up.
     """
     records: dict[str, dict[str, float]] = {}
     total: dict[str, Any] = {}

@@ -24,14 +24,14 @@ class FaultConfig:
 
     on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
     """A step with a loss or gradient that is not finite, or with a spike, never changes the weights. Afterwards the run
-    continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back), or
-    ends (stop). The data of the step are kept in RUN/faults."""
+    continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back),
+    or ends (stop). The data of the step are kept in RUN/faults."""
     spike_sigmas: float = 6.0
     """A spike is a loss or gradient norm this many standard deviations above the mean of the last 128 steps; 0 disables
     the check."""
     hang_timeout: int = 1800
-    """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be longer
-    than a compilation and a save."""
+    """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be
+    longer than a compilation and a save."""
     heartbeat_timeout: int = 100
     """Seconds without a heartbeat after which a process counts as dead, which ends the job's other processes."""
 
@@ -44,8 +44,8 @@ class FaultConfig:
 
 
 RecentSteps = dict[str, Array]
-"""Statistics of recent finite steps: `values` float32 [2, W] (losses, gradient norms; a ring buffer), and `count` int32,
-the number of finite steps so far."""
+"""Statistics of recent finite steps: `values` float32 [2, W] (losses, gradient norms; a ring buffer), and `count`
+int32, the number of finite steps so far."""
 
 
 def no_recent_steps() -> RecentSteps:

@@ -66,6 +66,6 @@ class Feed:
         return waited
 
     def close(self) -> None:
-        """Take no more batches, and wait a few seconds for the batch in preparation, so that the stream can be closed."""
+        """Take no more batches, and wait up to 5 s for the one in preparation, so that the stream can be closed."""
         self._stopped.set()
         self._thread.join(timeout=5.0)

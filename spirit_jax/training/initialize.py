@@ -18,8 +18,8 @@ from spirit_jax.parallel.sharding import axis_names, with_shardings
 from spirit_jax.training.state import Params
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
 
-# Fields of a LlamaConfig that decide what its weights mean, except for the size of the vocabulary. RoPE is not among them:
-# the paper itself continues from Llama 2 with another base.
+# Fields of a LlamaConfig that decide what its weights mean, except for the size of the vocabulary. RoPE is not among
+# them: the paper itself continues from Llama 2 with another base.
 _SHAPE = (
     "hidden_size",
     "intermediate_size",
@@ -68,8 +68,8 @@ def load_initial_params(
 ) -> Params:
     """Load a checkpoint's parameters for a run with this model and vocabulary, directly into their shards.
 
-    Rows of the embedding and the head whose ids the checkpoint knows are kept bit for bit. The rows of new ids are drawn like
-    those of a fresh model.
+    Rows of the embedding and the head whose ids the checkpoint knows are kept bit for bit. The rows of new ids are
+    drawn like those of a fresh model.
 
     Args:
         directory: the checkpoint directory; error messages name it.

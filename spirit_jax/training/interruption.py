@@ -12,8 +12,9 @@ from jax.experimental import multihost_utils
 class Interruption:
     """A context in which SIGTERM (sent to a preempted machine) and SIGINT (Ctrl-C) ask the loop to save and stop.
 
-    A process alone notes the signal; a second signal ends it at once. If `jax.distributed` joins several processes, JAX's
-    preemption service catches SIGTERM, informs all processes and lets them agree on one poll that none of them has passed.
+    A process alone notes the signal; a second signal ends it at once. If `jax.distributed` joins several processes,
+    JAX's preemption service catches SIGTERM, informs all processes and lets them agree on one poll that none of them
+    has passed.
 
     Attributes:
         signal: name of the signal that was received; None before.

@@ -85,8 +85,8 @@ class LanguageModelObjective:
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
         """The sums of `loss`, and two more that the log compares with each other.
 
-        `within` float32 [K] sums by kind each token's loss among the ids of its own kind. `targets` float32 [V] counts how
-        often each id is a target.
+        `within` float32 [K] sums by kind each token's loss among the ids of its own kind. `targets` float32 [V] counts
+        how often each id is a target.
         """
         mask_bt = batch["loss_mask"].astype(jnp.float32)
         hidden_btd, metrics = self._forward(params, batch)
@@ -178,8 +178,8 @@ class LanguageModelSummary:
 def means_by_kind(sums: Mapping[str, Any]) -> dict[str, float]:
     """Mean loss (nats) and accuracy over all tokens and by kind, from the sums by kind of one step or of several.
 
-    Kinds without a token are left out. If the sums come from an evaluation, `loss_within_KIND` is the loss of a token among
-    the ids of its own kind, as if the kind were given; compare it with `unigram_entropy`.
+    Kinds without a token are left out. If the sums come from an evaluation, `loss_within_KIND` is the loss of a token
+    among the ids of its own kind, as if the kind were given; compare it with `unigram_entropy`.
     """
     nll, correct, tokens = (np.asarray(sums[name], np.float64) for name in ("nll", "correct", "tokens"))
     total = max(tokens.sum(), 1.0)

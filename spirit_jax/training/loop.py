@@ -1,8 +1,8 @@
 """The training loop, for the language model and for every other task.
 
-A run resumes in this order: the newest intact step gives parameters, optimizer and the state of the data streams; the log is
-cut back to that step; an evaluation that was given up is repeated; the loop continues with the batch that an uninterrupted
-run would take next.
+A run resumes in this order: the newest intact step gives parameters, optimizer and the state of the data streams; the
+log is cut back to that step; an evaluation that was given up is repeated; the loop continues with the batch that an
+uninterrupted run would take next.
 """
 
 import contextlib

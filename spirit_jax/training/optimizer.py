@@ -18,7 +18,7 @@ class OptimizerConfig:
     learning_rate: float = 3e-5
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """Learning rate after the warm-up, until the run's last step: constant, or falling to final_fraction of the peak."""
+    """Learning rate after the warm-up: constant, or falling to final_fraction of the peak at the last step."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     final_fraction: float = 0.1

@@ -22,8 +22,8 @@ from spirit_jax.training.state import DeviceBatch, Metrics, Params, TrainState
 class Objective(Protocol):
     """What is trained: the parameters, how a mesh splits them, and the loss of a batch.
 
-    A batch's loss is a sum over its targets (tokens, frames) times `loss_scale(batch)`, the reciprocal of their number over
-    the whole batch. Sums over the parts of a batch then add up to the mean over the batch.
+    A batch's loss is a sum over its targets (tokens, frames) times `loss_scale(batch)`, the reciprocal of their number
+    over the whole batch. Sums over the parts of a batch then add up to the mean over the batch.
     """
 
     @property
@@ -98,8 +98,8 @@ class UpdateRule:
     def train_step(self, state: TrainState, batch: DeviceBatch, *, accumulate: int = 1) -> tuple[TrainState, Metrics]:
         """Update the state with a batch.
 
-        A bad step (metric `bad`: a loss or gradient that is not finite, or a spike) changes only the number of the step and
-        the statistics of recent steps.
+        A bad step (metric `bad`: a loss or gradient that is not finite, or a spike) changes only the number of the step
+        and the statistics of recent steps.
         """
         metrics, grads = self.gradients(state.params, batch, accumulate)
         norm = optax.global_norm(grads)

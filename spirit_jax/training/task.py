@@ -23,8 +23,8 @@ class Step(Protocol):
     def train_step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Update the state, which is consumed.
 
-        The metrics hold `loss`, `gradient_norm`, `learning_rate`, `bad` (a step that changed no weights) and the summary's
-        unit of work. They stay on the devices until a step of the log asks for them.
+        The metrics hold `loss`, `gradient_norm`, `learning_rate`, `bad` (a step that changed no weights) and the
+        summary's unit of work. They stay on the devices until a step of the log asks for them.
         """
         ...
 

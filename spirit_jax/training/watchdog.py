@@ -14,8 +14,8 @@ from spirit_jax.core.errors import FAILED_JOB
 class Watchdog:
     """A context in which `alive` must be called at least every `timeout` seconds.
 
-    Otherwise the process ends with exit code 1, one line and the stacks of its threads. The job's other processes end when
-    they miss its heartbeats.
+    Otherwise the process ends with exit code 1, one line and the stacks of its threads. The job's other processes end
+    when they miss its heartbeats.
     """
 
     def __init__(self, timeout: float):
@@ -41,8 +41,8 @@ class Watchdog:
             if silence > self._timeout:
                 faulthandler.dump_traceback(all_threads=True)
                 print(
-                    f"error: process {jax.process_index()} of {jax.process_count()}: {self._doing} for {silence:.0f} s, "
-                    "more than faults.hang_timeout; ending the job, the last checkpoint is intact",
+                    f"error: process {jax.process_index()} of {jax.process_count()}: {self._doing} for "
+                    f"{silence:.0f} s, more than faults.hang_timeout; ending the job, the last checkpoint is intact",
                     file=sys.stderr,
                     flush=True,
                 )

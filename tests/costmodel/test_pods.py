@@ -1,4 +1,4 @@
-"""Memory and FLOPs of every shipped 7 B config on every pod that its head names, compiled in full, which takes minutes."""
+"""Memory and FLOPs of every shipped 7 B config on every pod that its head names; compiling takes minutes."""
 
 import importlib.util
 import json
@@ -41,7 +41,7 @@ def test_a_compiled_pod_has_the_stored_figures(name):
 @pytest.mark.timeout(1800)
 @needs_libtpu
 def test_each_gradient_crosses_between_slices_once():
-    """Each chip sends its shard, in the data type of the computation. The gradients of the norms are small and cross whole."""
+    """Each chip sends its shard, in the data type of the computation. Gradients of norms are small and cross whole."""
     d, f, layers = 1024, 2816, 4
     model = {"hidden_size": d, "intermediate_size": f, "num_hidden_layers": layers}
     model |= {"num_attention_heads": 8, "num_key_value_heads": 8, "remat": "gate"}

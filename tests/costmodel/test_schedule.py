@@ -27,7 +27,8 @@ OVERLAPPED = """HloModule by_hand, is_scheduled=true
 ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {
   %x = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(0)
   %w = bf16[32,8192]{1,0:T(8,128)(2,1)} parameter(1)
-  %start = (bf16[32,8192]{1,0}, bf16[8192,8192]{1,0}) all-gather-start(%w), channel_id=1, replica_groups=[1,256]<=[256], dimensions={0}, metadata={op_name="jit(train_step)/layers/mlp/dot_general"}
+  %start = (bf16[32,8192]{1,0}, bf16[8192,8192]{1,0}) all-gather-start(%w), channel_id=1, \
+replica_groups=[1,256]<=[256], dimensions={0}, metadata={op_name="jit(train_step)/layers/mlp/dot_general"}
   %dot = bf16[8192,8192]{1,0:T(8,128)(2,1)} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   %done = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather-done(%start)
   ROOT %sum = bf16[8192,8192]{1,0:T(8,128)(2,1)} add(%done, %dot)
@@ -57,7 +58,8 @@ def test_a_gather_on_a_sparse_core_runs_in_the_background():
     called = """
 %gather (p: bf16[32,8192]) -> bf16[8192,8192] {
   %p = bf16[32,8192]{1,0:T(8,128)(2,1)} parameter(0)
-  ROOT %g = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=[1,256]<=[256], dimensions={0}
+  ROOT %g = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather(%p), channel_id=1, replica_groups=[1,256]<=[256], \
+dimensions={0}
 }
 
 ENTRY"""
@@ -89,7 +91,9 @@ def test_nothing_hides_a_synchronous_reduction():
 ENTRY %main (x: bf16[8192,8192]) -> bf16[8192,8192] {
   %x = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(0)
   %dot = bf16[8192,8192]{1,0:T(8,128)(2,1)} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
-  ROOT %sum = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-reduce(%dot), channel_id=1, replica_groups=mesh['a'=256,'b'=1] {'a'}, to_apply=%add, metadata={op_name="jit(train_step)/transpose(jvp(Llama))/layers/mlp/dot_general"}
+  ROOT %sum = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-reduce(%dot), channel_id=1, \
+replica_groups=mesh['a'=256,'b'=1] {'a'}, to_apply=%add, \
+metadata={op_name="jit(train_step)/transpose(jvp(Llama))/layers/mlp/dot_general"}
 }
 """
     found = cost(text)
@@ -97,12 +101,13 @@ ENTRY %main (x: bf16[8192,8192]) -> bf16[8192,8192] {
 
 
 def test_a_gather_that_fusions_carry_on_counts_once():
-    """XLA:TPU's asynchronous collective fusions: a gather starts in one fusion and ends in another, beside their products."""
+    """XLA:TPU's asynchronous collective fusions: a gather starts in one and ends in another, beside products."""
     step = """
 %part{n} (p: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {
   %p{n} = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(0)
   %w{n} = bf16[32,8192]{1,0:T(8,128)(2,1)} parameter(1)
-  %g{n} = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather(%w{n}), channel_id=5, replica_groups=[1,256]<=[256], dimensions={0}, frontend_attributes={chain_id="0"}
+  %g{n} = bf16[8192,8192]{1,0:T(8,128)(2,1)} all-gather(%w{n}), channel_id=5, replica_groups=[1,256]<=[256], \
+dimensions={0}, frontend_attributes={chain_id="0"}
   ROOT %d{n} = bf16[8192,8192]{1,0:T(8,128)(2,1)} dot(%p{n}, %p{n}), lhs_contracting_dims={1}, rhs_contracting_dims={0}
 }
 """
@@ -126,8 +131,8 @@ ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {
 
 
 def test_two_collectives_in_one_fusion_share_its_time():
-    """Two all-reduces start and end in fusions of their own, which take no time, around one product. The product hides them
-    for as long as it runs; the chip waits for the rest at the end of the last one."""
+    """Two all-reduces start and end in fusions of their own, which take no time, around one product. The product hides
+    them for as long as it runs; the chip waits for the rest at the end of the last one."""
     collective = """
 %{role}{n} (w: bf16[8192,8192]) -> bf16[8192,8192] {
   %w = bf16[8192,8192]{1,0:T(8,128)(2,1)} parameter(0)
@@ -171,8 +176,11 @@ ENTRY %main (x: bf16[8192,4096], w: bf16[8192,8192]) -> bf16[8192,8192] {
 
 
 def test_traffic_between_slices_uses_the_network_beside_the_links():
-    """XLA:TPU writes a send and a receive of the host with a common name; here they enclose a gather within the slice."""
-    crosses = 'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM"}'
+    """XLA:TPU writes a send and a receive of the host with a common name; here around a gather within the slice."""
+    crosses = (
+        'is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",'
+        '_xla_host_transfer_rendezvous="all-reduce.1_0",_xla_megascale_reduce_operation="SUM"}'
+    )
     text = f"""HloModule by_hand, is_scheduled=true
 
 ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {{
@@ -181,7 +189,8 @@ ENTRY %main (x: bf16[8192,8192], w: bf16[32,8192]) -> bf16[8192,8192] {{
   %t = token[] after-all()
   %s = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, u32[], token[]) send(%x, %t), channel_id=1, {crosses}
   %r = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, u32[], token[]) recv(%t), channel_id=2, {crosses}
-  %g = bf16[8192,8192]{{1,0:T(8,128)(2,1)}} all-gather(%w), channel_id=3, replica_groups=[2,256]<=[512], dimensions={{0}}
+  %g = bf16[8192,8192]{{1,0:T(8,128)(2,1)}} all-gather(%w), channel_id=3, replica_groups=[2,256]<=[512], \
+dimensions={{0}}
   %sd = token[] send-done(%s), channel_id=1, is_host_transfer=true
   ROOT %rd = (bf16[8192,8192]{{1,0:T(8,128)(2,1)}}, token[]) recv-done(%r), channel_id=2, is_host_transfer=true
 }}

@@ -1,4 +1,4 @@
-"""Facts that only the TPU compiler knows: the limits of the chips and the places of the devices. Needs libtpu, no TPU."""
+"""Facts that only the TPU compiler knows: limits of chips and places of devices. Needs libtpu, no TPU."""
 
 import importlib.util
 import re
@@ -37,7 +37,7 @@ def test_the_memory_of_a_chip_is_what_the_compiler_allows(name):
 
 @pytest.mark.parametrize(("name", "rows"), [("v5e:16x16", 256), ("v5p-128", 256), ("v4-128", 64), ("2xv5e:4x4", 32)])
 def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
-    """On a torus, the rows of a host are not contiguous in the array. Together, the hosts hold each row of the batch once."""
+    """On a torus, a host's rows are not contiguous in the array. Together, the hosts hold each row once."""
     mesh = make_mesh(MeshConfig(), Topology.parse(name).devices(), rows)
     hosts = {device.process_index for device in mesh.devices.flat}
     layout = BatchLayout(mesh, rows)

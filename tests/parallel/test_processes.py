@@ -101,11 +101,15 @@ def test_a_killed_process_ends_the_other_with_a_message():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", _MEMBER], env={**environment, "JAX_PROCESS_ID": str(index)}, cwd=pathlib.Path(__file__).parents[2],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [sys.executable, "-c", _MEMBER],
+            env={**environment, "JAX_PROCESS_ID": str(index)},
+            cwd=pathlib.Path(__file__).parents[2],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for index in range(2)
-    ]  # fmt: skip
+    ]
     for process in processes:
         assert "connected\n" in iter(process.stdout.readline, "")
     processes[1].kill()

@@ -66,12 +66,18 @@ def table(stored: dict[str, dict[str, float]]) -> str:
     ]
     for name, (_, options) in cases().items():
         if name in stored:
-            f = stored[name]
+            found = stored[name]
             shown = " ".join(options[:-2])
-            rows.append(
-                f"| {name.replace('spirit_lm_', '')} | {f'`{shown}`' if shown else ''} | {f['memory_gib']:.1f} ({f['spare']:.0%}) | "
-                f"{f['executed_per_model_flop']:.3f} | {f['step_seconds']:.2f} s | {f['mfu']:.0%} | {f['compile_seconds']:.0f} s |"
-            )
+            cells = [
+                name.replace("spirit_lm_", ""),
+                f"`{shown}`" if shown else "",
+                f"{found['memory_gib']:.1f} ({found['spare']:.0%})",
+                f"{found['executed_per_model_flop']:.3f}",
+                f"{found['step_seconds']:.2f} s",
+                f"{found['mfu']:.0%}",
+                f"{found['compile_seconds']:.0f} s",
+            ]
+            rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 

@@ -15,8 +15,13 @@ from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from tests.support.steps import language_model_step, one_device
 
 MODEL = llama.LlamaConfig(
-    vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
-)  # fmt: skip
+    vocab_size=64,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+)
 
 
 @pytest.fixture(scope="module")

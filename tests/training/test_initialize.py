@@ -1,4 +1,4 @@
-"""Starting from other weights: known rows stay bit for bit, new rows are drawn, and weights that do not fit are errors."""
+"""Starting from other weights: known rows stay bit for bit, new rows are drawn, misfits are errors."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""The training loop under real faults: NaN in the weights, signals while it waits or evaluates, batches that never come."""
+"""The training loop under real faults: NaN in the weights, signals while it waits or evaluates, missing batches."""
 
 import json
 import os
@@ -28,8 +28,13 @@ ROWS, LENGTH, VOCABULARY, STEPS = 2, 8, 32, 12
 POISON = VOCABULARY - 1  # its embedding will be NaN
 KINDS = np.arange(VOCABULARY) % 5
 MODEL = llama.LlamaConfig(
-    vocab_size=VOCABULARY, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1
-)  # fmt: skip
+    vocab_size=VOCABULARY,
+    hidden_size=16,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+)
 
 
 def _batch(number, poisoned=False):
@@ -126,7 +131,7 @@ def test_policy_stop_ends_the_run_at_a_bad_step(train_step, tmp_path):
 
 
 def test_policy_roll_back_returns_to_the_last_checkpoint(train_step, tmp_path):
-    """Back to step 8: the batches 9 and 10, taken before the bad step was found, are not used, and the log has no trace of them."""
+    """Back to step 8: the batches 9 and 10, taken before the bad step was found, are not used, nor in the log."""
     run = Run(train_step, tmp_path, Numbered(poisoned=(9,)), "roll_back", log_every=10, steps=8)
     state = run.train(_state(train_step))
     assert int(state.step) == 8  # no bad step so far

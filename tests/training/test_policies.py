@@ -1,6 +1,6 @@
 """The train command meets a step that is not finite: each policy's files, messages and exit code.
 
-The run starts from weights with a NaN in the embedding of a token that only one batch holds, as a damaged file may have it.
+The run starts from weights with a NaN in the embedding of a token that only one batch holds, as from a damaged file.
 """
 
 import collections
@@ -120,7 +120,7 @@ def test_roll_back_repeats_the_steps_since_the_checkpoint_with_later_batches(poi
 
 
 def test_stop_ends_the_run_which_another_policy_can_continue(poisoned, skipped, tmp_path, capsys):
-    """Exit code 1 and an intact checkpoint; the same command with policy skip ends like a run with that policy throughout."""
+    """Exit code 1 and an intact checkpoint; with policy skip, the run then ends like one that always had it."""
     run, bad = tmp_path / "run", poisoned[1]
     with pytest.raises(SystemExit) as end:
         _run(poisoned, run, "stop")

@@ -92,8 +92,8 @@ def test_z_loss_equals_torch():
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_weighs_parts_by_their_tokens(accumulate):
-    """Some parts have almost no token to learn. Metrics and first moments (the gradient times a constant) equal those of the
-    step without accumulation within float32 noise."""
+    """Some parts have almost no token to learn. Metrics and first moments (the gradient times a constant) equal those
+    of the step without accumulation within float32 noise."""
     batch = tiny_batch()
     batch["loss_mask"][1:] = False
     batch["loss_mask"][1, 3] = batch["loss_mask"][2, 5] = True
