@@ -16,12 +16,12 @@ import time
 import jax
 import numpy as np
 import pytest
-from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import latest_step
 from spirit_jax.core.checksums import find_damage, read_checksums
 from spirit_jax.corpora import open_corpus, write_corpus
 from spirit_jax.speech import speech_fingerprints
+from tests.support.runs import newest_arrays, newest_step
 
 TINY = pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml"
 STEPS = 30
@@ -78,8 +78,8 @@ def _curve(run):
 
 def _weights(run):
     """Every array of the newest checkpoint: parameters and optimizer state."""
-    leaves = jax.tree_util.tree_leaves_with_path(ocp.load_checkpointables(latest_step(run)))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(newest_arrays(run))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
 @pytest.fixture(scope="module")
@@ -231,7 +231,7 @@ def test_two_processes_train_like_one_and_a_single_process_continues(uninterrupt
     )
     assert "2 cpu device(s) (data 1 x fsdp 2 x tensor 1)" in outputs[0]
     assert outputs[1].count("held-out") == 0  # only the first process prints
-    newest = latest_step(run)
+    newest = newest_step(run)
     part = max((newest / "optimizer").rglob("d/*"), key=lambda path: path.stat().st_size)
     content = bytearray(part.read_bytes())
     content[len(content) // 2] ^= 1
@@ -263,10 +263,12 @@ def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted,
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "4 cpu device(s) (data 2 x fsdp 1 x tensor 2)" in outputs[0]
     assert "at step 18 of 30" in outputs[0]
-    step = int(re.search(r"SIGTERM to one of the processes: saving step (\d+) and stopping", outputs[0])[1])
+    saving = re.search(r"SIGTERM to one of the processes: saving step (\d+) and stopping", outputs[0])
+    assert saving is not None
+    step = int(saving[1])
     assert 19 <= step < STEPS
-    assert int(latest_step(run).name) == step
-    assert read_checksums(latest_step(run)) is not None
+    assert int(newest_step(run).name) == step
+    assert read_checksums(newest_step(run)) is not None
     expected = [line for line in _curve(uninterrupted[0]) if line["step"] <= step]
     _assert_same_curve(_curve(run), expected)
 
@@ -291,7 +293,7 @@ def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
     """The first held-out loss equals that of the step. The speech tokenizer is copied and speaks the samples."""
     run = tmp_path / "run"
     before = [line for line in _curve(uninterrupted[0]) if "validation/loss" in line][-1]
-    options = ["--init_from", str(latest_step(uninterrupted[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
+    options = ["--init_from", str(newest_step(uninterrupted[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
     _train(run, None, *_elsewhere(uninterrupted), *options, "--loop.sample_every", "1")
     assert list((run / "profile").rglob("*.xplane.pb"))
     after = next(line for line in _curve(run) if "validation/loss" in line)

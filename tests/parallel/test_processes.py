@@ -1,4 +1,4 @@
-"""What says that a process is one of a job: the variables that Slurm, TPU VMs and people set, and half of them."""
+"""How a process finds its job: from the variables of JAX, Slurm and TPU VMs, complete or not; and how a job ends."""
 
 import os
 import pathlib
@@ -11,7 +11,7 @@ import pytest
 from spirit_jax.parallel.processes import job_of
 
 GIVEN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
-# of `srun --nodes 2 --ntasks-per-node 4`, the task numbered 5
+# task number 5 of `srun --nodes 2 --ntasks-per-node 4`
 SLURM = {
     "SLURM_JOB_ID": "77",
     "SLURM_STEP_NODELIST": "node[001-002]",
@@ -21,13 +21,15 @@ SLURM = {
 }
 
 
-def test_given_addresses():
+def test_given_addresses_are_used():
     assert job_of(GIVEN, "") == {"coordinator_address": "10.0.0.1:1234", "num_processes": 4, "process_id": 3}
-    assert job_of(GIVEN | SLURM, "tpu,cpu")["process_id"] == 3  # what is given wins
+    job = job_of(GIVEN | SLURM, "tpu,cpu")  # given addresses take precedence
+    assert job is not None
+    assert job["process_id"] == 3
 
 
 @pytest.mark.parametrize("missing", GIVEN)
-def test_half_set_addresses(missing):
+def test_incomplete_addresses_are_an_error(missing):
     with pytest.raises(ValueError, match=f"set but not {missing}: a job needs all three"):
         job_of({name: value for name, value in GIVEN.items() if name != missing}, "")
 
@@ -40,37 +42,37 @@ def test_half_set_addresses(missing):
         ({"JAX_COORDINATOR_ADDRESS": "10.0.0.1"}, "must be host:port of process 0, found '10.0.0.1'"),
     ],
 )
-def test_addresses_that_cannot_be(change, message):
+def test_invalid_addresses_are_an_error(change, message):
     with pytest.raises(ValueError, match=message):
         job_of(GIVEN | change, "")
 
 
-def test_alone():
+def test_a_process_without_a_job_stays_alone():
     assert job_of({}, "") is None
     assert job_of({}, "cpu") is None
     assert job_of({"JAX_NUM_PROCESSES": "1"} | SLURM, "tpu,cpu") is None
     assert job_of({"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1"}, "") is None
 
 
-def test_slurm_and_tpu_are_left_to_jax():
+def test_jax_finds_the_jobs_of_slurm_and_tpu_vms():
     assert job_of(SLURM, "") == {}
-    assert job_of({}, "tpu,cpu") == {}  # a TPU VM: its metadata name the hosts
+    assert job_of({}, "tpu,cpu") == {}  # a TPU VM, whose metadata name the hosts
     assert job_of({"TPU_WORKER_HOSTNAMES": "a,b", "JAX_PLATFORMS": "cpu"}, "cpu") is None
 
 
-def test_what_slurm_sets_outside_srun():
+def test_a_slurm_job_outside_srun_is_an_error():
     with pytest.raises(
         ValueError, match="SLURM_NTASKS is 8 but SLURM_STEP_NODELIST, SLURM_LOCALID unset: start every task with srun"
     ):
         job_of({name: SLURM[name] for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID")}, "")
 
 
-def test_a_tpu_host_without_libtpu():
+def test_a_tpu_host_without_libtpu_is_an_error():
     with pytest.raises(ValueError, match="names several hosts, but JAX finds no TPU here: install libtpu"):
         job_of({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2", "TPU_WORKER_ID": "0"}, "")
 
 
-def test_the_command_says_so():
+def test_the_train_command_ends_with_exit_code_2_for_an_incomplete_job():
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234"}
     command = [sys.executable, "-m", "spirit_jax.train", "--run_directory", "nowhere", "--tokenizer", "none"]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
@@ -82,15 +84,14 @@ def test_the_command_says_so():
 
 
 _MEMBER = """
-from spirit_jax.parallel.processes import gather_json, join_processes, leave
-join_processes()
-gather_json({})
-print("connected", flush=True)
-try:
+from spirit_jax.core.errors import exit_codes
+from spirit_jax.parallel.processes import gather_json, join_processes, leave_on_error
+with exit_codes("member"), leave_on_error("member"):
+    join_processes()
+    gather_json({})
+    print("connected", flush=True)
     while True:
         gather_json({"a": 1})
-except Exception as error:
-    leave("member", error, 2)
 """
 
 
@@ -111,6 +112,7 @@ def test_a_killed_process_ends_the_other_with_a_message():
         for index in range(2)
     ]
     for process in processes:
+        assert process.stdout is not None
         assert "connected\n" in iter(process.stdout.readline, "")
     processes[1].kill()
     output, _ = processes[0].communicate(timeout=250)

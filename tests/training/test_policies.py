@@ -21,6 +21,7 @@ from spirit_jax.data.loader import Loader
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models import llama
 from spirit_jax.vocabulary import Vocabulary
+from tests.support.runs import newest_arrays, newest_step
 
 STEPS, TAKEN, ROWS, LENGTH = 8, 16, 2, 32  # the fixture looks at batches 1 to TAKEN, more than a run takes
 WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
@@ -74,10 +75,6 @@ def _losses(run):
     return {line["step"]: line["train/loss"] for line in lines}
 
 
-def _weights(run):
-    return jax.tree.map(np.asarray, ocp.load_checkpointables(checkpoint.latest_step(run)))
-
-
 def _assert_recorded(poisoned, run):
     """The record holds the bad step's number, its loss, the state of the data and the batch itself."""
     _, bad, batch = poisoned
@@ -101,10 +98,10 @@ def test_skip_leaves_the_bad_update_out(poisoned, skipped):
     losses = _losses(skipped)
     assert list(losses) == list(range(1, STEPS + 1))
     assert [step for step, loss in losses.items() if loss is None] == [poisoned[1]]  # JSON has no NaN
-    weights = _weights(skipped)
+    weights = newest_arrays(skipped)
     assert [np.isnan(leaf).sum() for leaf in jax.tree.leaves(weights["llm"])].count(0) > 8
     assert np.isnan(weights["llm"]["embed_tokens"]).sum() == 1  # the NaN of the initial weights
-    assert checkpoint.latest_step(skipped).name == str(STEPS)
+    assert newest_step(skipped).name == str(STEPS)
 
 
 def test_roll_back_repeats_the_steps_since_the_checkpoint_with_later_batches(poisoned, tmp_path, capsys):
@@ -116,7 +113,7 @@ def test_roll_back_repeats_the_steps_since_the_checkpoint_with_later_batches(poi
     losses = _losses(run)
     assert list(losses) == list(range(1, STEPS + 1))
     assert None not in losses.values()
-    assert checkpoint.latest_step(run).name == str(STEPS)
+    assert newest_step(run).name == str(STEPS)
 
 
 def test_stop_ends_the_run_which_another_policy_can_continue(poisoned, skipped, tmp_path, capsys):
@@ -128,10 +125,10 @@ def test_stop_ends_the_run_which_another_policy_can_continue(poisoned, skipped, 
     message = capsys.readouterr().err
     assert f"step {bad} is bad: loss nan, gradient norm nan; its data are in {run}/faults" in message
     _assert_recorded(poisoned, run)
-    last = checkpoint.latest_step(run)
+    last = newest_step(run)
     assert int(last.name) == (bad - 1) // 3 * 3
     assert find_damage(last) is None
     _run(poisoned, run, "skip")
     assert f"at step {last.name} of {STEPS}" in capsys.readouterr().out
-    jax.tree.map(np.testing.assert_array_equal, _weights(run), _weights(skipped))
+    jax.tree.map(np.testing.assert_array_equal, newest_arrays(run), newest_arrays(skipped))
     assert _losses(run) == _losses(skipped)
