@@ -83,7 +83,7 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
-class Inputs:
+class DecodeInputs:
     """The items of `--input`."""
 
     items: Sequence[Item]
@@ -99,7 +99,7 @@ class Inputs:
             return False
 
 
-def open_inputs(source: str, split: str | None = None) -> Inputs:
+def open_inputs(source: str, split: str | None = None) -> DecodeInputs:
     """Find the items of `--input`.
 
     Args:
@@ -113,7 +113,7 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
         raise DecodeError("--input is empty: give a unit string ([Hu1]...), a file or a directory of unit records")
     if source.lstrip().startswith("["):
         units = SpeechUnits.from_string(source)
-        return Inputs([Item("units", lambda: units)], are_frames=False)
+        return DecodeInputs([Item("units", lambda: units)], are_frames=False)
     path = pathlib.Path(source)
     if path.is_dir():
         items, are_frames = _items_of_records(path, split), True
@@ -130,7 +130,7 @@ def open_inputs(source: str, split: str | None = None) -> Inputs:
         if item.name in seen:
             raise DecodeError(f"{source}: two items would be written as {item.name!r}")
         seen.add(item.name)
-    return Inputs(items, are_frames)
+    return DecodeInputs(items, are_frames)
 
 
 def _items_of_records(directory: pathlib.Path, split: str | None) -> list[Item]:
@@ -185,7 +185,7 @@ def open_vocoder(checkpoint: str, variant: Literal["auto", "base", "expressive"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Summary:
+class DecodeSummary:
     """The result of a job."""
 
     files: int
@@ -196,7 +196,7 @@ class Summary:
     """One line for each item that could not be spoken."""
 
 
-def decode(cfg: DecodeConfig, vocoder: Vocoder, inputs: Inputs) -> Summary:
+def decode(cfg: DecodeConfig, vocoder: Vocoder, inputs: DecodeInputs) -> DecodeSummary:
     """Write the audio of every item that can be spoken, with a progress bar on a terminal.
 
     Raises:
@@ -225,7 +225,7 @@ def decode(cfg: DecodeConfig, vocoder: Vocoder, inputs: Inputs) -> Summary:
                 save_audio(output / f"{name}.{cfg.format}", audio, SAMPLE_RATE)
                 files, samples = files + 1, samples + audio.size
             progress.update(len(items))
-    return Summary(files, samples / SAMPLE_RATE, problems)
+    return DecodeSummary(files, samples / SAMPLE_RATE, problems)
 
 
 def _speak(

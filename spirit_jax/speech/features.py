@@ -16,16 +16,16 @@ from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 CHUNK_SAMPLES = 1_600_000
 """Longest audio that is encoded at once, 100 s; longer audio is cut into such chunks (docs/formats.md, "Audio")."""
 
-FRAME, RECEPTIVE_FIELD = 640, 720
+UNIT_HOP, RECEPTIVE_FIELD = 640, 720
 """Samples from one HuBERT unit to the next, and samples that one unit depends on (docs/formats.md, "HuBERT")."""
 
-BANDS = 40
+MEL_BANDS = 40
 """Mel bands from 0 to 8 kHz: too few to resolve the harmonics of a voice, so a spectrum is an envelope."""
 
-HOP, WINDOW, FFT = 160, 400, 512
+MEL_HOP, MEL_WINDOW, MEL_FFT = 160, 400, 512
 """Mel frames: samples from one to the next (10 ms), length (25 ms), and length of the Fourier transform."""
 
-MEL_FRAMES = FRAME // HOP
+MEL_FRAMES_PER_UNIT = UNIT_HOP // MEL_HOP
 """Mel frames of one HuBERT unit."""
 
 LOG_FLOOR = 1e-5
@@ -35,7 +35,7 @@ SOUND_RANGE = 3.45
 """A frame within this many nats (30 dB) of a reference loudness holds sound."""
 
 _QUIETEST = -8.0  # nats (-70 dB)
-_BINS = np.arange(FFT // 2 + 1) * (SAMPLE_RATE / FFT)  # Hz
+_BINS = np.arange(MEL_FFT // 2 + 1) * (SAMPLE_RATE / MEL_FFT)  # Hz
 
 
 def check_length(audio: np.ndarray) -> None:
@@ -54,7 +54,7 @@ def check_length(audio: np.ndarray) -> None:
 
 def hubert_frames(samples: int) -> int:
     """Number of HuBERT units of a clip: floor((R - 720) / 640) + 1."""
-    return (samples - RECEPTIVE_FIELD) // FRAME + 1
+    return (samples - RECEPTIVE_FIELD) // UNIT_HOP + 1
 
 
 def pitch_frames(samples: int) -> int:
@@ -74,7 +74,7 @@ def mel_filters() -> Float[np.ndarray, "bands bins"]:
     Up to that scale these are librosa's filters. Importing librosa would take longer than all features of the bundled
     corpus.
     """
-    mels = np.linspace(0, _mel(SAMPLE_RATE / 2), BANDS + 2)
+    mels = np.linspace(0, _mel(SAMPLE_RATE / 2), MEL_BANDS + 2)
     corners = np.where(mels < 15, mels / 0.015, 1000 * 6.4 ** ((mels - 15) / 27))
     rising = (_BINS - corners[:-2, None]) / np.diff(corners)[:-1, None]
     falling = (corners[2:, None] - _BINS) / np.diff(corners)[1:, None]
@@ -129,9 +129,9 @@ def log_mel(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "frames bands"]
     """Natural log of the amplitude in each mel band, four frames for each HuBERT unit."""
     units = hubert_frames(audio.size)
     # The four frames of a unit lie symmetrically about the middle of its receptive field.
-    center = RECEPTIVE_FIELD // 2 - (MEL_FRAMES - 1) * HOP // 2
-    frames = frames_of(audio, units * MEL_FRAMES, HOP, WINDOW, center)
-    power = power_spectrum(frames * hann(WINDOW), FFT) / np.sum(hann(WINDOW) ** 2)
+    center = RECEPTIVE_FIELD // 2 - (MEL_FRAMES_PER_UNIT - 1) * MEL_HOP // 2
+    frames = frames_of(audio, units * MEL_FRAMES_PER_UNIT, MEL_HOP, MEL_WINDOW, center)
+    power = power_spectrum(frames * hann(MEL_WINDOW), MEL_FFT) / np.sum(hann(MEL_WINDOW) ** 2)
     return 0.5 * np.log(np.maximum(power @ mel_filters().T, LOG_FLOOR**2))
 
 

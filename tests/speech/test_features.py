@@ -9,7 +9,7 @@ from spirit_jax.speech import features
 
 
 def test_mel_filters_equal_librosas():
-    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=features.FFT, n_mels=features.BANDS, norm=None)
+    filters = librosa.filters.mel(sr=SAMPLE_RATE, n_fft=features.MEL_FFT, n_mels=features.MEL_BANDS, norm=None)
     np.testing.assert_allclose(features.mel_filters(), filters / filters.sum(axis=1, keepdims=True), atol=1e-6)
 
 

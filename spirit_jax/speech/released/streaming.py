@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
-from spirit_jax.speech.released.synthesis import DURATION_CONTEXT, Span, Synthesizer
-from spirit_jax.speech.released.vocoder_input import VocoderInput, Voice
+from spirit_jax.speech.released.synthesis import DURATION_CONTEXT, PositionRange, Synthesizer
+from spirit_jax.speech.released.vocoder_input import VocoderInput, VoiceRows
 
 
 class AudioStream:
@@ -16,7 +16,7 @@ class AudioStream:
     until the frames after them that their audio depends on are there. What later units or frames depend on is kept.
     """
 
-    def __init__(self, synthesizer: Synthesizer, voice: Voice, *, predict_durations: bool, chunk_frames: int):
+    def __init__(self, synthesizer: Synthesizer, voice: VoiceRows, *, predict_durations: bool, chunk_frames: int):
         """Start without units.
 
         Args:
@@ -49,7 +49,7 @@ class AudioStream:
             return
         fresh = self._units.cut(self._timed, stop)
         if self._predict_durations:
-            (counts,) = self._synthesizer.durations([Span(self._units, self._timed, stop)])
+            (counts,) = self._synthesizer.durations([PositionRange(self._units, self._timed, stop)])
             fresh = fresh.repeat(counts)
         self._frames = self._frames.join(fresh)
         drop = max(stop - DURATION_CONTEXT, 0)
@@ -60,7 +60,7 @@ class AudioStream:
         context = self._synthesizer.network.context
         while (count := len(self._frames) - self._spoken - ahead) >= fewest:
             stop = self._spoken + min(count, self._chunk_frames)
-            span = Span(self._frames, self._spoken, stop)
-            yield from self._synthesizer.audio([span], context=context, windows=(self._chunk_frames,))
+            frames = PositionRange(self._frames, self._spoken, stop)
+            yield from self._synthesizer.audio([frames], context=context, windows=(self._chunk_frames,))
             drop = max(stop - context[0], 0)
             self._frames, self._spoken = self._frames.cut(drop), stop - drop

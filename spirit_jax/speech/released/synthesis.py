@@ -34,7 +34,7 @@ DURATION_CONTEXT = 2
 """Units on either side that a predicted duration depends on."""
 
 
-class Span(NamedTuple):
+class PositionRange(NamedTuple):
     """A stretch of an input to compute: positions `start` to `stop - 1`."""
 
     source: VocoderInput
@@ -88,22 +88,22 @@ class Synthesizer:
             params = prepare_for_cpu(params, network)
         self.variables = {"params": jax.tree.map(jnp.asarray, params)}
 
-    def durations(self, spans: Sequence[Span]) -> list[Int[np.ndarray, " U"]]:
-        """Predicted frames of each unit of each span."""
+    def durations(self, ranges: Sequence[PositionRange]) -> list[Int[np.ndarray, " U"]]:
+        """Predicted frames of each unit of each range."""
 
         def run(batch: WindowBatch, window: int) -> np.ndarray:
             counts = _predict(self.network, self.variables, batch.units_bt, batch.first_b, batch.last_b)
             return np.asarray(counts)[:, DURATION_CONTEXT : DURATION_CONTEXT + window]
 
-        return _in_windows(spans, WINDOWS, (DURATION_CONTEXT, DURATION_CONTEXT), 1, run)
+        return _in_windows(ranges, WINDOWS, (DURATION_CONTEXT, DURATION_CONTEXT), 1, run)
 
     def audio(
-        self, spans: Sequence[Span], *, context: tuple[int, int], windows: Sequence[int] | None = None
+        self, ranges: Sequence[PositionRange], *, context: tuple[int, int], windows: Sequence[int] | None = None
     ) -> list[Float[np.ndarray, " R"]]:
-        """Audio of the frames of each span.
+        """Audio of the frames of each range.
 
         Args:
-            spans: stretches of frames.
+            ranges: stretches of frames.
             context: frames before and after a window that are computed with it: `network.context`, or none for inputs
                 that fit one window.
             windows: window lengths; None for `WINDOWS`.
@@ -112,7 +112,7 @@ class Synthesizer:
         def run(batch: WindowBatch, window: int) -> np.ndarray:
             return np.asarray(_generate(self.network, self.variables, batch, context))
 
-        return _in_windows(spans, windows or WINDOWS, context, self.network.code_hop_size, run)
+        return _in_windows(ranges, windows or WINDOWS, context, self.network.code_hop_size, run)
 
 
 @functools.cache
@@ -137,16 +137,16 @@ def _generate(network: HifiGanConfig, variables: dict, batch: WindowBatch, conte
 
 
 def _in_windows(
-    spans: Sequence[Span],
+    ranges: Sequence[PositionRange],
     windows: Sequence[int],
     context: tuple[int, int],
     hop: int,
     run: Callable[[WindowBatch, int], np.ndarray],
 ) -> list[np.ndarray]:
-    """Run spans in windows, in batches, and join the outputs of each span.
+    """Run ranges in windows, in batches, and join the outputs of each range.
 
     Args:
-        spans: what to compute.
+        ranges: what to compute.
         windows: window lengths, ascending.
         context: positions before and after a window that are computed with it.
         hop: outputs of a position.
@@ -155,8 +155,8 @@ def _in_windows(
     on_cpu = platform() == "cpu"
     if not on_cpu:
         windows = windows[-1:]
-    planned: dict[int, list[tuple[int, int, int]]] = {}  # window length -> (span, first position, positions wanted)
-    for index, (_, start, stop) in enumerate(spans):
+    planned: dict[int, list[tuple[int, int, int]]] = {}  # window length -> (range, first position, positions wanted)
+    for index, (_, start, stop) in enumerate(ranges):
         while start < stop:
             window = next((size for size in windows if size >= stop - start), windows[-1])
             planned.setdefault(window, []).append((index, start, min(window, stop - start)))
@@ -166,11 +166,11 @@ def _in_windows(
         for at in range(0, len(places), MAX_BATCH):
             chosen = places[at : at + MAX_BATCH]
             size = next_power_of_two(len(chosen)) if on_cpu else MAX_BATCH
-            rows = [(spans[index].source, start) for index, start, _ in chosen]
+            rows = [(ranges[index].source, start) for index, start, _ in chosen]
             batch = _batch(rows + rows[:1] * (size - len(rows)), window, context)
             for (index, start, wanted), output in zip(chosen, run(batch, window), strict=False):
                 outputs[index, start] = output[: wanted * hop]
-    joined: list[list[np.ndarray]] = [[] for _ in spans]
+    joined: list[list[np.ndarray]] = [[] for _ in ranges]
     for index, start in sorted(outputs):
         joined[index].append(outputs[index, start])
     return [np.concatenate(pieces) for pieces in joined]

@@ -15,8 +15,8 @@ from spirit_jax.models.hifigan import HifiGanConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.released import synthesis
 from spirit_jax.speech.released.streaming import AudioStream
-from spirit_jax.speech.released.synthesis import DURATION_CONTEXT, Span, Synthesizer
-from spirit_jax.speech.released.vocoder_input import UnitsLike, VocoderError, VocoderInput, Voice, prepare_input
+from spirit_jax.speech.released.synthesis import DURATION_CONTEXT, PositionRange, Synthesizer
+from spirit_jax.speech.released.vocoder_input import UnitsLike, VocoderError, VocoderInput, VoiceRows, prepare_input
 from spirit_jax.units import UnitError
 
 DEFAULT_STYLE = 8
@@ -122,7 +122,7 @@ class HifiGanVocoder:
         inputs: list[VocoderInput] = []
         to_predict: list[int] = []
         for i, (units, who) in enumerate(zip(batch, speakers, strict=True)):
-            voice = Voice(self.speaker_index(who), style_row, style_unit)
+            voice = VoiceRows(self.speaker_index(who), style_row, style_unit)
             try:
                 prepared, predict = prepare_input(
                     self.network, units, voice, predict_durations=predict_durations, deduplicate=deduplicate
@@ -172,7 +172,7 @@ class HifiGanVocoder:
             VocoderError, VoiceError: as in `decode_batch`.
             ValueError: `chunk_frames` is less than 1.
         """
-        voice = Voice(self.speaker_index(speaker), *self._style(style))
+        voice = VoiceRows(self.speaker_index(speaker), *self._style(style))
         if chunk_frames < 1:
             raise ValueError(f"chunk_frames must be at least 1, found {chunk_frames}")
         stream = AudioStream(self.synthesizer, voice, predict_durations=predict_durations, chunk_frames=chunk_frames)
@@ -201,8 +201,8 @@ class HifiGanVocoder:
         return 0, _row("style", style, (), network.num_style_tokens)
 
 
-def _all_of(source: VocoderInput) -> Span:
-    return Span(source, 0, len(source))
+def _all_of(source: VocoderInput) -> PositionRange:
+    return PositionRange(source, 0, len(source))
 
 
 def _row(what: str, wanted: int | str, names: Sequence[str], rows: int) -> int:

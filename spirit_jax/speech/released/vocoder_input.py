@@ -21,7 +21,7 @@ class VocoderError(UnitError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Voice:
+class VoiceRows:
     """How an utterance is spoken."""
 
     speaker: int
@@ -42,14 +42,14 @@ class VocoderInput:
     """Pitch units; zeros for a vocoder that reads none."""
     styles: Int[np.ndarray, " N"]
     """Style units; zeros for a vocoder that reads none."""
-    voice: Voice
+    voice: VoiceRows
     """Speaker and style."""
 
     def __len__(self) -> int:
         return len(self.units)
 
     @classmethod
-    def empty(cls, voice: Voice) -> Self:
+    def empty(cls, voice: VoiceRows) -> Self:
         """No positions."""
         none = np.zeros(0, np.int32)
         return cls(units=none, pitch=none, styles=none, voice=voice)
@@ -83,7 +83,7 @@ class VocoderInput:
 def prepare_input(
     network: HifiGanConfig,
     units: UnitsLike,
-    voice: Voice,
+    voice: VoiceRows,
     *,
     predict_durations: bool,
     deduplicate: bool = False,

@@ -14,12 +14,12 @@ import scipy.fft
 from jaxtyping import Complex, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.speech.features import BANDS, FFT, FRAME, HOP, MEL_FRAMES, hann, mel_centers
+from spirit_jax.speech.features import MEL_BANDS, MEL_FFT, MEL_FRAMES_PER_UNIT, MEL_HOP, UNIT_HOP, hann, mel_centers
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.scratch.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
-_WINDOW = 3 * HOP
+_WINDOW = 3 * MEL_HOP
 _ITERATIONS = 4  # few are enough, because the source has good phases
 _LOUDNESS = 0.95  # largest peak of the result
 _CONTRAST = 1.15  # means are flatter than speech; this factor restores the spread of spectra over time
@@ -102,12 +102,12 @@ class GriffinLim:
             units: number of phonetic units.
             styles: number of style units.
         """
-        spectra, frames = np.zeros((units, MEL_FRAMES, BANDS)), np.zeros(units)
+        spectra, frames = np.zeros((units, MEL_FRAMES_PER_UNIT, MEL_BANDS)), np.zeros(units)
         voiced, runs = np.zeros(units), np.zeros(units)
         contour, contour_frames = np.zeros(_CONTOUR_POINTS), np.zeros(_CONTOUR_POINTS)
         for seen in observed:
             hubert = seen.units.hubert
-            np.add.at(spectra, hubert, seen.spectrum.reshape(-1, MEL_FRAMES, BANDS))
+            np.add.at(spectra, hubert, seen.spectrum.reshape(-1, MEL_FRAMES_PER_UNIT, MEL_BANDS))
             np.add.at(frames, hubert, 1)
             np.add.at(runs, hubert[np.diff(hubert, prepend=-1) != 0], 1)
             # Two F0 frames a unit. A clip may have a pitch unit more or less than half its HuBERT units.
@@ -119,7 +119,7 @@ class GriffinLim:
             np.add.at(contour_frames, place, 1)
         mean = spectra / np.maximum(frames, 1)[:, None, None]
         speakers = tuple(sorted({seen.speaker for seen in observed}))
-        level, log2_f0 = np.zeros((len(speakers), BANDS)), np.zeros(len(speakers))
+        level, log2_f0 = np.zeros((len(speakers), MEL_BANDS)), np.zeros(len(speakers))
         for index, speaker in enumerate(speakers):
             own = [seen for seen in observed if seen.speaker == speaker]
             level[index] = np.mean([seen.level for seen in own], axis=0)
@@ -180,9 +180,11 @@ class GriffinLim:
         if isinstance(style, str):
             raise VoiceError(f"style {style!r}: this vocoder has no named styles, only units 0..{len(self.gain) - 1}")
         hubert, octaves, gain = self._frames(units, style, predict_durations)
-        log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, BANDS)
+        log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, MEL_BANDS)
         quiet = np.clip((_QUIET + 0.4 - log_amplitude.mean(axis=1)) / 0.4, 0, 1)
-        log_amplitude = log_amplitude + self.level[voice] + (np.repeat(gain, MEL_FRAMES) + _SILENCE * quiet)[:, None]
+        log_amplitude = (
+            log_amplitude + self.level[voice] + (np.repeat(gain, MEL_FRAMES_PER_UNIT) + _SILENCE * quiet)[:, None]
+        )
         padded = np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge")
         log_amplitude = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]  # no steps between units
         source = _source(self.log2_f0[voice] + octaves, self.voicing[hubert])
@@ -317,14 +319,14 @@ def _stretch(units: Int[np.ndarray, " N"], factor: int, length: int) -> Int[np.n
 @functools.cache
 def _bands_to_bins() -> Float[np.ndarray, "bins bands"]:
     """A matrix that interpolates log amplitudes from the centers of the mel bands to the Fourier bins."""
-    bins = np.arange(FFT // 2 + 1) * SAMPLE_RATE / FFT
-    return np.stack([np.interp(bins, mel_centers(), row) for row in np.eye(BANDS)], axis=1).astype(np.float32)
+    bins = np.arange(MEL_FFT // 2 + 1) * SAMPLE_RATE / MEL_FFT
+    return np.stack([np.interp(bins, mel_centers(), row) for row in np.eye(MEL_BANDS)], axis=1).astype(np.float32)
 
 
 def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " R"]:
     """Harmonics of F0 where voiced and noise elsewhere, 640 samples a frame. Both have unit power and flat spectra."""
-    samples = len(log2_f0) * FRAME
-    place = (np.arange(samples) + 0.5) / FRAME - 0.5
+    samples = len(log2_f0) * UNIT_HOP
+    place = (np.arange(samples) + 0.5) / UNIT_HOP - 0.5
     frames = np.arange(len(log2_f0))
     frequency = 2 ** np.interp(place, frames, log2_f0)
     phase = 2 * np.pi * np.cumsum(frequency) / SAMPLE_RATE
@@ -339,21 +341,21 @@ def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " 
 
 def _stft(audio: Float[np.ndarray, " R"]) -> Complex[np.ndarray, "frames bins"]:
     """Spectra of frames of 30 ms every 10 ms, [R / 160 + 2, bins]. Each sample lies in three frames."""
-    padded = np.pad(audio, 2 * HOP)
-    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::HOP]
-    return np.asarray(scipy.fft.rfft(frames * hann(_WINDOW), FFT, axis=1))
+    padded = np.pad(audio, 2 * MEL_HOP)
+    frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::MEL_HOP]
+    return np.asarray(scipy.fft.rfft(frames * hann(_WINDOW), MEL_FFT, axis=1))
 
 
 def _istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
     """The least-squares inverse of `_stft`."""
-    frames = np.asarray(scipy.fft.irfft(spectrum, FFT, axis=1))[:, :_WINDOW] * hann(_WINDOW)
-    parts = frames.reshape(len(frames), 3, HOP)
-    weights = (hann(_WINDOW) ** 2).reshape(3, HOP)
-    audio, total = np.zeros((len(frames) + 2, HOP), np.float32), np.zeros((len(frames) + 2, HOP), np.float32)
+    frames = np.asarray(scipy.fft.irfft(spectrum, MEL_FFT, axis=1))[:, :_WINDOW] * hann(_WINDOW)
+    parts = frames.reshape(len(frames), 3, MEL_HOP)
+    weights = (hann(_WINDOW) ** 2).reshape(3, MEL_HOP)
+    audio, total = np.zeros((len(frames) + 2, MEL_HOP), np.float32), np.zeros((len(frames) + 2, MEL_HOP), np.float32)
     for part in range(3):
         audio[part : part + len(frames)] += parts[:, part]
         total[part : part + len(frames)] += weights[part]
-    return (audio / np.maximum(total, 1e-8)).reshape(-1)[2 * HOP : 2 * HOP + samples]
+    return (audio / np.maximum(total, 1e-8)).reshape(-1)[2 * MEL_HOP : 2 * MEL_HOP + samples]
 
 
 def _griffin_lim(target: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:

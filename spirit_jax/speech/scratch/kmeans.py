@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.threads import one_thread
-from spirit_jax.speech.features import BANDS, MEL_FRAMES, level, log_mel
+from spirit_jax.speech.features import MEL_BANDS, MEL_FRAMES_PER_UNIT, level, log_mel
 
 _RANGE = 4.0  # nats around the level; anything farther away is silence or a click, not a phone
 
@@ -28,7 +28,7 @@ def normalize(spectrum: Float[np.ndarray, "frames bands"]) -> Float[np.ndarray, 
 
 def unit_features(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "units features"]:
     """The four normalized mel frames of each HuBERT unit, side by side: [units, 4 * 40]."""
-    return normalize(log_mel(audio)).reshape(-1, MEL_FRAMES * BANDS)
+    return normalize(log_mel(audio)).reshape(-1, MEL_FRAMES_PER_UNIT * MEL_BANDS)
 
 
 def cluster(

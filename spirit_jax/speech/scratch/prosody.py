@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.speech.features import HOP, SOUND_RANGE, level, log_mel, pitch_frames, style_frames
+from spirit_jax.speech.features import MEL_HOP, SOUND_RANGE, level, log_mel, pitch_frames, style_frames
 from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.speech.scratch.f0 import f0
 from spirit_jax.speech.scratch.kmeans import cluster, nearest
@@ -18,7 +18,7 @@ UNVOICED = 0
 """The pitch unit of stretches without a voice."""
 
 _F0_FRAMES = 4  # of 20 ms in one pitch unit
-_STYLE_FRAMES = SAMPLE_RATE // HOP  # mel frames in one style unit
+_STYLE_FRAMES = SAMPLE_RATE // MEL_HOP  # mel frames in one style unit
 _STYLE_F0_FRAMES = 50  # of 20 ms in one style unit
 _NEUTRAL = 7.2  # log2 Hz (147 Hz), the register of a clip without a voice
 

@@ -16,7 +16,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory
 from spirit_jax.core.threads import one_thread
-from spirit_jax.speech.features import MEL_FRAMES, check_length, level, log_mel, style_frames
+from spirit_jax.speech.features import MEL_FRAMES_PER_UNIT, check_length, level, log_mel, style_frames
 from spirit_jax.speech.protocols import Part
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim, Observed
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalize
@@ -112,7 +112,7 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
     clips = _analyze(utterances, config, seed, progress)
     if not clips:
         raise SpiritError(f"none of {len(utterances)} utterances can be used to train a speech tokenizer")
-    features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES, -1) for clip in clips]
+    features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES_PER_UNIT, -1) for clip in clips]
     phonetic = KMeansEncoder.fit(features, config.phonetic_units, seed)
     pitch = F0Quantiles.fit([clip.octaves for clip in clips], config.pitch_units)
     style = VoiceStatistics.fit([clip.style for clip in clips], config.style_units, seed)

@@ -18,9 +18,9 @@ from spirit_jax.convert.table import to_jax
 from spirit_jax.models.hifigan import HifiGanConfig, fold_weight_norm
 from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.protocols import VoiceError
-from spirit_jax.speech.released.synthesis import Span
+from spirit_jax.speech.released.synthesis import PositionRange
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
-from spirit_jax.speech.released.vocoder_input import VocoderError, Voice, prepare_input
+from spirit_jax.speech.released.vocoder_input import VocoderError, VoiceRows, prepare_input
 from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Variant
@@ -90,10 +90,10 @@ def test_audio_equals_the_reference(case, vocoders, arrays):
 def test_predicted_durations_equal_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
     units, options = call(case)
-    voice, deduplicate = Voice(speaker=2, style=8), options["deduplicate"]
+    voice, deduplicate = VoiceRows(speaker=2, style=8), options["deduplicate"]
     codes, predict = prepare_input(vocoder.network, units, voice, predict_durations=True, deduplicate=deduplicate)
     assert predict
-    (found,) = vocoder.synthesizer.durations([Span(codes, 0, len(codes))])
+    (found,) = vocoder.synthesizer.durations([PositionRange(codes, 0, len(codes))])
     clear = arrays[f"{case}/dur_tie_margin"] > 1e-3
     assert clear.mean() > 0.9
     np.testing.assert_array_equal(found[clear], arrays[f"{case}/durations"][clear])
@@ -103,10 +103,10 @@ def test_predicted_durations_equal_the_reference(case, vocoders, arrays):
 def test_conditioning_equals_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]
     units, options = call(case)
-    voice, network = Voice(speaker=options["speaker"], style=8), vocoder.synthesizer
+    voice, network = VoiceRows(speaker=options["speaker"], style=8), vocoder.synthesizer
     frames, predict = prepare_input(vocoder.network, units, voice, predict_durations=options["predict_durations"])
     if predict:
-        (counts,) = network.durations([Span(frames, 0, len(frames))])
+        (counts,) = network.durations([PositionRange(frames, 0, len(frames))])
         frames = frames.repeat(counts)
     codes = [stream[None, :40] for stream in (frames.units, frames.pitch, frames.styles)]
     rows = np.array([voice.speaker]), np.array([voice.style])
@@ -239,8 +239,8 @@ def test_a_stream_yields_the_audio_of_decode_within_its_latency(variant, predict
     # The first chunk came exactly when the units that its receptive field covers had arrived.
     frames = np.ones(count, int)
     if predict:
-        codes, _ = prepare_input(vocoder.network, units, Voice(speaker=2, style=8), predict_durations=True)
-        (frames,) = vocoder.synthesizer.durations([Span(codes, 0, count)])
+        codes, _ = prepare_input(vocoder.network, units, VoiceRows(speaker=2, style=8), predict_durations=True)
+        (frames,) = vocoder.synthesizer.durations([PositionRange(codes, 0, count)])
     units_ahead, frames_ahead = vocoder.latency(predict)
     needed = int(np.searchsorted(np.cumsum(frames), 32 + frames_ahead)) + 1 + units_ahead
     assert needed <= seen[0] < needed + 7
