@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from spirit_jax.audio import load_audio, save_audio
     from spirit_jax.inference.prompts import Segment
+    from spirit_jax.inference.sampling import SamplingParams
     from spirit_jax.inference.spiritlm import SpiritLM
     from spirit_jax.speech.tokenizer import SpeechTokenizer
     from spirit_jax.units import SpeechUnits
 
 __version__ = "0.1.0"
 
-__all__ = ["Segment", "SpeechTokenizer", "SpeechUnits", "SpiritLM", "load_audio", "save_audio"]
+__all__ = ["SamplingParams", "Segment", "SpeechTokenizer", "SpeechUnits", "SpiritLM", "load_audio", "save_audio"]
 
 _PLACES = {
     "SamplingParams": "spirit_jax.inference.sampling",
