@@ -24,11 +24,14 @@ import jsonargparse
 import yaml
 
 from spirit_jax import __version__
-from spirit_jax.core.errors import BAD_ARGUMENT, FAILED_JOB, SpiritError, fail  # noqa: F401  (until every command uses exit_codes)
+from spirit_jax.core.errors import SpiritError, fail
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
-Config = TypeVar("Config")
+if typing.TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 _ABOUT_OPTIONS = (
     "Option names may be written with dashes or underscores. A yes-or-no option needs no value. An option of type "
@@ -175,7 +178,7 @@ def _instantiate(cls: type[Config], built: jsonargparse.ArgumentParser, read: Ca
     """The config that a parser reads."""
     try:
         values = built.instantiate(read())
-        return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})  # pyright: ignore
+        return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})
     except (argparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
