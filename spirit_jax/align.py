@@ -101,7 +101,7 @@ def align(settings: AlignConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    settings = config.parse(AlignConfig, arguments, PROG, __doc__ or "")
+    settings = config.parse(AlignConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         align(settings)
 

@@ -48,7 +48,7 @@ class ConfigError(SpiritError):
     """A config that cannot be used; the message is one line and names the key."""
 
 
-def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, description: str) -> Config:
+def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, description: str | None) -> Config:
     """Read the command line of a command. A config that cannot be used ends the process in one line and exit code 2.
 
     Args:
@@ -57,7 +57,7 @@ def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, descrip
         prog: the command's name, printed before messages.
         description: the docstring of the command's module; its indented paragraphs are shown as examples.
     """
-    built = _parser(cls, prog, description)
+    built = _parser(cls, prog, description or "")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if not arguments:

@@ -272,7 +272,7 @@ def run(cfg: DecodeConfig) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 2 means a bad argument, 1 a failed job."""
-    cfg = config.parse(DecodeConfig, arguments, PROG, __doc__ or "")
+    cfg = config.parse(DecodeConfig, arguments, PROG, __doc__)
     with exit_codes(PROG):
         run(cfg)
 

@@ -83,7 +83,7 @@ def encode(settings: EncodeConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    settings = config.parse(EncodeConfig, arguments, PROG, __doc__ or "")
+    settings = config.parse(EncodeConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         encode(settings)
 

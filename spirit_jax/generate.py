@@ -103,7 +103,7 @@ _NO_EFFECT_ON_ANSWERS = ("output", "input", "prompts", "few_shot", "slots", "ove
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. The exit code is 2 for a bad argument, 1 for a failed or interrupted job."""
-    settings = config.parse(GenerateConfig, arguments, PROG, __doc__ or "")
+    settings = config.parse(GenerateConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         if settings.compile_topology is not None:
             for name, report in compile_run(settings, settings.compile_topology).items():
