@@ -12,6 +12,7 @@ import pytest
 from spirit_jax.audio import AudioError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
+from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.units import SpeechUnits
 from tests.support.sounds import buzz
 
@@ -70,6 +71,14 @@ def test_pitch_units_are_unvoiced_in_silence_and_noise_and_follow_a_buzz(scratch
     rising = scratch_tokenizer.encode(buzz(np.geomspace(120, 200, SAMPLE_RATE))).pitch
     assert (np.diff(rising) >= 0).all()
     assert rising[0] < steady[0] < rising[-1]
+
+
+def test_a_speaker_without_a_stored_mean_f0_is_refused(scratch_tokenizer, scratch_checkpoint):
+    audio = buzz(150.0)
+    with pytest.raises(VoiceError, match="speaker 'us_m1': this pitch encoder stores no speaker's mean F0"):
+        scratch_tokenizer.encode(audio, speaker="us_m1")
+    with pytest.raises(VoiceError, match="speaker 'us_m1': this tokenizer has no pitch encoder"):
+        SpeechTokenizer.from_pretrained(scratch_checkpoint, "base").encode(audio, speaker="us_m1")
 
 
 def test_silence_has_the_unit_of_pauses_and_is_decoded_as_silence(scratch_tokenizer, heard):
