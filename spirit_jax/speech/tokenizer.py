@@ -42,10 +42,14 @@ class SpeechTokenizer:
     Example:
         >>> from spirit_jax import SpeechTokenizer, load_audio
         >>> tokenizer = SpeechTokenizer.from_pretrained("checkpoint", variant="expressive")
-        >>> units = tokenizer.encode(load_audio("hello.wav"))
-        >>> units.to_string()
-        '[St71][Pi39][Hu99][Hu49][Pi57][Hu38]...'
+        >>> units = tokenizer.encode(load_audio("two_seconds.wav"))
+        >>> len(units.hubert), len(units.pitch), len(units.style)
+        (49, 25, 2)
+        >>> units.to_string()  # such as [St71][Pi39][Hu99][Hu49]  # doctest: +ELLIPSIS
+        '[St...][Pi...][Hu...]'
         >>> audio = tokenizer.decode(units, speaker=2)  # float32 [R] at 16 kHz
+        >>> len(audio) == 49 * 640
+        True
 
     Attributes:
         phonetic: the encoder of phonetic units.
@@ -113,8 +117,8 @@ class SpeechTokenizer:
                 instead of the mean of each chunk.
 
         Returns:
-            `hubert` int32 [(R - 720) // 640 + 1]; for the expressive variant also `pitch`, one unit every 80 ms, and
-            `style`, one unit a second.
+            Units at their frame rates. For up to 100 s of audio, `hubert` is int32 [(R - 720) // 640 + 1]. The
+            expressive variant also has `pitch`, one unit every 80 ms, and `style`, one unit a second.
 
         Raises:
             AudioError: the clip is shorter than 1280 samples (80 ms), holds samples that are not finite, or has

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import doctest
 import itertools
 import logging
 import pathlib
@@ -9,9 +10,9 @@ import pathlib
 import numpy as np
 import pytest
 
-from spirit_jax.audio import AudioError
+from spirit_jax.audio import AudioError, save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
+from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, tokenizer, train_speech_tokenizer
 from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.units import SpeechUnits
 from tests.support.sounds import buzz
@@ -114,6 +115,15 @@ def test_units_are_equal_in_batches_and_survive_their_string_form(scratch_tokeni
         np.testing.assert_array_equal(aligned.hubert, [unit for unit, _ in itertools.groupby(units.hubert)])
         assert set(aligned.pitch) <= set(units.pitch)
         assert base.encode(audio) == units.without_expression()
+
+
+def test_the_example_in_the_docstring_runs(scratch_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint").symlink_to(scratch_checkpoint)
+    save_audio("two_seconds.wav", buzz(150.0, 2.0))
+    results = doctest.testmod(tokenizer)
+    assert results.attempted > 5
+    assert results.failed == 0
 
 
 def test_units_of_a_word_resemble_each_other(corpus, scratch_tokenizer):
