@@ -25,7 +25,6 @@ CHECKED = (
     "spirit_jax.audio",
     "spirit_jax.vocabulary",
     "spirit_jax.checkpoint",
-    "spirit_jax.config",
     "spirit_jax.core",
     "spirit_jax.speech.features",
     "spirit_jax.speech.scratch.f0",
