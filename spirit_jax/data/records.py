@@ -10,8 +10,9 @@ import json
 import os
 import pathlib
 import re
-import tempfile
-from collections.abc import Sequence
+import resource
+import shutil
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -20,7 +21,8 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from jaxtyping import Int
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.files import is_encodable, plain_name, read_json, staging_directory, write_file
+from spirit_jax.core.locks import hold
 from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
 
 FRAME_MS = round(1000 / HUBERT_RATE)
@@ -32,7 +34,10 @@ METADATA = "metadata.json"
 _FORMAT = 1
 _WRITER_OPTIONS = "group_size:1"  # one record a group, for random access
 _READER_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"
-_SPLIT = re.compile(r"[A-Za-z0-9_.+]+")
+_SPLIT = re.compile(r"[A-Za-z0-9_+][A-Za-z0-9_.+]*")
+_FILE = re.compile(rf"({_SPLIT.pattern})-\d{{5,}}-of-\d{{5,}}\.array_record")
+_MAX_COUNT = 1 << 53
+_LOCK_SECONDS = 60
 
 
 class RecordError(SpiritError):
@@ -71,6 +76,8 @@ class UnitRecord:
 
     def _problem(self) -> str | None:
         spans = self.spans_ms
+        if not all(map(is_encodable, (self.id, self.text, self.speaker, *self.words))):
+            return "holds half of a surrogate pair, which is no character"
         untranscribed = self.text == "" and self.units is not None and not self.words
         if not self.text.strip() and not untranscribed:
             return "empty transcript"
@@ -182,14 +189,70 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     metadata = read_json(path, RecordError)
     if not isinstance(metadata, dict) or not all(isinstance(metadata.get(k), dict) for k in ("splits", "files")):
         raise RecordError(f"{path}: expected an object with 'splits' and 'files'")
+    for key in ("name", "units"):
+        if not isinstance(metadata.get(key, ""), str):
+            raise RecordError(f"{path}: {key!r} must be a string, found {metadata[key]!r}")
+    for split, count in metadata["splits"].items():
+        if not _SPLIT.fullmatch(split) or not _is_count(count):
+            raise RecordError(
+                f"{path}: 'splits' must give the number of records of each split, found {split!r}: {count!r}"
+            )
+    for file, entry in metadata["files"].items():
+        if not _FILE.fullmatch(plain_name(file, path, RecordError)):
+            raise RecordError(f"{path}: {file!r} is not the name of a file of records")
+        if not isinstance(entry, dict) or not all(_is_count(entry.get(key)) for key in ("records", "bytes")):
+            raise RecordError(f"{path}: needs the numbers of records and bytes of {file}, found {entry!r}")
     return metadata
+
+
+def check_split_name(split: str) -> None:
+    """Check that records can have a split of this name.
+
+    Raises:
+        RecordError: the name is empty, begins with a dot, or has other characters than letters, digits, `_`, `.`, `+`.
+    """
+    if not _SPLIT.fullmatch(split):
+        raise RecordError(
+            f"split {split!r}: use letters, digits, '_', '.' and '+'"
+            + (f", such as {fitting!r}" if (fitting := re.sub(r"[^A-Za-z0-9_.+]+", "_", split).lstrip(".")) else "")
+        )
+
+
+def check_units(directory: str | os.PathLike, split: str, units: str) -> None:
+    """Check that a directory of records can take a split with units of these encoders.
+
+    Args:
+        directory: need not exist.
+        split: name of the split; its own records do not count, because they are replaced.
+        units: fingerprint of the encoders, "" for text.
+
+    Raises:
+        RecordError: another split has units of other encoders, or `metadata.json` is damaged.
+    """
+    if (pathlib.Path(directory) / METADATA).exists():
+        found = read_metadata(directory)
+        others = {other for other in found["splits"] if other != split}
+        if others and units and found.get("units") and found["units"] != units:
+            raise RecordError(
+                f"{directory}: units of {found['units'][:12]} there, these are of {units[:12]}; choose another directory"
+            )
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < _MAX_COUNT
+
+
+def _max_open_files() -> int:
+    """Number of record files that may be open at once: a quarter of what the system allows this process."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 4096 if allowed == resource.RLIM_INFINITY else max(4, allowed // 4)
 
 
 class RecordWriter:
     """Writes one split of a record directory, which appears or is replaced when the writer is closed.
 
-    An exception inside the `with` block leaves the directory as it was. Records go to the shards in turn. Splits are
-    added to a directory one after another.
+    An exception inside the `with` block leaves the directory as it was. Records go to the shards in turn. Several
+    processes may add different splits to one directory at the same time.
 
     Example::
 
@@ -213,26 +276,18 @@ class RecordWriter:
     def __init__(
         self, directory: str | os.PathLike, split: str, shards: int = 1, *, name: str | None = None, units: str = ""
     ):
-        if not _SPLIT.fullmatch(split) or split.startswith("."):
-            raise RecordError(f"split {split!r}: use letters, digits, '_', '.' and '+'")
+        check_split_name(split)
         if shards < 1:
             raise RecordError(f"shards must be at least 1, found {shards}")
         self.directory, self.split, self.count = pathlib.Path(directory), split, 0
-        self._metadata = {"name": name or self.directory.resolve().name, "units": units, "splits": {}, "files": {}}
-        if (self.directory / METADATA).exists():
-            found = read_metadata(self.directory)
-            others = {other for other in found["splits"] if other != split}
-            if others and units and found.get("units") and found["units"] != units:
-                raise RecordError(f"{directory}: units of {found['units'][:12]} there, these are of {units[:12]}")
-            self._metadata = {**found, "name": name or found.get("name"), "units": units or found.get("units", "")}
-        self.directory.mkdir(parents=True, exist_ok=True)
-        self._part = tempfile.TemporaryDirectory(prefix=f".{split}.part-", dir=self.directory)
+        self._name, self._units = name, units
+        check_units(directory, split, units)
         self._names = shard_names(split, shards)
-        self._counts = [0] * shards
-        self._writers = [
-            array_record_module.ArrayRecordWriter(os.path.join(self._part.name, file), _WRITER_OPTIONS)
-            for file in self._names
-        ]
+        self._part = staging_directory(self.directory, split)
+        # with more shards than files that may be open, records go to one file first
+        self._spool = self._part / "records" if shards > _max_open_files() else None
+        self._paths = [self._part / file for file in self._names]
+        self._writers = [self._open(path) for path in ([self._spool] if self._spool else self._paths)]
 
     def write(self, record: UnitRecord) -> None:
         """Add one record.
@@ -245,38 +300,72 @@ class RecordWriter:
 
     def write_bytes(self, data: bytes) -> None:
         """Add a serialized record without checking it."""
-        shard = self.count % len(self._writers)
-        self._writers[shard].write(data)
-        self._counts[shard] += 1
+        self._writers[self.count % len(self._writers)].write(data)
         self.count += 1
 
     def close(self) -> None:
         """Put the split in place: first the files, then `metadata.json`, each by one rename.
 
         Raises:
-            RecordError: a file could not be written.
+            RecordError: a file could not be written, or another process added units of other encoders.
         """
-        for writer in self._writers:
-            if not writer.ok():
-                raise RecordError(f"{self.directory}: could not write split {self.split!r}")
-            writer.close()
-        old = [file for file in self._metadata["files"] if _split_of(file) == self.split and file not in self._names]
-        files = {file: entry for file, entry in self._metadata["files"].items() if _split_of(file) != self.split}
-        for file, count in zip(self._names, self._counts, strict=True):
-            part = os.path.join(self._part.name, file)
-            files[file] = {"records": count, "bytes": os.path.getsize(part)}
+        try:
+            for writer in self._writers:
+                self._finish(writer)
+            if self._spool:
+                self._distribute(self._spool)
+            with hold(self.directory / ".metadata.lock", f"adding split {self.split}", wait=_LOCK_SECONDS):
+                self._put_in_place()
+        finally:
+            shutil.rmtree(self._part, ignore_errors=True)
+
+    def _put_in_place(self) -> None:
+        check_units(self.directory, self.split, self._units)
+        found: dict[str, Any] = {"splits": {}, "files": {}}
+        if (self.directory / METADATA).exists():
+            found = read_metadata(self.directory)
+        old = [file for file in found["files"] if _split_of(file) == self.split and file not in self._names]
+        files = {file: entry for file, entry in found["files"].items() if _split_of(file) != self.split}
+        for shard, (file, part) in enumerate(zip(self._names, self._paths, strict=True)):
+            files[file] = {"records": len(range(shard, self.count, len(self._names))), "bytes": part.stat().st_size}
             os.replace(part, self.directory / file)
-        metadata = {**self._metadata, "splits": {**self._metadata["splits"], self.split: self.count}, "files": files}
+        metadata = {
+            **found,
+            "name": self._name or found.get("name") or self.directory.resolve().name,
+            "units": self._units or found.get("units", ""),
+            "splits": {**found["splits"], self.split: self.count},
+            "files": files,
+        }
         write_file(self.directory / METADATA, json.dumps(metadata, indent=1, sort_keys=True) + "\n")
         for file in old:
             (self.directory / file).unlink(missing_ok=True)
-        self._part.cleanup()
+
+    def _distribute(self, spool: pathlib.Path) -> None:
+        """Write the shards one after another from the file that holds all records."""
+        reader = array_record_module.ArrayRecordReader(str(spool), _READER_OPTIONS)
+        for shard, path in enumerate(self._paths):
+            writer = self._open(path)
+            for index in range(shard, self.count, len(self._paths)):
+                writer.write(reader.read([index])[0])
+            self._finish(writer)
+
+    def _open(self, path: pathlib.Path) -> array_record_module.ArrayRecordWriter:
+        try:
+            return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
+        except Exception as error:  # pybind raises RuntimeError, ValueError, ...
+            raise RecordError(f"{self.directory}: cannot write split {self.split!r} ({error})") from error
+
+    def _finish(self, writer: array_record_module.ArrayRecordWriter) -> None:
+        whole = writer.ok()
+        writer.close()
+        if not whole:
+            raise RecordError(f"{self.directory}: could not write split {self.split!r}; is the disk full?")
 
     def abort(self) -> None:
         """Discard all records written."""
         for writer in self._writers:
             writer.close()
-        self._part.cleanup()
+        shutil.rmtree(self._part, ignore_errors=True)
 
     def __enter__(self) -> "RecordWriter":
         return self
@@ -308,6 +397,8 @@ class RecordSource:
         directory: the directory.
         split: name of the split.
         name: of the corpus.
+        units: fingerprint of the encoders, "" for text.
+        shards: number of files of the split.
         fingerprint: sha256 (hex) of the names, counts and sizes of the split's files.
         damaged: number of each damaged file -> what is wrong with it.
 
@@ -321,6 +412,7 @@ class RecordSource:
             raise RecordError(f"{directory}: no split {split!r}, it has {sorted(metadata['splits'])}")
         self.directory, self.split, self.name = pathlib.Path(directory), split, metadata.get("name") or ""
         files = sorted((file, entry) for file, entry in metadata["files"].items() if _split_of(file) == split)
+        self.units, self.shards = metadata.get("units") or "", len(files)
         self._paths = [str(self.directory / file) for file, _ in files]
         counts = [entry["records"] for _, entry in files]
         self.damaged: dict[int, str] = {}
@@ -363,8 +455,18 @@ class RecordSource:
             expected = self._starts[shard + 1] - self._starts[shard]
             if found != expected:
                 raise RecordError(f"{path}: {found} records, {METADATA} says {expected}")
+            while len(self._readers) >= _max_open_files():
+                self._readers.pop(next(iter(self._readers)), None)
             self._readers[shard] = reader
         return self._readers[shard]
+
+    def written_order(self) -> Iterator[int]:
+        """Indices of all records in the order in which `RecordWriter` wrote them, to the shards in turn."""
+        return iter(sorted(range(len(self)), key=self._place))
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return index - self._starts[shard], shard
 
     def read_bytes(self, index: int) -> bytes:
         """The serialized record at an index.
@@ -409,3 +511,15 @@ def read_records(directory: str | os.PathLike, split: str) -> Sequence[UnitRecor
     for record in records:
         record.validate()
     return records
+
+
+def reshard(directory: str | os.PathLike, split: str, shards: int) -> None:
+    """Write a split again with another number of files; the records and their order stay.
+
+    Raises:
+        RecordError: there is no such split, or a file is damaged.
+    """
+    source = RecordSource(directory, split)
+    with RecordWriter(directory, split, shards, name=source.name, units=source.units) as writer:
+        for index in source.written_order():
+            writer.write_bytes(source.read_bytes(index))

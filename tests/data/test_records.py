@@ -3,12 +3,15 @@
 import dataclasses
 import json
 import os
+import random
 import re
+import resource
 
 import msgpack
 import numpy as np
 import pytest
 
+from spirit_jax.data import records as records_module
 from spirit_jax.data.records import (
     METADATA,
     RecordError,
@@ -17,6 +20,7 @@ from spirit_jax.data.records import (
     UnitRecord,
     read_metadata,
     read_records,
+    reshard,
 )
 from spirit_jax.units import SpeechUnits
 from tests.support.synthetic import speech_record, text_record
@@ -178,3 +182,126 @@ def test_bytes_that_are_not_a_record_are_refused(tmp_path, records):
         writer.write_bytes(b"\x93not msgpack")
     with pytest.raises(RecordError, match="train-00000-of-00001.array_record: record 0: not a unit record"):
         RecordSource(tmp_path, "train")[0]
+
+
+def test_two_processes_add_different_splits_at_once(tmp_path):
+    """Both splits are listed, whichever process closes its writer first."""
+    writers = {split: RecordWriter(tmp_path, split) for split in ("train", "validation", "test")}
+    for count, (split, writer) in enumerate(writers.items(), 1):
+        for number in range(count):
+            writer.write(UnitRecord(f"{split}-{number}", "some text"))
+    for split in ("test", "train", "validation"):
+        writers[split].close()
+    assert read_metadata(tmp_path)["splits"] == {"train": 1, "validation": 2, "test": 3}
+    assert {split: len(read_records(tmp_path, split)) for split in writers} == {"train": 1, "validation": 2, "test": 3}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-/a-/b-/../../../../victim/notes.txt",
+        "../victim/train-00000-of-00001.array_record",
+        "/tmp/train-00000-of-00001.array_record",
+        "train-notes-of-00001.array_record",
+        "notes.txt",
+        "",
+    ],
+)
+def test_names_in_metadata_are_never_paths(tmp_path, name):
+    records, victim = tmp_path / "records", tmp_path / "victim"
+    records.mkdir()
+    victim.mkdir()
+    (victim / "notes.txt").write_text("precious")
+    (records / "train-").mkdir()
+    metadata = {"name": "x", "units": "", "splits": {"train": 1}, "files": {name: {"records": 1, "bytes": 9}}}
+    (records / METADATA).write_text(json.dumps(metadata))
+    for use in (lambda: RecordWriter(records, "train"), lambda: RecordSource(records, "train")):
+        with pytest.raises(RecordError, match="metadata.json: .*is not the name of a file"):
+            use()
+    assert (victim / "notes.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("shards", [7, 40])
+def test_more_shards_than_open_files(tmp_path, shards, monkeypatch):
+    """The files are byte for byte those of a process that may open enough files, and all can be read."""
+    records = [UnitRecord(f"page-{number}", f"text {number}") for number in range(101)]
+
+    def write(directory):
+        with RecordWriter(directory, "train", shards, name="pages") as writer:
+            for record in records:
+                writer.write(record)
+        return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+    expected = write(tmp_path / "many")
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(limit[0], opened + 20), limit[1]))
+    monkeypatch.setattr("spirit_jax.data.records._max_open_files", lambda: 4)
+    try:
+        assert write(tmp_path / "few") == expected
+        assert sorted(record.id for record in read_records(tmp_path / "few", "train")) == sorted(r.id for r in records)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+def test_open_files_are_a_share_of_what_the_system_allows(monkeypatch):
+    for allowed, expected in ((64, 16), (1024, 256), (8, 4)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, allowed=allowed: (allowed, allowed))
+        assert records_module._max_open_files() == expected
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 4), (3, 2), (4, 1)])
+def test_resharding_keeps_the_records_and_their_order(tmp_path, before, after):
+    def write(directory, shards):
+        with RecordWriter(directory, "train", shards, name="pages", units="abc") as writer:
+            for number in range(10):
+                writer.write(UnitRecord(f"page-{number}", f"text {number}"))
+
+    write(tmp_path / "changed", before)
+    reshard(tmp_path / "changed", "train", after)
+    write(tmp_path / "expected", after)
+    contents = [
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("changed", "expected")
+    ]
+    assert contents[0] == contents[1]
+
+
+def test_half_surrogates_are_refused():
+    for field in ("id", "text", "speaker"):
+        with pytest.raises(RecordError, match="half of a surrogate pair"):
+            dataclasses.replace(UnitRecord("page", "text"), **{field: "a\ud800"}).validate()
+
+
+def test_mutated_metadata_never_raises_another_exception(tmp_path):
+    """Thousands of damaged files are read as records or refused with a message that names the file."""
+    with RecordWriter(tmp_path, "train", 2, name="pages", units="abc") as writer:
+        writer.write(UnitRecord("page", "text"))
+    content, rng = (tmp_path / METADATA).read_text(), random.Random(0)
+    values = [
+        "null",
+        "-1",
+        "1e9",
+        "true",
+        '"x"',
+        "[]",
+        "{}",
+        "1" * 400,
+        '"../x"',
+        "1" * 5000,
+        "[" * 200,
+        "NaN",
+        '"\\ud800"',
+    ]
+    tokens = re.findall(r'"[^"]*"|\d+|[{}:,]|\s+', content)
+    refused = 0
+    for _ in range(1000):
+        changed = list(tokens)
+        for _ in range(rng.randint(1, 2)):
+            changed[rng.randrange(len(changed))] = rng.choice(values)
+        (tmp_path / METADATA).write_text("".join(changed))
+        try:
+            RecordSource(tmp_path, "train")
+        except RecordError as error:
+            refused += 1
+            assert str(tmp_path) in str(error)  # noqa: PT017 - some of them are harmless
+    assert refused > 500
