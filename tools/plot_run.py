@@ -1,13 +1,16 @@
-"""python tools/plot_run.py RUN [--output DIR]: pictures of a training run.
+"""Draws pictures of a training run of the language model.
 
-Draws `losses.png`, the training and held-out losses of each kind of token beside the entropy that a model without context
-would be left with, and `sample.png`, waveform, spectrogram and F0 of the longest clip of the newest samples. Needs matplotlib.
+    python tools/plot_run.py RUN [--output DIR]
+
+`losses.png` shows the training and held-out losses of each kind of token, with the entropy of a model without context.
+`sample.png` shows waveform, spectrogram and F0 of the longest clip of the newest samples. Needs matplotlib.
 """
 
 import argparse
 import json
 import pathlib
 import sys
+from typing import Any
 
 import librosa
 import matplotlib
@@ -18,29 +21,34 @@ import numpy as np
 
 from spirit_jax.audio import load_audio
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import read_text
 from spirit_jax.vocabulary import TOKEN_KINDS
 
 
-def plot_losses(records: list[dict], path: pathlib.Path) -> None:
-    """Training loss as a line, held-out loss within the kind as points, the unigram entropy as a dashed line."""
+def plot_losses(records: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """Draw the training loss as a line, the held-out loss within the kind as points, the unigram entropy as a dashed
+    line.
+
+    Args:
+        records: lines of the run's metrics log.
+        path: the picture to write.
+    """
     kinds = [kind for kind in TOKEN_KINDS if any(f"train/loss_{kind}" in record for record in records)]
     figure, axes = plt.subplots(1, len(kinds), figsize=(3.2 * len(kinds), 3), constrained_layout=True)
     for axis, kind in zip(np.atleast_1d(axes), kinds, strict=True):
         train = [(record["step"], record[f"train/loss_{kind}"]) for record in records if f"train/loss_{kind}" in record]
         axis.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, label="training")
-        held = [record for record in records if f"validation/loss_within_{kind}" in record]
-        if held:
-            steps = [record["step"] for record in held]
+        held_out = [record for record in records if f"validation/loss_within_{kind}" in record]
+        if held_out:
             axis.plot(
-                steps,
-                [r[f"validation/loss_within_{kind}"] for r in held],
+                [record["step"] for record in held_out],
+                [record[f"validation/loss_within_{kind}"] for record in held_out],
                 "o-",
                 color="tab:orange",
                 label="held out, kind given",
             )
-            axis.axhline(
-                held[-1][f"validation/unigram_entropy_{kind}"], color="gray", linestyle="--", label="unigram entropy"
-            )
+            entropy = held_out[-1][f"validation/unigram_entropy_{kind}"]
+            axis.axhline(entropy, color="gray", linestyle="--", label="unigram entropy")
         axis.set(title=kind, xlabel="step")
         axis.set_ylim(bottom=0)
     np.atleast_1d(axes)[0].set_ylabel("nats a token")
@@ -49,7 +57,12 @@ def plot_losses(records: list[dict], path: pathlib.Path) -> None:
 
 
 def plot_sample(clip: pathlib.Path, path: pathlib.Path) -> None:
-    """Waveform, log spectrogram and F0 of a clip."""
+    """Draw waveform, log spectrogram and F0 of a clip.
+
+    Args:
+        clip: an audio file.
+        path: the picture to write.
+    """
     audio = load_audio(clip)
     time = np.arange(audio.size) / SAMPLE_RATE
     spectrum = librosa.amplitude_to_db(np.abs(librosa.stft(audio, n_fft=512, hop_length=80)), ref=np.max)
@@ -69,18 +82,17 @@ def plot_sample(clip: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n")[2], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    """Draw the pictures of one run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=pathlib.Path, help="directory of a training run")
-    parser.add_argument("--output", type=pathlib.Path, help="where the pictures go (default: RUN/plots)")
+    parser.add_argument("--output", type=pathlib.Path, help="directory for the pictures (default: RUN/plots)")
     arguments = parser.parse_args()
     log = arguments.run / "metrics.jsonl"
     if not log.is_file():
         sys.exit(f"{log}: no such file; name the directory of a training run")
     output = arguments.output or arguments.run / "plots"
     output.mkdir(parents=True, exist_ok=True)
-    plot_losses([json.loads(line) for line in log.read_text().splitlines()], output / "losses.png")
+    plot_losses([json.loads(line) for line in read_text(log).splitlines()], output / "losses.png")
     clips = sorted(arguments.run.glob("samples/*/*.wav"), key=lambda clip: (int(clip.parent.name), clip.stat().st_size))
     if clips:
         plot_sample(clips[-1], output / "sample.png")
