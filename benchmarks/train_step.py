@@ -22,6 +22,7 @@ import platform
 import statistics
 import sys
 import time
+import typing
 from collections.abc import Callable
 
 import jax
@@ -78,7 +79,7 @@ def torch_step(config: llama.LlamaConfig, batch: int, length: int) -> Step:
     """The same step in PyTorch: fused AdamW and scaled_dot_product_attention, on a GPU if PyTorch finds one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    model: torch.nn.Module = transformers.LlamaForCausalLM(
+    network = transformers.LlamaForCausalLM(
         transformers.LlamaConfig(
             vocab_size=config.vocab_size,
             hidden_size=config.hidden_size,
@@ -93,7 +94,7 @@ def torch_step(config: llama.LlamaConfig, batch: int, length: int) -> Step:
             attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]  # an argument of its base class
         )
     )
-    model.to(device).train()
+    model = typing.cast(torch.nn.Module, network).to(device).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY, fused=True
     )

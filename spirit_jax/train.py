@@ -155,7 +155,7 @@ class TrainConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed."""
-    settings = config.parse(TrainConfig, arguments, PROG, __doc__)
+    settings = config.parse(TrainConfig, arguments, PROG, __doc__ or "")
     with exit_codes(PROG), leave_on_error(PROG):
         if settings.compile_topology is not None:
             print(compile_run(settings))
@@ -228,7 +228,7 @@ def run(settings: TrainConfig) -> TrainState:
     )
     task = Task(
         step=step,
-        summary=LanguageModelSummary(token_kinds, llama.flops_per_token(settings.model, length)),
+        summary=LanguageModelSummary(token_kinds, flops_per_unit=llama.flops_per_token(settings.model, length)),
         batches=loader,
         held_out=lambda: held_out(settings, vocabulary, share),
     )

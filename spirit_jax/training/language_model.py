@@ -45,7 +45,7 @@ def abstract_batch(layout: BatchLayout, length: int) -> dict[str, jax.ShapeDtype
 
 
 class LanguageModelObjective:
-    """Next-token prediction by a Llama; implements `step.Objective`.
+    """Next-token prediction by a Llama, summed over tokens and divided by their number; implements `step.Objective`.
 
     A batch holds `inputs`, `targets`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` bool [B, T].
 
@@ -138,14 +138,13 @@ class LanguageModelSummary:
 
     token_kinds: Int[np.ndarray, " V"]
     """The kind of each id, an index into `vocabulary.TOKEN_KINDS`."""
-    flops_per_token: float
+    flops_per_unit: float
     """FLOPs that the model needs to train on one token."""
-    unit: str = dataclasses.field(default="tokens", init=False)
 
     @property
-    def flops_per_unit(self) -> float:
-        """FLOPs that the model needs to train on one token."""
-        return self.flops_per_token
+    def unit(self) -> str:
+        """The metric that the speed of the run is counted in."""
+        return "tokens"
 
     def train_values(self, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Loss and accuracy of a step, over all tokens and by kind."""

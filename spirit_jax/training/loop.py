@@ -54,43 +54,21 @@ class LoopConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name} must not be negative, found {getattr(self, name)}")
 
+    def is_due(self, step: int, interval: int) -> bool:
+        """Whether something that happens at this interval, and after the last step, follows a step; 0 is never."""
+        return interval > 0 and (step == self.steps or step % interval == 0)
+
 
 @dataclasses.dataclass(frozen=True)
 class RunOutputs:
-    """What a run leaves on disk."""
+    """Where a run writes its results."""
 
     directory: pathlib.Path
     """The run directory."""
     log: MetricsLog
     checkpoints: RunCheckpoints
     sample: Callable[[Params, int], None]
-    """Writes the samples of a step."""
-
-
-@dataclasses.dataclass(frozen=True)
-class _Due:
-    """What follows a step."""
-
-    log: bool
-    save: bool
-    evaluate: bool
-    sample: bool
-
-    @classmethod
-    def after(cls, step: int, config: LoopConfig, save_every: int) -> "_Due":
-        def every(interval: int) -> bool:
-            return interval > 0 and (step == config.steps or step % interval == 0)
-
-        return cls(
-            log=every(config.log_every),
-            save=every(save_every),
-            evaluate=every(config.evaluate_every),
-            sample=every(config.sample_every),
-        )
-
-    @property
-    def anything(self) -> bool:
-        return self.log or self.save or self.evaluate or self.sample
+    """Writes samples of these parameters after this step."""
 
 
 def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopConfig, faults: FaultConfig) -> TrainState:
@@ -119,19 +97,21 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
     feed = Feed(task.batches)
     with Interruption() as stop, Watchdog(faults.hang_timeout) as watchdog, progress, contextlib.closing(feed):
 
-        def evaluate_now() -> None:
-            def alive(doing: str) -> None:
-                watchdog.alive(f"{doing}, after step {step}")
-
-            limit = config.evaluate_batches
-            records = evaluate(task, state.params, max_batches=limit, progress=alive, stop=stop.poll)
+        def evaluate_after(step: int, params: Params) -> None:
+            records = evaluate(
+                task,
+                params,
+                max_batches=config.evaluate_batches,
+                progress=lambda doing: watchdog.alive(f"{doing}, after step {step}"),
+                stop=stop.poll,
+            )
             for prefix, values in (records or {}).items():
                 outputs.log.write(step, values, prefix)
             if records and is_primary():
                 tqdm.write(f"step {step}: {task.summary.evaluation_line(records[TOTAL])}")
 
         if config.evaluate_every and (step == 0 or _evaluation_is_missing(step, config, outputs)):
-            evaluate_now()
+            evaluate_after(step, state.params)
         while step < config.steps and not stop.poll():
             profiler.before_step(step)
             watchdog.alive(f"waiting for the batch of step {step + 1}")
@@ -145,23 +125,26 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
             progress.update()
             pace.add(metrics[task.summary.unit])
             policy.add(PendingStep(step, batch=batch, streams=streams, metrics=metrics))
-            due = _Due.after(step, config, checkpoints.every)
-            if not due.anything:
+            log_due, save_due, evaluate_due, sample_due = (
+                config.is_due(step, interval)
+                for interval in (config.log_every, checkpoints.every, config.evaluate_every, config.sample_every)
+            )
+            if not (log_due or save_due or evaluate_due or sample_due):
                 continue  # Nothing is fetched, so that the devices always have the next step to work on.
             if policy.check_pending_steps():
                 state, step = _roll_back(step, task, policy, outputs, progress)
                 continue
-            if due.log:
-                values = _values(metrics, task.summary) | pace.take(feed.take_waited())
+            if log_due:
+                values = _step_values(metrics, task.summary) | pace.take(feed.take_waited())
                 progress.set_postfix_str(task.summary.progress_line(values))
                 outputs.log.write(step, values)
             with pace.paused():
-                if due.save:
+                if save_due:
                     watchdog.alive(f"saving step {step}")
                     checkpoints.save(state, feed.state)
-                if due.evaluate and not stop.poll():
-                    evaluate_now()
-                if due.sample and not stop.poll():
+                if evaluate_due and not stop.poll():
+                    evaluate_after(step, state.params)
+                if sample_due and not stop.poll():
                     watchdog.alive(f"sampling after step {step}")
                     outputs.sample(state.params, step)
         profiler.before_step(step)
@@ -177,14 +160,14 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
 
 def _evaluation_is_missing(step: int, config: LoopConfig, outputs: RunOutputs) -> bool:
     """Whether the run that is resumed gave up the evaluation of this step."""
-    due = step == config.steps or step % config.evaluate_every == 0
+    due = config.is_due(step, config.evaluate_every)
     return due and not gather_json(outputs.log.has(step, f"{TOTAL}/loss"))[0]
 
 
 def _roll_back(
     step: int, task: Task, policy: BadStepPolicy, outputs: RunOutputs, progress: tqdm
 ) -> tuple[TrainState, int]:
-    """Return to the newest checkpoint: its state and step."""
+    """Return to the newest checkpoint, in the log too; returns its state and step."""
     state = policy.roll_back(step, task.step.abstract_state)
     step = int(state.step)
     outputs.log.cut_back(step)
@@ -193,7 +176,7 @@ def _roll_back(
     return state, step
 
 
-def _values(metrics: Metrics, summary: Summary) -> dict[str, float]:
+def _step_values(metrics: Metrics, summary: Summary) -> dict[str, float]:
     """A step's values for the log."""
     values = summary.train_values(metrics)
     values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")}

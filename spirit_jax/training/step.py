@@ -98,8 +98,16 @@ class UpdateRule:
     def train_step(self, state: TrainState, batch: DeviceBatch, *, accumulate: int = 1) -> tuple[TrainState, Metrics]:
         """Update the state with a batch.
 
-        A bad step (metric `bad`: a loss or gradient that is not finite, or a spike) changes only the number of the step
-        and the statistics of recent steps.
+        A bad step (a loss or gradient that is not finite, or a spike) changes only the number of the step and the
+        statistics of recent steps.
+
+        Args:
+            state: the state before the step.
+            batch: the global batch.
+            accumulate: parts that it is worked through in, one after the other; the result is the same.
+
+        Returns:
+            The state after the step, and the objective's metrics with `gradient_norm`, `learning_rate` and `bad`.
         """
         metrics, grads = self.gradients(state.params, batch, accumulate)
         norm = optax.global_norm(grads)

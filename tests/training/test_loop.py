@@ -84,7 +84,7 @@ class Run:
     def __init__(self, train_step, directory, batches, policy: Any = "skip", held_out=dict, step=0, **config):
         config = {"steps": STEPS, "log_every": 2, "evaluate_every": 0, "sample_every": 0} | config
         self.config, self.faults = LoopConfig(**config), FaultConfig(on_bad_step=policy)
-        self.task = Task(train_step, LanguageModelSummary(KINDS, flops_per_token=1.0), batches, held_out)
+        self.task = Task(train_step, LanguageModelSummary(KINDS, flops_per_unit=1.0), batches, held_out)
         self.checkpoints = RunCheckpoints(directory, CheckpointConfig(every=4))
         self.outputs = RunOutputs(directory, MetricsLog(directory, step), self.checkpoints, sample=lambda *_: None)
 
