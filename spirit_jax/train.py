@@ -155,7 +155,7 @@ class TrainConfig:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed."""
-    settings = config.parse(TrainConfig, arguments, PROG, __doc__ or "")
+    settings = config.parse(TrainConfig, arguments, PROG, __doc__)
     with exit_codes(PROG), leave_on_error(PROG):
         if settings.compile_topology is not None:
             print(compile_run(settings))
