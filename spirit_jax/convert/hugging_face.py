@@ -37,7 +37,8 @@ def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Pat
         ConversionError: not a Llama, or tensors that do not fit its config; names them.
     """
     config = llama.from_hf_config(read_json(directory / "config.json", ConversionError), f"{directory}/config.json")
-    tensors, _ = hf_weights.load_weights(directory)
+    # Every process would read all files to check them, and needs only its own shards.
+    tensors, _ = hf_weights.load_weights(directory, check_content=False)
     arrays, _ = to_jax(llama.rows(config), tensors, llama.shapes(config), str(directory))
     has_tokenizer = any((directory / name).is_file() for name in MODEL_FILES)
 

@@ -9,7 +9,7 @@ from typing import Any
 from spirit_jax import checkpoint, config
 from spirit_jax.convert import extend_vocabulary
 from spirit_jax.convert.components import llama
-from spirit_jax.convert.errors import ConversionError, UsageError
+from spirit_jax.convert.errors import ConversionError, UsageError, reading
 from spirit_jax.convert.formats import hf_weights, orbax_file
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, nbytes
 from spirit_jax.convert.jobs import Job
@@ -69,7 +69,9 @@ def plan_llm_import(folder: pathlib.Path, model: Variant | None) -> Job:
     """
     network = llama.from_hf_config(read_json(folder / "config.json", ConversionError), f"{folder}/config.json")
     tensors, shards = hf_weights.load_weights(folder)
-    arrays, unused = to_jax(llama.rows(network), tensors, llama.shapes(network), str(folder))
+    with reading(folder / "config.json", "the config of a Llama"):
+        shapes = llama.shapes(network)
+    arrays, unused = to_jax(llama.rows(network), tensors, shapes, str(folder))
     tokenizer = _read_tokenizer(folder, model)
     stored: dict[str, Any] = {"variant": model}
     if tokenizer is not None:

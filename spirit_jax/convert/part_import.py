@@ -12,7 +12,7 @@ import yaml
 
 from spirit_jax import checkpoint
 from spirit_jax.convert import released_folder
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading, shown
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, counted, nbytes
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.formats.torch_file import load_torch
@@ -21,6 +21,12 @@ from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.table import to_jax
 from spirit_jax.convert.weight_files import OpenedFile, WeightFile, open_weight_file
 from spirit_jax.core.files import read_json, read_text, write_file
+
+_CONFIG_FILES = ("config.json", "config.yaml", "speakers.txt", "styles.txt")
+"""Released files that `parts.py` reads configs from."""
+_MAX_CONFIG_BYTES = 100_000
+_LAYER_COUNTS = ("num_layers", "stages", "depth")
+_MAX_LAYERS = 200
 
 
 @dataclass(frozen=True)
@@ -87,13 +93,15 @@ def import_part(part: ReleasedPart, folder: pathlib.Path, layer: int | None = No
         left_behind = [note for note in left_behind if not note.startswith(f"{extra_path} ")]
     with _naming(folder):
         config = part.config(contents)
+        _check_sizes(config)
 
     arrays: dict[str, ReadableArray] = {}
     unused: dict[str, dict[str, ReadableArray]] = {}
     for file, shards in opened:
         if not shards:
             continue
-        rows, shapes = file.table(config)
+        with _naming(folder):
+            rows, shapes = file.table(config)
         merged = {key: tensor for shard in shards for key, tensor in shard.state.items()}
         found, kept = to_jax(rows, merged, shapes, " + ".join(str(shard.path) for shard in shards))
         arrays |= found
@@ -120,22 +128,48 @@ def import_part(part: ReleasedPart, folder: pathlib.Path, layer: int | None = No
 def _naming(folder: pathlib.Path) -> Iterator[None]:
     """Make errors in released configs name the folder."""
     try:
-        yield
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ConversionError(f"{folder}: the config of the part lacks {error}") from error
+        with reading(folder, "the config of a released part"):
+            yield
     except ConversionError as error:
-        raise ConversionError(f"{folder}: {error}") from error
+        if str(error).startswith(str(folder)):
+            raise
+        raise ConversionError(f"{folder}: {error.message}", error.details) from error
+
+
+def _check_sizes(config: dict[str, Any]) -> None:
+    """Check that a network has no more layers than can be handled before they are found missing in the weights.
+
+    Raises:
+        ConversionError: names the field of the part's config.
+    """
+    for network in (value for value in config.values() if isinstance(value, dict)):
+        for name, value in network.items():
+            layers = len(value) if isinstance(value, list | tuple) else value if name in _LAYER_COUNTS else 0
+            if not isinstance(layers, int) or not 0 <= layers <= _MAX_LAYERS:
+                raise ConversionError(f"{name} is {shown(value)}: at most {_MAX_LAYERS} layers expected")
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without anchors, whose values may be exponentially larger than the text."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"an alias in line {self.peek_event().start_mark.line + 1}, which no config needs")
+        return super().compose_node(parent, index)
 
 
 def _read_config(path: pathlib.Path) -> Any:
     """The content of a small file that a part's config may come from, None for other files."""
+    if path.name not in _CONFIG_FILES:
+        return None
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise ConversionError(f"{path}: {path.stat().st_size} bytes, at most {_MAX_CONFIG_BYTES} expected in a config")
     if path.suffix == ".json":
         return read_json(path, ConversionError)
-    if path.suffix in (".yaml", ".yml"):
-        try:
-            return yaml.safe_load(read_text(path, ConversionError))
-        except yaml.YAMLError as error:
-            raise ConversionError(f"{path}: {' '.join(str(error).split())}") from error
     if path.suffix == ".txt":
         return read_text(path, ConversionError).splitlines()
-    return None
+    try:
+        with reading(path, "YAML"):
+            return yaml.load(read_text(path, ConversionError), _PlainLoader)
+    except yaml.YAMLError as error:
+        raise ConversionError(f"{path}: {shown(error)}") from error

@@ -54,6 +54,9 @@ from spirit_jax.convert.layout import Layout
 
 _INDEX = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 
+MAX_TENSORS = 100_000
+"""PyTorch tensors that a config may ask for."""
+
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each JAX array by path."""
 
@@ -125,6 +128,8 @@ def tensor_mappings(rows: Rows, shapes: Shapes) -> list[TensorMapping]:
             raise ConversionError(
                 f"the JAX array {path} {list(shape)} does not fit the layout {row.layout!r}: {error}"
             ) from error
+        if max((solved[name] for name in stacked), default=0) > MAX_TENSORS:
+            raise ConversionError(f"the config asks for more than {MAX_TENSORS} tensors")
         counts = [words[name] or [str(i) for i in range(solved[name])] for name in stacked]
         for name, options in zip(stacked, counts, strict=True):
             if len(options) != solved[name]:

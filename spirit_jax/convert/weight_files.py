@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading, shown
 from spirit_jax.convert.formats import hf_weights
 from spirit_jax.convert.formats.numpy_pickle import CENTERS, is_torch_file, load_centers
 from spirit_jax.convert.formats.torch_file import load_torch
@@ -102,7 +102,7 @@ def open_weight_file(
     for key in file.state_keys:
         state = state.get(key) if isinstance(state, dict) else None
     if not isinstance(state, dict):
-        raise ConversionError(f"{path}: no {'.'.join(file.state_keys)} in it, only {', '.join(map(str, content))}")
+        raise ConversionError(f"{path}: no {'.'.join(file.state_keys)} in it, only {shown(list(content))}")
     return [OpenedFile(path, content, state)], notes
 
 
@@ -121,13 +121,14 @@ def from_fairseq(content: Any, path: pathlib.Path) -> tuple[Any, list[str]]:
     """
     if not isinstance(content, dict) or not {"cfg", "model"} <= content.keys() or not isinstance(content["cfg"], dict):
         return content, []
-    dropped = sorted(content.keys() - {"cfg", "model", "task_state"})
+    dropped = sorted(map(str, content.keys() - {"cfg", "model", "task_state"}))
     note = f"{path} is fairseq's: exported in the released layout, without {', '.join(dropped) or 'anything else'}"
-    dictionaries = (content.get("task_state") or {}).get("dictionaries", [])
-    released = {
-        "task_cfg": content["cfg"]["task"],
-        "model_cfg": content["cfg"]["model"],
-        "model_weight": content["model"],
-        "dictionaries_symbols": [dictionary.attributes.get("symbols", []) for dictionary in dictionaries],
-    }
+    with reading(path, "a checkpoint of fairseq's trainer"):
+        dictionaries = (content.get("task_state") or {}).get("dictionaries", [])
+        released = {
+            "task_cfg": content["cfg"]["task"],
+            "model_cfg": content["cfg"]["model"],
+            "model_weight": content["model"],
+            "dictionaries_symbols": [dictionary.attributes.get("symbols", []) for dictionary in dictionaries],
+        }
     return released, [note]

@@ -107,28 +107,40 @@ def process_exists(pid: int) -> bool:
     return True
 
 
-def read_bytes(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> bytes:
-    """The content of a regular file. Devices and pipes, which may never end, are refused before anything is read.
+def open_regular(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> IO[bytes]:
+    """Open a regular file for reading. Devices and pipes, which may never end, are refused before anything is read.
 
     Raises:
-        error: there is no such file, it is not a regular one, or it cannot be read; the message names it.
+        error: there is no such file, it is not a regular one, or it cannot be opened; the message names it.
     """
     try:
         # a pipe without a writer would block without O_NONBLOCK, which regular files ignore
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a device or a pipe"
-                raise error(f"{path}: is {kind}, a regular file is needed")
-            return file.read(status.st_size)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | getattr(os, "O_CLOEXEC", 0))
     except OSError as problem:
         raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
-    except (MemoryError, OverflowError) as problem:
-        raise error(f"{path}: is too large for the memory of this machine") from problem
     except ValueError as problem:
-        if isinstance(problem, SpiritError):
-            raise
         raise error(f"{os.fspath(path)!r}: not a path ({problem})") from problem  # it holds a zero byte or a surrogate
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
+        raise error(f"{path}: is {kind}, a regular file is needed")
+    return os.fdopen(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        error: the file cannot be read or is not a regular one; the message names it.
+    """
+    with open_regular(path, error) as file:
+        try:
+            return file.read(os.fstat(file.fileno()).st_size)
+        except OSError as problem:
+            raise error(f"{path}: cannot be read ({problem.strerror or problem})") from problem
+        except (MemoryError, OverflowError) as problem:
+            raise error(f"{path}: is too large for the memory of this machine") from problem
 
 
 def read_text(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, shown
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
 from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model
@@ -109,19 +109,21 @@ def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
         match node:
             case ast.BinOp(left, ast.Add(), right):
                 return read(left) + read(right)
-            case ast.BinOp(left, ast.Mult(), ast.Constant(int(times))) if times < 100:
-                return read(left) * times
+            case ast.BinOp(left, ast.Mult(), ast.Constant(int(times))) if times * len(layers := read(left)) < 100:
+                return layers * times
             case ast.List(items):
                 return [_constants(item) for item in items]
         raise ValueError
 
     try:
+        if len(text) > 1000:  # Python's parser ends the process on deeply nested text
+            raise ValueError
         layers = tuple(read(ast.parse(text.strip(), mode="eval").body))
         if all(len(layer) == 3 and all(isinstance(n, int) and n > 0 for n in layer) for layer in layers) and layers:
             return layers
-    except (ValueError, SyntaxError, AttributeError):
+    except (ValueError, SyntaxError, AttributeError, TypeError, MemoryError, RecursionError):
         pass
-    raise ConversionError(f"conv_feature_layers {text!r}: expected sums of lists of (channels, kernel, stride)")
+    raise ConversionError(f"conv_feature_layers {shown(text)}: expected sums of lists of (channels, kernel, stride)")
 
 
 def _constants(node: ast.expr) -> tuple[Any, ...]:

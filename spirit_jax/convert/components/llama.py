@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.table import Kept, Row, Rows, Same, shapes_of
 from spirit_jax.models.llama import DTYPES, LlamaConfig, RopeScaling, abstract_params
 
@@ -67,6 +67,8 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     Raises:
         ConversionError: a feature that `models.llama` does not implement; names the field.
     """
+    if not isinstance(config, Mapping):
+        raise ConversionError(f"{where}: a {type(config).__name__}, the fields of a Llama expected")
     for field, expected in _FIXED:
         if config.get(field, expected) != expected:
             raise ConversionError(f"{where}: {field} is {config[field]!r}: only {expected!r} is supported")
@@ -74,18 +76,18 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     missing = [field for field in _SHAPE_FIELDS if field not in config]
     if missing:
         raise ConversionError(f"{where}: {', '.join(missing)} missing: not the config of a Llama")
-    # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in ("default", "llama3"):
-        raise ConversionError(f"{where}: rope_scaling of type {kind!r}: only 'llama3' is supported")
-    scaling = None
-    if kind == "llama3":
-        scaling = RopeScaling(**{field.name: rope[field.name] for field in dataclasses.fields(RopeScaling)})
-    dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
-    # float16 and bfloat16 both run in bfloat16, as in the reference. The stored weights keep their type.
-    dtype = "bfloat16" if dtype == "float16" else dtype if dtype in DTYPES else "float32"
-    try:
+    with reading(where, "the config of a Llama"):
+        # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
+        rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", "llama3"):
+            raise ConversionError(f"{where}: rope_scaling of type {kind!r}: only 'llama3' is supported")
+        scaling = None
+        if kind == "llama3":
+            scaling = RopeScaling(**{field.name: rope[field.name] for field in dataclasses.fields(RopeScaling)})
+        dtype = config.get("torch_dtype") or config.get("dtype") or "float32"
+        # float16 and bfloat16 both run in bfloat16, as in the reference. The stored weights keep their type.
+        dtype = "bfloat16" if dtype == "float16" else dtype if dtype in DTYPES else "float32"
         return LlamaConfig(
             **{field: config[field] for field in _SHAPE_FIELDS},
             num_key_value_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
@@ -97,8 +99,6 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
             dtype=dtype,
             param_dtype=dtype,
         )
-    except ValueError as error:
-        raise ConversionError(f"{where}: {error}") from error
 
 
 def to_hf_config(config: LlamaConfig, dtype: np.dtype, bos_id: int, eos_id: int) -> dict[str, Any]:

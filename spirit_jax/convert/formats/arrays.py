@@ -8,7 +8,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, shown
+from spirit_jax.core.files import open_regular
+
+_MAX_RANK = 32  # axes of an array, as in NumPy before 2.0
 
 Progress = Callable[[int], Any]
 """Called with the number of bytes that were converted since the last call."""
@@ -91,13 +94,30 @@ def counted(array: ReadableArray, progress: Progress) -> LazyArray:
     return LazyArray(tuple(array.shape), np.dtype(array.dtype), read)
 
 
-def map_file(path: str | os.PathLike) -> memoryview:
+def checked_shape(shape: Any) -> tuple[int, ...]:
+    """A shape from a file as a tuple.
+
+    Raises:
+        ValueError: anything but a list or tuple of at most 32 sizes.
+    """
+    sizes = shape if isinstance(shape, list | tuple) and len(shape) <= _MAX_RANK else (None,)
+    if not all(isinstance(size, int) and 0 <= size < 2**63 for size in sizes):
+        raise ValueError(f"a list of sizes expected, {shown(shape)} found")
+    return tuple(shape)
+
+
+def open_map(path: str | os.PathLike) -> mmap.mmap:
     """Map a file into memory, read-only. The kernel loads a page when it is touched and may drop it again.
 
     Raises:
-        ConversionError: the file is empty.
+        ConversionError: the file is empty, not a regular file, or cannot be read.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, ConversionError) as file:
         if os.fstat(file.fileno()).st_size == 0:
-            raise ConversionError(f"{path}: the file is empty")
-        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            raise ConversionError(f"{path}: the file is empty, so it was cut short")
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def map_file(path: str | os.PathLike) -> memoryview:
+    """The bytes of a file, with the properties and errors of `open_map`."""
+    return memoryview(open_map(path))

@@ -56,8 +56,11 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
     return {tensor: plain_name(shard, index, ConversionError) for tensor, shard in weight_map.items()}
 
 
-def load_weights(directory: pathlib.Path) -> tuple[dict[str, np.ndarray], Shards]:
+def load_weights(directory: pathlib.Path, *, check_content: bool = True) -> tuple[dict[str, np.ndarray], Shards]:
     """All tensors by name as views of mapped files, and the names of the tensors of each file.
+
+    Args:
+        check_content: as for `load_torch`.
 
     Raises:
         ConversionError: as `weight_files`; a tensor in two shards, or one that the index places in another file.
@@ -65,7 +68,9 @@ def load_weights(directory: pathlib.Path) -> tuple[dict[str, np.ndarray], Shards
     tensors: dict[str, np.ndarray] = {}
     shards: Shards = {}
     for path in weight_files(directory):
-        found = load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path)
+        found = (
+            load_safetensors(path) if path.suffix == ".safetensors" else load_torch(path, check_content=check_content)
+        )
         if not isinstance(found, dict) or not all(isinstance(tensor, np.ndarray) for tensor in found.values()):
             raise ConversionError(f"{path}: a state dict (names and tensors) expected")
         twice = sorted(tensors.keys() & found.keys())

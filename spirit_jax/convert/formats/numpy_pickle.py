@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import reading, shown
+from spirit_jax.convert.formats.arrays import checked_shape, map_file, open_map
 from spirit_jax.convert.formats.unpickle import AllowedNames, PickledObject, data_classes, unpickle
 
 CENTERS = "cluster_centers_"
@@ -27,6 +28,13 @@ _LEGACY_TORCH = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9"
 
 def _scalar(dtype: PickledObject, data: bytes) -> bool | int | float:
     return np.frombuffer(_bytes(data), _dtype(dtype), count=1)[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, which protocol 2 holds as latin-1 text."""
+    if encoding != "latin1":
+        raise ValueError("text in another encoding than latin1")
+    return text.encode("latin1")
 
 
 def _array(data: bytes, dtype: PickledObject, shape: tuple[int, ...], order: str) -> PickledObject:
@@ -44,7 +52,7 @@ NUMPY_NAMES: AllowedNames = {
     **_under_both_names("multiarray.scalar", _scalar),
     **data_classes("numpy.dtype"),
     _ARRAY: None,
-    "_codecs.encode": lambda text, encoding: {"latin1": text.encode}[encoding]("latin1"),  # how protocol 2 holds bytes
+    "_codecs.encode": _encode,
 }
 """Names in pickles of NumPy arrays and scalars. `as_array` makes an array of the `PickledObject`."""
 
@@ -73,9 +81,9 @@ def _bytes(data: Any) -> bytes:
 
 
 def _dtype(pickled: PickledObject) -> np.dtype:
-    name = str(pickled.arguments[0])
-    if pickled.name != "numpy.dtype" or not _DTYPE.fullmatch(name):
-        raise TypeError(f"an array of type {name!r}, numbers expected")
+    name = pickled.arguments[0]
+    if pickled.name != "numpy.dtype" or not isinstance(name, str) or not _DTYPE.fullmatch(name):
+        raise TypeError(f"an array of type {shown(name)}, numbers expected")
     order = pickled.state[1] if pickled.state else "|"
     return np.dtype(name).newbyteorder(order if order in ("<", ">") else "=")
 
@@ -102,27 +110,23 @@ def _shaped(data: bytes, shape: tuple[int, ...], dtype: np.dtype, order: Literal
 
 
 def _size(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    if not all(isinstance(n, int) and n >= 0 for n in shape):
-        raise ValueError(f"an array of shape {shape}")
-    return int(np.prod(shape, dtype=object)) * dtype.itemsize
+    return int(np.prod(checked_shape(shape), dtype=object)) * dtype.itemsize
 
 
 def _load_joblib(path: pathlib.Path) -> Any:
-    with open(path, "rb") as stream:
+    stream = open_map(path)
 
-        def built(pickled: PickledObject) -> None:
-            """Read the array that joblib writes after the object that announces it; newer versions pad it first."""
-            if pickled.name != _JOBLIB_ARRAY:
-                return
-            found = pickled.attributes
-            if found.get("numpy_array_alignment_bytes") is not None:
-                stream.read(stream.read(1)[0])
-            shape, dtype = found["shape"], _dtype(found["dtype"])
-            pickled.state = _shaped(
-                stream.read(_size(shape, dtype)), shape, dtype, "F" if found["order"] == "F" else "C"
-            )
+    def built(pickled: PickledObject) -> None:
+        """Read the array that joblib writes after the object that announces it; newer versions pad it first."""
+        if pickled.name != _JOBLIB_ARRAY:
+            return
+        found = pickled.attributes
+        if found.get("numpy_array_alignment_bytes") is not None:
+            stream.read(stream.read(1)[0])
+        shape, dtype = found["shape"], _dtype(found["dtype"])
+        pickled.state = _shaped(stream.read(_size(shape, dtype)), shape, dtype, "F" if found["order"] == "F" else "C")
 
-        return unpickle(stream, str(path), _SKLEARN_NAMES, built=built)
+    return unpickle(stream, str(path), _SKLEARN_NAMES, built=built)
 
 
 def load_centers(path: str | os.PathLike) -> np.ndarray:
@@ -132,24 +136,28 @@ def load_centers(path: str | os.PathLike) -> np.ndarray:
         ConversionError: a damaged or compressed file, a pickle that names anything but data, or no matrix in the file.
     """
     path = pathlib.Path(path)
-    with open(path, "rb") as file:
-        start = file.read(16)
-    try:
+    start = bytes(map_file(path)[:16])
+    with reading(path, "k-means centroids"):
         if start.startswith(b"\x93NUMPY"):
-            centers = np.load(path, allow_pickle=False)
-        elif start.startswith(b"\x80"):
+            return _load_npy(path)
+        if start.startswith(b"\x80"):
             found = _load_joblib(path)
             is_model = isinstance(found, PickledObject) and found.name.startswith("sklearn.")
-            centers = as_array(found.attributes[CENTERS] if is_model else found)
-        else:
-            raise ValueError("joblib files that are compressed must be saved again with compress=0")
-    except ConversionError:
-        raise
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, EOFError) as error:
-        raise ConversionError(
-            f"{path}: not k-means centroids, or damaged or cut short ({type(error).__name__}: {error})"
-        ) from error
-    return centers
+            return as_array(found.attributes[CENTERS] if is_model else found)
+        raise ValueError("joblib files that are compressed must be saved again with compress=0")
+
+
+def _load_npy(path: pathlib.Path) -> np.ndarray:
+    """An array of numbers; `numpy.load` would allocate whatever shape the header claims."""
+    with open(path, "rb") as file:
+        version = np.lib.format.read_magic(file)
+        headers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in headers:
+            raise ValueError(f"version {version} of the .npy format, 1.0 or 2.0 expected")
+        shape, fortran, dtype = headers[version](file)
+        if dtype.kind not in "biuf":
+            raise TypeError(f"an array of {dtype}, numbers expected")
+        return _shaped(file.read(), shape, dtype, "F" if fortran else "C")
 
 
 def is_torch_file(path: str | os.PathLike) -> bool:

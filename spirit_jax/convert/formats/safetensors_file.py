@@ -5,6 +5,7 @@ The official loaders copy every tensor. A file is the length of the header in 8 
 """
 
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
@@ -13,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError
-from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, map_file, nbytes
-from spirit_jax.core.files import atomic_file
+from spirit_jax.convert.errors import ConversionError, reading, shown
+from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, checked_shape, map_file, nbytes
+from spirit_jax.core.files import atomic_file, parse_json
 
 DTYPES = {
     "F64": np.dtype(np.float64),
@@ -29,6 +30,7 @@ DTYPES = {
     "U8": np.dtype(np.uint8),
     "BOOL": np.dtype(np.bool_),
 }
+_MAX_HEADER = 100_000_000  # bytes, as in the official library
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -39,29 +41,46 @@ def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ConversionError: a damaged file, or a tensor that reaches outside it.
     """
     data = map_file(path)
-    try:
+    with reading(path, "a safetensors file"):
         (length,) = struct.unpack_from("<Q", data, 0)
-        if 8 + length > len(data):
+        if length > min(_MAX_HEADER, len(data) - 8):
             raise ValueError(f"the header claims {length} bytes, the file has {len(data)}")
-        header = json.loads(bytes(data[8 : 8 + length]))
+        header = parse_json(bytes(data[8 : 8 + length]).decode(), path, ConversionError)
         header.pop("__metadata__", None)
-        body = data[8 + length :]
-        return {name: _view(body, name, **entry) for name, entry in header.items()}
-    except (ValueError, TypeError, AttributeError, struct.error) as error:
-        raise ConversionError(f"{path}: not a safetensors file, or damaged or cut short ({error})") from error
+        body, end = data[8 + length :], 0
+        tensors = {name: _view(body, name, entry) for name, entry in header.items()}
+        for name, (start, stop) in sorted(
+            ((name, entry["data_offsets"]) for name, entry in header.items()), key=lambda item: item[1]
+        ):
+            if start != end:
+                raise ValueError(f"{shown(name)}: begins at byte {start}, the tensor before it ends at {end}")
+            end = stop
+        if end != len(body):
+            raise ValueError(f"the tensors end at byte {end} of {len(body)}")
+        return tensors
 
 
-def _view(body: memoryview, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> np.ndarray:
-    start, end = data_offsets
-    if dtype not in DTYPES:
-        raise ValueError(f"{name}: unknown dtype {dtype}")
-    kind = DTYPES[dtype]
-    if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)) or not start <= end <= len(body):
-        raise ValueError(f"{name}: bytes {start} to {end} of {len(body)}")
-    size = int(np.prod(shape, dtype=object))
+def _view(body: memoryview, name: str, entry: dict[str, Any]) -> np.ndarray:
+    """One tensor; `entry` is its description in the header."""
+    unknown = sorted(entry.keys() ^ {"dtype", "shape", "data_offsets"})
+    if unknown:
+        raise ValueError(f"{shown(name)}: dtype, shape and data_offsets expected, not {shown(unknown)}")
+    start, end = entry["data_offsets"]
+    shape, kind = checked_shape(entry["shape"]), DTYPES.get(entry["dtype"])
+    if kind is None:
+        raise ValueError(f"{shown(name)}: unknown dtype {str(entry['dtype'])[:20]}{_advice(entry['dtype'])}")
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start <= end <= len(body)):
+        raise ValueError(f"{shown(name)}: bytes {shown(start)} to {shown(end)} of {len(body)}")
+    size = math.prod(shape)
     if size * kind.itemsize != end - start:
-        raise ValueError(f"{name}: {dtype} {shape} takes {size * kind.itemsize} bytes, {end - start} found")
+        raise ValueError(
+            f"{shown(name)}: {entry['dtype']} {list(shape)} takes {size * kind.itemsize} bytes, {end - start} found"
+        )
     return np.frombuffer(body, kind, count=size, offset=start).reshape(shape) if size else np.empty(shape, kind)
+
+
+def _advice(dtype: str) -> str:
+    return "; 8-bit floats are not supported: save the weights as bfloat16" if dtype.startswith("F8") else ""
 
 
 def save_safetensors(
