@@ -196,20 +196,20 @@ class DecodeSummary:
     """One line for each item that could not be spoken."""
 
 
-def decode(cfg: DecodeConfig, vocoder: Vocoder, inputs: DecodeInputs) -> DecodeSummary:
+def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: DecodeInputs) -> DecodeSummary:
     """Write the audio of every item that can be spoken, with a progress bar on a terminal.
 
     Raises:
         VoiceError: an unknown speaker or style.
         OSError: a file cannot be written.
     """
-    output = pathlib.Path(cfg.output)
+    output = pathlib.Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
-    predict_durations = not inputs.are_frames if cfg.predict_durations is None else cfg.predict_durations
+    predict_durations = not inputs.are_frames if settings.predict_durations is None else settings.predict_durations
     files, samples, problems = 0, 0, []
     with tqdm.tqdm(total=len(inputs.items), unit="clip", disable=None) as progress:
-        for start in range(0, len(inputs.items), cfg.batch_size):
-            items = inputs.items[start : start + cfg.batch_size]
+        for start in range(0, len(inputs.items), settings.batch_size):
+            items = inputs.items[start : start + settings.batch_size]
             names: list[str] = []
             batch: list[SpeechUnits] = []
             for item in items:
@@ -218,63 +218,63 @@ def decode(cfg: DecodeConfig, vocoder: Vocoder, inputs: DecodeInputs) -> DecodeS
                     names.append(item.name)
                 except (UnitError, RecordError) as error:
                     problems.append(f"{item.name}: {error}")
-            for name, audio in zip(names, _speak(vocoder, batch, cfg, predict_durations), strict=True):
+            for name, audio in zip(names, _speak(vocoder, batch, settings, predict_durations), strict=True):
                 if isinstance(audio, UnitError):
                     problems.append(f"{name}: {audio}")
                     continue
-                save_audio(output / f"{name}.{cfg.format}", audio, SAMPLE_RATE)
+                save_audio(output / f"{name}.{settings.format}", audio, SAMPLE_RATE)
                 files, samples = files + 1, samples + audio.size
             progress.update(len(items))
     return DecodeSummary(files, samples / SAMPLE_RATE, problems)
 
 
 def _speak(
-    vocoder: Vocoder, batch: Sequence[SpeechUnits], cfg: DecodeConfig, predict_durations: bool
+    vocoder: Vocoder, batch: Sequence[SpeechUnits], settings: DecodeConfig, predict_durations: bool
 ) -> Sequence[np.ndarray | UnitError]:
     """The audio of each item, or the reason why it has none."""
     try:
-        return vocoder.decode_batch(batch, cfg.speaker, cfg.style, predict_durations)
+        return vocoder.decode_batch(batch, settings.speaker, settings.style, predict_durations)
     except UnitError:
-        return [_speak_one(vocoder, units, cfg, predict_durations) for units in batch]
+        return [_speak_one(vocoder, units, settings, predict_durations) for units in batch]
 
 
 def _speak_one(
-    vocoder: Vocoder, units: SpeechUnits, cfg: DecodeConfig, predict_durations: bool
+    vocoder: Vocoder, units: SpeechUnits, settings: DecodeConfig, predict_durations: bool
 ) -> np.ndarray | UnitError:
     try:
-        return vocoder.decode(units, cfg.speaker, cfg.style, predict_durations)
+        return vocoder.decode(units, settings.speaker, settings.style, predict_durations)
     except UnitError as error:
         return error
 
 
-def run(cfg: DecodeConfig) -> None:
+def run(settings: DecodeConfig) -> None:
     """Do the job and print a summary.
 
     Raises:
         SpiritError: an argument cannot be used, or (`JobError`) some items could not be spoken.
         OSError: a file cannot be written.
     """
-    inputs = open_inputs(cfg.input, cfg.split)
-    paths = [pathlib.Path(cfg.output) / f"{item.name}.{cfg.format}" for item in inputs.items]
+    inputs = open_inputs(settings.input, settings.split)
+    paths = [pathlib.Path(settings.output) / f"{item.name}.{settings.format}" for item in inputs.items]
     existing = [path for path in paths if path.exists()]
-    if existing and not cfg.overwrite:
+    if existing and not settings.overwrite:
         raise DecodeError(
             f"{existing[0]} exists ({len(existing)} of {len(paths)} files do); pass --overwrite to replace them"
         )
-    vocoder = open_vocoder(cfg.checkpoint, cfg.variant, "expressive" if inputs.have_pitch() else "base")
+    vocoder = open_vocoder(settings.checkpoint, settings.variant, "expressive" if inputs.have_pitch() else "base")
     began = time.monotonic()
-    summary = decode(cfg, vocoder, inputs)
+    summary = decode(settings, vocoder, inputs)
     elapsed = time.monotonic() - began
-    print(f"{summary.files} files, {summary.seconds:.1f} s of audio in {elapsed:.1f} s, in {cfg.output}")
+    print(f"{summary.files} files, {summary.seconds:.1f} s of audio in {elapsed:.1f} s, in {settings.output}")
     if summary.problems:
         raise JobError(f"{len(summary.problems)} of {len(inputs.items)} items were not spoken", summary.problems)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line. Exit code 2 means a bad argument, 1 a failed job."""
-    cfg = config.parse(DecodeConfig, arguments, PROG, __doc__)
+    settings = config.parse(DecodeConfig, arguments, PROG, __doc__)
     with exit_codes(PROG):
-        run(cfg)
+        run(settings)
 
 
 if __name__ == "__main__":
