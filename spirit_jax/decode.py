@@ -7,11 +7,9 @@ and a tab, or a directory of unit records, as `python -m spirit_jax.encode` writ
 """
 
 import dataclasses
-import functools
 import pathlib
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -22,8 +20,8 @@ from spirit_jax.audio import save_audio
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes
-from spirit_jax.core.files import read_text
-from spirit_jax.data.records import METADATA, RecordError, RecordSource, read_metadata
+from spirit_jax.data.records import RecordError
+from spirit_jax.data.unit_inputs import UnitInputs, open_unit_inputs
 from spirit_jax.speech import has_vocoder, load_vocoder
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, Vocoder
 from spirit_jax.units import SpeechUnits, UnitError
@@ -69,100 +67,7 @@ class DecodeConfig:
 
 
 class DecodeError(SpiritError):
-    """An input or output that cannot be used; the message names it."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Item:
-    """Units to speak. They are read when their turn comes."""
-
-    name: str
-    """Name of the audio file, without its suffix."""
-    read: Callable[[], SpeechUnits]
-    """Raises UnitError or RecordError if the units cannot be read."""
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeInputs:
-    """The items of `--input`."""
-
-    items: Sequence[Item]
-    """At least one item; all names differ."""
-    are_frames: bool
-    """Whether the units are at their frame rates, so that they keep their durations."""
-
-    def have_pitch(self) -> bool:
-        """Whether the first item has pitch units; False if it cannot be read, which is reported later."""
-        try:
-            return self.items[0].read().pitch is not None
-        except (UnitError, RecordError):
-            return False
-
-
-def open_inputs(source: str, split: str | None = None) -> DecodeInputs:
-    """Find the items of `--input`.
-
-    Args:
-        source: a unit string, a text file or a directory of unit records.
-        split: a split of the records; None for all.
-
-    Raises:
-        DecodeError, RecordError, UnitError: the source is missing, empty or malformed, or two items have the same name.
-    """
-    if not source.strip():
-        raise DecodeError("--input is empty: give a unit string ([Hu1]...), a file or a directory of unit records")
-    if source.lstrip().startswith("["):
-        units = SpeechUnits.from_string(source)
-        return DecodeInputs([Item("units", lambda: units)], are_frames=False)
-    path = pathlib.Path(source)
-    if path.is_dir():
-        items, are_frames = _items_of_records(path, split), True
-    elif path.is_file():
-        items, are_frames = _items_of_text(path), False
-    else:
-        raise DecodeError(
-            f"{source!r} is not a unit string ([Hu1]...), a file or a directory of unit records ({METADATA})"
-        )
-    if not items:
-        raise DecodeError(f"{source}: it holds no units")
-    seen: set[str] = set()
-    for item in items:
-        if item.name in seen:
-            raise DecodeError(f"{source}: two items would be written as {item.name!r}")
-        seen.add(item.name)
-    return DecodeInputs(items, are_frames)
-
-
-def _items_of_records(directory: pathlib.Path, split: str | None) -> list[Item]:
-    splits = [split] if split else sorted(read_metadata(directory)["splits"])
-    sources = [RecordSource(directory, name) for name in splits]
-    return [
-        Item(_file_name(records[row].id), functools.partial(_read_record, records, row))
-        for records in sources
-        for row in range(len(records))
-    ]
-
-
-def _read_record(records: RecordSource, row: int) -> SpeechUnits:
-    record = records[row]
-    if record.units is None:
-        raise RecordError(f"record {record.id!r} is text: it has no units")
-    return record.units
-
-
-def _items_of_text(path: pathlib.Path) -> list[Item]:
-    lines = [line for line in read_text(path, DecodeError).splitlines() if line.strip()]
-    items = []
-    for number, line in enumerate(lines):
-        name, tab, string = line.rpartition("\t")
-        name = _file_name(name) if tab else f"{path.stem}-{number:05d}"
-        items.append(Item(name, functools.partial(SpeechUnits.from_string, string)))
-    return items
-
-
-def _file_name(name: str) -> str:
-    """A name that stays within the output directory."""
-    return re.sub(r"[^\w.+=-]+", "_", name.strip()).lstrip(".") or "_"
+    """An output that cannot be used; the message names it."""
 
 
 def open_vocoder(checkpoint: str, variant: Literal["auto", "base", "expressive"], prefer: Variant) -> Vocoder:
@@ -196,7 +101,7 @@ class DecodeSummary:
     """One line for each item that could not be spoken."""
 
 
-def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: DecodeInputs) -> DecodeSummary:
+def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: UnitInputs) -> DecodeSummary:
     """Write the audio of every item that can be spoken, with a progress bar on a terminal.
 
     Raises:
@@ -254,7 +159,7 @@ def run(settings: DecodeConfig) -> None:
         SpiritError: an argument cannot be used, or (`JobError`) some items could not be spoken.
         OSError: a file cannot be written.
     """
-    inputs = open_inputs(settings.input, settings.split)
+    inputs = open_unit_inputs(settings.input, settings.split)
     paths = [pathlib.Path(settings.output) / f"{item.name}.{settings.format}" for item in inputs.items]
     existing = [path for path in paths if path.exists()]
     if existing and not settings.overwrite:

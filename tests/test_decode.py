@@ -129,7 +129,7 @@ def test_existing_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
     [
         ("[Hu1", [], "'[Hu1' at position 0"),
         ("nothing.txt", [], "'nothing.txt' is not a unit string"),
-        ("", [], "--input is empty"),
+        ("", [], "the input is empty"),
         ("[Hu1]", ["--speaker", "tom"], "unknown speaker 'tom'; known are 0 ann, 1 bob, 2 eve"),
         ("[Hu1]", ["--format", "mp3"], "format"),
         ("[Hu1]", ["--voice", "3"], "voice"),
@@ -166,7 +166,7 @@ def test_items_that_cannot_be_spoken_are_listed_and_the_others_written(run, tmp_
 def test_two_items_with_the_same_name_are_refused(run, tmp_path, capsys):
     source = tmp_path / "units.txt"
     source.write_text("a/b\t[Hu1]\na b\t[Hu2]\n")
-    assert "two items would be written as 'a_b'" in fails(2, capsys, run, source)
+    assert "two items have the name 'a_b'" in fails(2, capsys, run, source)
 
 
 def test_help_explains_the_command(capsys):
