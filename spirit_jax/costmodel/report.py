@@ -117,7 +117,7 @@ class Report:
         return [
             f"{self.topology}: {self.topology.chips} chips, mesh {axes}, compiled in {self.compile_seconds:.0f} s",
             f"memory a chip   {memory.total / GIB:6.2f} of {memory.limit / GIB:.2f} GiB, {memory.spare:.0%} to spare: "
-            f"arguments {memory.arguments / GIB:.2f}, outputs {(memory.outputs - memory.aliased) / GIB:.2f} besides, "
+            f"arguments {memory.arguments / GIB:.2f}, other outputs {(memory.outputs - memory.aliased) / GIB:.2f}, "
             f"temporaries {memory.temporaries / GIB:.2f}",
             f"FLOPs a chip    {self.flops:.4g} executed, {self.model_flops:.4g} of the model (6ND + attention): "
             f"{self.recomputation:.3f} x",

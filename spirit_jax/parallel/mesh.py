@@ -34,7 +34,7 @@ class Device(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis of the mesh has; the defaults choose for the devices and the rows at hand.
+    """How many devices each axis of the mesh has; the defaults choose by the numbers of devices and rows.
 
     Parameters are gathered and gradients scattered within a slice, where links are fast; only gradients are exchanged
     between slices. Devices share a row only if there are more devices than rows.

@@ -2,7 +2,7 @@
 
     python -m tests.support.train_on_eight_devices
 
-A process of its own, because JAX must be told of the simulated devices before it starts.
+It runs in a process of its own, because the simulated devices must be configured before JAX starts.
 """
 
 import os
