@@ -78,15 +78,15 @@ class LanguageModelObjective:
         return 1 / jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
 
     def loss(self, params: Params, batch: DeviceBatch, scale: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        """The summed loss times `scale`; `nll`, `correct` and `tokens` are sums by kind, float32 [K]."""
+        """The summed loss times `scale`; `nll`, `correct` and `tokens` are sums by kind, float32 [kinds]."""
         metrics = self._forward(params, batch, scale)[1]
         return metrics["loss"], metrics
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
-        """The sums of `loss`, and two more that the log compares with each other.
+        """The sums of `loss` and two more, for the loss within a kind and the unigram entropy in the log.
 
-        `within` float32 [K] sums by kind each token's loss among the ids of its own kind. `targets` float32 [V] counts
-        how often each id is a target.
+        `within` float32 [kinds] sums by kind each token's loss among the ids of its own kind. `targets` float32 [V]
+        counts how often each id is a target.
         """
         mask_bt = batch["loss_mask"].astype(jnp.float32)
         hidden_btd, metrics = self._forward(params, batch)
@@ -125,11 +125,11 @@ class LanguageModelObjective:
             "tokens": self._sums_by_kind(jnp.ones_like(losses.nll_bt), batch),
         }
 
-    def _sums_by_kind(self, values_bt: Array, batch: DeviceBatch) -> Float[Array, " K"]:
+    def _sums_by_kind(self, values_bt: Array, batch: DeviceBatch) -> Float[Array, " kinds"]:
         """Sums over the targets of each kind. A plain sum: accelerators would round the inputs of a matrix product."""
         masked_bt = values_bt.astype(jnp.float32) * batch["loss_mask"]
-        kinds_btk = jax.nn.one_hot(self._kinds_v[batch["targets"]], self._kinds_count)
-        return (masked_bt[..., None] * kinds_btk).sum((0, 1))
+        kinds_one_hot = jax.nn.one_hot(self._kinds_v[batch["targets"]], self._kinds_count)
+        return (masked_bt[..., None] * kinds_one_hot).sum((0, 1))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
