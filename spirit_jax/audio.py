@@ -196,6 +196,13 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
     write_file(path, buffer.getvalue())
 
 
+def encode_wav(audio: Float[np.ndarray, " R"], sample_rate: int = SAMPLE_RATE) -> bytes:
+    """The content of a 16-bit WAV file with mono audio; values outside [-1, 1] are clipped."""
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.clip(audio, -1.0, 1.0), sample_rate, format="WAV")
+    return buffer.getvalue()
+
+
 def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:
     """Resample with a windowed sinc, as the reference does (torchaudio's default; docs/formats.md, "Audio").
 

@@ -3,7 +3,10 @@
 import dataclasses
 import functools
 import glob
+import os
 import pathlib
+
+from spirit_jax.core.paths import local_path, match_files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,11 +22,16 @@ class InputPath:
 
     @classmethod
     def resolve(cls, argument: str) -> "InputPath":
-        """Look the argument up on disk; a path that exists is never taken for a glob."""
-        path = pathlib.Path(argument)
-        if not glob.has_magic(argument) or path.exists():
+        """Look the argument up on disk; a path that exists is never taken for a glob.
+
+        Raises:
+            PathError: the argument names a bucket or an address.
+        """
+        local = local_path(argument, "--input")
+        path = pathlib.Path(local)
+        if not glob.has_magic(local) or os.path.exists(path):
             return cls(argument, path, None)
-        return cls(argument, path, tuple(sorted(map(pathlib.Path, glob.glob(argument, recursive=True)))))
+        return cls(argument, path, tuple(match_files(local)))
 
     @functools.cached_property
     def holds_dataset(self) -> bool:

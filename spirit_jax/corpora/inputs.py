@@ -65,7 +65,8 @@ class InputKind:
 
 INPUT_KINDS = (
     InputKind("a .jsonl file or glob with lines of text", text_lines.is_text_lines, text_lines.open_text_lines),
-    InputKind("a manifest (.jsonl, .tsv)", manifest.is_manifest, manifest.open_manifest),
+    InputKind("a manifest (.jsonl, .json, .csv, .tsv, also .gz)", manifest.is_manifest, manifest.open_manifest),
+    InputKind("an audio file", audio_files.is_audio_file, audio_files.open_audio_file),
     InputKind("a glob of audio files", audio_files.is_glob, audio_files.open_glob),
     InputKind("a directory that a TFDS builder prepared", tfds_speech.is_tfds_speech, tfds_speech.open_tfds_speech),
     InputKind("a prepared or bundled corpus", prepared.is_prepared, prepared.open_prepared),
@@ -80,8 +81,8 @@ def open_input(source: str, split: str) -> Input:
     | source | utterances |
     |---|---|
     | `.jsonl`, or a glob of them, with lines of text | a document a line (`readers.text_lines`) |
-    | manifest (`.jsonl`, `.tsv`) | an utterance a line, with the fields `manifest.FIELDS` |
-    | folder or glob of audio files | an utterance a file; a `.txt` file beside it is its transcript |
+    | manifest (`.jsonl`, `.json`, `.csv`, `.tsv`) | an utterance a line, with the fields of `readers.fields` |
+    | audio file, folder or glob of audio files | an utterance a file; a `.txt` file beside it is its transcript |
     | prepared TFDS directory, or name of a bundled corpus | an utterance a record |
 
     Args:
@@ -89,9 +90,13 @@ def open_input(source: str, split: str) -> Input:
         split: which split to open; inputs without splits use it as the name of the records.
 
     Raises:
-        CorpusError: names the file, and the line of a manifest, and says what is wrong.
+        CorpusError: names the file, and the line of a manifest, and says what is wrong. A line, transcript or clip that
+            cannot be used is an error when it is read, as long as there are others.
+        PathError: the source is in a bucket.
     """
     path = InputPath.resolve(source)
+    if path.matches is None and path.path.exists() and not path.path.is_file() and not path.path.is_dir():
+        raise CorpusError(f"{source}: is a device or a pipe; write its content to a file first, such as lines.jsonl")
     kind = next((kind for kind in INPUT_KINDS if kind.accepts(path)), None)
     if kind is None:
         kinds = "; ".join(kind.description for kind in INPUT_KINDS)

@@ -2,13 +2,15 @@
 
 import dataclasses
 import pathlib
+import unicodedata
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError, encode_wav, load_audio
 from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_bytes
 
 _TOLERANCE_MS = 20
 """Word times may pass the end of the audio by this much, because audio encoders trim and pad."""
@@ -42,6 +44,10 @@ class Utterance:
     """Name of the speaker, "" if unknown."""
     transcript_required: bool = True
     """Whether an empty transcript makes the utterance unusable; in many corpora it is normal."""
+    offset_s: float = 0.0
+    """Where the utterance begins in its audio file, in seconds. Word times count from here."""
+    duration_s: float | None = None
+    """Length of the utterance in seconds; None for all that follows."""
 
     def load(self) -> Float[np.ndarray, " R"]:
         """Check the utterance and decode its audio.
@@ -51,13 +57,21 @@ class Utterance:
 
         Raises:
             CorpusError: names the utterance; its audio is missing, damaged or shorter than 80 ms, its transcript is
-                empty although one is required, or its words are out of order or outside the audio.
+                empty although one is required, its words are out of order or outside the audio, or most of them are not
+                in the transcript.
         """
         self.check_transcript()
+        self._check_words()
+        if self.audio is None:
+            raise CorpusError(f"utterance {self.id!r} has no audio")
         try:
-            audio = load_audio(self.audio_bytes())
+            audio = load_audio(self.audio)
         except AudioError as error:
             raise CorpusError(f"utterance {self.id!r}: {error}") from error
+        start = round(self.offset_s * SAMPLE_RATE)
+        audio = (
+            audio[start:] if self.duration_s is None else audio[start : start + round(self.duration_s * SAMPLE_RATE)]
+        )
         if audio.size < MINIMUM_SAMPLES:
             raise CorpusError(
                 f"utterance {self.id!r}: {audio.size} samples are shorter than a frame of each unit stream; "
@@ -67,19 +81,21 @@ class Utterance:
         return audio
 
     def audio_bytes(self) -> bytes:
-        """The content of the audio file.
+        """The content of the audio file; a 16-bit WAV file of the utterance if it is a part of its file.
 
         Raises:
             CorpusError: names the utterance; it has no audio, or its file cannot be read.
         """
         if self.audio is None:
             raise CorpusError(f"utterance {self.id!r} has no audio")
+        if self.offset_s or self.duration_s is not None:
+            return encode_wav(self.load())
         if isinstance(self.audio, bytes):
             return self.audio
         try:
-            return self.audio.read_bytes()
-        except OSError as error:
-            raise CorpusError(f"utterance {self.id!r}: {self.audio}: {error.strerror}") from error
+            return read_bytes(self.audio, CorpusError)
+        except CorpusError as error:
+            raise CorpusError(f"utterance {self.id!r}: {error}") from error
 
     def check_transcript(self) -> None:
         """Check that there is a transcript where one is required.
@@ -102,3 +118,17 @@ class Utterance:
                 f"utterance {self.id!r}: word {word} ({self.words[word]!r}) at {spans[word, 0]}..{spans[word, 1]} ms "
                 f"is out of order or outside the {duration_ms:.0f} ms of audio"
             )
+
+    def _check_words(self) -> None:
+        """Aligned words may be spelled otherwise than in the transcript, but not most of them."""
+        text = _letters(self.text)
+        if text and 2 * sum(_letters(word) in text for word in self.words) < len(self.words):
+            raise CorpusError(
+                f"utterance {self.id!r}: most of its words are not in its transcript: {' '.join(self.words)[:60]!r}, "
+                f"transcript {self.text[:60]!r}"
+            )
+
+
+def _letters(text: str) -> str:
+    """Letters and digits of text without case, for comparing spellings."""
+    return "".join(c for c in unicodedata.normalize("NFKC", text).casefold() if c.isalnum())

@@ -60,7 +60,11 @@ def test_manifest_line_ends_only_at_a_newline(tmp_path):
     [
         ("m.jsonl", '{"audio": "a.wav"}\n{"audio": ', "m.jsonl:2: not JSON"),
         ("m.jsonl", '{"words": []}', "m.jsonl:1: needs an 'audio' path"),
-        ("m.jsonl", '{"audio": "a.wav", "transcript": "x"}', "m.jsonl:1: unknown field 'transcript'"),
+        ("m.jsonl", '{"audio": "a.wav", "id": ["x"]}', "m.jsonl:1: 'id' must be a string, found ..x"),
+        ("m.jsonl", '{"audio": "a.wav"}\n{"text": "no audio"}', "m.jsonl:2: needs an 'audio' path"),
+        ("m.jsonl", '{"text": "no audio"}\n{"audio": "a.wav"}', "m.jsonl:1: needs an 'audio' path"),
+        ("m.csv", "text,length\nhi,3\n", "m.csv:1: needs an 'audio' path: no column is named audio, .*found text, len"),
+        ("m.jsonl.gz", "not compressed", "m.jsonl.gz: cannot be decompressed"),
         ("m.jsonl", '{"audio": "a.wav", "words": [["x", 0, 1]]}', "m.jsonl:1: words must be a list"),
         ("m.jsonl", '{"audio": "a.wav", "id": "x"}\n{"audio": "b.wav", "id": "x"}', "two clips have the id 'x'"),
         ("m.jsonl", "", "no audio files"),
@@ -71,7 +75,7 @@ def test_manifest_line_ends_only_at_a_newline(tmp_path):
 def test_errors_name_file_and_line(tmp_path, file, content, message):
     (tmp_path / file).write_text(content)
     with pytest.raises(CorpusError, match=message):
-        open_input(str(tmp_path / file), "train")
+        list(open_input(str(tmp_path / file), "train"))
 
 
 def test_missing_files_are_named(tmp_path):
@@ -81,7 +85,7 @@ def test_missing_files_are_named(tmp_path):
         open_input(str(tmp_path), "train")
     (tmp_path / "m.jsonl").write_text('{"audio": "gone.wav", "text": "t"}')
     (clip,) = open_input(str(tmp_path / "m.jsonl"), "train")
-    with pytest.raises(CorpusError, match=r"utterance 'gone': .*gone.wav: No such file"):
+    with pytest.raises(CorpusError, match=r"utterance 'gone': .*gone.wav: no such file"):
         clip.load()
 
 
@@ -133,10 +137,10 @@ def test_bundled_corpus_opens_by_name():
 
 
 def test_unknown_input_lists_the_kinds(tmp_path):
-    (tmp_path / "one.wav").write_bytes(b"")
-    for source in (tmp_path / "one.wav", tmp_path / "missing"):
+    (tmp_path / "one.xyz").write_bytes(b"")
+    for source in (tmp_path / "one.xyz", tmp_path / "missing"):
         with pytest.raises(
-            CorpusError, match=r"manifest \(.jsonl, .tsv\); .*bundled corpora are spirit_mini"
+            CorpusError, match=r"manifest \(.jsonl, .json, .csv, .tsv, also .gz\); .*bundled corpora are spirit_mini"
         ) as caught:
             open_input(str(source), "train")
         assert str(caught.value).startswith(f"{source}: ")

@@ -22,6 +22,8 @@ from tests.support.clips import RATE, clip, flac
         ({"spans_ms": np.array([[500, 700], [450, 900]], np.int32)}, r"word 1 .* out of order"),
         ({"spans_ms": np.array([[100, 90], [450, 900]], np.int32)}, "word 0"),
         ({"words": ("two",)}, "1 words, but word times of shape"),
+        ({"words": ("other", "things")}, "most of its words are not in its transcript: 'other things'"),
+        ({"text": "zwei Wörter"}, "most of its words are not in its transcript"),
     ],
 )
 def test_unusable_utterances_name_themselves(change, message):
@@ -35,7 +37,7 @@ def test_unusable_utterances_name_themselves(change, message):
 def test_audio_is_read_from_its_file_when_needed(tmp_path):
     path = tmp_path / "clip.flac"
     utterance = dataclasses.replace(clip(), audio=path)
-    with pytest.raises(CorpusError, match=r"utterance 'clip': .*clip.flac: No such file"):
+    with pytest.raises(CorpusError, match=r"utterance 'clip': .*clip.flac: no such file"):
         utterance.load()
     path.write_bytes(flac(RATE))
     np.testing.assert_array_equal(utterance.load(), clip().load())
@@ -46,3 +48,17 @@ def test_transcript_may_be_optional():
     with pytest.raises(CorpusError, match="transcript is empty"):
         untranscribed.load()
     assert dataclasses.replace(untranscribed, transcript_required=False).load().size == RATE
+
+
+def test_spelling_of_words_may_differ_from_the_transcript():
+    for text, words in (("TWO, words!", ("two", "words")), ("two 2266", ("two", "thousand")), ("二語", ("二", "語"))):
+        assert dataclasses.replace(clip(), text=text, words=words).load().size == RATE
+
+
+def test_an_utterance_may_be_a_part_of_its_file(tmp_path):
+    part = dataclasses.replace(clip(), offset_s=0.1, duration_s=0.85, spans_ms=clip().spans_ms - 100)
+    np.testing.assert_array_equal(part.load(), clip().load()[1600:15_200])
+    whole = dataclasses.replace(clip(), audio=part.audio_bytes())
+    np.testing.assert_allclose(dataclasses.replace(whole, spans_ms=part.spans_ms).load(), part.load(), atol=1e-4)
+    with pytest.raises(CorpusError, match="0 samples are shorter"):
+        dataclasses.replace(clip(), offset_s=9.0).load()

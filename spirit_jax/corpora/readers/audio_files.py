@@ -1,23 +1,30 @@
 """Folders and globs of audio files, with transcripts in text files beside them."""
 
+import collections
+import dataclasses
 import hashlib
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from spirit_jax.core.files import read_text
+from spirit_jax.core.paths import walk_files
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import position
+from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
+from spirit_jax.corpora.readers.fields import relative_id
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-"""Suffixes, in lower case, of the files that a folder or glob is searched for."""
+_MACOS_PREFIX = "._"
+"""macOS puts a file of attributes with this prefix beside each file on foreign disks."""
 
 
 class AudioFiles(Sequence[Utterance]):
     """Utterances in audio files of their own, in the order of their ids. The audio is read when it is needed.
+
+    What cannot be used comes last; reading it raises its error, so that an encoding job names and counts it.
 
     Attributes:
         name: of the corpus.
@@ -28,43 +35,107 @@ class AudioFiles(Sequence[Utterance]):
 
     has_speech = True
 
-    def __init__(self, name: str, location: pathlib.Path, split: str, utterances: Iterable[Utterance]):
-        """Sort the utterances.
+    def __init__(
+        self,
+        name: str,
+        location: pathlib.Path,
+        split: str,
+        utterances: Iterable[Utterance | CorpusError],
+        root: pathlib.Path | None = None,
+    ):
+        """Sort the utterances. Files that differ in the suffix alone get ids with the suffix.
 
         Args:
             name: of the corpus.
             location: names the input in messages.
             split: name of the records.
-            utterances: each with the path of its audio.
+            utterances: each with the path of its audio, or why a line or file cannot be used.
+            root: folder that ids made from paths are relative to.
 
         Raises:
-            CorpusError: there is no utterance, or two have one id.
+            CorpusError: there is no utterance that can be used.
         """
         self.name, self.location, self.split = name, location, split
-        self._utterances = sorted(utterances, key=lambda utterance: utterance.id)
-        if not self._utterances:
+        found = list(utterances)
+        errors = [item for item in found if isinstance(item, CorpusError)]
+        clips = list(_distinct([item for item in found if isinstance(item, Utterance)], root))
+        errors += [item for item in clips if isinstance(item, CorpusError)]
+        usable = sorted((item for item in clips if isinstance(item, Utterance)), key=lambda clip: clip.id)
+        if not usable and errors:
+            others = f" ({len(errors)} in all cannot be used)" if len(errors) > 1 else ""
+            raise CorpusError(f"{errors[0]}{others}")
+        if not usable:
             raise CorpusError(f"{location}: no audio files; looked for {', '.join(AUDIO_SUFFIXES)}")
-        for before, utterance in zip(self._utterances, self._utterances[1:], strict=False):
-            if before.id == utterance.id:
-                raise CorpusError(f"two clips have the id {utterance.id!r}: {before.audio} and {utterance.audio}")
+        self._items: list[Utterance | CorpusError] = [*usable, *errors]
 
     def __len__(self) -> int:
-        return len(self._utterances)
+        return len(self._items)
 
     def __getitem__(self, index: int) -> Utterance:
-        return self._utterances[position(index, len(self), self.location)]
+        """One utterance.
+
+        Raises:
+            CorpusError: its line or transcript cannot be used; names the file.
+        """
+        item = self._items[position(index, len(self), self.location)]
+        if isinstance(item, CorpusError):
+            raise CorpusError(str(item))
+        return item
 
     @property
     def fingerprint(self) -> str:
         """sha256 (hex) of all fields and of the files' sizes and times; their contents may be hundreds of terabytes."""
         digest = hashlib.sha256()
-        for one in self._utterances:
+        for one in self._items:
+            if isinstance(one, CorpusError):
+                digest.update(json.dumps(str(one)).encode())
+                continue
             path = one.audio
-            stat = path.stat() if isinstance(path, pathlib.Path) and path.exists() else None
-            file = stat and [stat.st_size, stat.st_mtime_ns]
+            file = _size_and_time(path) if isinstance(path, pathlib.Path) else None
             row = [one.id, str(path), one.text, one.speaker, one.words, one.spans_ms.tolist(), file]
+            if one.offset_s or one.duration_s is not None:
+                row += [one.offset_s, one.duration_s]
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
+
+
+def _distinct(clips: Sequence[Utterance], root: pathlib.Path | None) -> Iterator[Utterance | CorpusError]:
+    """The utterances with different ids; those that have the id of another one are errors."""
+    by_id = collections.defaultdict(list)
+    for clip in clips:
+        by_id[clip.id].append(clip)
+    for name, group in by_id.items():
+        first: dict[str, Utterance] = {}
+        for clip in group:
+            path = clip.audio
+            from_path = root is not None and isinstance(path, pathlib.Path) and name == relative_id(path, root)
+            if len(group) > 1 and from_path:
+                clip = dataclasses.replace(clip, id=name + pathlib.PurePath(path).suffix)
+            if clip.id in first:
+                yield CorpusError(f"two clips have the id {clip.id!r}: {first[clip.id].audio} and {path}")
+                continue
+            first[clip.id] = clip
+            yield clip
+
+
+def _size_and_time(path: pathlib.Path) -> list[int] | None:
+    """Size and modification time of a file, None if there is none."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError):
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def is_audio_file(source: InputPath) -> bool:
+    """Whether the input is one audio file."""
+    return source.path.suffix.lower() in AUDIO_SUFFIXES and source.path.is_file()
+
+
+def open_audio_file(source: InputPath, split: str) -> AudioFiles:
+    """Open one audio file as a corpus of one utterance."""
+    root = source.path.parent
+    return AudioFiles(source.path.stem, source.path, split, _utterances([source.path], root), root)
 
 
 def is_glob(source: InputPath) -> bool:
@@ -75,7 +146,7 @@ def is_glob(source: InputPath) -> bool:
 def open_glob(source: InputPath, split: str) -> AudioFiles:
     """Open the audio files that a glob matches; their ids are paths relative to the part before the first wildcard."""
     root = pathlib.Path(os.path.dirname(re.split(r"[*?[]", source.argument)[0]))
-    return AudioFiles(root.resolve().name, root, split, _utterances(source.matches or (), root))
+    return AudioFiles(root.resolve().name, root, split, _utterances(source.matches or (), root), root)
 
 
 def is_folder(source: InputPath) -> bool:
@@ -85,21 +156,20 @@ def is_folder(source: InputPath) -> bool:
 
 def open_folder(source: InputPath, split: str) -> AudioFiles:
     """Open the audio files in and below a folder; their ids are paths relative to it."""
-    return AudioFiles(source.path.resolve().name, source.path, split, _utterances(source.path.rglob("*"), source.path))
+    root = source.path
+    return AudioFiles(root.resolve().name, root, split, _utterances(walk_files(root), root), root)
 
 
-def relative_id(path: pathlib.Path, root: pathlib.Path) -> str:
-    """The id of a file without one: its path relative to `root`, without the suffix."""
-    return pathlib.PurePath(os.path.relpath(path, root)).with_suffix("").as_posix()
-
-
-def _utterances(paths: Iterable[pathlib.Path], root: pathlib.Path) -> Iterable[Utterance]:
+def _utterances(paths: Iterable[pathlib.Path], root: pathlib.Path) -> Iterator[Utterance | CorpusError]:
     for path in paths:
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            yield Utterance(relative_id(path, root), path, _transcript(path), transcript_required=False)
+        if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(_MACOS_PREFIX):
+            try:
+                yield Utterance(relative_id(path, root), path, _transcript(path), transcript_required=False)
+            except CorpusError as error:
+                yield error
 
 
 def _transcript(audio: pathlib.Path) -> str:
     """The content of the `.txt` file beside an audio file, "" if there is none."""
     path = audio.with_suffix(".txt")
-    return read_text(path, CorpusError).replace("\r\n", "\n").strip() if path.is_file() else ""
+    return read_text(path, CorpusError).replace("\r\n", "\n").strip() if os.path.lexists(path) else ""

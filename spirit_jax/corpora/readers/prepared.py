@@ -68,6 +68,12 @@ class Corpus(Sequence[Utterance]):
                 f"{self.location}: record {index} of split {self.split!r} cannot be read ({error})"
             ) from error
         words = example.get("words") or {"word": [], "start_ms": [], "end_ms": []}
+        try:
+            return self._utterance(example, words)
+        except ValueError as error:  # text that is not UTF-8, or times of another number than words
+            raise CorpusError(f"{self.location}: record {index} of split {self.split!r}: {error}") from error
+
+    def _utterance(self, example: dict[str, Any], words: dict[str, Any]) -> Utterance:
         return Utterance(
             id=_text(example["id"]),
             audio=example["audio"] if self.has_speech else None,

@@ -1,19 +1,22 @@
 """Documents of text in JSONL files, a line each, as text corpora are published. The files are read in place."""
 
-import json
+import itertools
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
+from spirit_jax.core.files import decode_text, parse_json
 from spirit_jax.corpora.input_path import InputPath
-from spirit_jax.corpora.readers import position, stat_fingerprint
+from spirit_jax.corpora.readers import fields, position, stat_fingerprint
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 SCAN_BYTES = 1 << 26
 """Bytes that are searched for line ends at a time."""
 
 _NEWLINE = ord("\n")
+_LOOK, _LONGEST_LINE = 100, 1 << 24
+"""Lines that tell text from a manifest of audio, and the bytes of a line that are looked at."""
 
 
 class TextLines(Sequence[Utterance]):
@@ -59,13 +62,15 @@ class TextLines(Sequence[Utterance]):
         number, ends = index - int(self._first[file]), self._ends[file]
         line = self._files[file][0 if number == 0 else ends[number - 1] + 1 : ends[number]].tobytes()
         where = f"{self._paths[file]}:{number + 1}"
-        try:
-            fields = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise CorpusError(f"{where}: {'not JSON' if line.strip() else 'empty'} ({error})") from error
-        if not isinstance(fields, dict) or not isinstance(fields.get("text"), str):
+        if not line.strip():
+            raise CorpusError(f"{where}: empty")
+        found = parse_json(decode_text(line, where, CorpusError), where, CorpusError)
+        if not isinstance(found, dict) or not isinstance(found.get("text"), str):
             raise CorpusError(f"{where}: needs an object with a 'text'")
-        return Utterance(str(fields.get("id") or f"{self._paths[file].name}:{number + 1}"), None, fields["text"])
+        if fields.has_audio(found):
+            raise CorpusError(f"{where}: has audio, but the file begins with lines of text; put it into a manifest")
+        name = fields.string(found.get("id"), "id", where) or f"{self._paths[file].name}:{number + 1}"
+        return Utterance(name, None, found["text"])
 
     @property
     def fingerprint(self) -> str:
@@ -88,12 +93,13 @@ def open_text_lines(source: InputPath, split: str) -> TextLines:
     """
     if source.matches is None:
         return TextLines(source.path.stem, source.path, split, [source.path])
-    other = [str(path) for path in source.matches if path.stat().st_size and not _holds_text(path)]
-    if other or not source.matches:
+    paths = [path for path in source.matches if path.is_file()]
+    other = [str(path) for path in paths if path.stat().st_size and not _holds_text(path)]
+    if other or not paths:
         raise CorpusError(
             f"{source.argument}: {other[0] if other else 'no such file'}: needs lines with 'text' and no 'audio'"
         )
-    return TextLines(source.path.parent.resolve().name, source.path, split, source.matches)
+    return TextLines(source.path.parent.resolve().name, source.path, split, paths)
 
 
 def _line_ends(file: np.ndarray) -> np.ndarray:
@@ -104,11 +110,18 @@ def _line_ends(file: np.ndarray) -> np.ndarray:
 
 
 def _holds_text(path: pathlib.Path) -> bool:
-    """Whether the first line of a JSONL file is a document: it has `text`, and no `audio`."""
+    """Whether the first lines of a JSONL file are documents: some have `text`, and none has audio."""
     with path.open("rb") as file:
-        first = next((line for line in file if line.strip()), b"")
-    try:
-        fields = json.loads(first)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(fields, dict) and "text" in fields and "audio" not in fields
+        lines = list(
+            itertools.islice((line for line in iter(lambda: file.readline(_LONGEST_LINE), b"") if line.strip()), _LOOK)
+        )
+    has_text = False
+    for line in lines:
+        try:
+            found = parse_json(decode_text(line, path, CorpusError), path, CorpusError)
+        except CorpusError:
+            continue  # named when it is read
+        if fields.has_audio(found):
+            return False
+        has_text |= isinstance(found, dict) and "text" in found
+    return has_text

@@ -1,0 +1,180 @@
+"""Names of the fields of a manifest line, those of other tools among them, and the utterance that a line describes.
+
+NeMo writes `audio_filepath`, SpeechBrain `wav`, Hugging Face `file_name` or `{"audio": {"path": ...}}`, and lhotse cuts
+with a `recording` and `supervisions`.
+"""
+
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
+from spirit_jax.corpora.utterance import CorpusError, Utterance
+
+AUDIO = ("audio", "audio_filepath", "audio_path", "wav")
+"""Fields whose value is the path of the audio."""
+FILES = ("file_name", "path", "file")
+"""Fields that hold the path of the audio if they name an audio file; a text corpus has fields of these names too."""
+TEXT = ("text", "transcript", "transcription", "sentence")
+SPEAKER = ("speaker", "speaker_id", "client_id")
+ID = ("id", "utterance_id", "utt_id")
+
+_LHOTSE = ("recording", "supervisions", "start", "duration", "channel", "type")
+_REMARKS = ("score", "seconds", "samples", "transcript_by")
+"""Fields that `align` adds for people and filters; reading ignores them, the `samples` of fairseq, and `score` and `interpolated` of a word."""
+_KNOWN = {*AUDIO, *FILES, *TEXT, *SPEAKER, *ID, *_REMARKS, "words", "offset", "duration"}
+
+_SHORTEST_MEAN_MS = 10
+"""Word times with fractions and words shorter than this on average are in seconds."""
+
+
+def has_audio(fields: Any) -> bool:
+    """Whether a line describes audio; otherwise it may be a document of text."""
+    return isinstance(fields, dict) and (
+        any(name in fields for name in (*AUDIO, "recording")) or any(_is_audio_file(fields.get(name)) for name in FILES)
+    )
+
+
+def unused(fields: Mapping[str, Any]) -> set[str]:
+    """Fields of a line that are not read."""
+    return set(fields) - _KNOWN - (set(_LHOTSE) if "recording" in fields else set())
+
+
+def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
+    """The utterance that a line describes.
+
+    Args:
+        fields: the value of the line.
+        where: file and line, for messages.
+        folder: what paths are relative to.
+
+    Raises:
+        CorpusError: names the file and line; the value is not an object with audio, or a field cannot be used.
+    """
+    if not isinstance(fields, dict):
+        raise CorpusError(f"{where}: needs an object with an 'audio' path, found {_shown(fields)}")
+    if "recording" in fields:
+        fields = _cut(fields, where)
+    path = folder / _audio(fields, where)
+    offset = _seconds(fields, "offset", where) or 0.0
+    duration = _seconds(fields, "duration", where) if "offset" in fields else None
+    words, spans_ms = _words(fields.get("words"), where)
+    name = _string(fields, ID, where) or relative_id(path, folder) + (f"@{offset:g}" if "offset" in fields else "")
+    return Utterance(
+        id=name,
+        audio=path,
+        text=_string(fields, TEXT, where),
+        words=words,
+        spans_ms=spans_ms,
+        speaker=_string(fields, SPEAKER, where),
+        transcript_required=False,
+        offset_s=offset,
+        duration_s=duration,
+    )
+
+
+def relative_id(path: pathlib.Path, root: pathlib.Path) -> str:
+    """The id of a file without one: its path relative to `root`, without the suffix."""
+    return pathlib.PurePath(os.path.relpath(path, root)).with_suffix("").as_posix()
+
+
+def string(value: Any, name: str, where: str) -> str:
+    """A field that is a string or a number, as a string; "" for none. 0 is "0".
+
+    Raises:
+        CorpusError: the value is of another type; names the file and line.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise CorpusError(f"{where}: {name!r} must be a string, found {_shown(value)}")
+
+
+def _string(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
+    """The first of several fields that a line has."""
+    name = next((name for name in names if fields.get(name) is not None), names[0])
+    return string(fields.get(name), name, where)
+
+
+def _audio(fields: Mapping[str, Any], where: str) -> str:
+    names = (*AUDIO, *(name for name in FILES if _is_audio_file(fields.get(name))))
+    name = next((name for name in names if fields.get(name) is not None), None)
+    value = fields[name] if name else None
+    if isinstance(value, dict):
+        value = value.get("path")
+    if not isinstance(value, str) or not value or "\0" in value:
+        found = f"found {name!r}: {_shown(fields[name])}" if name else f"found the fields {_shown(list(fields))}"
+        raise CorpusError(f"{where}: needs an 'audio' path (or {', '.join(AUDIO[1:])}), {found}")
+    return value
+
+
+def _cut(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The fields of a lhotse cut as those of other lines."""
+    try:
+        (source,) = fields["recording"]["sources"]
+        if source["type"] != "file":
+            raise ValueError(f"a source of type {source['type']!r}")
+        supervisions = fields.get("supervisions") or []
+        return {
+            "audio": source["source"],
+            "id": fields.get("id"),
+            "text": " ".join(one["text"] for one in supervisions if one.get("text")),
+            "speaker": supervisions[0].get("speaker") if supervisions else None,
+            "offset": fields.get("start", 0.0),
+            "duration": fields.get("duration"),
+        }
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise CorpusError(f"{where}: a lhotse cut with one recording in one file is needed ({error!r})") from error
+
+
+def _seconds(fields: Mapping[str, Any], name: str, where: str) -> float | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    try:
+        seconds = float(value) if not isinstance(value, bool) else math.nan
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if not 0 <= seconds < 1e9:
+        raise CorpusError(f"{where}: {name!r} must be seconds, found {_shown(value)}")
+    return seconds
+
+
+def _words(value: Any, where: str) -> tuple[tuple[str, ...], np.ndarray]:
+    """Words and their times in milliseconds, int32 [W, 2]."""
+    if not isinstance(value, list | None):
+        raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {_shown(value)}")
+    names, times = [], []
+    for number, word in enumerate(value or []):
+        if not isinstance(word, dict) or "word" not in word:
+            raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {_shown(word)}")
+        names.append(string(word["word"], "word", where))
+        for key in ("start_ms", "end_ms"):
+            time = word.get(key)
+            if not isinstance(time, int | float) or isinstance(time, bool) or not abs(time) < 1 << 31:
+                found = _shown(time) if key in word else "none"
+                raise CorpusError(
+                    f"{where}: word {number} ({names[-1]!r}) needs a {key} in milliseconds, found {found}"
+                )
+            times.append(time)
+    spans = np.array(times, np.float64).reshape(-1, 2)
+    if (spans % 1).any() and (spans[:, 1] - spans[:, 0]).mean() < _SHORTEST_MEAN_MS:
+        raise CorpusError(
+            f"{where}: word times such as {times[1]} seem to be seconds; start_ms and end_ms are milliseconds"
+        )
+    return tuple(names), np.rint(spans).astype(np.int32)
+
+
+def _is_audio_file(value: Any) -> bool:
+    return isinstance(value, str) and value.lower().endswith(AUDIO_SUFFIXES)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:60] + "..."
