@@ -2,8 +2,8 @@
 
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input INPUT --output DIR
 
-INPUT is a manifest (.jsonl or .tsv), a folder or a quoted glob of audio files, a JSONL file or a quoted glob of them
-with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command resumes a job that was
+INPUT is a manifest (.jsonl, .json, .csv or .tsv), an audio file, a folder or a quoted glob of them, a JSONL file or a
+quoted glob of them with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command resumes a job that was
 killed. On several hosts that share DIR, start the command on each with --host_index 0, 1, ... and --host_count N. On
 one host all local devices share the work.
 """
@@ -16,9 +16,11 @@ from typing import Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
-from spirit_jax.corpora import open_input
-from spirit_jax.corpora.encoding import EncodingError, HostShare, encode_split
-from spirit_jax.data.records import RecordError
+from spirit_jax.core.paths import local_path
+from spirit_jax.corpora import CorpusError, open_input
+from spirit_jax.corpora.encoding import HostShare, encode_split
+from spirit_jax.corpora.held_out import hold_out
+from spirit_jax.data.records import check_split_name
 from spirit_jax.speech import SpeechTokenizer
 
 PROG = "python -m spirit_jax.encode"
@@ -29,24 +31,30 @@ class EncodeConfig:
     """Input, tokenizer and output of an encoding job.
 
     Raises:
-        ValueError: an invalid number of shards, or an invalid host.
+        ValueError: an invalid number of shards, name of a split, fraction or host.
     """
 
     input: str
-    """Manifest (.jsonl, .tsv), folder or glob of audio files, text (.jsonl, or a glob of them), prepared TFDS
-    directory, or name of a bundled corpus."""
+    """Manifest (.jsonl, .json, .csv, .tsv), audio file, folder or glob of audio files, text (.jsonl, or a glob of
+    them), prepared TFDS directory, or name of a bundled corpus."""
     output: str
     """Directory of unit records; other splits in it stay."""
     checkpoint: str | None = None
-    """Checkpoint directory with the speech tokenizer; not needed for a corpus of text."""
+    """Checkpoint directory with the speech tokenizer; leave it out for a corpus of text."""
     split: str = "train"
     """Split of the corpus to encode; also the name of the split in the output."""
     variant: Literal["base", "expressive"] = "expressive"
     """base: HuBERT units alone; expressive: pitch and style units too."""
     f0: Literal["fcpe", "pyaapt"] = "fcpe"
     """Pitch extractor of the released tokenizer (pyaapt, as in the paper, is slow and runs on the host)."""
-    shards: int = 1
-    """Number of record files of the split."""
+    shards: int | None = None
+    """Number of record files of the split; by default one, or what a finished split has. A finished split with another
+    number is written again without encoding."""
+    validation_fraction: float = 0.0
+    """Share of the corpus to hold out as split validation, by the hash of the speaker or the id; whole speakers where
+    there are enough."""
+    overwrite: bool = False
+    """Replace records, and finished blocks of an unfinished job, that come from another input or tokenizer."""
     host_index: int = 0
     """Number of this host out of `host_count`; host 0 waits for the others and writes the records."""
     host_count: int = 1
@@ -55,8 +63,11 @@ class EncodeConfig:
     """Seconds without a block from another host after which host 0 gives up waiting; finished blocks are kept."""
 
     def __post_init__(self):
-        if self.shards < 1:
+        if self.shards is not None and self.shards < 1:
             raise ValueError(f"shards must be at least 1, found {self.shards}")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction must be in [0, 1), found {self.validation_fraction}")
+        check_split_name(self.split)
         if not 0 <= self.host_index < self.host_count:
             raise ValueError(f"host_index must be in 0..host_count-1, found {self.host_index} of {self.host_count}")
 
@@ -65,24 +76,36 @@ def encode(settings: EncodeConfig) -> None:
     """Run the job and print its summary.
 
     Raises:
-        CorpusError, CheckpointError: the input or the tokenizer cannot be used.
-        EncodingError: the job cannot be finished, or the output holds units of another tokenizer.
+        PathError: a path is in a bucket.
+        CorpusError, CheckpointError: the input or the tokenizer cannot be used, or a corpus of text has a tokenizer.
+        OutputError, RecordError: the output holds other records, or units of another tokenizer.
+        EncodingError: the job cannot be finished.
+        LockError: another process does the same work.
     """
+    output = local_path(settings.output, "--output")
     corpus = open_input(settings.input, settings.split)
+    if settings.checkpoint is not None and not corpus.has_speech:
+        raise CorpusError(
+            f"{settings.input}: holds text without audio, but --checkpoint was given; leave it out to encode text, or name "
+            "the audio of each line in a field 'audio'"
+        )
+    parts = hold_out(corpus, settings.validation_fraction) if settings.validation_fraction else (corpus,)
     tokenizer = None
     if settings.checkpoint is not None:
-        tokenizer = SpeechTokenizer.from_pretrained(settings.checkpoint, settings.variant, f0=settings.f0)
+        checkpoint = local_path(settings.checkpoint, "--checkpoint")
+        tokenizer = SpeechTokenizer.from_pretrained(checkpoint, settings.variant, f0=settings.f0)
     share = HostShare(settings.host_index, settings.host_count, settings.host_timeout)
-    try:
-        summary = encode_split(corpus, tokenizer, settings.output, shards=settings.shards, share=share)
-    except RecordError as error:
-        raise EncodingError(str(error)) from error
-    print(summary if summary is not None else f"host {settings.host_index}: done, host 0 writes the records")
+    for part in parts:
+        summary = encode_split(
+            part, tokenizer, output, shards=settings.shards, share=share, overwrite=settings.overwrite
+        )
+        print(summary if summary is not None else f"host {settings.host_index}: done, host 0 writes the records")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("spirit_jax.corpora").setLevel(logging.INFO)  # says whether anything is to do
     settings = config.parse(EncodeConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         encode(settings)

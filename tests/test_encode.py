@@ -5,7 +5,9 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,10 +17,12 @@ import pytest
 
 from spirit_jax import encode as command
 from spirit_jax.audio import load_audio, save_audio
+from spirit_jax.core.locks import hold
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.blocks import SPEECH_BLOCK, TEXT_BLOCK, EncodedBlock
-from spirit_jax.corpora.encoding import EncodingError, HostShare, encode_split
+from spirit_jax.corpora.encoding import EncodingError, HostShare, OutputError, encode_split
+from spirit_jax.corpora.held_out import hold_out
 from spirit_jax.data.records import RecordSource
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
@@ -180,9 +184,12 @@ def test_finished_blocks_of_another_job_are_not_used(files, tokenizer, tmp_path)
     left, opened = (open_input(f"{files}/clip0{tens}*.wav", "train") for tens in (1, 2))
     job = {"corpus": left.fingerprint, "units": tokenizer.fingerprint, "block": SPEECH_BLOCK}
     store = BlockStore(tmp_path / ".encoding-train", EncodedBlock, job)
-    store.write(0, EncodedBlock([b"left behind by a job on other files"], [], 0, 0, [0, 0, 0], [[], [], []], 0.0))
+    store.write(0, EncodedBlock([b"left behind by a job on other files"], [], 0, 0, 0, [0, 0, 0], [[], [], []], 0.0))
     assert store.read(0) is not None
-    encode_split(opened, tokenizer, tmp_path, progress=False)
+    with pytest.raises(OutputError, match="holds 1 finished blocks of an unfinished job on another input"):
+        encode_split(opened, tokenizer, tmp_path, progress=False)
+    assert store.read(0) is not None
+    encode_split(opened, tokenizer, tmp_path, progress=False, overwrite=True)
     source = RecordSource(tmp_path, "train")
     assert [source[index].id for index in range(len(source))] == [f"clip02{n}" for n in range(10)]
 
@@ -216,12 +223,156 @@ def test_command_line_errors_are_one_line(arguments, code, message, capsys, tmp_
     assert not (tmp_path / "o" / "metadata.json").exists()
 
 
-def test_output_that_cannot_take_the_records_fails_the_job(tmp_path, capsys):
+@pytest.mark.parametrize("split", ["a b", "dev-clean", ".dev", "../dev"])
+def test_a_split_name_that_records_cannot_have_is_refused_before_the_work(split, tmp_path, capsys):
     (tmp_path / "web.jsonl").write_text('{"text": "a page"}')
     with pytest.raises(SystemExit) as exit_:
-        command.main(["--input", str(tmp_path / "web.jsonl"), "--output", str(tmp_path / "o"), "--split", "a b"])
-    assert exit_.value.code == 1
-    assert "split 'a b': use letters" in capsys.readouterr().err
+        command.main(["--input", str(tmp_path / "web.jsonl"), "--output", str(tmp_path / "o"), "--split", split])
+    assert exit_.value.code == 2
+    assert f"split {split!r}: use letters" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture
+def pages(tmp_path):
+    """Two texts of 30 and 40 lines."""
+    for name, count in (("one", 30), ("two", 40)):
+        lines = (json.dumps({"text": f"page {number} of {name}"}) for number in range(count))
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    return tmp_path
+
+
+def run(*arguments):
+    """The exit code of the command."""
+    try:
+        command.main([str(argument) for argument in arguments])
+    except SystemExit as error:
+        return error.code
+    return 0
+
+
+def texts(directory, split="train"):
+    source = RecordSource(directory, split)
+    return [source[index].text for index in source.written_order()]
+
+
+def test_records_of_another_input_are_replaced_only_with_overwrite(pages, capsys):
+    one, two, output = pages / "one.jsonl", pages / "two.jsonl", pages / "records"
+    assert run("--input", one, "--output", output) == 0
+    assert run("--input", two, "--output", output) == 2
+    assert "holds records of split 'train' from another input" in capsys.readouterr().err
+    assert len(texts(output)) == 30
+    assert run("--input", two, "--output", output, "--split", "other") == 0
+    assert run("--input", two, "--output", output, "--overwrite") == 0
+    assert (len(texts(output)), len(texts(output, "other"))) == (40, 40)
+    (output / "encoding-train.json").unlink()
+    assert run("--input", one, "--output", output) == 2
+
+
+def test_a_finished_split_is_resharded_or_says_that_nothing_is_to_do(pages, caplog):
+    arguments = ("--input", pages / "one.jsonl", "--output", pages / "records")
+    assert run(*arguments, "--shards", 3) == 0
+    expected = texts(pages / "records")
+    for shards, message in ((3, "nothing to do"), (None, "nothing to do"), (2, "again in 2 files"), (1, "in 1 files")):
+        caplog.clear()
+        assert run(*arguments, *(("--shards", shards) if shards else ())) == 0
+        assert message in caplog.text
+        assert texts(pages / "records") == expected
+        assert len(list((pages / "records").glob("*.array_record"))) == (shards or 3)
+
+
+def test_a_second_job_of_the_same_work_is_refused_and_a_killed_one_resumed(pages, capsys):
+    output = pages / "records"
+    arguments = ("--input", pages / "one.jsonl", "--output", output)
+    with hold(output / ".encoding-train.host-0.lock", "encoding of split train"):
+        assert run(*arguments) == 1
+        assert f"process {os.getpid()} of " in capsys.readouterr().err
+        assert run("--input", pages / "two.jsonl", "--output", output, "--split", "validation") == 0
+    (output / ".encoding-train.host-0.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1 << 22}))
+    assert run(*arguments) == 0
+    assert (len(texts(output)), len(texts(output, "validation"))) == (30, 40)
+    assert not list(output.glob(".*"))
+
+
+@pytest.mark.parametrize("remove", ["the output", "a block"])
+def test_a_job_whose_output_is_removed_ends_with_a_message(pages, remove, monkeypatch, capsys):
+    monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 10)
+    write, output = BlockStore.write, pages / "records"
+
+    def write_and_remove(store, block, finished):
+        write(store, block, finished)
+        if block == 1:
+            shutil.rmtree(output) if remove == "the output" else store.path(0).unlink()
+
+    monkeypatch.setattr(BlockStore, "write", write_and_remove)
+    assert run("--input", pages / "one.jsonl", "--output", output) == 1
+    assert "was removed" in capsys.readouterr().err
+
+
+def test_paths_in_buckets_are_refused_and_home_is_expanded(pages, monkeypatch, capsys):
+    monkeypatch.chdir(pages)
+    monkeypatch.setenv("HOME", str(pages / "home"))
+    for argument in ("gs://bucket/records", "s3://bucket"):
+        assert run("--input", "one.jsonl", "--output", argument) == 2
+        assert f"--output {argument}: " in capsys.readouterr().err
+    assert run("--input", "one.jsonl", "--output", "~/records") == 0
+    assert len(texts(pages / "home/records")) == 30
+    assert sorted(path.name for path in pages.iterdir()) == ["home", "one.jsonl", "two.jsonl"]
+
+
+def test_text_with_a_checkpoint_is_refused(pages, checkpoint, capsys):
+    (pages / "lost.jsonl").write_text('{"text": "its audio was lost", "length": 3}')
+    for name in ("one.jsonl", "lost.jsonl"):
+        assert run("--input", pages / name, "--output", pages / "o", "--checkpoint", checkpoint) == 2
+        assert "holds text without audio, but --checkpoint was given" in capsys.readouterr().err
+
+
+def test_documents_that_utf8_cannot_hold_are_named_and_left_out(tmp_path, capsys, caplog):
+    rows = ['{"text": "good"}', '{"text": "bad \\ud800"}', '{"text": "fine", "id": "\\udfff"}', '{"text": "last"}']
+    (tmp_path / "t.jsonl").write_text("\n".join(rows))
+    assert run("--input", tmp_path / "t.jsonl", "--output", tmp_path / "o") == 0
+    assert texts(tmp_path / "o") == ["good", "last"]
+    assert "2 bad ones left out" in capsys.readouterr().out
+    assert "record 't.jsonl:2': holds half of a surrogate pair" in caplog.text
+
+
+def test_a_fraction_is_held_out_for_validation(pages, capsys):
+    output = pages / "records"
+    assert run("--input", pages / "two.jsonl", "--output", output, "--validation-fraction", 0.2) == 0
+    train, validation = texts(output), texts(output, "validation")
+    assert sorted(train + validation) == sorted(f"page {number} of two" for number in range(40))
+    assert 2 <= len(validation) <= 16
+    assert run("--input", pages / "two.jsonl", "--output", pages / "again", "--validation_fraction", 0.2) == 0
+    assert texts(pages / "again", "validation") == validation
+    for fraction in (1.5, -1):
+        assert run("--input", pages / "two.jsonl", "--output", output, f"--validation-fraction={fraction}") == 2
+
+
+@pytest.mark.parametrize(("speakers", "whole"), [(20, True), (2, False), (0, False)])
+def test_whole_speakers_are_held_out_where_there_are_enough(tmp_path, speakers, whole):
+    lines = [
+        {"audio": f"{number}.wav", "speaker": f"s{number % speakers}" if speakers else ""} for number in range(200)
+    ]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n{broken\n")
+    corpus = open_input(str(tmp_path / "m.jsonl"), "train")
+    train, validation = hold_out(corpus, 0.1)
+    assert (len(train) + len(validation), validation.split) == (201, "validation")
+    assert 3 <= len(validation) <= 60
+    voices = [{part[index].speaker for index in range(len(part) - (part is train))} for part in (train, validation)]
+    assert (not voices[0] & voices[1]) == whole
+    assert len({corpus.fingerprint, train.fingerprint, validation.fingerprint}) == 3
+
+
+def test_hubert_of_another_rate_is_refused_at_the_start(files, tmp_path, capsys):
+    config, arrays = released.hubert_part(golden(HUBERT))
+    layers = [list(layer) for layer in config["encoder"]["conv_layers"]]
+    layers[-1][2] = 1
+    config = {**config, "encoder": {**config["encoder"], "conv_layers": layers}}
+    save_part(tmp_path / "speech_tokenizer" / "phonetic", HubertEncoder.load(config, arrays))
+    arguments = ("--checkpoint", tmp_path, "--variant", "base", "--input", files, "--output", tmp_path / "o")
+    assert run(*arguments) == 2
+    assert "HuBERT gives 50 units a second; Spirit LM, its records and vocoders have 25" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()
 
 
 def test_text_needs_no_checkpoint(tmp_path, capsys):

@@ -22,7 +22,7 @@ Block = TypeVar("Block", bound="DataclassInstance")
 class BlockStore(Generic[Block]):
     """A directory with a file for each finished block; a file appears complete or not at all.
 
-    Blocks of another job are not read, and are deleted when they are found.
+    Blocks of another job are not read.
 
     Args:
         directory: made when the first block is written.
@@ -44,8 +44,15 @@ class BlockStore(Generic[Block]):
             content = msgpack.unpackb(self.path(block).read_bytes())
             if content.pop("job") == self._job:
                 return self._block(**content)
-            self.path(block).unlink()
         return None
+
+    def blocks_of_another_job(self) -> int:
+        """Number of finished blocks that another job left here, 0 if the first one that can be read is of this job."""
+        found = sorted(self.directory.glob("*.msgpack"))
+        for path in found:
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                return 0 if msgpack.unpackb(path.read_bytes())["job"] == self._job else len(found)
+        return 0
 
     def write(self, block: int, finished: Block) -> None:
         """Store a finished block."""

@@ -15,6 +15,7 @@ import numpy as np
 
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import printable
 from spirit_jax.core.threads import one_thread
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.utterance import Utterance
@@ -43,6 +44,8 @@ class EncodedBlock:
     """Samples of speech in the records."""
     words: int
     """Aligned words in the records; words of the transcript where there is no alignment."""
+    timed: int
+    """Records with word times."""
     tokens: list[int]
     """Tokens of each stream after deduplication."""
     histograms: list[list[int]]
@@ -107,8 +110,8 @@ class BlockEncoder:
         errors = [item for item in loaded if isinstance(item, ValueError)]
         if errors and not self._skip_bad:
             raise errors[0]
-        bad = [str(error) for error in errors]
-        records, samples, words = [], 0, 0
+        bad = [printable(str(error)) for error in errors]
+        records, samples, words, timed = [], 0, 0, 0
         tokens = np.zeros(len(NAMES), int)
         histograms = [np.zeros(size, int) for size in SIZES]
         for record, length in self._records([item for item in loaded if not isinstance(item, ValueError)]):
@@ -117,10 +120,11 @@ class BlockEncoder:
             except RecordError as error:
                 if not self._skip_bad:
                     raise
-                bad.append(str(error))
+                bad.append(printable(str(error)))
                 continue
             records.append(record.to_bytes())
             samples += length
+            timed += bool(record.words)
             words += len(record.words or record.text.split())
             if record.units is not None:
                 tokens += np.bincount(record.units.merged()[0], minlength=len(NAMES))
@@ -132,6 +136,7 @@ class BlockEncoder:
             bad=bad,
             samples=samples,
             words=words,
+            timed=timed,
             tokens=tokens.tolist(),
             histograms=[counts.tolist() for counts in histograms],
             seconds=time.perf_counter() - began,

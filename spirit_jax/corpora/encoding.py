@@ -2,7 +2,7 @@
 
 A job encodes the blocks of a split (`blocks.py`) and stores each in `DIR/.encoding-SPLIT/` until all are there. Then
 the blocks become the record files. A job that was killed resumes at its first missing block, and several hosts share
-one job.
+one job. A lock keeps a second process out that would do the same share of the work.
 """
 
 import collections
@@ -17,18 +17,33 @@ from collections.abc import Sequence
 import tqdm
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.errors import JobError
+from spirit_jax.core.errors import JobError, SpiritError
+from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.blocks import BlockEncoder, EncodedBlock
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.readers.prepared import open_corpus
 from spirit_jax.corpora.summary import EncodingSummary, Totals
-from spirit_jax.data.records import RecordWriter
+from spirit_jax.data.records import (
+    METADATA,
+    RecordSource,
+    RecordWriter,
+    check_split_name,
+    check_units,
+    read_metadata,
+    reshard,
+)
 from spirit_jax.speech import SpeechTokenizer
+
+_LOG = logging.getLogger(__name__)
 
 
 class EncodingError(JobError):
     """A corpus that cannot be encoded; the message names it."""
+
+
+class OutputError(SpiritError):
+    """An output directory with results of another job; the message says how to replace them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +64,10 @@ def encode_corpus(
     directory: str | os.PathLike,
     splits: Sequence[str] = ("train", "validation"),
     *,
-    shards: int = 1,
+    shards: int | None = None,
     skip_bad: bool = True,
     progress: bool = True,
+    overwrite: bool = False,
 ) -> dict[str, EncodingSummary]:
     """Encode splits of a bundled corpus or a prepared TFDS directory into a directory of unit records.
 
@@ -62,9 +78,11 @@ def encode_corpus(
         tokenizer: may be None for a corpus of text.
         directory: directory of records; created if needed.
         splits: names of the splits.
-        shards: record files of a split.
+        shards: record files of a split; a finished split is written again if it has another number. None keeps a finished
+            split as it is, and is one file for a new one.
         skip_bad: whether unusable utterances are left out, logged and counted; otherwise the first one is an error.
         progress: whether to show a progress bar.
+        overwrite: whether to replace records, and finished blocks of an unfinished job, of another input or tokenizer.
 
     Returns:
         The summary of each split.
@@ -72,12 +90,21 @@ def encode_corpus(
     Raises:
         CorpusError: there is no such corpus or split.
         EncodingError: speech without a tokenizer, or no usable utterance.
-        RecordError: the directory holds other splits with units of another tokenizer.
+        OutputError: the directory holds results of another job, and `overwrite` is false.
+        RecordError: the directory holds other splits with units of another tokenizer, or records cannot have a split of
+            this name.
+        LockError: another process does the same work.
     """
     summaries = {}
     for split in splits:
         summary = encode_split(
-            open_corpus(corpus, split), tokenizer, directory, shards=shards, skip_bad=skip_bad, progress=progress
+            open_corpus(corpus, split),
+            tokenizer,
+            directory,
+            shards=shards,
+            skip_bad=skip_bad,
+            progress=progress,
+            overwrite=overwrite,
         )
         assert summary is not None  # this is the only host
         summaries[split] = summary
@@ -89,9 +116,10 @@ def encode_split(
     tokenizer: SpeechTokenizer | None,
     directory: str | os.PathLike,
     *,
-    shards: int = 1,
+    shards: int | None = None,
     skip_bad: bool = True,
     progress: bool = True,
+    overwrite: bool = False,
     share: HostShare = HostShare(),
 ) -> EncodingSummary | None:
     """Encode one opened split; see `encode_corpus`. Calling it again after a kill resumes the job.
@@ -105,32 +133,74 @@ def encode_split(
     Raises:
         EncodingError: as `encode_corpus`; on host 0 also when another host stays without a new block for
             `share.timeout` seconds. Finished blocks stay, and both hosts resume when they are started again.
+        OutputError, RecordError, LockError: as `encode_corpus`.
     """
     directory, units = pathlib.Path(directory), ""
     if corpus.has_speech:
         if tokenizer is None:
             raise EncodingError(f"corpus {corpus.name!r} holds speech: a speech tokenizer is needed to encode it")
         units = tokenizer.fingerprint
+    check_split_name(corpus.split)
+    check_units(directory, corpus.split, units)
     fingerprint = corpus.fingerprint
-    finished = EncodingSummary.load_finished(directory, corpus.split)
-    if finished and (finished.corpus, finished.units) == (fingerprint, units):
+    finished = _finished(directory, corpus.split, fingerprint, units, overwrite)
+    if finished and shards in (None, RecordSource(directory, corpus.split).shards):
+        _LOG.info("%s: split %s is already encoded, nothing to do", directory, corpus.split)
         return finished
     encoder = BlockEncoder(corpus, tokenizer, skip_bad=skip_bad)
     job = {"corpus": fingerprint, "units": units, "block": encoder.size}
     store = BlockStore(directory / f".encoding-{corpus.split}", EncodedBlock, job)
-    _encode_missing_blocks(encoder, store, range(share.index, encoder.count, share.count), corpus, progress)
-    if share.index:
-        return None
-    _await_other_hosts(store, encoder.count, share)
-    totals = _write_records(corpus, store, encoder.count, directory, shards, units)
-    summary = totals.summary(corpus, units)
-    summary.save(directory)
-    shutil.rmtree(store.directory)
+    lock_file = directory / f".encoding-{corpus.split}.host-{share.index}.lock"
+    with hold(lock_file, f"encoding of split {corpus.split}") as lock:
+        finished = _finished(directory, corpus.split, fingerprint, units, overwrite)
+        if finished:  # also where another process finished it just now
+            if shards not in (None, RecordSource(directory, corpus.split).shards):
+                reshard(directory, corpus.split, shards)
+                _LOG.info("%s: split %s is already encoded, written again in %d files", directory, corpus.split, shards)
+            return finished
+        _clear_other_blocks(store, overwrite)
+        _encode_missing_blocks(encoder, store, range(share.index, encoder.count, share.count), corpus, progress, lock)
+        if share.index:
+            return None
+        _await_other_hosts(store, encoder.count, share, lock)
+        totals = _write_records(corpus, store, encoder.count, directory, shards or 1, units)
+        summary = totals.summary(corpus, units)
+        summary.save(directory)
+        shutil.rmtree(store.directory)
     return summary
 
 
+def _finished(directory: pathlib.Path, split: str, corpus: str, units: str, overwrite: bool) -> EncodingSummary | None:
+    """The summary of a split that this job has finished; None if there is work to do.
+
+    Raises:
+        OutputError: there are records of another job, and `overwrite` is false.
+    """
+    summary = EncodingSummary.load(directory, split)
+    if summary and (summary.corpus, summary.units) == (corpus, units):
+        return summary if summary.is_complete(directory) else None
+    if not overwrite and (directory / METADATA).exists() and split in read_metadata(directory)["splits"]:
+        other = "another tokenizer" if summary and summary.corpus == corpus else "another input"
+        raise OutputError(
+            f"{directory}: holds records of split {split!r} from {other}; choose another --output or another --split, "
+            "or replace them with --overwrite"
+        )
+    return None
+
+
+def _clear_other_blocks(store: BlockStore, overwrite: bool) -> None:
+    others = store.blocks_of_another_job()
+    if others and not overwrite:
+        raise OutputError(
+            f"{store.directory}: holds {others} finished blocks of an unfinished job on another input or with another "
+            "tokenizer; finish that job, choose another --output, or discard them with --overwrite"
+        )
+    if others:
+        shutil.rmtree(store.directory)
+
+
 def _encode_missing_blocks(
-    encoder: BlockEncoder, store: BlockStore, blocks: Sequence[int], corpus: Input, progress: bool
+    encoder: BlockEncoder, store: BlockStore, blocks: Sequence[int], corpus: Input, progress: bool, lock: Lock
 ) -> None:
     """Encode those of the blocks that are not stored yet, and log what all of them left out."""
     missing = []
@@ -151,6 +221,7 @@ def _encode_missing_blocks(
             for later in missing[position : position + 2]:  # the next block is loaded while this one is encoded
                 encoder.load_ahead(later)
             encoded = encoder.encode(block)
+            lock.check()
             store.write(block, encoded)
             _log_left_out(encoded)
             samples, bad = samples + encoded.samples, bad + len(encoded.bad)
@@ -164,11 +235,15 @@ def _log_left_out(block: EncodedBlock) -> None:
         logging.warning("left out: %s", reason)
 
 
-def _await_other_hosts(store: BlockStore, count: int, share: HostShare) -> None:
+def _await_other_hosts(store: BlockStore, count: int, share: HostShare, lock: Lock) -> None:
     """Wait until the blocks of all hosts are stored; every host that lacks some must finish one within the timeout."""
     missing: Sequence[int] = range(count)
     last_progress: dict[int, tuple[int, float]] = {}  # of each host: blocks to go, and since when
     while missing := [block for block in missing if not store.path(block).exists()]:
+        lock.check()
+        own = next((block for block in missing if block % share.count == share.index), None)
+        if own is not None:
+            raise EncodingError(f"{store.path(own)}: was removed while the job ran; start the same command again")
         to_go, now = collections.Counter(block % share.count for block in missing), time.monotonic()
         for host, blocks in sorted(to_go.items()):
             known = last_progress.get(host)

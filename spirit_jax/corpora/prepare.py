@@ -85,5 +85,6 @@ def prepare(config: PrepareConfig, run_directory: str | os.PathLike, variant: Va
     tokenizer = SpeechTokenizer.from_pretrained(run, variant) if spoken else None
     for name, corpus in zip(config.corpora, corpora, strict=True):
         splits = [split for split in ("train", "validation") if split in corpus.splits]
-        for summary in encode_corpus(name, tokenizer, run / RECORDS / corpus.name, splits).values():
+        records = run / RECORDS / corpus.name
+        for summary in encode_corpus(name, tokenizer, records, splits, overwrite=True).values():
             print(f"{corpus.name} {summary}")

@@ -12,7 +12,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.corpora.blocks import EncodedBlock
 from spirit_jax.corpora.inputs import Input
-from spirit_jax.data.records import RecordSource
+from spirit_jax.data.records import RecordError, RecordSource
 from spirit_jax.units import NAMES, SIZES
 
 
@@ -38,6 +38,8 @@ class EncodingSummary:
     """Tokens per second of speech in each stream ("Hu", "Pi", "St"), after deduplication."""
     seconds: float
     """Seconds that encoding took, summed over hosts and interruptions."""
+    timed: int = 0
+    """Utterances with word times."""
     histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """Occurrences of each unit of each stream, at the frame rate."""
 
@@ -49,6 +51,7 @@ class EncodingSummary:
     def __str__(self) -> str:
         text = f"{self.split}: {self.records} records, {self.words} words"
         if self.hours:
+            text += f", word times in {self.timed}"
             rates = ", ".join(f"{rate:.1f} {name}" for name, rate in self.tokens_per_second.items())
             text += (
                 f", {self.hours:.2f} h of speech at {rates} tokens/s, "
@@ -67,20 +70,27 @@ class EncodingSummary:
         write_file(self.path(directory, self.split), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load_finished(cls, directory: pathlib.Path, split: str) -> "EncodingSummary | None":
-        """The stored summary of a split whose records are all there, otherwise None."""
-        with contextlib.suppress(OSError, ValueError, TypeError):  # missing or damaged: the split is encoded again
+    def load(cls, directory: pathlib.Path, split: str) -> "EncodingSummary | None":
+        """The stored summary of a split, None if there is none or it is damaged."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
             summary = cls(**read_json(cls.path(directory, split)))
-            if len(RecordSource(directory, split)) == summary.records:
+            if isinstance(summary.corpus, str) and isinstance(summary.units, str) and isinstance(summary.records, int):
                 return summary
         return None
+
+    def is_complete(self, directory: pathlib.Path) -> bool:
+        """Whether all records of the split are there."""
+        try:
+            return len(RecordSource(directory, self.split)) == self.records
+        except RecordError:
+            return False
 
 
 class Totals:
     """Sums over the blocks of a split."""
 
     def __init__(self):
-        self.records = self.bad = self.samples = self.words = 0
+        self.records = self.bad = self.samples = self.words = self.timed = 0
         self.seconds = 0.0
         self._tokens = np.zeros(len(NAMES), int)
         self._histograms = [np.zeros(size, int) for size in SIZES]
@@ -91,6 +101,7 @@ class Totals:
         self.bad += len(block.bad)
         self.samples += block.samples
         self.words += block.words
+        self.timed += block.timed
         self.seconds += block.seconds
         self._tokens += block.tokens
         for sums, counts in zip(self._histograms, block.histograms, strict=True):
@@ -117,6 +128,7 @@ class Totals:
                 if count
             },
             seconds=self.seconds,
+            timed=self.timed,
             histograms={
                 name: counts.tolist() for name, counts in zip(NAMES, self._histograms, strict=True) if counts.any()
             },

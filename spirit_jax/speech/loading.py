@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech.protocols import F0Extractor, PhoneticEncoder, PitchEncoder, StyleEncoder, Vocoder
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
@@ -21,6 +22,7 @@ from spirit_jax.speech.scratch.griffin_lim import GriffinLim
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics
 from spirit_jax.speech.storage import read_part_config
+from spirit_jax.units import HUBERT_RATE
 from spirit_jax.vocabulary import Variant
 
 _Role = TypeVar("_Role")
@@ -54,9 +56,15 @@ def load_phonetic_encoder(directory: str | os.PathLike) -> PhoneticEncoder:
     """Load `speech_tokenizer/phonetic` of a checkpoint directory.
 
     Raises:
-        CheckpointError: the part is missing, damaged or of an unknown kind.
+        CheckpointError: the part is missing, damaged or of an unknown kind, or does not give 25 units a second.
     """
-    return _load(directory, "phonetic", PHONETIC_ENCODERS)
+    encoder = _load(directory, "phonetic", PHONETIC_ENCODERS)
+    if isinstance(encoder, HubertEncoder) and encoder.encoder.hop * HUBERT_RATE != SAMPLE_RATE:
+        raise CheckpointError(
+            f"{directory}: its HuBERT gives {SAMPLE_RATE / encoder.encoder.hop:g} units a second; Spirit LM, its records "
+            f"and vocoders have {HUBERT_RATE:g}; use a 25 Hz HuBERT"
+        )
+    return encoder
 
 
 def load_pitch_encoder(directory: str | os.PathLike, f0: F0Extractor = "fcpe") -> PitchEncoder:

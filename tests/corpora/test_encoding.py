@@ -9,7 +9,7 @@ import pytest
 
 from spirit_jax.corpora import CorpusError, Utterance, open_corpus, open_input, write_corpus
 from spirit_jax.corpora.blocks import BlockEncoder
-from spirit_jax.corpora.encoding import EncodingError, encode_corpus, encode_split
+from spirit_jax.corpora.encoding import EncodingError, OutputError, encode_corpus, encode_split
 from spirit_jax.data.records import RecordError, read_metadata, read_records
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 
@@ -91,8 +91,8 @@ def test_first_unusable_utterance_is_an_error_without_skip_bad(corpus, tokenizer
 
 
 def test_finished_splits_are_kept_and_lost_files_made_again(corpus, tokenizers, tmp_path):
-    def encode(tokenizer, directory=tmp_path):
-        summaries = encode_corpus(corpus, tokenizer, directory, progress=False)
+    def encode(tokenizer, directory=tmp_path, overwrite=False):
+        summaries = encode_corpus(corpus, tokenizer, directory, progress=False, overwrite=overwrite)
         return summaries, {path.name: path.read_bytes() for path in sorted(directory.iterdir()) if path.is_file()}
 
     first, files = encode(tokenizers[0])
@@ -101,8 +101,9 @@ def test_finished_splits_are_kept_and_lost_files_made_again(corpus, tokenizers, 
     assert same == files
     _, elsewhere = encode(tokenizers[0], tmp_path / "elsewhere")
     assert all(elsewhere[name] == files[name] for name in files if name.endswith(".array_record"))
-    with pytest.raises(RecordError, match="units of"):  # other units do not mix into a directory
-        encode(tokenizers[1])
+    for overwrite in (False, True):
+        with pytest.raises(RecordError, match="units of"):  # other units do not mix into a directory
+            encode(tokenizers[1], overwrite=overwrite)
     (tmp_path / "validation-00000-of-00001.array_record").unlink()
     redone, repaired = encode(tokenizers[0])
     assert redone["train"] == first["train"]
@@ -144,9 +145,13 @@ def test_unusable_corpora_are_refused(corpus, tokenizers, utterances, tmp_path):
 
 def test_changed_corpus_is_encoded_again(tmp_path):
     path = tmp_path / "pages.jsonl"
-    for count in (1, 2, 2):
+    for count, changed in ((1, False), (2, True), (2, False)):
         path.write_text("".join(f'{{"text": "page {number}"}}\n' for number in range(count)))
-        summary = encode_split(open_input(str(path), "train"), None, tmp_path / "records", progress=False)
+        opened = open_input(str(path), "train")
+        if changed:
+            with pytest.raises(OutputError, match="split 'train' from another input; .*--overwrite"):
+                encode_split(opened, None, tmp_path / "records", progress=False)
+        summary = encode_split(opened, None, tmp_path / "records", progress=False, overwrite=True)
         assert summary is not None
         assert summary.records == count
         assert [record.text for record in read_records(tmp_path / "records", "train")] == ["page 0", "page 1"][:count]
