@@ -8,6 +8,7 @@ import argparse
 import itertools
 import pathlib
 import re
+import sys
 
 import matplotlib
 
@@ -87,7 +88,10 @@ def main() -> None:
     units = SpeechTokenizer.from_pretrained(arguments.checkpoint).encode(utterance.load())
     seconds, rates = arguments.seconds, [rate for _, _, rate in ROWS]
     audio = utterance.load()[: round(seconds * SAMPLE_RATE)]
-    streams = [stream[: round(seconds * rate)] for stream, rate in zip(units.streams, rates, strict=True)]
+    if units.pitch is None or units.style is None:
+        sys.exit(f"{arguments.checkpoint}: its speech tokenizer has no pitch and style units")
+    tracks = (units.hubert, units.pitch, units.style)
+    streams = [track[: round(seconds * rate)] for track, rate in zip(tracks, rates, strict=True)]
 
     figure, axes = plt.subplots(
         5, 1, figsize=(10, 4.6), height_ratios=[2.2, 0.8, 0.8, 0.8, 2.3], constrained_layout=True
