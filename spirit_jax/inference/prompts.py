@@ -200,7 +200,7 @@ class PromptEncoder:
         elif isinstance(prompt, str) or isinstance(continuation, str):
             raise PromptError("prompt and continuation must both be strings, or both segments")
         else:
-            first, second = segments_of(prompt), segments_of(continuation)
+            first, second = (list(map(self.encode_speech, segments_of(part))) for part in (prompt, continuation))
             before = build_prompt(first, second[0].kind if second else "any", self._units)
             document = build_prompt([*first, *second], "any", self._units)
         check_unit_tokens(document, self.vocabulary)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from spirit_jax.inference import answers
+from spirit_jax.inference.prompts import Modality
 from tests.support.goldens import golden_json
 
-MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
+MODALITY: dict[str, Modality] = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 
 
 @pytest.mark.parametrize("case", [c for c in golden_json("string_helpers.json") if c["s"] is not None], ids=str)

@@ -12,12 +12,12 @@ import pytest
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
-from spirit_jax.inference.prompts import EncodedPrompt
+from spirit_jax.inference.prompts import EncodedPrompt, Modality
 from tests.support.golden_clips import clip
 from tests.support.goldens import golden, golden_arrays, golden_json
 
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
-MODALITY = {503: "text", 667: "text", 32002: "speech", 0: "any"}
+MODALITY: dict[int, Modality] = {503: "text", 667: "text", 32002: "speech", 0: "any"}
 
 
 @functools.cache
@@ -51,9 +51,9 @@ def test_answers_are_those_of_the_reference(lm):
             if kind == "TEXT":
                 assert segment.content == expected, name
                 continue
-            assert segment.content.size == expected, name
+            assert segment.audio.size == expected, name
             wave = waves[f"{NAMES[lm.vocabulary.variant]}/{name}/out{index}"]
-            np.testing.assert_allclose(segment.content[: wave.size], wave, atol=2e-4, err_msg=name)
+            np.testing.assert_allclose(segment.audio[: wave.size], wave, atol=2e-4, err_msg=name)
             spoken += 1
     assert spoken >= 3
 
@@ -66,7 +66,7 @@ def test_speech_without_pitch_is_spoken(lm):
             assert run["raises"] == "KeyError"
             prompt = EncodedPrompt(np.array(run["input_ids"]))
             segments = lm.decode_answer(prompt, np.array(run["generated_ids"][len(run["input_ids"]) :]))
-            assert all(segment.content.size for segment in segments if segment.kind == "speech")
+            assert all(segment.audio.size for segment in segments if segment.kind == "speech")
             assert [segment.kind for segment in segments].count("text") > 1
     assert lm.voice().speak("[Hu3][Hu4]").size > 0
 

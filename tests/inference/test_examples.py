@@ -118,4 +118,4 @@ def test_multi_host(checkpoint):
     )
     # Gloo says on standard output, too, that it is connected
     said = ["\n".join(line for line in out.split("\n") if not line.startswith("[Gloo]")).strip() for out, _ in told]
-    assert said == [alone.content.strip(), ""]
+    assert said == [str(alone.content).strip(), ""]

@@ -1,22 +1,23 @@
 """Greedy ids against Hugging Face's `generate`: live, and as recorded with the released generation of transformers."""
 
+from collections.abc import Iterator
+
 import pytest
-import torch
-from transformers import LlamaForCausalLM
 
 from spirit_jax import SpiritLM
 from spirit_jax.inference.grammar import forbidden_ids
-from spirit_jax.inference.prompts import MODALITIES
+from spirit_jax.inference.prompts import MODALITIES, Modality
 from tests.support import checkpoints
-from tests.support.goldens import golden, golden_arrays, golden_json
+from tests.support.goldens import golden_arrays, golden_json
+from tests.support.hugging_face import hugging_face_greedy, hugging_face_llama
 from tests.support.llamas import golden_llama
 
-MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
+MODALITY: dict[str, Modality] = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]
 SMALL = ("small_base", "small_expressive")
 
 
-def cases(name: str):
+def cases(name: str) -> Iterator[tuple[str, Modality, dict]]:
     for key, case in CASES.items():
         model, modality, _ = key.split("|")
         if model == name:
@@ -27,22 +28,12 @@ def cases(name: str):
 def test_greedy_ids_are_those_of_hugging_face(name):
     """32 tokens after each golden prompt in each modality: all equal, in a batch of prompts of different length too."""
     lm = checkpoints.load(name)
-    model = LlamaForCausalLM.from_pretrained(golden(f"variants/llama_{name}"), dtype=torch.float32).eval()
+    model = hugging_face_llama(name)
     table = forbidden_ids(lm.vocabulary, lm.config.vocab_size)
     for modality in MODALITIES:
         bad = [[i] for i in table[MODALITIES.index(modality)].nonzero()[0].tolist()]
         prompts = [case["prompt_ids"] for _, asked, case in cases(name) if asked == modality]
-        wanted = []
-        for ids in prompts:
-            kwargs = {
-                "bad_words_ids": bad,
-                "do_sample": False,
-                "max_new_tokens": 32,
-                "eos_token_id": 2,
-                "pad_token_id": 0,
-            }
-            with torch.no_grad():
-                wanted.append(model.generate(torch.tensor([ids]), **kwargs)[0, len(ids) :].tolist())
+        wanted = [hugging_face_greedy(model, ids, max_new_tokens=32, bad_words_ids=bad) for ids in prompts]
         assert [lm.generate_ids(ids, modality, max_new_tokens=32).tolist() for ids in prompts] == wanted, modality
 
 

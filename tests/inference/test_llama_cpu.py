@@ -48,7 +48,7 @@ def test_both_layouts_equal_the_llama(config, mesh):
 
     reference = Llama(config)
     hidden_btd, _ = reference.apply({"params": params}, tokens)
-    wanted = reference.apply({"params": params}, hidden_btd, method="logits")
+    wanted = np.asarray(reference.apply({"params": params}, hidden_btd, method="logits"))
     stacked, per_layer = run(params), run(network.arrange(config, params, mesh))
     np.testing.assert_allclose(stacked[0], wanted, atol=1e-4)
     np.testing.assert_allclose(stacked[0], scoring.logits(config, mesh, params, tokens), atol=1e-4)

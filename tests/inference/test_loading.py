@@ -96,7 +96,9 @@ def test_int8_weights_are_converted_one_layer_at_a_time(mesh, dtype):
     limits = {"max_steps": np.int32(8), "until_free": np.bool_(False)}
     decode = steps.decode.lower(program, arrays, state, options, **limits)
     for lowered in (prefill, decode):
-        assert lowered.compile().memory_analysis().temp_size_in_bytes < 3 * layer
+        memory = lowered.compile().memory_analysis()
+        assert memory is not None
+        assert memory.temp_size_in_bytes < 3 * layer
 
 
 def test_a_config_that_is_no_llama_is_refused():

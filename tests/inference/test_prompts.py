@@ -5,12 +5,12 @@ import pytest
 
 from spirit_jax import Segment, SpeechUnits
 from spirit_jax.inference import prompts
-from spirit_jax.inference.prompts import MODALITIES, PromptError
+from spirit_jax.inference.prompts import MODALITIES, Modality, PromptError
 from spirit_jax.vocabulary import Vocabulary
 from tests.support import checkpoints
 from tests.support.goldens import golden, golden_json
 
-MODALITY = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
+MODALITY: dict[str, Modality] = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 
 
 def stub_units(segment: Segment) -> str:
@@ -49,7 +49,7 @@ def test_speech_segments_take_audio_files_units_and_strings():
     with pytest.raises(PromptError, match=r"1-D array of floats at 16 kHz, found float64 \(2, 9\)"):
         Segment.speech(np.zeros((2, 9)))
     with pytest.raises(PromptError, match="found int"):
-        Segment.text(3)
+        Segment.text(3)  # pyright: ignore[reportArgumentType]  the refused type
 
 
 def test_unit_tokens_that_the_vocabulary_lacks_are_refused():

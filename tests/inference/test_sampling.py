@@ -1,5 +1,7 @@
 """Tokens are drawn from the distributions of Hugging Face: recorded ones, and its processors run live."""
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ from tests.support.goldens import golden, golden_arrays, golden_json
 ROWS = {"TEXT": 0, "SPEECH": 1, "ARBITRARY": 2}
 
 
-def distribution(logits_v: np.ndarray, method: SamplingParams) -> np.ndarray:
+def distribution(logits_v: np.ndarray | jax.Array, method: SamplingParams) -> np.ndarray:
     """The probabilities [V] that a token is drawn with."""
     return np.asarray(jax.nn.softmax(sampling.truncate(jnp.asarray(logits_v)[None], SamplingArrays.of([method]))))[0]
 
@@ -50,7 +52,7 @@ METHODS = [
 def test_distributions_are_those_of_hugging_face(method):
     """Random logits with ties nowhere, in HF's order of processors: within 1e-6, float32 sums of 300 probabilities."""
     logits = np.random.default_rng(0).normal(0, 3, (5, 300)).astype(np.float32)
-    scores, ids = torch.tensor(logits), torch.zeros((5, 1), dtype=torch.long)
+    scores, ids = torch.tensor(logits), cast(torch.LongTensor, torch.zeros((5, 1), dtype=torch.long))
     scores = hf.TemperatureLogitsWarper(method.temperature)(ids, scores)
     if method.top_k:
         scores = hf.TopKLogitsWarper(method.top_k)(ids, scores)
@@ -69,7 +71,9 @@ def test_distributions_are_those_of_hugging_face(method):
 def test_the_repetition_penalty_is_that_of_hugging_face():
     logits = np.random.default_rng(1).normal(0, 3, (2, 50)).astype(np.float32)
     ids = np.array([[3, 7, 7, 9], [0, 1, 2, 3]])
-    want = hf.RepetitionPenaltyLogitsProcessor(1.7)(torch.tensor(ids), torch.tensor(logits)).numpy()
+    want = hf.RepetitionPenaltyLogitsProcessor(1.7)(
+        cast(torch.LongTensor, torch.tensor(ids)), torch.tensor(logits)
+    ).numpy()
     occurred = np.zeros((2, 50), bool)
     occurred[np.arange(2)[:, None], ids] = True
     got = sampling.penalize_repetition(jnp.asarray(logits), occurred, jnp.array([1.7, 1.7]))

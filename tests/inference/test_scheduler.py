@@ -1,9 +1,9 @@
 """The scheduler: slots are shared, and no request's answer depends on the requests beside it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from transformers import LlamaForCausalLM
 
 from spirit_jax import Segment, SpiritLM
@@ -16,7 +16,7 @@ from spirit_jax.inference.scheduler import Capacity, CapacityError, Request, Sch
 from spirit_jax.inference.steps import IDLE_ROW, DecodeProgram, RowOptions
 from spirit_jax.parallel.sharding import tracing
 from tests.support import checkpoints
-from tests.support.goldens import golden
+from tests.support.hugging_face import hugging_face_greedy, hugging_face_llama
 
 PROMPTS = [
     "[Text]hello",
@@ -34,8 +34,7 @@ def lm() -> SpiritLM:
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.set_num_threads(1)
-    return LlamaForCausalLM.from_pretrained(golden("variants/llama_small_expressive"), dtype=torch.float32).eval()
+    return hugging_face_llama("small_expressive")
 
 
 def contents(segments: list[Segment]) -> list[tuple]:
@@ -175,14 +174,7 @@ def test_requests_beyond_the_capacity_are_refused(lm):
 def penalized_by_hugging_face(lm, model, ids) -> list[int]:
     """24 greedy ids with a repetition penalty of 1.8."""
     bad = [[i] for i in range(lm.vocabulary.size, lm.config.vocab_size)]
-    options = {
-        "repetition_penalty": 1.8,
-        "do_sample": False,
-        "max_new_tokens": 24,
-        "pad_token_id": 0,
-        "eos_token_id": 2,
-    }
-    return model.generate(torch.tensor([ids]), bad_words_ids=bad, **options)[0, len(ids) :].tolist()
+    return hugging_face_greedy(model, ids, max_new_tokens=24, repetition_penalty=1.8, bad_words_ids=bad)
 
 
 def test_the_repetition_penalty_is_that_of_hugging_face(lm, model):
@@ -269,11 +261,13 @@ def test_a_prompt_may_fill_the_context(lm):
     assert len(lm.generate_ids(ids, "text", max_new_tokens=100)) <= 3
 
 
-def test_another_prompt_compiles_nothing(lm):
+def test_another_prompt_compiles_nothing(lm, caplog):
     lm.generate(PROMPTS[0], "text", max_new_tokens=20)
-    before = steps.prefill._cache_size(), steps.decode._cache_size()
-    lm.generate("[Text]something else entirely", "speech", max_new_tokens=31)
-    assert (steps.prefill._cache_size(), steps.decode._cache_size()) == before
+    with jax.log_compiles():
+        lm.generate("[Text]something else entirely", "speech", max_new_tokens=31)
+        assert "Compiling" not in caplog.text
+        lm.generate("[Text]something else entirely", "speech", max_new_tokens=131)
+        assert "Compiling" in caplog.text  # a longer answer does compile
 
 
 def test_an_engine_without_a_vocabulary_generates_to_the_end(lm):

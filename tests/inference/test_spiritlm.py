@@ -11,10 +11,10 @@ from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference.prompts import PromptError
 from spirit_jax.inference.sampling import SamplingError
-from spirit_jax.speech import SpeechTokenizer, load_vocoder
+from spirit_jax.speech import load_vocoder
 from spirit_jax.units import SpeechUnits
 from tests.support import checkpoints
-from tests.support.goldens import golden
+from tests.support.hugging_face import hugging_face_llama
 
 PROMPT = "[Text]hello"
 LONG_PROMPT = "[Text]" + "a much longer prompt than the others " * 30
@@ -27,8 +27,7 @@ def lm() -> SpiritLM:
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    torch.set_num_threads(1)
-    return LlamaForCausalLM.from_pretrained(golden("variants/llama_small_expressive"), dtype=torch.float32).eval()
+    return hugging_face_llama("small_expressive")
 
 
 def contents(segments: list[Segment]) -> list[tuple]:
@@ -88,10 +87,12 @@ def test_speech_without_pitch_takes_the_pitch_of_its_context():
     """It takes the first pitch of the context; without one, the neutral pitch 0. The style is the neutral 71."""
     lm = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32")
     vocoder = load_vocoder(checkpoints.with_speech("small_expressive"), "expressive")
-    lm.speech_tokenizer = SpeechTokenizer(None, None, None, vocoder, "")
+    lm.speech_tokenizer = checkpoints.speaking_tokenizer(vocoder)
     tokens = "[Hu3][Hu9][Hu4]"
     for context, prefix in (("[St3][Pi5][Hu3][Pi6][Hu4]", "[St71][Pi5]"), ("[Text]hi", "[St71][Pi0]")):
-        np.testing.assert_array_equal(lm.voice().speak(tokens, context), vocoder.decode(prefix + tokens, 2))
+        np.testing.assert_array_equal(
+            lm.voice().speak(tokens, context), vocoder.decode(SpeechUnits.from_string(prefix + tokens), 2)
+        )
 
 
 def test_int8_changes_little_and_takes_a_quarter_of_the_memory(lm):
@@ -122,7 +123,8 @@ def test_int8_changes_little_and_takes_a_quarter_of_the_memory(lm):
 def test_a_checkpoint_runs_in_bfloat16():
     lm = SpiritLM.from_pretrained(checkpoints.converted("small_base"), dtype="bfloat16")
     assert {x.dtype.name for x in jax.tree.leaves(lm.params)} == {"bfloat16"}
-    assert lm.generate("[Text]hi[Speech]", "speech", max_new_tokens=30)[0].tokens.count("[Hu") > 20
+    (speech,) = lm.generate("[Text]hi[Speech]", "speech", max_new_tokens=30)
+    assert str(speech.tokens).count("[Hu") > 20
 
 
 REFUSED = {

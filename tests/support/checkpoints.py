@@ -9,6 +9,8 @@ from spirit_jax import SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.speech import SpeechTokenizer
+from spirit_jax.speech.protocols import Vocoder
 from spirit_jax.vocabulary import Variant
 from tests.support.goldens import golden
 from tests.support.llamas import FOLDERS
@@ -43,7 +45,7 @@ def converted(name: str) -> pathlib.Path:
 
 @functools.cache
 def load(name: str) -> SpiritLM:
-    """A golden checkpoint in float32, greedy where a test does not say otherwise (the checkpoint recommends drawing)."""
+    """A golden checkpoint in float32. It decodes greedily by default, although the checkpoint recommends sampling."""
     lm = SpiritLM.from_pretrained(converted(name), dtype="float32")
     lm.sampling = SamplingParams()
     return lm
@@ -51,10 +53,22 @@ def load(name: str) -> SpiritLM:
 
 @functools.cache
 def with_speech(name: str) -> pathlib.Path:
-    """A small golden checkpoint with what fits it of the golden speech tokenizer: HuBERT (base) and a vocoder."""
+    """A small golden checkpoint with the parts of the golden speech tokenizer that fit it: HuBERT (base) and a vocoder."""
     target = pathlib.Path(_scratch.name) / f"{name}_with_speech"
     shutil.copytree(converted(name), target)
     variant: Variant = "base" if name.endswith("base") else "expressive"
     parts = ("hubert", "vocoder") if variant == "base" else ("vocoder",)
     run_jobs(plan_import(golden("checkpoints"), parts, variant), target, overwrite=True)
     return target
+
+
+class _NoEncoder:
+    """Stands in for an encoder where every prompt holds units."""
+
+    def encode_batch(self, clips):
+        raise AssertionError("no audio has to be encoded in this test")
+
+
+def speaking_tokenizer(vocoder: Vocoder) -> SpeechTokenizer:
+    """A speech tokenizer that has a vocoder and cannot encode audio."""
+    return SpeechTokenizer(_NoEncoder(), None, None, vocoder, "")
