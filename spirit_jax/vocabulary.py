@@ -8,11 +8,12 @@ the tokenizer and gives the same ids.
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -39,11 +40,16 @@ _STREAMS = {"base": (speech_units.HUBERT,), "expressive": (speech_units.HUBERT, 
 _ROUND_TO = (
     128  # rows of the embedding: 32503 -> 32512 and 32667 -> 32768, the released sizes; a TPU's matrix unit is as wide
 )
+_LINE_BYTES = 4192
+"""Bytes of a line of training text; SentencePiece drops longer ones."""
 _SENTENCEPIECE_FILE, _TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
 _OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 # protobuf makes the class when the module is imported, which type checkers do not see
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
+
+
+_ADDED_PATTERN = r"\[(?:Text|Speech|(?:Hu|Pi|St)\d+)\]"
 
 
 class VocabularyError(SpiritError):
@@ -74,6 +80,8 @@ class _TextTokenizer(Protocol):
     """Ids that the tokenizer puts before a leading special token."""
     fingerprint: str
     """sha256 (hex) of everything that decides the ids."""
+    specials: re.Pattern[str]
+    """Matches the strings that `encode` takes for special tokens."""
 
     def encode(self, string: str) -> list[int]: ...
     def encode_batch(self, strings: list[str]) -> list[list[int]]: ...
@@ -102,6 +110,7 @@ class _SentencePiece:
         self.fingerprint = hashlib.sha256(self.model).hexdigest()
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
         self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
+        self.specials = re.compile(_ADDED_PATTERN)
         # SentencePiece puts its dummy space before a leading special piece: `[Text]` -> `▁ [Text]`
         self.dummy_prefix = self.encode(TEXT_TOKEN)[:-1]
 
@@ -131,6 +140,8 @@ class _ByteLevelBPE:
         self.text_size = self._tokenizer.get_vocab_size() if known is None else known
         self._ids = {token: self.text_size + index for index, token in enumerate(self._added)}
         self._split = re.compile("(" + "|".join(map(re.escape, self._added)) + ")")
+        own = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
+        self.specials = re.compile("|".join([_ADDED_PATTERN, *(re.escape(token) for token in own if len(token) > 1)]))
         self.bos_id = self._special(special.get("bos_token") or "<|begin_of_text|>")
         self.eos_id = self._special(special.get("eos_token") or "<|end_of_text|>")
         self.fingerprint = hashlib.sha256(serialized.encode() + variant.encode()).hexdigest()
@@ -277,7 +288,7 @@ class Vocabulary:
             VocabularyError: the text does not give that many pieces.
         """
         model = io.BytesIO()
-        lines = (line for text in texts for line in text.splitlines() if line.strip())
+        lines = (part for text in texts for line in text.splitlines() for part in _short_lines(line) if part.strip())
         try:
             sentencepiece.SentencePieceTrainer.train(
                 sentence_iterator=lines,
@@ -342,11 +353,18 @@ class Vocabulary:
         return SpeechUnits.from_tokens(streams.astype(np.uint8), (ids - self._offsets[streams]).astype(np.int32))
 
     def encode_text(self, text: str) -> list[int]:
-        """Ids of text that follows a special token: without `<s>`, and without a dummy space before the first word."""
-        return self._tokenizer.encode(TEXT_TOKEN + text)[len(self.prefix) :]
+        """Ids of text that follows a special token: without `<s>`, and without a dummy space before the first word.
+
+        A literal `[Hu3]` or `<|end_of_text|>` in the text stays text: it is encoded in two parts.
+        """
+        cuts = [0, *(match.start() + 1 for match in self._tokenizer.specials.finditer(text)), len(text)]
+        parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
+        return [index for part in parts for index in self._tokenizer.encode(TEXT_TOKEN + part)[len(self.prefix) :]]
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """`encode_text` of many texts in one call."""
+        if any(self._tokenizer.specials.search(text) for text in texts):
+            return [self.encode_text(text) for text in texts]
         return [ids[len(self.prefix) :] for ids in self._tokenizer.encode_batch([TEXT_TOKEN + text for text in texts])]
 
     def encode(self, string: str) -> list[int]:
@@ -358,6 +376,25 @@ class Vocabulary:
         return self._tokenizer.decode(
             [int(index) for index in ids if index < self.size and index not in (self.bos_id, self.eos_id)]
         )
+
+
+def _short_lines(line: str) -> Iterator[str]:
+    """A line in parts that SentencePiece takes: cut at spaces, and within longer words between characters.
+
+    Lone surrogates, which UTF-8 cannot hold, are left out.
+    """
+    rest = line.encode("utf-8", "ignore")
+    while len(rest) > _LINE_BYTES:
+        end = rest.rfind(b" ", 1, _LINE_BYTES)
+        next_start = end + 1
+        if end < 0:
+            end = _LINE_BYTES
+            while rest[end] & 0xC0 == 0x80:  # within a character
+                end -= 1
+            next_start = end
+        yield rest[:end].decode()
+        rest = rest[next_start:]
+    yield rest.decode()
 
 
 def _variant_of(files: dict[str, bytes], config: dict[str, Any]) -> Variant | None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import vocabulary as vocabulary_module
+from spirit_jax.data.word_pieces import WordPieces
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary, VocabularyError, added_tokens
 from tests.support.goldens import golden, golden_json
@@ -144,6 +145,11 @@ def test_tokenizer_like_llama_3_is_extended(tmp_path):
     ]  # fmt: skip
     assert vocabulary.decode(ids) == string
     assert vocabulary.encode_text("the cat") == bpe.encode("the cat").ids
+    for literal in ("the<|end_of_text|>cat", "[Hu3]", "<|begin_of_text|>[Text]"):
+        ids = vocabulary.encode_text(literal)
+        assert max(ids) < vocabulary.text_size
+        assert not {vocabulary.bos_id, vocabulary.eos_id} & set(ids)
+        assert vocabulary.decode(ids) == literal
 
 
 def test_bad_tokenizers_are_refused(tmp_path):
@@ -162,3 +168,33 @@ def test_bad_tokenizers_are_refused(tmp_path):
         Vocabulary.load(tmp_path)
     with pytest.raises(VocabularyError, match="cannot train 5000 text pieces"):
         Vocabulary.train(TEXTS, 5000)
+
+
+@pytest.mark.parametrize("text", ["the [Text] cat", "[Hu3][Pi4]", "sat on [Speech][St99]mats[", "[[Hu500]]"])
+def test_special_tokens_in_text_stay_text(text):
+    vocabulary = Vocabulary.train(TEXTS, 320)
+    ids = vocabulary.encode_text(text)
+    assert max(ids) < vocabulary.text_size
+    assert vocabulary.decode(ids) == text
+    assert vocabulary.encode_texts([text, "the cat"]) == [ids, vocabulary.encode_text("the cat")]
+    assert WordPieces(vocabulary)(text) == ids
+
+
+@pytest.mark.parametrize("separator", [" ", ""])
+def test_long_lines_are_trained_on_in_parts(separator):
+    """Nothing of a line is dropped: each part is short enough, and together they are the line."""
+    rng = np.random.default_rng(0)
+    words = ["".join(rng.choice(list("abcdefghé字"), rng.integers(2, 9))) for _ in range(300)]
+    page = separator.join(rng.choice(words, 2000))
+    parts = list(vocabulary_module._short_lines(page))
+    assert separator.join(parts) == page
+    assert len(parts) > 2
+    assert all(len(part.encode()) <= 4192 for part in parts)
+    trained = Vocabulary.train([page] * 3, 300)
+    assert trained.fingerprint == Vocabulary.train([part for part in parts for _ in range(3)], 300).fingerprint
+    assert len(trained.encode_text(page)) < 0.9 * len(page.encode())
+
+
+def test_lone_surrogates_in_training_text_are_left_out():
+    texts = [*TEXTS, "the \ud800 cat", "\udfff"]
+    assert Vocabulary.train(texts, 320).text_size == 320
