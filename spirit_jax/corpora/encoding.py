@@ -15,6 +15,7 @@ import time
 from collections.abc import Sequence
 
 import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
@@ -216,7 +217,7 @@ def _encode_missing_blocks(
         unit="utterance",
         disable=not progress,
     )
-    with bar, encoder:
+    with bar, encoder, logging_redirect_tqdm():  # a message gets a line of its own
         for position, block in enumerate(missing):
             for later in missing[position : position + 2]:  # the next block is loaded while this one is encoded
                 encoder.load_ahead(later)

@@ -49,9 +49,9 @@ class EncodingSummary:
         return self.hours * 3600 / max(self.seconds, 1e-9)
 
     def __str__(self) -> str:
-        text = f"{self.split}: {self.records} records, {self.words} words"
+        timed = f" ({self.timed} with word times)" if self.hours else ""
+        text = f"{self.split}: {self.records} records{timed}, {self.words} words"
         if self.hours:
-            text += f", word times in {self.timed}"
             rates = ", ".join(f"{rate:.1f} {name}" for name, rate in self.tokens_per_second.items())
             text += (
                 f", {self.hours:.2f} h of speech at {rates} tokens/s, "
