@@ -48,7 +48,7 @@ def usable(source):
         ("table.csv", 'audio,text\na.wav,"hi"\n'),
         ("bars.csv", "path|text\na.wav|hi\n"),
         ("table.tsv", "path\tsentence\tclient_id\na.wav\thi\tjane\n"),
-        ("zipped.jsonl.gz", gzip.compress(b'{"audio": "a.wav", "text": "hi"}')),
+        ("zipped.jsonl.gz", gzip.compress(b'{"audio": "a.wav", "text": "hi"}', mtime=0)),
         (
             "cuts.jsonl",
             '{"id": "a", "start": 0, "duration": 0.5, "channel": 0, "supervisions": [{"text": "hi"}], '
