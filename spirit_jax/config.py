@@ -1,10 +1,12 @@
 """Typed configs: frozen dataclasses read from YAML files and dotted command-line options.
 
-Each folder owns the dataclasses that configure it, with a docstring under every field; a command composes them. Everything
-that is read is checked before anything runs: an unknown key, a wrong type or a refused value is one line and exit code 2.
+Each folder owns the dataclasses that configure it, with a docstring under every field; a command composes them.
+Everything that is read is checked before anything runs: an unknown key, a wrong type or a refused value is one line and
+exit code 2.
 
-Every command accepts the same forms of an option: dashes or underscores in its name, `--name value` or `--name=value`, no
-value for a yes-or-no field (`--overwrite`), and one string for each use of a list of strings (`--stop a --stop b`).
+Every command accepts the same forms of an option: dashes or underscores in its name, `--name value` or `--name=value`,
+no value for a yes-or-no field (`--overwrite`), and one string for each use of a list of strings
+(`--stop a --stop b`).
 """
 
 import argparse
@@ -102,7 +104,8 @@ def to_yaml(config: Any) -> str:
 def find_config(path: str) -> str:
     """The config file that `--config` names: `path`, or the bundled config where no such file exists.
 
-    A wheel holds the files of configs/, so that `--config configs/tiny.yaml` and `--config tiny.yaml` work without a checkout.
+    A wheel holds the files of configs/, so that `--config configs/tiny.yaml` and `--config tiny.yaml` work without a
+    checkout.
     """
     asked = pathlib.Path(path)
     if not asked.exists() and asked.parent in (pathlib.Path(), pathlib.Path("configs")):
@@ -214,7 +217,10 @@ def _canonical(cls: type, arguments: Sequence[str]) -> list[str]:
 
 
 def _field(cls: type, option: str) -> tuple[str, Any]:
-    """The dotted path of the field that an option names and its type, without None; the type of an unknown option is None."""
+    """The dotted path of the field that an option names, and its type without None.
+
+    The type of an option that names no field is None.
+    """
     kind: Any = cls
     path: list[str] = []
     for part in option.split("."):

@@ -23,7 +23,7 @@ OPTIONAL = {distribution(entry) for extra in PROJECT["optional-dependencies"].va
 
 
 def imported_modules(*, inside_functions: bool) -> set[str]:
-    """Top-level modules that the package imports when it is loaded, or only inside of functions, without Python's own."""
+    """Top-level modules that the package imports when it is loaded, or only inside functions; without Python's own."""
     found = set()
     for path in (ROOT / "spirit_jax").rglob("*.py"):
         tree = ast.parse(path.read_text())

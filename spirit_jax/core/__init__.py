@@ -1,1 +1,4 @@
-"""What every other folder builds on: files, errors, constants, arithmetic, hardware figures. Imports nothing of the package."""
+"""Files, errors, constants, arithmetic and hardware figures, which every other folder builds on.
+
+Nothing here imports another folder of the package.
+"""
