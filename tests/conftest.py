@@ -9,8 +9,8 @@ import jaxtyping
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests, and the commands that they start, compile the same small models again and again. The cache compiles each program
-# once a session.
+# Tests, and the commands that they start, compile the same small models again and again. With the cache, each program is
+# compiled once a session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers share their parent's
     _programs = tempfile.TemporaryDirectory(prefix="spirit_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name

@@ -47,6 +47,6 @@ def test_unreadable_checksums_raise_an_error(sealed: pathlib.Path):
     """A disk that fails for a moment must not make a complete step look incomplete."""
     path = sealed / "checksums-00000-of-00001.json"
     path.unlink()
-    path.mkdir()  # reading a directory raises an OSError
+    path.symlink_to(path)  # opening a link to itself raises an OSError
     with pytest.raises(FileFormatError, match="checksums-00000"):
         read_checksums(sealed)
