@@ -5,15 +5,17 @@ missing, and asking for it raises an error that says so. A step, `RUN/checkpoint
 parts are those of `RUN`.
 """
 
+import contextlib
+import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import safetensors.numpy
 
-from spirit_jax.core.checksums import find_damage, read_checksums
+from spirit_jax.core.checksums import CHECKSUMS, check_seal, find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json, write_file
 
@@ -23,6 +25,7 @@ LLM = "llm"
 SPEECH_TOKENIZER = "speech_tokenizer"
 STEPS = "checkpoints"
 
+_ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/
 _ARRAYS = "params.safetensors"
 
 
@@ -67,9 +70,26 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     """The config of a checkpoint directory: at least `model` (the Llama's fields) and `variant`.
 
     Raises:
-        CheckpointError: there is none, or it is not JSON.
+        CheckpointError: there is none, or it is damaged, not JSON, or lacks `model`.
     """
-    return read_json(find(directory, CONFIG), CheckpointError)
+    path = find(directory, CONFIG)
+    check_seal(path.parent, CheckpointError, within=CONFIG)
+    config = read_json(path, CheckpointError)
+    if not isinstance(config, dict) or not isinstance(config.get("model"), dict):
+        found = ", ".join(map(str, config)) if isinstance(config, dict) else f"a {type(config).__name__}"
+        raise CheckpointError(
+            f"{path}: not the config of a language model: model with the sizes of the network expected, "
+            f"found {found[:200] or 'nothing'}"
+        )
+    return config
+
+
+def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
+    """Write the config of a run and its checksum. A run that is killed in between has a config without a checksum."""
+    directory = pathlib.Path(directory)
+    (directory / CHECKSUMS).unlink(missing_ok=True)
+    write_file(directory / CONFIG, json.dumps(config, indent=1))
+    write_checksums(directory, names=[CONFIG])
 
 
 def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
@@ -85,7 +105,9 @@ def load_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
     """
     from orbax.checkpoint import v1 as ocp
 
-    return ocp.load(str(_checked_llm(directory, abstract_params)), abstract_params, checkpointable_name=LLM)
+    directory = _checked_llm(directory, abstract_params)
+    with _reading(directory):
+        return ocp.load(str(directory), abstract_params, checkpointable_name=LLM)
 
 
 def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
@@ -94,30 +116,70 @@ def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
     return unflatten(open_arrays(directory, flatten(abstract_params)))
 
 
-def _checked_llm(directory: str | os.PathLike, abstract_params: Any) -> pathlib.Path:
-    """The directory that holds `llm/`, after a check that its files are intact and hold this tree."""
+def intact_llm(directory: str | os.PathLike) -> pathlib.Path:
+    """The directory that holds `llm/`, an absolute path, after a check of its files against their checksums.
+
+    The processes of a job share the work.
+
+    Raises:
+        CheckpointError: no `llm/` there, or a file of it is not as it was written.
+    """
     import jax
-    from orbax.checkpoint import v1 as ocp
 
     directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths only
     if read_checksums(directory) is not None:
-        problem = find_damage(directory, jax.process_index(), jax.process_count(), within=LLM)
+        problem = find_damage(directory, jax.process_index(), jax.process_count(), within=(LLM, *_ORBAX_FILES))
         if problem:
-            raise CheckpointError(f"{problem}; choose another step")
-    _check_trees(f"{directory}/{LLM}", ocp.metadata(str(directory), LLM).metadata, abstract_params)
+            raise CheckpointError(f"{problem}; choose another step, or make it again")
+    return directory
+
+
+def stored_tree(directory: pathlib.Path) -> Any:
+    """The tree of `llm/` as Orbax lists it; every leaf has a shape and a dtype.
+
+    Raises:
+        CheckpointError: the metadata of Orbax are missing or damaged.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    with _reading(directory):
+        tree = ocp.metadata(str(directory.resolve()), LLM).metadata
+        flatten(tree)
+        return tree
+
+
+@contextlib.contextmanager
+def _reading(directory: pathlib.Path) -> Iterator[None]:
+    """Make the errors of Orbax and TensorStore, which have no common base, name the checkpoint in a line."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{directory / LLM}: cannot be read ({type(error).__name__}: {reason}); it is damaged or not complete"
+        ) from error
+
+
+def _checked_llm(directory: str | os.PathLike, abstract_params: Any) -> pathlib.Path:
+    """The directory that holds `llm/`, after a check that its files are intact and hold this tree."""
+    directory = intact_llm(directory)
+    _check_trees(f"{directory}/{LLM}", stored_tree(directory), abstract_params)
     return directory
 
 
 class StoredArray:
     """An array of a checkpoint's `llm/`; `array[index]` reads a slice of it."""
 
-    def __init__(self, store: Any):
-        self._store = store
+    def __init__(self, directory: pathlib.Path, store: Any):
+        self._directory, self._store = directory, store
         self.shape: tuple[int, ...] = tuple(store.shape)
         self.dtype = np.dtype(store.dtype.numpy_dtype)
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        return self._store[index].read().result()
+        with _reading(self._directory):
+            return self._store[index].read().result()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self[...], dtype)
@@ -132,10 +194,11 @@ def open_arrays(directory: pathlib.Path, paths: Iterable[str]) -> dict[str, Stor
     import tensorstore
 
     ocdbt = (directory / LLM / "manifest.ocdbt").is_file()
-    stores = {
-        path: tensorstore.open(array_spec(directory, path, "auto", ocdbt), open=True, read=True) for path in paths
-    }
-    return {path: StoredArray(store.result()) for path, store in stores.items()}
+    with _reading(directory):
+        stores = {
+            path: tensorstore.open(array_spec(directory, path, "auto", ocdbt), open=True, read=True) for path in paths
+        }
+        return {path: StoredArray(directory, store.result()) for path, store in stores.items()}
 
 
 def array_spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = True) -> dict[str, Any]:
@@ -146,8 +209,12 @@ def array_spec(directory: pathlib.Path, path: str, driver: str, ocdbt: bool = Tr
         driver: TensorStore's driver of the array, such as "zarr3"; "auto" to detect it.
         ocdbt: whether the arrays lie in TensorStore's OCDBT database, or in a directory each.
     """
-    files, name = f"file://{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
-    store = {"driver": "ocdbt", "base": files, "path": name} if ocdbt else files + name
+    # A URL would give "#", "%" and "?" in the path a meaning.
+    files, name = f"{(directory / LLM).resolve()}/", path.replace("/", ".") + "/"
+    if ocdbt:
+        store = {"driver": "ocdbt", "base": {"driver": "file", "path": files}, "path": name}
+    else:
+        store = {"driver": "file", "path": files + name}
     return {"driver": driver, "kvstore": store}
 
 
@@ -197,8 +264,9 @@ def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
     """Read the nested dict of arrays that `save_arrays` wrote.
 
     Raises:
-        CheckpointError: the file is missing, truncated or not safetensors.
+        CheckpointError: the file is missing, damaged or not safetensors, or another file of a sealed part is damaged.
     """
+    check_seal(directory, CheckpointError)
     path = pathlib.Path(directory) / _ARRAYS
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")

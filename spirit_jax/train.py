@@ -6,7 +6,6 @@ The run lives in one directory: config, tokenizers, metrics, samples and checkpo
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -205,7 +204,7 @@ def run(settings: TrainConfig) -> TrainState:
     optimizer = make_optimizer(settings.optimizer, settings.loop.steps)
     step = TrainStep(UpdateRule(objective, optimizer, settings.faults.spike_sigmas), layout)
     if is_primary():
-        write_file(directory / checkpoint.CONFIG, json.dumps(values, indent=1))
+        checkpoint.write_config(directory, values)
         write_file(directory / "config.yaml", config.to_yaml(settings))
 
     metadata = {"config": values, "vocabulary": vocabulary.fingerprint}

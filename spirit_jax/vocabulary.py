@@ -23,6 +23,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import units as speech_units
 from spirit_jax.core.arithmetic import round_up
+from spirit_jax.core.checksums import check_seal, write_checksums
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory
 from spirit_jax.units import SpeechUnits
@@ -241,6 +242,7 @@ class Vocabulary:
             VocabularyError: names the directory; there is no tokenizer, or its added tokens are not the variant's.
         """
         directory = pathlib.Path(directory)
+        check_seal(directory, VocabularyError)
         files = {}
         for name in (_SENTENCEPIECE_FILE, _TOKENIZERS_FILE, *_OTHER_FILES):
             if (directory / name).is_file():
@@ -331,6 +333,7 @@ class Vocabulary:
         with atomic_directory(directory) as scratch:
             for name, content in self._files.items():
                 (scratch / name).write_bytes(content)
+            write_checksums(scratch)
 
     def unit_ids(self, units: SpeechUnits) -> Int32[np.ndarray, " N"]:
         """Ids of speech, deduplicated and merged, int32 [N]. Base leaves pitch and style out."""

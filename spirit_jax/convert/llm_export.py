@@ -11,12 +11,13 @@ import numpy as np
 from spirit_jax import checkpoint, config
 from spirit_jax.convert import extend_vocabulary
 from spirit_jax.convert.components import llama
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats import hf_weights, orbax_file
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, counted, nbytes
 from spirit_jax.convert.jobs import Job
 from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, ReleasedFolder, state_keys
 from spirit_jax.convert.table import to_torch
+from spirit_jax.core.checksums import check_seal
 from spirit_jax.core.files import write_file
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.vocabulary import Variant, Vocabulary
@@ -86,8 +87,9 @@ def open_stored_llm(source: pathlib.Path) -> StoredLlm:
         ConversionError: its arrays are not those of its config.
     """
     stored = checkpoint.read_config(source)
-    network = config.from_dict(LlamaConfig, stored["model"])
-    directory = checkpoint.find(source, checkpoint.LLM).parent
+    with reading(source / checkpoint.CONFIG, "the config of a language model"):
+        network = config.from_dict(LlamaConfig, stored["model"])
+    directory = checkpoint.intact_llm(source)
     variant = stored.get("variant")
     tokenizer = find_part(source, checkpoint.TOKENIZER)
     vocabulary = Vocabulary.load(tokenizer, variant) if tokenizer else None
@@ -100,6 +102,8 @@ def open_stored_llm(source: pathlib.Path) -> StoredLlm:
     if wrong:
         raise ConversionError(f"{directory}/{checkpoint.LLM} does not match {checkpoint.CONFIG}:", wrong)
     folder = find_part(source, FOLDER)
+    if folder is not None:
+        check_seal(folder.parent, ConversionError, within=FOLDER)
     released = ReleasedFolder.load(folder) if folder is not None else ReleasedFolder([], {}, {})
     keys = {name: state_keys(description) for name, description in released.descriptions.items()}
     unused = {key: tensor for state in released.unused.values() for key, tensor in state.items()}

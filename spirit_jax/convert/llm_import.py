@@ -15,9 +15,13 @@ from spirit_jax.convert.formats.arrays import Progress, ReadableArray, nbytes
 from spirit_jax.convert.jobs import Job
 from spirit_jax.convert.released_folder import ReleasedFolder, carried_files, describe
 from spirit_jax.convert.table import to_jax
+from spirit_jax.core.checksums import write_checksums
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.vocabulary import Variant, Vocabulary, VocabularyError
+
+_SEALED_APART = (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)
+"""Directories of a checkpoint whose parts have checksums of their own."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,12 @@ class _ImportedLlm:
             extend_vocabulary.extend_tokenizer(self.folder, target, self.tokenizer.vocabulary.variant)
         elif self.tokenizer is not None:
             extend_vocabulary.copy_tokenizer(self.folder, target)
+        if target.is_dir():
+            write_checksums(target)
         if self.rest is not None:
             self.rest.save(staged)
+        own = [path for path in staged.rglob("*") if path.relative_to(staged).parts[0] not in _SEALED_APART]
+        write_checksums(staged, names=[str(path.relative_to(staged)) for path in own if path.is_file()])
 
 
 def plan_llm_import(folder: pathlib.Path, model: Variant | None) -> Job:

@@ -16,6 +16,7 @@ from spirit_jax.convert.parts import ReleasedPart
 from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.table import to_torch
 from spirit_jax.convert.weight_files import WeightFile, open_weight_file
+from spirit_jax.core.checksums import check_seal
 from spirit_jax.core.files import read_json
 
 
@@ -60,6 +61,7 @@ def export_part(part: ReleasedPart, directory: pathlib.Path) -> ExportedPart:
         ConversionError: the part was not imported from a released one, or lacks a file or an array, or a weight file
             that is exported verbatim no longer holds the part's arrays.
     """
+    check_seal(directory, ConversionError)
     folder = directory / released_folder.FOLDER
     if not folder.is_dir():
         raise ConversionError(

@@ -20,6 +20,7 @@ from spirit_jax.convert.parts import ReleasedPart
 from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.table import to_jax
 from spirit_jax.convert.weight_files import OpenedFile, WeightFile, open_weight_file
+from spirit_jax.core.checksums import write_checksums
 from spirit_jax.core.files import read_json, read_text, write_file
 
 _CONFIG_FILES = ("config.json", "config.yaml", "speakers.txt", "styles.txt")
@@ -57,6 +58,7 @@ class ImportedPart:
         arrays = {path: counted(array, progress) for path, array in self.arrays.items()}
         checkpoint.save_arrays(directory, checkpoint.unflatten(arrays))
         self.rest.save(directory)
+        write_checksums(directory)
 
 
 def import_part(part: ReleasedPart, folder: pathlib.Path, layer: int | None = None) -> ImportedPart:

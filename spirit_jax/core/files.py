@@ -1,6 +1,7 @@
 """Files and directories that appear complete or not at all, and the one way to read a file that others wrote."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
@@ -124,7 +125,7 @@ def open_regular(path: str | os.PathLike, error: type[SpiritError] = FileFormatE
     if not stat.S_ISREG(mode):
         os.close(descriptor)
         kind = "a directory" if stat.S_ISDIR(mode) else "a device or a pipe"
-        raise error(f"{path}: is {kind}, a regular file is needed")
+        raise error(f"{path}: is {kind}, a regular file is needed") from OSError(errno.EINVAL, kind, str(path))
     return os.fdopen(descriptor, "rb")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar, get_args
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
+from spirit_jax.core.checksums import is_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech.protocols import F0Extractor, PhoneticEncoder, PitchEncoder, StyleEncoder, Vocoder
 from spirit_jax.speech.released.phonetic import HubertEncoder
@@ -131,7 +132,7 @@ def fingerprint(directory: str | os.PathLike, variant: Variant, f0: F0Extractor)
     for name in ENCODER_PARTS[variant]:
         path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
         digest.update(name.encode())
-        for file in sorted(file for file in path.iterdir() if file.is_file()):
+        for file in sorted(file for file in path.iterdir() if file.is_file() and not is_checksums(file.name)):
             digest.update(file.name.encode() + file.read_bytes())
         if name == "pitch" and read_part_config(path, PITCH_ENCODERS.keys())["kind"] == VQVAEPitch.kind:
             digest.update(f0.encode())

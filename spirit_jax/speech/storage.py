@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from spirit_jax.checkpoint import CONFIG, CheckpointError, save_arrays
+from spirit_jax.core.checksums import write_checksums
 from spirit_jax.core.files import atomic_directory, read_json, write_file
 from spirit_jax.speech.protocols import Part
 
@@ -17,6 +18,7 @@ def save_part(directory: str | os.PathLike, part: Part) -> None:
         config = {"kind": part.kind, **part.config()}
         write_file(scratch / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
         save_arrays(scratch, part.arrays())
+        write_checksums(scratch)
 
 
 def read_part_config(part: pathlib.Path, kinds: Collection[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import pytest
 from spirit_jax.convert.command import main
 from spirit_jax.convert.formats.torch_file import load_torch, save_torch
 from spirit_jax.convert.parts import RELEASED_PARTS
+from spirit_jax.core.checksums import write_checksums
 from tests.support.trees import SPEECH
 
 SCRIPT = pathlib.Path(__file__).parents[2] / "tools/convert_torch_weights.py"
@@ -91,6 +92,7 @@ def test_verify_runs_every_part_through_torch(released, converted, tmp_path, cap
 def test_verify_fails_if_the_networks_differ_on_equal_tensors(released, converted, tmp_path, capsys):
     other = shutil.copytree(converted / "speech_tokenizer/phonetic", tmp_path / "other/speech_tokenizer/phonetic")
     (other / "config.json").write_text((other / "config.json").read_text().replace('"layer": 11', '"layer": 10'))
+    write_checksums(other)
     arguments = ("verify", "--source", released, "--target", tmp_path / "other", "--only", "hubert")
     assert "phonetic: the networks of" in run(capsys, *arguments, code=1).err
 

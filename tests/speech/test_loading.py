@@ -9,6 +9,7 @@ import pytest
 
 from spirit_jax import speech
 from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.core.checksums import write_checksums
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder
@@ -45,6 +46,7 @@ def test_a_missing_or_damaged_part_is_named(scratch_tokenizer, scratch_checkpoin
     with pytest.raises(CheckpointError, match=r"pitch/config.json: .* out of f0_quantiles, vqvae; found 'kmeans'"):
         SpeechTokenizer.from_pretrained(copy)
     config.write_text(json.dumps({"kind": VQVAEPitch.kind, "fcpe": {}}))
+    write_checksums(parts / "pitch")
     with pytest.raises(CheckpointError, match=r"pitch: incomplete 'vqvae' part"):
         SpeechTokenizer.from_pretrained(copy)
     shutil.rmtree(parts / "pitch")

@@ -13,7 +13,7 @@ import numpy as np
 import tensorstore
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import LLM, array_spec, flatten, unflatten
+from spirit_jax.checkpoint import LLM, array_spec, flatten, stored_tree, unflatten
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, StackedArray
 
 CHUNK_BYTES = 64 * 2**20
@@ -87,5 +87,4 @@ def _create(directory: pathlib.Path, path: str, array: ReadableArray) -> tensors
 
 def stored_shapes(directory: pathlib.Path) -> dict[str, tuple[int, ...]]:
     """{path: shape} of the arrays of `llm/`, as Orbax lists them."""
-    stored = ocp.metadata(str(directory.resolve()), LLM).metadata
-    return {path: tuple(leaf.shape) for path, leaf in flatten(stored).items()}
+    return {path: tuple(leaf.shape) for path, leaf in flatten(stored_tree(directory)).items()}
