@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from spirit_jax.inference.int8 import dequantize
-from spirit_jax.kernels.attention import MASKED, attention
+from spirit_jax.kernels import causal_attention
+from spirit_jax.kernels.reference import MASKED
 from spirit_jax.models import llama
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params
 
@@ -157,7 +158,7 @@ def _block(
             cache = cache.write(jnp.arange(b) if rows_b is None else rows_b, positions_bt, k_bkth, v_bkth)
         if first and t > _SHORT_PROMPT:
             q_btnh = jnp.moveaxis(q_bkgth, 3, 1).reshape(b, t, k * g, h)
-            out_btnh = attention(q_btnh, jnp.swapaxes(k_bkth, 1, 2), jnp.swapaxes(v_bkth, 1, 2))
+            out_btnh = causal_attention(q_btnh, jnp.swapaxes(k_bkth, 1, 2), jnp.swapaxes(v_bkth, 1, 2))
             out_bkgth = jnp.moveaxis(out_btnh.reshape(b, t, k, g, h), 1, 3)
         elif first:
             positions_bt = jnp.broadcast_to(jnp.arange(t), (b, t))

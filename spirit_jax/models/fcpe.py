@@ -1,13 +1,14 @@
-"""FCPE, the convolutional pitch estimator: waveform to F0 at 100 Hz and, as the pitch quantizer wants it, at 200 Hz.
+"""FCPE, the convolutional pitch estimator: waveform to F0 at 100 Hz, and to the pitch quantizer's contour at 200 Hz.
 
 Log-mel frames, a stack of gated depthwise convolution blocks, a sigmoid over 360 pitch bins, and the mean cents of the
-bins around the best one. Numerics are those of torchfcpe 0.0.4 (MIT, CN_ChiTu 2023) as FORMATS.md section 4 states
-them. Clips of different lengths share a batch (`lengths`): padding is zeroed before every convolution, and the norm
-over time sees valid frames only, so each clip gives what it gives alone.
+bins around the best one. Numerics are those of torchfcpe 0.0.4 (MIT, CN_ChiTu 2023; docs/formats.md, "Pitch"). Clips of
+different lengths share a batch: padding is zeroed before every convolution, and the norm over time sees valid frames
+only, so that each clip gives what it gives alone.
 """
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -16,17 +17,27 @@ from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models.wav2vec2 import masked_standardize
+from spirit_jax import kernels
+from spirit_jax.core.arithmetic import ceil_div
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.kernels.masked import standardize, valid_frames
 
-SAMPLE_RATE, HOP, WINDOW, NUM_MELS = 16_000, 160, 1024, 128
-PITCH_HOP = 80  # of the F0 contour that the quantizer reads: 200 Hz
-LOWEST_F0, HIGHEST_F0 = 50.0, 1100.0  # Hz: below is unvoiced, above is clipped
-CONFIDENCE = 0.05  # of the best bin: at or below it a frame has no pitch
+HOP, WINDOW, NUM_MELS = 160, 1024, 128
+"""Samples from one log-mel frame to the next and within one, and the number of mel bands."""
+
+PITCH_HOP = 80
+"""Samples from one frame of the quantizer's contour to the next: 200 Hz."""
+
+LOWEST_F0, HIGHEST_F0 = 50.0, 1100.0
+"""In Hz: F0 below the first is unvoiced, and above the second is clipped."""
+
+CONFIDENCE = 0.05
+"""A frame has no pitch where the likelihood of the best bin is at or below this."""
 
 
 @dataclasses.dataclass(frozen=True)
 class FCPEConfig:
-    """The shape of the network; the defaults are those of the bundled weights."""
+    """The shape of the network. The defaults are those of the weights that torchfcpe bundles."""
 
     hidden_size: int = 512
     """Width of the network."""
@@ -61,14 +72,14 @@ def mel_filters() -> np.ndarray:
 def log_mel(
     audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T 128"], Int[Array, " B"]]:
-    """Log magnitude mel frames and how many each clip has: length // 160 + 1, the last one doubled.
+    """Log-magnitude mel frames and how many each clip has: length // 160 + 1, of which the last repeats the one before.
 
-    Clips are reflected at both ends, or zero padded where they are not longer than the pad. Every clip must have at
-    least 160 samples.
+    Clips are reflected at both ends, or padded with zeros where they are not longer than the pad. Every clip must have
+    at least 160 samples.
     """
     pad = (WINDOW - HOP) // 2
     steps = audio_br.shape[1] // HOP
-    blocks = -(-WINDOW // HOP)
+    blocks = ceil_div(WINDOW, HOP)
     lengths = lengths_b[:, None]
     position = jnp.arange((steps + blocks - 1) * HOP)[None] - pad
     source = jnp.abs(position)
@@ -86,35 +97,31 @@ def log_mel(
     return jnp.take_along_axis(mel, index[:, :, None], axis=1), count + 1
 
 
-def _conv3(x_btc: Array, kernel: Array) -> Array:
-    return lax.conv_general_dilated(x_btc, kernel, (1,), ((1, 1),), dimension_numbers=("NWC", "WIO", "NWC"))
-
-
 class ConvBlock(nn.Module):
     """Residual block: layer norm, gated expansion, depthwise convolution, SiLU, projection."""
 
     config: FCPEConfig
 
     @nn.compact
-    def __call__(self, x_bth: Array, valid_bt1: Array) -> tuple[Array, None]:
+    def __call__(
+        self, x_btc: Float[Array, "B T C"], valid_bt1: Float[Array, "B T 1"]
+    ) -> tuple[Float[Array, "B T C"], None]:
+        """The carry of `nn.scan` after this block; `valid_bt1` is 1 inside each clip and 0 in its padding."""
         size, width = self.config.hidden_size, self.config.kernel_size
-        h = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x_bth)
+        h = nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name="norm")(x_btc)
         h, gate = jnp.split(nn.Dense(4 * size, name="up")(h), 2, axis=-1)
         h = h * jax.nn.sigmoid(gate) * valid_bt1
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (width, 2 * size))
         bias = self.param("bias", nn.initializers.zeros, (2 * size,))
-        # Depthwise as a sum of shifted products: one fused loop, where XLA's grouped convolution on CPU is naive.
-        time = h.shape[1]
-        h = jnp.pad(h, ((0, 0), (width // 2, width // 2), (0, 0)))
-        h = sum(h[:, i : i + time] * kernel[i] for i in range(width)) + bias
-        return x_bth + nn.Dense(size, name="down")(jax.nn.silu(h)), None
+        h = kernels.convolution(h, kernel[:, None], groups=2 * size) + bias
+        return x_btc + nn.Dense(size, name="down")(jax.nn.silu(h)), None
 
 
 class FCPE(nn.Module):
     """Log-mel frames to a likelihood of each pitch bin.
 
-    `apply(variables, mel [B, T, 128], frames [B])` gives float32 [B, T, bins] in 0..1. Parameters hold `cent_table`
-    [bins], the pitch of each bin in cents above 10 Hz, which `f0_from_bins` reads.
+    `apply(variables, mel_btm, frames_b)` gives float32 [B, T, K] in 0..1. The parameter `cent_table` [K], which
+    `f0_from_bins` reads, is the pitch of each bin in cents above 10 Hz.
     """
 
     config: FCPEConfig = FCPEConfig()
@@ -123,27 +130,28 @@ class FCPE(nn.Module):
     def __call__(self, mel_btm: Float[Array, "B T M"], frames_b: Int[Array, " B"]) -> Float[Array, "B T K"]:
         config = self.config
         size, groups = config.hidden_size, config.norm_groups
-        self.param("cent_table", lambda *_: jnp.linspace(*(1200 * np.log2(np.array([3.27, 197.55]))), config.num_bins))
+        lowest, highest = 1200 * math.log2(3.27), 1200 * math.log2(197.55)  # cents above 10 Hz
+        self.param("cent_table", lambda *_: jnp.linspace(lowest, highest, config.num_bins))
         batch, time, mels = mel_btm.shape
-        valid = (jnp.arange(time)[None, :, None] < frames_b[:, None, None]).astype(jnp.float32)
+        valid = valid_frames(frames_b, time)[:, :, None].astype(jnp.float32)
 
         init = nn.initializers.lecun_normal()
-        x = _conv3(mel_btm * valid, self.param("conv_0", init, (3, mels, size)))
+        x = kernels.convolution(mel_btm * valid, self.param("conv_0", init, (3, mels, size)))
         x = x + self.param("bias_0", nn.initializers.zeros, (size,))
-        # Standardize over the frames and channels of a group: time and channels of a group laid out as one axis.
+        # The group norm is over the frames and channels of a group, so these are laid out as one axis.
         x = jnp.moveaxis(x.reshape(batch, time, groups, -1), 2, 1).reshape(batch * groups, -1, 1)
-        x = masked_standardize(x, jnp.repeat(frames_b * (size // groups), groups), 1e-5)
+        x = standardize(x, jnp.repeat(frames_b * (size // groups), groups), 1e-5)
         x = jnp.moveaxis(x.reshape(batch, groups, time, -1), 1, 2).reshape(batch, time, size)
         scale = self.param("norm_scale", nn.initializers.ones, (size,))
         x = nn.leaky_relu(x * scale + self.param("norm_bias", nn.initializers.zeros, (size,)), 0.01) * valid
-        x = _conv3(x, self.param("conv_1", init, (3, size, size)))
+        x = kernels.convolution(x, self.param("conv_1", init, (3, size, size)))
         x = x + self.param("bias_1", nn.initializers.zeros, (size,))
 
         blocks = nn.scan(
             ConvBlock,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] - flax says int
             length=config.num_layers,
         )
         x, _ = blocks(config, name="blocks")(x, valid)
@@ -155,9 +163,9 @@ class FCPE(nn.Module):
 
 
 def f0_from_bins(likelihood_btk: Float[Array, "B T K"], cent_table_k: Float[Array, " K"]) -> Float[Array, "B T"]:
-    """F0 in Hz: the likelihood-weighted mean cents of the nine bins around the best; 0 where no bin is confident.
+    """F0 in Hz from the likelihood-weighted mean cents of the nine bins around the best; 0 where no bin is confident.
 
-    Bins past either end repeat the bin there, as in torchfcpe.
+    Bins past either end repeat the last bin, as in torchfcpe.
     """
     best = jnp.argmax(likelihood_btk, -1)
     index = jnp.clip(best[..., None] + jnp.arange(-4, 5), 0, cent_table_k.shape[0] - 1)
@@ -169,11 +177,16 @@ def f0_from_bins(likelihood_btk: Float[Array, "B T K"], cent_table_k: Float[Arra
 def contour(
     f0_bt: Float[Array, "B T"], lengths_b: Int[Array, " B"], samples: int, interpolate: bool
 ) -> tuple[Float[Array, "B S"], Float[Array, "B S"], Int[Array, " B"]]:
-    """F0 at 100 Hz to the quantizer's contour at 200 Hz: (f0 Hz, voiced 0/1, frames), S = samples // 80 + 1.
+    """F0 at 100 Hz to the quantizer's contour at 200 Hz: F0 in Hz, voicing (0 or 1), and frames of each clip.
 
-    Below 50 Hz a frame is unvoiced; with `interpolate` it takes the line between its voiced neighbours, and the ends
-    hold the nearest voiced value. F0 is clipped at 1100 Hz. A clip with no voiced frame (where the reference fails)
-    has F0 0 throughout. Past a clip's frames both are 0.
+    A frame below 50 Hz is unvoiced. F0 is clipped at 1100 Hz. A clip without a voiced frame, on which the reference
+    fails, has F0 0 throughout. F0 and voicing are 0 past a clip's frames.
+
+    Args:
+        lengths_b: samples of each clip.
+        samples: padded length of the clips; the contour has S = samples // 80 + 1 frames.
+        interpolate: give unvoiced frames the line between their voiced neighbors, and hold the nearest voiced value at
+            the ends.
     """
     time = f0_bt.shape[1]
     frames = lengths_b // HOP + 1

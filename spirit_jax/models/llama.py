@@ -1,54 +1,44 @@
-"""The Llama language model in `flax.linen`.
+"""The Llama language model in `flax.linen` (Touvron et al. 2023, arXiv 2302.13971 and 2307.09288).
 
-Parameters are plain nested dicts at every boundary, layers stacked along a leading axis whether they are scanned or
-unrolled, so one checkpoint serves both:
+A block is attention and a feed-forward layer, each applied to a normalized copy of the residual stream and added to it:
+RMSNorm, rotary positions, grouped-query attention and SwiGLU. The letters of shapes are listed in `spirit_jax.models`.
+
+Parameters are plain nested dicts at every boundary. Layers are stacked along a leading axis whether they are scanned
+or unrolled, so that one checkpoint serves both:
 
     embed_tokens [V, D]
     layers/input_layernorm/weight [L, D]          layers/post_attention_layernorm/weight [L, D]
     layers/self_attn/{q_proj [L, D, N, H], k_proj, v_proj [L, D, K, H], o_proj [L, N, H, D]}
     layers/mlp/{gate_proj, up_proj [L, D, F], down_proj [L, F, D]}
     norm/weight [D]
-    lm_head [D, V]                                 (absent when the head is tied to embed_tokens)
+    lm_head [D, V]                                 (absent where the head is tied to embed_tokens)
 
-Logical axes of weights: layers, vocab, embed, heads, kv_heads, head_dim, mlp. Of activations: batch, sequence,
-activation_embed, activation_heads, activation_kv_heads, activation_mlp, activation_vocab, head_dim, and cache_sequence
-of the KV cache. `spirit_jax.parallel` maps them to mesh axes.
+Weights and activations name their logical axes, which `spirit_jax.parallel.sharding` maps to the axes of a mesh.
 """
 
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.linen.spmd import with_logical_constraint
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.kernels import flash_attention
-from spirit_jax.kernels.attention import attention
+from spirit_jax import kernels
+from spirit_jax.kernels import remat
 
 Params = dict[str, Any]
 
 DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
-# What of a block the forward pass saves for the backward pass, which recomputes the rest. "dots" saves the result of every
-# matrix product that is needed, and of attention; from one line to the next a matrix product more is recomputed.
-_SAVED = ("query", "key", "value", flash_attention.RESIDUALS, "attention_residual")
-REMAT_POLICIES: Mapping[str, Callable[..., bool] | None] = {
-    "none": None,  # XLA saves whatever it wants to
-    "dots": jax.checkpoint_policies.save_only_these_names(*_SAVED, "gate", "up"),
-    "gate": jax.checkpoint_policies.save_only_these_names(*_SAVED, "up"),
-    "mlp": jax.checkpoint_policies.save_only_these_names(*_SAVED),
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """Llama-3's stretching of the rotary wavelengths to a longer context ("llama3" in Hugging Face)."""
+    """Llama 3's stretching of the rotary wavelengths to a longer context ("llama3" in Hugging Face)."""
 
     factor: float = 8.0
     """Long wavelengths are multiplied by this."""
@@ -57,7 +47,7 @@ class RopeScaling:
     high_freq_factor: float = 4.0
     """Wavelengths below original_max_position_embeddings / high_freq_factor are short: left alone."""
     original_max_position_embeddings: int = 8192
-    """Context, in tokens, that the model was first trained with."""
+    """Context, in tokens, of the model's first training."""
 
     def __post_init__(self) -> None:
         if not 0 < self.low_freq_factor < self.high_freq_factor:
@@ -71,7 +61,7 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Shape and numerics of a Llama; the names are Hugging Face's. The defaults are Llama-2 7B's."""
+    """Shape and numerics of a Llama, under Hugging Face's names. The defaults are those of Llama 2 7B."""
 
     vocab_size: int = 32000
     """Rows of the embedding and of the head, padding rows included."""
@@ -92,22 +82,22 @@ class LlamaConfig:
     rope_theta: float = 10_000.0
     """Base of the rotary position embedding."""
     rope_scaling: RopeScaling | None = None
-    """Llama-3's stretching of the rotary wavelengths; null for none."""
+    """Llama 3's stretching of the rotary wavelengths; null for none."""
     max_position_embeddings: int = 4096
-    """Longest sequence, in tokens, that the model is meant for."""
+    """Longest sequence, in tokens, that the model is trained for."""
     tie_word_embeddings: bool = False
     """Use the embedding as the head."""
     initializer_range: float = 0.02
-    """Standard deviation of the normal distribution that weight matrices start from."""
+    """Standard deviation of the normal distribution that initializes the weight matrices."""
     dtype: str = "float32"
-    """Type that matrices are multiplied in: float32 or bfloat16. Norms, softmax and losses are float32 always."""
+    """Type of matrix products: float32 or bfloat16. Norms, softmax and losses are always float32."""
     param_dtype: str = "float32"
-    """Type that parameters are kept in: float32 or bfloat16."""
+    """Type of the stored parameters: float32 or bfloat16."""
     remat: str = "none"
-    """What the backward pass recomputes, from most memory to least: none (nothing), dots (all but matrix products and
-    attention), gate (one of them too, the gate of the feed-forward layer), mlp (its gate and up), full (everything)."""
+    """What the backward pass recomputes, from most memory to least: none (nothing), dots (everything but matrix products
+    and attention), gate (also the gate of the feed-forward layer), mlp (also its up projection), full (everything)."""
     scan_layers: bool = True
-    """Compile one block and loop over it; false unrolls the layers: slower to compile, sometimes faster to run."""
+    """Compile one block and loop over it. False unrolls the layers: slower to compile, sometimes faster to run."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -136,21 +126,21 @@ class LlamaConfig:
             )
         if self.head_size <= 0 or self.head_size % 2:
             raise ValueError(f"the size of a head must be even for rotary embeddings, found {self.head_size}")
-        for name, table in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", REMAT_POLICIES)):
+        for name, table in (("dtype", DTYPES), ("param_dtype", DTYPES), ("remat", remat.POLICIES)):
             if getattr(self, name) not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, found {getattr(self, name)!r}")
 
     @property
     def head_size(self) -> int:
-        """`head_dim`, or what it defaults to."""
+        """Features of a head: `head_dim`, or its default."""
         return self.hidden_size // self.num_attention_heads if self.head_dim is None else self.head_dim
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the tokens so far: the token at position p of row b lives in slot p of row b.
+    """Keys and values of the tokens so far: the token at position p of row b is in slot p of row b.
 
-    So rows may have different lengths, and a prompt padded on the right needs no mask: no query looks past its own
-    position, and decoding overwrites the padding's slots before it reaches them.
+    Rows may therefore have different lengths, and a prompt padded on the right needs no mask: no query sees slots past
+    its own position, and decoding overwrites the padding's slots before it reaches them.
     """
 
     k_lbskh: Float[Array, "L B S K H"]
@@ -158,12 +148,12 @@ class KVCache(NamedTuple):
 
     def write(
         self,
-        layer: Int[Array, ""],
+        layer: Int[Array, ""] | int,
         positions_bt: Int[Array, "B T"],
         k_btkh: Float[Array, "B T K H"],
         v_btkh: Float[Array, "B T K H"],
     ) -> "KVCache":
-        """The cache with these tokens stored; positions below 0 or beyond the last slot are not stored."""
+        """The cache with these tokens stored, except those at positions below 0 or beyond the last slot."""
         slots_bt = jnp.where(positions_bt < 0, self.k_lbskh.shape[2], positions_bt)
         rows_b1 = jnp.arange(positions_bt.shape[0])[:, None]
         return KVCache(
@@ -173,7 +163,7 @@ class KVCache(NamedTuple):
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int) -> KVCache:
-    """An empty cache of `length` slots for each of `batch` rows, in the compute dtype."""
+    """An empty cache of `length` slots for each of `batch` rows, in the type of matrix products."""
     shape = (config.num_hidden_layers, batch, length, config.num_key_value_heads, config.head_size)
     return KVCache(jnp.zeros(shape, DTYPES[config.dtype]), jnp.zeros(shape, DTYPES[config.dtype]))
 
@@ -185,7 +175,7 @@ def rope_frequencies(config: LlamaConfig) -> Float[Array, " H/2"]:
     if config.rope_scaling is None:
         return frequencies
     scaling = config.rope_scaling
-    # Turns that a pair makes within the original context: few are stretched, many are kept, between them a blend.
+    # How often a pair turns within the original context: low counts are stretched, high ones kept, others blended.
     turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
     keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
     keep = jnp.clip(keep, 0, 1)
@@ -195,7 +185,7 @@ def rope_frequencies(config: LlamaConfig) -> Float[Array, " H/2"]:
 def rotary_embedding(
     config: LlamaConfig, positions_bt: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
-    """Cosine and sine, float32, of the angle of each position and pair of features."""
+    """Cosine and sine, float32, of the angle of each position and pair of features (Su et al. 2021, arXiv 2104.09864)."""
     angles = positions_bt[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -203,56 +193,43 @@ def rotary_embedding(
 def apply_rotary(
     x_btnh: Float[Array, "*B H"], cos: Float[Array, "*#B H/2"], sin: Float[Array, "*#B H/2"]
 ) -> Float[Array, "*B H"]:
-    """Turn the pairs (i, i + H/2) of each head: Hugging Face's half-rotation layout. Any order of axes before the last."""
+    """Turn the pairs (i, i + H/2) of each head, which is Hugging Face's layout. The axes before the last are free."""
     first, second = jnp.split(x_btnh.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_btnh.dtype)
 
 
+def _parameter(
+    module: nn.Module,
+    config: LlamaConfig,
+    name: str,
+    init: nn.initializers.Initializer,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+) -> Float[Array, "..."]:
+    """Declare a parameter with its logical axes."""
+    init = nn.with_logical_partitioning(init, axes)
+    return cast(
+        Array, module.param(name, init, shape, DTYPES[config.param_dtype])
+    )  # flax takes off the box of the axes
+
+
 def _weight(
     module: nn.Module, config: LlamaConfig, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> Float[Array, "..."]:
-    """Declare a weight matrix with its logical axes; returned in the compute dtype."""
-    init = nn.with_logical_partitioning(nn.initializers.normal(config.initializer_range), axes)
-    return module.param(name, init, shape, DTYPES[config.param_dtype]).astype(DTYPES[config.dtype])
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def project(x: Float[Array, "B T ..."], weight: Float[Array, "..."], contracted: int = 1) -> Float[Array, "B T ..."]:
-    """x times weight, summed over the last `contracted` dimensions of x and as many first ones of weight.
-
-    The same as `jnp.tensordot`, but for the weight's gradient, which is a sum over batch and sequence: as derived, with
-    two dimensions to sum over, XLA:CPU transposes the large operands first.
-    """
-    return jnp.tensordot(x, weight, contracted)
-
-
-def _project_forward(x, weight, contracted):
-    return jnp.tensordot(x, weight, contracted), (x, weight)
-
-
-def _project_backward(contracted, residuals, gradient):
-    x, weight = residuals
-    x_gradient = jnp.tensordot(
-        gradient, weight, (tuple(range(2, gradient.ndim)), tuple(range(contracted, weight.ndim)))
-    )
-    tokens = x.shape[0] * x.shape[1]
-    x, gradient = x.reshape(tokens, *x.shape[2:]), gradient.reshape(tokens, *gradient.shape[2:])
-    return x_gradient, jnp.tensordot(x, gradient, ((0,), (0,)))
-
-
-project.defvjp(_project_forward, _project_backward)
+    """Declare a weight matrix with its logical axes; returned in the type of matrix products."""
+    init = nn.initializers.normal(config.initializer_range)
+    return _parameter(module, config, name, init, shape, axes).astype(DTYPES[config.dtype])
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, computed in float32 and returned in the dtype of x."""
+    """x / sqrt(mean(x^2) + eps) * weight in float32, returned in the dtype of x (arXiv 1910.07467)."""
 
     config: LlamaConfig
 
     @nn.compact
     def __call__(self, x_btd: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("embed",))
-        weight_d = self.param("weight", init, (x_btd.shape[-1],), DTYPES[self.config.param_dtype])
+        weight_d = _parameter(self, self.config, "weight", nn.initializers.ones, x_btd.shape[-1:], ("embed",))
         x = x_btd.astype(jnp.float32)
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + self.config.rms_norm_eps)
         return (x * weight_d).astype(x_btd.dtype)
@@ -273,6 +250,12 @@ class Attention(nn.Module):
         cache: KVCache | None = None,
         layer: Int[Array, ""] | int = 0,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
+        """The update of the residual stream, and the cache with these tokens in it.
+
+        Args:
+            rotary: cosine and sine of `rotary_embedding`.
+            layer: index of this layer in the cache.
+        """
         c = self.config
         d, n, k, h = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_size
         wq = _weight(self, c, "q_proj", (d, n, h), ("embed", "heads", "head_dim"))
@@ -281,43 +264,24 @@ class Attention(nn.Module):
         wo = _weight(self, c, "o_proj", (n, h, d), ("heads", "head_dim", "embed"))
 
         kv_axes = ("batch", "sequence", "activation_kv_heads", "head_dim")
-        q_btnh = apply_rotary(project(x_btd, wq), *rotary)
-        q_btnh = nn.with_logical_constraint(q_btnh, ("batch", "sequence", "activation_heads", "head_dim"))
-        k_btkh = apply_rotary(project(x_btd, wk), *rotary)
-        k_btkh = nn.with_logical_constraint(k_btkh, kv_axes)
-        v_btkh = nn.with_logical_constraint(project(x_btd, wv), kv_axes)
+        q_btnh = apply_rotary(kernels.matmul(x_btd, wq), *rotary)
+        q_btnh = with_logical_constraint(q_btnh, ("batch", "sequence", "activation_heads", "head_dim"))
+        k_btkh = apply_rotary(kernels.matmul(x_btd, wk), *rotary)
+        k_btkh = with_logical_constraint(k_btkh, kv_axes)
+        v_btkh = with_logical_constraint(kernels.matmul(x_btd, wv), kv_axes)
         q_btnh, k_btkh, v_btkh = map(checkpoint_name, (q_btnh, k_btkh, v_btkh), ("query", "key", "value"))
 
         with jax.named_scope("attention"):
             if cache is None:
-                out_btnh = attention(q_btnh, k_btkh, v_btkh, segment_ids_bt=segment_ids_bt)
+                out_btnh = kernels.causal_attention(q_btnh, k_btkh, v_btkh, segment_ids_bt)
             else:
                 cache = cache.write(layer, positions_bt, k_btkh, v_btkh)
-                out_btnh = attention(q_btnh, cache.k_lbskh[layer], cache.v_lbskh[layer], slots_bt=positions_bt)
-        return project(out_btnh, wo, 2), cache
-
-
-@jax.custom_vjp
-def swiglu(gate: Float[Array, "*shape"], up: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
-    """silu(gate) * up, of which the backward pass keeps nothing but its inputs (Shazeer 2020, arXiv 2002.05202)."""
-    return nn.silu(gate) * up
-
-
-def _swiglu_backward(inputs, gradient):
-    gate, up, gradient = (x.astype(jnp.float32) for x in (*inputs, gradient))
-    # The logistic function, written otherwise than in the forward pass, where XLA would find it and keep it, and of something that
-    # has to wait for the gradient: it would be computed early, and kept.
-    share = 0.5 * jnp.tanh(0.5 * gate + 0 * gradient) + 0.5
-    silu = gate * share
-    by_gate, by_up = gradient * up * (share + silu * (1 - share)), gradient * silu
-    return by_gate.astype(inputs[0].dtype), by_up.astype(inputs[1].dtype)
-
-
-swiglu.defvjp(lambda gate, up: (swiglu(gate, up), (gate, up)), _swiglu_backward)
+                out_btnh = kernels.cached_attention(q_btnh, cache.k_lbskh[layer], cache.v_lbskh[layer], positions_bt)
+        return kernels.matmul(out_btnh, wo, 2), cache
 
 
 class MLP(nn.Module):
-    """SwiGLU feed-forward layer."""
+    """SwiGLU feed-forward layer: (silu(x W_gate) * x W_up) W_down."""
 
     config: LlamaConfig
 
@@ -328,20 +292,28 @@ class MLP(nn.Module):
         gate = _weight(self, c, "gate_proj", (d, f), ("embed", "mlp"))
         up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
         down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
-        gate_btf = checkpoint_name(project(x_btd, gate), "gate")
-        hidden_btf = swiglu(gate_btf, checkpoint_name(project(x_btd, up), "up"))
-        hidden_btf = nn.with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
-        return project(hidden_btf, down)
+        gate_btf = checkpoint_name(kernels.matmul(x_btd, gate), "gate")
+        up_btf = checkpoint_name(kernels.matmul(x_btd, up), "up")
+        hidden_btf = kernels.swiglu(gate_btf, up_btf)
+        hidden_btf = with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
+        return kernels.matmul(hidden_btf, down)
 
 
 class Block(nn.Module):
-    """One layer: attention and feed-forward, each on a normed copy of the residual stream and added to it."""
+    """One layer: attention and feed-forward, each on a normalized copy of the residual stream and added to it."""
 
     config: LlamaConfig
 
     @nn.compact
-    def __call__(self, carry, layer, rotary, positions_bt, segment_ids_bt):
-        """Carry is (residual stream [B, T, D], KV cache of all layers or None), as `nn.scan` wants it."""
+    def __call__(
+        self,
+        carry: tuple[Float[Array, "B T D"], KVCache | None],
+        layer: Int[Array, ""] | int,
+        rotary: tuple[Array, Array],
+        positions_bt: Int[Array, "B T"],
+        segment_ids_bt: Int[Array, "B T"] | None,
+    ) -> tuple[tuple[Float[Array, "B T D"], KVCache | None], None]:
+        """The carry of `nn.scan` after this layer: the residual stream and the KV cache of all layers, or None."""
         x_btd, cache = carry
         normed = RMSNorm(self.config, name="input_layernorm")(x_btd)
         update, cache = Attention(self.config, name="self_attn")(
@@ -353,7 +325,8 @@ class Block(nn.Module):
 
 
 def _residual(x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
-    return nn.with_logical_constraint(x_btd, ("batch", "sequence", "activation_embed"))
+    """The residual stream with its logical axes."""
+    return with_logical_constraint(x_btd, ("batch", "sequence", "activation_embed"))
 
 
 class Llama(nn.Module):
@@ -364,15 +337,11 @@ class Llama(nn.Module):
     def setup(self) -> None:
         c = self.config
         self.embed_tokens = _weight(self, c, "embed_tokens", (c.vocab_size, c.hidden_size), ("vocab", "embed"))
-        block = Block
-        if REMAT_POLICIES[c.remat] is not None:
-            # Inside a loop nothing can be merged across iterations anyway; unrolled, XLA must be kept from undoing it.
-            block = nn.remat(block, policy=REMAT_POLICIES[c.remat], prevent_cse=not c.scan_layers)
         self.layers = nn.scan(
-            block,
+            remat.rematerialized(Block, c.remat, scanned=c.scan_layers),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType] - flax says int
             length=c.num_hidden_layers,
             unroll=1 if c.scan_layers else c.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -388,15 +357,18 @@ class Llama(nn.Module):
         segment_ids_bt: Int[Array, "B T"] | None = None,
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B T D"], KVCache | None]:
-        """Hidden states after the final norm, in the compute dtype, and the cache with these tokens in it.
+        """Hidden states after the final norm, in the type of matrix products, and the cache with these tokens in it.
 
         Args:
-            tokens_bt: ids; an id outside the vocabulary gives NaN rather than some other row.
+            tokens_bt: ids. An id outside the vocabulary gives NaN instead of another token's row.
             positions_bt: position of each token in its document; None means 0, 1, 2, ... in every row.
             segment_ids_bt: document of each token in a packed row, 0 for padding; None means one document a row.
-            cache: keys and values of the tokens before these (`init_cache`). A row is then one document, and a token
-                at position p is stored in slot p and sees slots 0..p; a position below 0 is not stored, and its
-                output means nothing: so rows may be idle or padded.
+            cache: keys and values of the tokens before these (`init_cache`). Each row is then one document. A token at
+                position p is stored in slot p and sees slots 0..p. A token at a position below 0 is not stored and its
+                output is undefined, so that rows may be idle or padded.
+
+        Raises:
+            ValueError: both segment ids and a cache.
         """
         if cache is not None and segment_ids_bt is not None:
             raise ValueError("a row of the KV cache holds one document: segment_ids_bt and cache exclude each other")
@@ -412,16 +384,16 @@ class Llama(nn.Module):
         """Scores of the next token, float32, from the final hidden states."""
         head = self.embed_tokens.T if self.config.tie_word_embeddings else self.lm_head
         logits = jnp.einsum("btd,dv->btv", hidden_btd, head, preferred_element_type=jnp.float32)
-        return nn.with_logical_constraint(logits, ("batch", "sequence", "activation_vocab"))
+        return with_logical_constraint(logits, ("batch", "sequence", "activation_vocab"))
 
 
 def _init(config: LlamaConfig, key: Array) -> Params:
-    """Parameters still in flax's boxes, which carry the logical axes."""
-    return Llama(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    """Fresh parameters in flax's boxes, which carry the logical axes."""
+    return cast(Params, Llama(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"])
 
 
 def init_params(config: LlamaConfig, key: Array) -> Params:
-    """Fresh random parameters as plain nested dicts; pure, so it can be jitted with `out_shardings`."""
+    """Fresh random parameters as plain nested dicts. The function can be jitted with `out_shardings`."""
     return nn.unbox(_init(config, key))
 
 
@@ -431,13 +403,13 @@ def abstract_params(config: LlamaConfig) -> Params:
 
 
 def logical_axes(config: LlamaConfig) -> Params:
-    """The tree of parameters with a tuple of logical axis names in the place of each array."""
+    """The tree of parameters with a tuple of logical axis names in place of each array."""
     boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
     return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
 
 
 def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
-    """The matrix that takes final hidden states to logits, whether the head is tied or not."""
+    """The matrix from final hidden states to logits, whether the head is tied or not."""
     return params["embed_tokens"].T if config.tie_word_embeddings else params["lm_head"]
 
 
@@ -447,10 +419,10 @@ def parameter_count(config: LlamaConfig) -> int:
 
 
 def flops_per_token(config: LlamaConfig, sequence_length: int) -> float:
-    """Floating-point operations that training spends on a token, forward and backward; recomputation not counted.
+    """Floating-point operations of training on one token, forward and backward, without recomputation.
 
-    6 for each weight of a matrix product (2 forward, 4 backward; the head counts, the embedding is a lookup), plus the
-    two products of attention over the (sequence_length + 1) / 2 keys that a causal query sees on average.
+    Each weight of a matrix product costs 6: 2 forward and 4 backward. The head counts, the embedding is a lookup. The
+    two products of attention are over the (sequence_length + 1) / 2 keys that a causal query sees on average.
     """
     c = config
     attention_weights = 2 * c.hidden_size * c.head_size * (c.num_attention_heads + c.num_key_value_heads)

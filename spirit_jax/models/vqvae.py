@@ -1,8 +1,8 @@
 """The pitch quantizer: a one-dimensional VQ-VAE over (F0, voicing) at 200 Hz with one code every 80 ms.
 
-Encoder and decoder are those of Jukebox (arXiv 2005.00341) as Polyak et al. (arXiv 2104.00355) use them for F0;
-numerics as in FORMATS.md section 4. Channels last; `frames` says how long each clip of a batch is, and padding is
-zeroed before every convolution, so each clip gives what it gives alone.
+Encoder and decoder are those of Jukebox (arXiv 2005.00341) as Polyak et al. (arXiv 2104.00355) use them for F0. The
+released numerics are those of docs/formats.md, "Pitch". Arrays are channels last. `frames_b` is the length of each clip
+of a batch. Padding is zeroed before every convolution, so that each clip gives what it gives alone.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class VQVAEConfig:
-    """The shape of the pitch VQ-VAE; the defaults are the released one's."""
+    """The shape of the pitch VQ-VAE. The defaults are those of the released one."""
 
     codes: int = 64
     """Entries of the codebook."""
@@ -24,7 +24,7 @@ class VQVAEConfig:
     width: int = 32
     """Channels of the convolutions."""
     stages: int = 4
-    """Down-sampling stages; each divides the rate by `stride`."""
+    """Number of downsampling stages; each divides the rate by `stride`."""
     stride: int = 2
     """Stride of a stage; its kernel is twice as wide."""
     depth: int = 4
@@ -45,22 +45,22 @@ class VQVAEConfig:
 def normalize_f0(
     f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], mean_b: Float[Array, " B"] | None = None
 ) -> Float[Array, "B T"]:
-    """F0 less its mean over voiced frames (or less the given mean), where F0 is not zero.
+    """F0 minus its mean over voiced frames, or minus the given mean, where F0 is not zero.
 
-    A clip with F0 but no voiced frame becomes NaN there, whose code is 0, as in the reference; a clip without F0 stays 0.
+    A clip with F0 but no voiced frame becomes NaN, whose code is 0, as in the reference. A clip without F0 stays 0.
     """
     if mean_b is None:
         mean_b = jnp.sum(f0_bt * (voiced_bt != 0), 1) / jnp.sum(voiced_bt != 0, 1)
     return jnp.where(f0_bt != 0, f0_bt - mean_b[:, None], f0_bt)
 
 
-def _mask(x_btc: Array, frames_b: Array) -> Array:
-    # where, not a product: NaN in the padding (or of an unvoiced clip's own mean) must not spread by 0 * NaN.
+def _mask(x_btc: Float[Array, "B T C"], frames_b: Int[Array, " B"]) -> Float[Array, "B T C"]:
+    """Zeros in the padding. A product with a mask would keep a NaN there, which an unvoiced clip's own mean gives."""
     return jnp.where(jnp.arange(x_btc.shape[1])[None, :, None] < frames_b[:, None, None], x_btc, 0.0)
 
 
 class Conv(nn.Module):
-    """1-D convolution with bias, or with `up` its transpose; kernel [width, in, out]."""
+    """Convolution over time with a bias, or with `up` its transpose; the kernel is [K, I, O]."""
 
     channels: int
     width: int
@@ -70,7 +70,10 @@ class Conv(nn.Module):
     up: bool = False
 
     @nn.compact
-    def __call__(self, x_btc: Array, frames_b: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, x_btc: Float[Array, "B T C"], frames_b: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B N O"], Int[Array, " B"]]:
+        """The output, and how many of its frames belong to each clip."""
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (self.width, x_btc.shape[-1], self.channels))
         bias = self.param("bias", nn.initializers.zeros, (self.channels,))
         x, layout = _mask(x_btc, frames_b), ("NWC", "WIO", "NWC")
@@ -93,13 +96,13 @@ class Conv(nn.Module):
 
 
 class ResidualStack(nn.Module):
-    """`depth` blocks x + scale * conv1(relu(conv3(relu(x)))), the first convolution dilated."""
+    """`depth` blocks x + scale * conv1(relu(conv3(relu(x)))), of which the wide convolution is dilated."""
 
     config: VQVAEConfig
     reverse: bool = False
 
     @nn.compact
-    def __call__(self, x_btc: Array, frames_b: Array) -> Array:
+    def __call__(self, x_btc: Float[Array, "B T C"], frames_b: Int[Array, " B"]) -> Float[Array, "B T C"]:
         config = self.config
         for block in range(config.depth):
             dilation = config.dilation_growth ** (config.depth - 1 - block if self.reverse else block)
@@ -117,7 +120,10 @@ class Encoder(nn.Module):
     config: VQVAEConfig
 
     @nn.compact
-    def __call__(self, x_btc: Array, frames_b: Array) -> tuple[Array, Array]:
+    def __call__(
+        self, x_btc: Float[Array, "B T C"], frames_b: Int[Array, " B"]
+    ) -> tuple[Float[Array, "B N E"], Int[Array, " B"]]:
+        """The latents, and how many of them belong to each clip."""
         config = self.config
         for i in range(config.stages):
             down = Conv(config.width, 2 * config.stride, config.stride, padding=config.stride // 2, name=f"down_{i}")
@@ -132,7 +138,7 @@ class Decoder(nn.Module):
     config: VQVAEConfig
 
     @nn.compact
-    def __call__(self, x_bne: Array, frames_b: Array) -> Array:
+    def __call__(self, x_bne: Float[Array, "B N E"], frames_b: Int[Array, " B"]) -> Float[Array, "B T 2"]:
         config = self.config
         x, frames = Conv(config.width, 3, padding=1, name="in")(x_bne, frames_b)
         for i in range(config.stages):
@@ -144,7 +150,7 @@ class Decoder(nn.Module):
 
 
 class VQVAE(nn.Module):
-    """The whole quantizer; parameters `encoder`, `decoder` and `codebook` [codes, E]."""
+    """Encoder, codebook [codes, E] and decoder. Methods for `apply`: `encode`, `latents` and `decode`."""
 
     config: VQVAEConfig = VQVAEConfig()
 
@@ -158,9 +164,15 @@ class VQVAE(nn.Module):
     def encode(
         self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
     ) -> tuple[Int[Array, "B N"], Int[Array, " B"]]:
-        """Codes of an F0 contour (normalised as the config of the checkpoint says) and how many each clip has.
+        """Codes of an F0 contour, and how many each clip has; N = T // hop.
 
-        N = T // hop. Raises ValueError for fewer than `hop` frames.
+        Args:
+            f0_bt: normalized as the config of the checkpoint asks for (`normalize_f0`).
+            voiced_bt: 1 where a frame is voiced, else 0.
+            frames_b: frames of each clip; None for all.
+
+        Raises:
+            ValueError: fewer than `hop` frames.
         """
         if f0_bt.shape[1] < self.config.hop:
             raise ValueError(f"F0 has {f0_bt.shape[1]} frames: a code needs {self.config.hop}")
@@ -175,7 +187,7 @@ class VQVAE(nn.Module):
     def latents(
         self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
     ) -> tuple[Float[Array, "B N E"], Int[Array, " B"]]:
-        """The encoder's output before quantization, and how many entries each clip has."""
+        """The encoder's output before quantization, and how many entries each clip has; arguments as in `encode`."""
         if frames_b is None:
             frames_b = jnp.full(f0_bt.shape[:1], f0_bt.shape[1], jnp.int32)
         return self.encoder(jnp.stack([f0_bt, voiced_bt], -1), frames_b)
@@ -186,7 +198,9 @@ class VQVAE(nn.Module):
             counts_b = jnp.full(codes_bn.shape[:1], codes_bn.shape[1], jnp.int32)
         return self.decoder(jnp.take(self.codebook, codes_bn, axis=0), counts_b)
 
-    def __call__(self, f0_bt: Array, voiced_bt: Array, frames_b: Array | None = None) -> tuple[Array, Array]:
-        """Codes and reconstruction; what `init` runs."""
+    def __call__(
+        self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
+    ) -> tuple[Int[Array, "B N"], Float[Array, "B T 2"]]:
+        """Codes and reconstruction. It uses every parameter, for `init`."""
         codes, counts = self.encode(f0_bt, voiced_bt, frames_b)
         return codes, self.decode(codes, counts)

@@ -6,7 +6,7 @@ import numpy as np
 
 from spirit_jax.costmodel.report import Report, make_report
 from spirit_jax.costmodel.topology import Topology
-from spirit_jax.kernels import flash_attention
+from spirit_jax.kernels.tpu import kernel_flops
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import BatchLayout
@@ -55,6 +55,6 @@ def compile_step(
         topology,
         device_mesh,
         model_flops=llama.flops_per_token(model, length) * rows * length,
-        kernel=flash_attention.kernel_flops,
+        kernel=kernel_flops,
         compile_seconds=time.perf_counter() - start,
     )

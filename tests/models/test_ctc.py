@@ -50,8 +50,8 @@ def test_score_is_that_of_the_best_path_and_the_path_spells_the_labels(labels):
 def test_rows_of_a_batch_align_as_they_do_alone():
     rng = np.random.default_rng(1)
     log_probs = random_log_probs(rng, 3, 50, 7)
-    frames, lengths = np.array([50, 33, 20]), np.array([12, 5, 9])
-    labels = rng.integers(1, 7, (3, 12))
+    frames, lengths = jnp.array([50, 33, 20]), jnp.array([12, 5, 9])
+    labels = jnp.asarray(rng.integers(1, 7, (3, 12)))
     together = jax.jit(forced_alignment)(jnp.asarray(log_probs), frames, labels, lengths)
     for row, (count, length) in enumerate(zip(frames, lengths, strict=True)):
         alone = forced_alignment(

@@ -11,7 +11,7 @@ import soundfile
 
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.models.wav2vec2 import LinearQuantizer
+from spirit_jax.models.wav2vec2_heads import LinearQuantizer
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released import batches
 from spirit_jax.speech.released.phonetic import HubertEncoder

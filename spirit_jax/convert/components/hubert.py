@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from spirit_jax.convert.errors import ConversionError, shown
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
-from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.models.wav2vec2_heads import LinearQuantizer
 from spirit_jax.units import HUBERT, SIZES
 
 RELEASED_LAYER = 11

@@ -9,8 +9,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.models.wav2vec2 import LinearQuantizer, Wav2Vec2Config, for_inference, nearest_centroid, truncate
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config, truncate
+from spirit_jax.models.wav2vec2_heads import LinearQuantizer, nearest_centroid
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
+from spirit_jax.speech.released.wav2vec2_cpu import for_inference
 
 
 def replace_blanks(units: Int[np.ndarray, " T"], blank: int, fallback: Int[np.ndarray, " T"]) -> Int[np.ndarray, " T"]:
@@ -46,6 +48,8 @@ class HubertEncoder:
         self.encoder = Wav2Vec2Config.from_dict(config["encoder"])
         """Shape of the network."""
         model, encoder = truncate(self.encoder, arrays["encoder"], config["layer"])
+        encoder_parts, encoder = for_inference(encoder)
+        model = model.clone(parts=encoder_parts)
         quantizer = {name: value for name, value in config["quantizer"].items() if name != "kind"}
         kind = config["quantizer"]["kind"]
         if kind not in ("linear", "kmeans"):
@@ -64,7 +68,7 @@ class HubertEncoder:
             best_unit_bt = jnp.argmax(logits_btu[..., : self._blank], -1).astype(jnp.int32)
             return best_bt, best_unit_bt, frames_b
 
-        params = replicate({"encoder": for_inference(encoder), "quantizer": arrays["quantizer"]})
+        params = replicate({"encoder": encoder, "quantizer": arrays["quantizer"]})
         self._features = functools.partial(jit_float32(features), params)
         self._units = functools.partial(jit_float32(units), params)
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, WindowClassifier, for_inference
+from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_heads import WindowClassifier
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
+from spirit_jax.speech.released.wav2vec2_cpu import for_inference
 
 
 class Wav2Vec2Style:
@@ -30,13 +32,14 @@ class Wav2Vec2Style:
         self._config, self._arrays = config, arrays
         self.encoder = Wav2Vec2Config.from_dict(config["encoder"])
         """Shape of the network below the classifier."""
-        network = WindowClassifier(self.encoder, config["projection_size"], config["num_labels"])
+        encoder_parts, encoder = for_inference(arrays["encoder"])
+        network = WindowClassifier(self.encoder, config["projection_size"], config["num_labels"], parts=encoder_parts)
 
         def styles(params: dict, audio_br: Array, lengths_b: Array):
             logits_bkl, windows_b = network.apply({"params": params}, audio_br, lengths_b)
             return jnp.argmax(logits_bkl, -1).astype(jnp.int32), windows_b
 
-        params = replicate({**arrays, "encoder": for_inference(arrays["encoder"])})
+        params = replicate({**arrays, "encoder": encoder})
         self._styles = functools.partial(jit_float32(styles), params)
 
     @classmethod

@@ -20,8 +20,9 @@ from jaxtyping import Array, Float, Int
 from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.core.arithmetic import next_power_of_two
 from spirit_jax.kernels.platform import platform
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm, prepare_for_cpu
+from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm
 from spirit_jax.speech.released.batches import jit_float32
+from spirit_jax.speech.released.hifigan_cpu import Generate, for_inference
 from spirit_jax.speech.released.vocoder_input import VocoderInput
 
 WINDOWS = (32, 64, 128, 256)
@@ -57,9 +58,7 @@ class WindowBatch(NamedTuple):
 
 
 class Synthesizer:
-    """The vocoder network with its parameters.
-
-    On CPU the parameters are brought into the forms that its kernels read, once, when they are loaded.
+    """The vocoder network with its parameters, in the form that the platform runs fastest.
 
     Attributes:
         network: shape of the vocoder.
@@ -77,22 +76,21 @@ class Synthesizer:
         Raises:
             CheckpointError: a parameter is missing, unexpected or of another shape; names the first.
         """
-        self.network, self.model = network, HifiGan(network)
+        self.network = network
         params = fold_weight_norm(params)
         wanted, found = _shapes(network), {path: leaf.shape for path, leaf in flatten(params).items()}
         for path in sorted(wanted.keys() | found.keys()):
             if found.get(path) != wanted.get(path):
                 what = f"array {path} has shape {found.get(path)}, its config asks for {wanted.get(path)}"
                 raise CheckpointError(f"vocoder: {what}")
-        if platform() == "cpu":
-            params = prepare_for_cpu(params, network)
+        self.model, self._method, params = for_inference(network, params)
         self.variables = {"params": jax.tree.map(jnp.asarray, params)}
 
     def durations(self, ranges: Sequence[PositionRange]) -> list[Int[np.ndarray, " U"]]:
         """Predicted frames of each unit of each range."""
 
         def run(batch: WindowBatch, window: int) -> np.ndarray:
-            counts = _predict(self.network, self.variables, batch.units_bt, batch.first_b, batch.last_b)
+            counts = _predict(self.model, self.variables, batch.units_bt, batch.first_b, batch.last_b)
             return np.asarray(counts)[:, DURATION_CONTEXT : DURATION_CONTEXT + window]
 
         return _in_windows(ranges, WINDOWS, (DURATION_CONTEXT, DURATION_CONTEXT), 1, run)
@@ -110,7 +108,7 @@ class Synthesizer:
         """
 
         def run(batch: WindowBatch, window: int) -> np.ndarray:
-            return np.asarray(_generate(self.network, self.variables, batch, context))
+            return np.asarray(_generate(self.model, self._method, self.variables, batch, context))
 
         return _in_windows(ranges, windows or WINDOWS, context, self.network.code_hop_size, run)
 
@@ -123,17 +121,17 @@ def _shapes(network: HifiGanConfig) -> dict[str, tuple[int, ...]]:
 
 
 @functools.partial(jit_float32, static_argnums=0)
-def _predict(network: HifiGanConfig, variables: dict, units_bt: Array, first_b: Array, last_b: Array) -> Array:
-    log_durations_bt = HifiGan(network).apply(variables, units_bt, first_b, last_b, method="log_durations")
+def _predict(model: HifiGan, variables: dict, units_bt: Array, first_b: Array, last_b: Array) -> Array:
+    log_durations_bt = model.apply(variables, units_bt, first_b, last_b, method="log_durations")
     return durations(jnp.asarray(log_durations_bt))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def _generate(network: HifiGanConfig, variables: dict, batch: WindowBatch, context: tuple[int, int]) -> Array:
+@functools.partial(jax.jit, static_argnums=(0, 1, 4))
+def _generate(model: HifiGan, method: Generate, variables: dict, batch: WindowBatch, context: tuple[int, int]) -> Array:
     # Audio tolerates rounding, unlike units. On TPU "high" makes three bfloat16 products out of one in float32, where
     # "float32" makes six, and compiles three times as fast.
     with jax.default_matmul_precision("high" if platform() == "tpu" else "float32"):
-        return jnp.asarray(HifiGan(network).apply(variables, *batch, context=context, method="generate"))
+        return jnp.asarray(model.apply(variables, *batch, context=context, method=method))
 
 
 def _in_windows(
