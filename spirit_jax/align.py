@@ -5,9 +5,10 @@
     python -m spirit_jax.align --input clips/ --output aligned --transcribe moonshine
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input aligned/train.jsonl --output records/mine
 
-The input is anything with speech that `encode` takes: a folder of recordings with a `.txt` file beside each, a manifest, a
-prepared TFDS directory or a bundled corpus. The result is a manifest with word times, a list of the clips that were left out
-and why, and a summary with a histogram of the word scores. The same command resumes a job that was killed.
+The input is anything with speech that `encode` takes: a folder of recordings with a `.txt` file beside each, a
+manifest, a prepared TFDS directory or a bundled corpus. The result is a manifest with word times, a list of the clips
+that were left out and why, and a summary with a histogram of the word scores. The same command resumes a job that was
+killed.
 """
 
 import dataclasses
@@ -46,8 +47,8 @@ class AlignConfig:
     aligner: str = "pocketsphinx"
     """pocketsphinx (English, no download)."""
     transcribe: str | None = None
-    """Recognizer that transcribes clips without a transcript: moonshine (English, no download) or whisper:DIR. Their words are
-    flagged in the manifest."""
+    """Recognizer that transcribes clips without a transcript: moonshine (English, no download) or whisper:DIR. Their
+    words are flagged in the manifest."""
     write: tuple[str, ...] = ()
     """Further files to write: textgrid, ctm, librispeech."""
     language: str = "en"
@@ -93,9 +94,8 @@ def align(settings: AlignConfig) -> None:
         plot_scores(summary, f"{settings.output}/{settings.split}.scores.png")
     except ImportError:
         print("no histogram of the scores: install matplotlib, pip install 'spirit_jax[plots]'")
-    print(
-        f"next: python -m spirit_jax.encode --input {settings.output}/{settings.split}.jsonl --checkpoint ... --output ..."
-    )
+    manifest = f"{settings.output}/{settings.split}.jsonl"
+    print(f"next: python -m spirit_jax.encode --input {manifest} --checkpoint CHECKPOINT --output DIR")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -149,3 +149,17 @@ def test_bad_arguments_are_refused_by_name(folder, tmp_path, arguments, message,
         run("--input", folder, "--output", tmp_path, *arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_segment_of_a_longer_file_keeps_its_place(folder, tmp_path):
+    corpus = open_corpus("spirit_mini", "validation")
+    pieces = [corpus[index].load() for index in range(2)]
+    save_audio(tmp_path / "both.wav", np.concatenate(pieces))
+    start = pieces[0].size / 16_000
+    entry = {"audio": "both.wav", "text": corpus[1].text, "offset": start, "duration": pieces[1].size / 16_000}
+    (tmp_path / "segments.jsonl").write_text(json.dumps(entry) + "\n")
+    run("--input", tmp_path / "segments.jsonl", "--output", tmp_path / "out")
+    aligned = open_input(str(tmp_path / "out/train.jsonl"), "train")[0]
+    assert abs(aligned.load().size - pieces[1].size) <= 1
+    # pocketsphinx on this corpus: 13 ms on average
+    assert np.abs(aligned.spans_ms - corpus[1].spans_ms).mean() < 40

@@ -1,8 +1,8 @@
 """Connectionist temporal classification (CTC, Graves et al. 2006): the best path of a known label sequence.
 
-A label sequence of N labels has 2N + 1 states: a blank before, between and after the labels. A path visits a state at each
-frame, never goes back, and skips a blank only between two different labels. `forced_alignment` finds the path of the highest
-probability, as Pratap et al. (2023, arXiv 2305.13516) align words with speech.
+A label sequence of N labels has 2N + 1 states: a blank before, between and after the labels. A path visits a state at
+each frame, never goes back, and skips a blank only between two different labels. `forced_alignment` finds the path of
+the highest probability, as Pratap et al. (2023, arXiv 2305.13516) align words with speech.
 """
 
 import math
@@ -38,8 +38,9 @@ def forced_alignment(
 ) -> Alignment:
     """Viterbi alignment of label sequences with frames; pure, so it can be jitted.
 
-    The moves of all frames would take T x N memory. Only the scores at every sqrt(T)-th frame are kept; the moves in between
-    are computed again on the way back. An hour of speech (180 000 frames, 50 000 labels) so needs less than 400 MB.
+    The moves of all frames would take T x N memory. Only the scores at every sqrt(T)-th frame are kept; the moves in
+    between are computed again on the way back. An hour of speech (180 000 frames, 50 000 labels) so needs less than 400
+    MB.
 
     Args:
         log_probs_btv: emissions, a log-softmax over V symbols; a further column of zeros is a wildcard ("star") symbol.

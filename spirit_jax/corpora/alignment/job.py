@@ -2,8 +2,8 @@
 
 A job stores each finished block in `DIR/.align-SPLIT/` until all are there, and then writes
 
-    SPLIT.jsonl            the manifest that `encode` reads: `audio`, `id`, `text`, `speaker`, `words` with times and scores
-    SPLIT.left_out.jsonl   clips without usable word times, each with the reason; a pass-through for speech-only training
+    SPLIT.jsonl            the manifest that `encode` reads, with the times and scores of all words
+    SPLIT.left_out.jsonl   clips without usable word times, each with the reason
     SPLIT.summary.json     counts and the histogram of word scores
 
 A job that was killed resumes at its first missing block.
@@ -186,7 +186,7 @@ class _BlockWork:
             where: dict[str, Any] = {"id": f"{index}"}
             try:
                 utterance = self.corpus[index]
-                where = {"id": utterance.id, "audio": self._audio_path(utterance), "text": utterance.text}
+                where = self._source(utterance, utterance.text)
                 loaded.append((utterance, utterance.load()))
             except (CorpusError, AudioError) as error:
                 left_out.append({**where, "reason": str(error)})
@@ -195,7 +195,7 @@ class _BlockWork:
         times = self.aligner.align([audio for _, audio in loaded], spelled)
         lines = []
         for (utterance, audio), text, words, found in zip(loaded, texts, spelled, times, strict=True):
-            where = {"id": utterance.id, "audio": self._audio_path(utterance), "text": text}
+            where = self._source(utterance, text)
             if isinstance(found, AlignmentError):
                 reason = "no transcript" if not words else str(found)
                 left_out.append({**where, "reason": reason})
@@ -230,8 +230,15 @@ class _BlockWork:
                 texts[i] = text
         return texts
 
+    def _source(self, utterance: Utterance, text: str) -> dict[str, Any]:
+        """The fields of a manifest line that say what was heard; a segment of a longer file keeps its place in it."""
+        fields: dict[str, Any] = {"id": utterance.id, "audio": self._audio_path(utterance), "text": text}
+        if utterance.offset_s or utterance.duration_s is not None:
+            fields |= {"offset": utterance.offset_s, "duration": utterance.duration_s}
+        return fields
+
     def _audio_path(self, utterance: Utterance) -> str:
-        """Absolute path of an utterance's file; audio inside a corpus is written beside the manifest, with a relative path."""
+        """Path of an utterance's file; audio inside a corpus is written beside the manifest, with a relative path."""
         if isinstance(utterance.audio, pathlib.Path):
             return str(utterance.audio.resolve())
         content = utterance.audio_bytes()

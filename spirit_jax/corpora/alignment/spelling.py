@@ -33,8 +33,8 @@ class SpelledWord:
     text: str
     """The word as the transcript has it, with its punctuation and case."""
     spoken: tuple[str, ...]
-    """Lower-case words to pronounce, of letters, marks and apostrophes only; empty for punctuation alone and for what has no
-    spoken form, such as digits in a language that num2words does not know."""
+    """Lower-case words to pronounce, of letters, marks and apostrophes only; empty for punctuation alone and for what
+    has no spoken form, such as digits in a language that num2words does not know."""
 
 
 def spell(transcript: str, language: str = "en") -> list[SpelledWord]:

@@ -1,7 +1,7 @@
 """Forced alignment of English by pocketsphinx, whose acoustic model and dictionary are inside its wheel.
 
-pocketsphinx aligns hidden Markov models of phones; frames are 10 ms. Words that its dictionary lacks get a pronunciation from
-their letters, which is rough but holds their place.
+pocketsphinx aligns hidden Markov models of phones; frames are 10 ms. Words that its dictionary lacks get a
+pronunciation from their letters, which is rough but holds their place.
 """
 
 import importlib.metadata
@@ -19,8 +19,8 @@ _FRAME_MS = 10
 _BEAM = 1e-120  # wide: the default beams lose the path of one clip in twenty
 
 _SCORE_SCALE = 256
-"""pocketsphinx gives the log-likelihood ratio to each frame's best senone, divided by 1024. A temperature of 4 spreads a word's
-mean over (0, 1): words that fit have a median near 0.6, words of another transcript near 0.2."""
+"""pocketsphinx gives the log-likelihood ratio to each frame's best senone, divided by 1024. A temperature of 4 spreads
+a word's mean over (0, 1): words that fit have a median near 0.6, words of another transcript near 0.2."""
 
 _LETTERS = {
     "a": "AE", "b": "B", "c": "K", "d": "D", "e": "EH", "f": "F", "g": "G", "h": "HH", "i": "IH", "j": "JH", "k": "K",

@@ -51,7 +51,8 @@ def write_ctm(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
 
 
 def write_librispeech(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
-    """One `words.alignment.txt`: `ID ",WORD,,WORD," "END,END,..."` a line; an empty word is silence, ends are in seconds."""
+    """One `words.alignment.txt`: `ID ",WORD,,WORD," "END,END,..."` a line; an empty word is silence, ends are in
+    seconds."""
     lines = []
     for name, seconds, words, times in utterances:
         names, ends, reached = [], [], 0.0
