@@ -120,7 +120,7 @@ def test_killed_job_resumes_and_ends_like_an_unbroken_one(tmp_path):
 
 
 def test_files_for_other_tools_hold_the_same_words(folder, tmp_path):
-    run("--input", folder, "--output", tmp_path, "--write", "[textgrid,ctm,librispeech]")
+    run("--input", folder, "--output", tmp_path, "--write", "textgrid", "--write", "ctm", "--write", "librispeech")
     (first, *_) = lines(tmp_path / "train.jsonl")
     words = [word["word"] for word in first["words"]]
     grid = (tmp_path / "train/textgrid/clip0.TextGrid").read_text()
@@ -138,7 +138,7 @@ def test_files_for_other_tools_hold_the_same_words(folder, tmp_path):
     ("arguments", "message"),
     [
         (["--aligner", "nobody"], "choose among pocketsphinx"),
-        (["--write", "[pdf]"], "choose among textgrid"),
+        (["--write", "pdf"], "choose among textgrid"),
         (["--min_score", "2"], "between 0 and 1"),
         (["--transcribe", "nobody"], "unknown recognizer"),
         (["--transcribe", "whisper:/nowhere"], "local directory"),

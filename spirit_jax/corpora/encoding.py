@@ -19,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
+from spirit_jax.core.files import printable
 from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.blocks import BlockEncoder, EncodedBlock
@@ -233,7 +234,7 @@ def _encode_missing_blocks(
 
 def _log_left_out(block: EncodedBlock) -> None:
     for reason in block.bad:
-        logging.warning("left out: %s", reason)
+        logging.warning("left out: %s", printable(reason))
 
 
 def _await_other_hosts(store: BlockStore, count: int, share: HostShare, lock: Lock) -> None:

@@ -18,7 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spirit_jax.core.files import is_encodable, parse_json, read_bytes
+from spirit_jax.core.files import is_encodable, parse_json, printable, read_bytes
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import fields
 from spirit_jax.corpora.readers.audio_files import AudioFiles
@@ -72,7 +72,7 @@ def _utterances(path: pathlib.Path) -> Iterator[Utterance | CorpusError]:
         except CorpusError as error:
             yield error
     if unused:
-        logging.warning("%s: fields that are not used: %s", path, ", ".join(sorted(unused))[:200])
+        logging.warning("%s: fields that are not used: %s", path, printable(", ".join(sorted(unused)))[:200])
 
 
 def _expand(content: bytes, path: pathlib.Path) -> bytes:
