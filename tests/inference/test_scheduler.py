@@ -153,6 +153,18 @@ def test_cancelling_one_of_several_running_requests_leaves_the_others(lm):
     assert finish(scheduler) == {ids[0]: alone(lm, requests[0]), ids[2]: alone(lm, requests[2])}
 
 
+def test_a_cancelled_request_generates_no_more_tokens(lm, monkeypatch):
+    results, fetch = [], steps.fetch
+    monkeypatch.setattr(steps, "fetch", lambda *arguments: results.append(fetch(*arguments)) or results[-1])
+    scheduler = lm.engine.scheduler(Capacity(slots=2, length=128, new_tokens=40))
+    first = scheduler.submit(request(lm, PROMPTS[0], max_new_tokens=40))
+    scheduler.submit(request(lm, PROMPTS[1], max_new_tokens=40))
+    scheduler.step(max_tokens=4)
+    scheduler.cancel(first)
+    scheduler.step(max_tokens=4)
+    assert [result.count.tolist() for result in results] == [[5, 5], [5, 9]]
+
+
 def test_requests_beyond_the_capacity_are_refused(lm):
     features = SamplingFeatures.of([SamplingParams(temperature=1.0, top_k=10)])
     scheduler = lm.engine.scheduler(Capacity(slots=1, length=64, new_tokens=16, features=features))
