@@ -100,10 +100,10 @@ REFUSED = {
 def test_bad_arguments_are_refused(directory, tmp_path, capsys, arguments, code, message):
     with pytest.raises(SystemExit) as ended:
         run("--checkpoint", directory, "--output", tmp_path, *arguments)
-    told = capsys.readouterr().err.strip().splitlines()[-1]
+    message_line = capsys.readouterr().err.strip().splitlines()[-1]
     assert ended.value.code == code
-    assert told.startswith("python -m spirit_jax.generate: error: ")
-    assert message in told
+    assert message_line.startswith("python -m spirit_jax.generate: error: ")
+    assert message in message_line
 
 
 UNUSABLE = {
@@ -125,8 +125,8 @@ def test_unusable_inputs_are_refused_before_the_output_is_made(tmp_path, monkeyp
     pathlib.Path("folder").mkdir()
     with pytest.raises(SystemExit) as ended:
         run("--checkpoint", checkpoints.with_speech("small_base"), "--output", "out", "--input", wanted)
-    told = capsys.readouterr().err.strip().splitlines()[-1]
-    assert (ended.value.code, message in told) == (code, True), told
+    message_line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert (ended.value.code, message in message_line) == (code, True), message_line
     assert not pathlib.Path("out").exists()
 
 

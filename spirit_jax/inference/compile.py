@@ -57,7 +57,8 @@ def compile_generation(
         A report for "prefill" and one for "decode".
 
     Raises:
-        ValueError: there is no TPU compiler, or the mesh does not fit the topology.
+        TopologyError: there is no TPU compiler.
+        MeshError: the mesh does not fit the topology.
     """
     sizes, devices = dataclasses.astuple(mesh), topology.devices()
     if min(sizes) > 0:

@@ -52,54 +52,54 @@ def seconds(path) -> float:
     return audio.size / rate
 
 
-def test_speech_continuation(run, checkpoint, clips, tmp_path):
-    told = run("speech_continuation", checkpoint, clips[0], tmp_path / "on.wav")
-    assert told.strip() == f"{tmp_path}/on.wav: {seconds(tmp_path / 'on.wav'):.1f} s"
+def test_speech_continuation_writes_a_sound_file(run, checkpoint, clips, tmp_path):
+    printed = run("speech_continuation", checkpoint, clips[0], tmp_path / "on.wav")
+    assert printed.strip() == f"{tmp_path}/on.wav: {seconds(tmp_path / 'on.wav'):.1f} s"
 
 
-def test_asr_few_shot(run, checkpoint, clips):
-    told = run("asr_few_shot", checkpoint, clips[0], clips[1], "the words", clips[0], "other words")
-    assert told.strip()
-    assert "<END>" not in told
+def test_asr_few_shot_prints_a_transcript(run, checkpoint, clips):
+    printed = run("asr_few_shot", checkpoint, clips[0], clips[1], "the words", clips[0], "other words")
+    assert printed.strip()
+    assert "<END>" not in printed
 
 
-def test_tts_few_shot(run, checkpoint, clips, tmp_path):
-    told = run(
+def test_tts_few_shot_writes_a_sound_file(run, checkpoint, clips, tmp_path):
+    printed = run(
         "tts_few_shot", checkpoint, "read this", tmp_path / "said.wav", "the words", clips[0], "others", clips[1]
     )
-    assert told.strip() == f"{tmp_path}/said.wav: {seconds(tmp_path / 'said.wav'):.1f} s"
+    assert printed.strip() == f"{tmp_path}/said.wav: {seconds(tmp_path / 'said.wav'):.1f} s"
 
 
-def test_cross_modal_continuation(run, checkpoint, clips, tmp_path):
-    told = run("cross_modal_continuation", checkpoint, "The largest country is", clips[0], tmp_path / "out")
+def test_cross_modal_continuation_writes_speech_and_prints_text(run, checkpoint, clips, tmp_path):
+    printed = run("cross_modal_continuation", checkpoint, "The largest country is", clips[0], tmp_path / "out")
     spoken = seconds(tmp_path / "out" / "text_to_speech-1.wav")
     assert spoken > 1
-    assert {line.split(":")[0] for line in told.splitlines() if ": " in line} >= {"text_to_speech", "speech_to_text"}
+    assert {line.split(":")[0] for line in printed.splitlines() if ": " in line} >= {"text_to_speech", "speech_to_text"}
 
 
-def test_batch_over_folder(run, checkpoint, clips, tmp_path):
-    told = run("batch_over_folder", checkpoint, tmp_path / "clips", tmp_path / "out")
-    assert sorted(told.split()) == ["first.wav", "second.flac"]
+def test_batch_over_folder_writes_a_file_for_each_recording(run, checkpoint, clips, tmp_path):
+    printed = run("batch_over_folder", checkpoint, tmp_path / "clips", tmp_path / "out")
+    assert sorted(printed.split()) == ["first.wav", "second.flac"]
     assert all(seconds(tmp_path / "out" / f"{name}.wav") > 0.5 for name in ("first", "second"))
 
 
 @pytest.mark.parametrize("count", [0, 1, 7])
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
-def test_wrong_arguments_are_answered_with_how_to_call_it(run, name, count):
+def test_wrong_arguments_print_the_usage(run, name, count):
     if name in ("asr_few_shot", "tts_few_shot") and count == 7:
         count = {"asr_few_shot": 3, "tts_few_shot": 4}[name]  # a recording without its words
     with pytest.raises(SystemExit, match=f"python examples/{name}.py CHECKPOINT"):
         run(name, *"abcdefg"[:count])
 
 
-def test_a_folder_without_recordings(run, tmp_path):
+def test_a_folder_without_recordings_is_refused(run, tmp_path):
     with pytest.raises(SystemExit, match="no .wav, .flac or .ogg there"):
         run("batch_over_folder", "CHECKPOINT", tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_multi_host(checkpoint):
-    """Two processes, half of the weights each: the answer is that of one process, and one of them prints it."""
+def test_two_processes_give_the_answer_of_one(checkpoint):
+    """Each process holds half of the weights, and one of them prints the answer."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
@@ -111,11 +111,13 @@ def test_multi_host(checkpoint):
         )
         for index in range(2)
     ]
-    told = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], told
+    printed = [process.communicate(timeout=240) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], printed
     (alone,) = SpiritLM.from_pretrained(checkpoint).generate(
         [Segment.text("Once upon a time")], "text", max_new_tokens=50
     )
     # Gloo says on standard output, too, that it is connected
-    said = ["\n".join(line for line in out.split("\n") if not line.startswith("[Gloo]")).strip() for out, _ in told]
-    assert said == [str(alone.content).strip(), ""]
+    printed_lines = [
+        "\n".join(line for line in out.split("\n") if not line.startswith("[Gloo]")).strip() for out, _ in printed
+    ]
+    assert printed_lines == [str(alone.content).strip(), ""]

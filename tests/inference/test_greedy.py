@@ -38,7 +38,7 @@ def test_greedy_ids_are_those_of_hugging_face(name):
 
 
 @pytest.mark.parametrize("name", checkpoints.NAMES)
-def test_recorded_greedy_ids(name):
+def test_greedy_ids_are_those_recorded(name):
     """Prompts' ids, and greedy ids as far as the recorded model is known.
 
     Coordinate 0 of the golden files' embedding was overwritten after recording; `golden_llama` has it back for the ids

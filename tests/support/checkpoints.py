@@ -1,4 +1,4 @@
-"""Golden checkpoints as ours, converted once a session."""
+"""Golden checkpoints as spirit_jax reads them, converted once a session."""
 
 import functools
 import pathlib
@@ -17,7 +17,7 @@ from tests.support.llamas import FOLDERS
 
 
 def _with_tokenizer(weights: str, tokenizer: str) -> pathlib.Path:
-    """A released folder out of its two halves, which are committed once each."""
+    """A released folder, joined from its tokenizer and its weights, which the repository holds once each."""
     folder = pathlib.Path(_scratch.name) / "released" / pathlib.Path(weights).name
     folder.mkdir(parents=True)
     for half in (tokenizer, weights):
