@@ -31,6 +31,7 @@ SOURCES = [
 _CITATION = re.compile(r'docs/([\w/]+\.md)((?:(?:,| and|, and) \\?"[^"\\\n]+\\?")*)')
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCE = re.compile(r"^( *)```([a-z]*)\n(.*?)^ *```$", re.DOTALL | re.MULTILINE)
+_NOT_IN_REPOSITORY = re.compile(r"\b(DESIGN|FORMATS|PAPER|FIELD|STYLE)(\.md\b| section)|\.\./shared\b")
 
 
 def _name(path: pathlib.Path) -> str:
@@ -61,6 +62,12 @@ def test_cited_documents_and_headings_exist():
             if missing or not page.is_file():
                 problems.append(f"{_name(path)}: docs/{name} {missing or 'does not exist'}")
     assert not problems, "citations of pages or headings that do not exist:\n" + "\n".join(problems)
+
+
+def test_only_documents_of_the_repository_are_cited():
+    found = [(path, _NOT_IN_REPOSITORY.search(path.read_text(encoding="utf-8"))) for path in SOURCES]
+    problems = [f"{_name(path)}: {match[0]}" for path, match in found if match]
+    assert not problems, "cite a page under docs/ in place of\n" + "\n".join(problems)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_name)
