@@ -7,6 +7,7 @@ import pytest
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.plans import plan_export, plan_import
+from spirit_jax.core.checksums import write_checksums
 from tests.support.goldens import golden
 
 
@@ -38,5 +39,6 @@ def test_a_converted_part_that_names_a_file_elsewhere_is_refused(converted, tmp_
     copy = shutil.copytree(converted / "speech_tokenizer", tmp_path / "c/speech_tokenizer")
     listing = copy / "vocoder_base/released/weights.json"
     listing.write_text(listing.read_text().replace('"generator.pt"', '"../../escaped.pt"'))
+    write_checksums(copy / "vocoder_base")
     with pytest.raises(ConversionError, match=r"'../../escaped.pt' is not the name of a file beside it"):
         plan_export(tmp_path / "c")

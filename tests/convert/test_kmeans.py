@@ -22,6 +22,7 @@ from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_export, plan_import
 from spirit_jax.convert.verification import reference
 from spirit_jax.convert.verification.verify import TOLERANCE, verify
+from spirit_jax.core.checksums import write_checksums
 from spirit_jax.speech.loading import load_phonetic_encoder
 from tests.support.goldens import golden
 
@@ -145,6 +146,7 @@ def test_twist_files_give_the_units_of_scikit_learn_and_are_exported_unchanged(f
     content = arrays.read_bytes()
     bits = np.asarray(kmeans.cluster_centers_)[3].tobytes()
     arrays.write_bytes(content.replace(bits, bits[::-1]))
+    write_checksums(arrays.parent)
     with pytest.raises(ConversionError, match=r"km7.bin: cluster_centers_ is not what .* changed since the import"):
         plan_export(tmp_path / "converted")
 

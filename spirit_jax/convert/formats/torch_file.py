@@ -129,13 +129,14 @@ def _zip_members(data: memoryview, where: str) -> Iterator[tuple[str, memoryview
     """Names, contents and CRC-32 of the members of a zip archive, which are stored and not compressed."""
     with open(where, "rb") as file, zipfile.ZipFile(file) as archive:
         members = archive.infolist()
-    if sum(member.file_size for member in members) > len(data):
-        raise ConversionError(f"{where}: the members of the archive overlap or are cut short")
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise ConversionError(
                 f"{where}: {member.filename} is compressed or encrypted; PyTorch stores its records plainly"
             )
+    if sum(member.file_size for member in members) > len(data):
+        raise ConversionError(f"{where}: the members of the archive overlap or are cut short")
+    for member in members:
         head = member.header_offset
         if bytes(data[head : head + 4]) != b"PK\x03\x04":
             raise ConversionError(f"{where}: {member.filename} has no header at byte {head}")
