@@ -57,7 +57,7 @@ def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, i
         CheckpointError: as `checkpoint.load_llm`.
     """
     wanted = network.sharded_abstract_params(config, mesh)
-    if not int8 and not network.on_cpu(mesh):
+    if not int8 and not network.runs_llama_cpu(mesh):
         return checkpoint.load_llm(directory, wanted)
     stored = checkpoint.open_llm(directory, wanted)
     size = sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(stored))
@@ -67,7 +67,7 @@ def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, i
         )
         layers = params.pop("layers")
         others = jax.tree.map(lambda parameter: parameter[...], params)
-        if network.on_cpu(mesh):
+        if network.runs_llama_cpu(mesh):
             return llama_cpu.arrange(config, {**others, "layers": layers})
         return {**others, "layers": jax.tree.map(_StoredParameter.stack_layers, layers)}
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from spirit_jax.inference import llama_cpu
 from spirit_jax.inference.int8 import dequantize
+from spirit_jax.kernels.platform import REFERENCE, kernels_in_use
 from spirit_jax.models import llama
 from spirit_jax.models.llama import DTYPES, KVCache, LlamaConfig, Params
 from spirit_jax.parallel.sharding import named_sharding, tree_shardings, with_shardings
@@ -22,9 +23,9 @@ Cache = KVCache | tuple[llama_cpu.LayerCache, ...]
 """A KV cache: all layers stacked, or one cache per layer."""
 
 
-def on_cpu(mesh: Mesh) -> bool:
-    """Return whether the devices of a mesh are CPUs, which run `llama_cpu`."""
-    return mesh.devices.flat[0].platform == "cpu"
+def runs_llama_cpu(mesh: Mesh) -> bool:
+    """Return whether a mesh runs `llama_cpu`: its devices are CPUs, and nobody asks for the plain formulas."""
+    return mesh.devices.flat[0].platform == "cpu" and kernels_in_use() != REFERENCE
 
 
 def is_per_layer(params: Params) -> bool:
@@ -34,7 +35,7 @@ def is_per_layer(params: Params) -> bool:
 
 def arrange(config: LlamaConfig, params: Params, mesh: Mesh) -> Params:
     """Return parameters in the layout that the devices of the mesh run best."""
-    return llama_cpu.arrange(config, params) if on_cpu(mesh) and not is_per_layer(params) else params
+    return llama_cpu.arrange(config, params) if runs_llama_cpu(mesh) and not is_per_layer(params) else params
 
 
 def forward(

@@ -62,7 +62,7 @@ class HifiGanConfig:
     style_hop_size: int = 16_000
     """Samples of a style unit."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         pairs = tuple(zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True))
         if any(width < rate or (width - rate) % 2 for width, rate in pairs):
             raise ValueError(
@@ -123,8 +123,8 @@ class HifiGanConfig:
 def fold_weight_norm(params: dict) -> dict:
     """The parameters with every `{weight_g, weight_v}` multiplied out to its kernel, g * v / ||v|| (arXiv 1602.07868).
 
-    `weight_v` is [K, I, O]. `weight_g` has size 1 in the dimensions that the norm is taken over: [1, 1, O], or [1, I, 1]
-    for a transposed convolution, whose dimension 0 in PyTorch is the input.
+    `weight_v` is [K, I, O]. `weight_g` has size 1 in the dimensions that the norm is taken over: [1, 1, O], or
+    [1, I, 1] for a transposed convolution, whose dimension 0 in PyTorch is the input.
     """
     if {"weight_g", "weight_v"} <= params.keys():
         rest = {name: value for name, value in params.items() if name not in ("weight_g", "weight_v")}

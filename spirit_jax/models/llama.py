@@ -94,8 +94,8 @@ class LlamaConfig:
     param_dtype: str = "float32"
     """Type of the stored parameters: float32 or bfloat16."""
     remat: str = "none"
-    """What the backward pass recomputes, from most memory to least: none (nothing), dots (everything but matrix products
-    and attention), gate (also the gate of the feed-forward layer), mlp (also its up projection), full (everything)."""
+    """What the backward pass recomputes, from most memory to least: none (nothing), dots (all but matrix products and
+    attention), gate (also the gate of the feed-forward layer), mlp (also its up projection), full (everything)."""
     scan_layers: bool = True
     """Compile one block and loop over it. False unrolls the layers: slower to compile, sometimes faster to run."""
 
@@ -185,7 +185,7 @@ def rope_frequencies(config: LlamaConfig) -> Float[Array, " H/2"]:
 def rotary_embedding(
     config: LlamaConfig, positions_bt: Int[Array, "B T"]
 ) -> tuple[Float[Array, "B T 1 H/2"], Float[Array, "B T 1 H/2"]]:
-    """Cosine and sine, float32, of the angle of each position and pair of features (Su et al. 2021, arXiv 2104.09864)."""
+    """Cosine and sine, float32, of the angle of each position and pair of features (RoFormer, arXiv 2104.09864)."""
     angles = positions_bt[:, :, None, None].astype(jnp.float32) * rope_frequencies(config)
     return jnp.cos(angles), jnp.sin(angles)
 
@@ -209,9 +209,8 @@ def _parameter(
 ) -> Float[Array, "..."]:
     """Declare a parameter with its logical axes."""
     init = nn.with_logical_partitioning(init, axes)
-    return cast(
-        Array, module.param(name, init, shape, DTYPES[config.param_dtype])
-    )  # flax takes off the box of the axes
+    # flax has taken the array out of the box that names its axes
+    return cast(Array, module.param(name, init, shape, DTYPES[config.param_dtype]))
 
 
 def _weight(
@@ -341,7 +340,7 @@ class Llama(nn.Module):
             remat.rematerialized(Block, c.remat, scanned=c.scan_layers),
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),  # pyright: ignore[reportArgumentType] - flax says int
+            in_axes=(0, *[nn.broadcast] * 3),  # pyright: ignore[reportArgumentType] - flax says int
             length=c.num_hidden_layers,
             unroll=1 if c.scan_layers else c.num_hidden_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},

@@ -12,10 +12,11 @@ Intermediate results are sown under `intermediates`.
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
@@ -25,6 +26,8 @@ from spirit_jax.kernels.masked import valid_frames
 
 Params = dict[str, Any]
 ConvLayer = tuple[int, int, int]
+
+_Samples = TypeVar("_Samples", int, Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +55,13 @@ class Wav2Vec2Config:
     position_groups: int = 16
     """Number of groups of the positional convolution."""
     position_norm: str = "weight"
-    """Norm of the positional convolution: `weight` (one gain for each tap) or `batch` (of its input, by running statistics)."""
+    """Norm of the positional convolution: `weight` (a gain for each tap) or `batch` (of its input, as in inference)."""
     pre_norm: bool = False
     """Layer norm before each sub-layer and after the last layer, instead of after each sub-layer."""
     layer_norm_eps: float = 1e-5
     """Epsilon of every norm."""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name, allowed in (("conv_norm", ("group", "layer")), ("position_norm", ("weight", "batch"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"Wav2Vec2Config.{name} is {getattr(self, name)!r}: expected one of {allowed}")
@@ -86,8 +89,8 @@ class Wav2Vec2Config:
             field, hop = field + (kernel - 1) * hop, hop * stride
         return field
 
-    def frames(self, samples):
-        """Number of frames of a clip of `samples` samples (an int or an integer array); 0 for too short a clip."""
+    def frames(self, samples: _Samples) -> _Samples:
+        """Number of frames of a clip of `samples` samples; 0 or less for a clip that is too short."""
         return (samples - self.receptive_field) // self.hop + 1
 
 
@@ -133,9 +136,15 @@ class FeatureExtractor(nn.Module):
         """Features, and how many of its frames belong to each clip of `lengths_b` samples."""
         c = self.config
         if c.conv_norm == "group":  # over time; a bias before this norm has no effect
-            stride = c.conv_layers[0][2]
-            parameters = (self.kernels[0][:, 0], self.norm_scale, self.norm_bias)
-            x = kernels.normalized_convolution(audio_br, lengths_b, *parameters, stride, c.layer_norm_eps)
+            x = kernels.normalized_convolution(
+                audio_br,
+                lengths_b,
+                kernel_wc=self.kernels[0][:, 0],
+                scale_c=self.norm_scale,
+                bias_c=self.norm_bias,
+                stride=c.conv_layers[0][2],
+                eps=c.layer_norm_eps,
+            )
             x = self.later_layers(gelu(x))
         else:
             x = self.later_layers(audio_br[:, :, None], first=0)
@@ -189,7 +198,7 @@ def batch_norm(params: Mapping[str, Array], x_btd: Float[Array, "B T D"], eps: f
 
 
 def position_kernel(params: Mapping[str, Array]) -> Float[Array, "K I O"]:
-    """The kernel of the positional convolution. Its gain, where it has one, is the norm of each tap (arXiv 1602.07868)."""
+    """The kernel of the positional convolution. Its gain, if any, is the norm of each tap (arXiv 1602.07868)."""
     kernel = params["kernel"]
     if "gain" not in params:
         return kernel

@@ -54,11 +54,13 @@ def test_loading_layer_by_layer_equals_loading_at_once(mesh, dtype, int8):
         assert found["layers"][0]["gate_up"]["int8"].dtype == jnp.int8
 
 
-def test_int8_weights_of_accelerators_stay_stacked(mesh, monkeypatch):
+@pytest.mark.parametrize("int8", [False, True])
+def test_weights_stay_stacked_where_the_plain_formulas_are_asked_for(mesh, monkeypatch, int8):
     config = model("float32")
-    monkeypatch.setattr(network, "on_cpu", lambda mesh: False)
-    found = load_params(checkpoints.converted("small_expressive"), config, mesh, int8=True)
-    check_equal(found, at_once(config, mesh, True))
+    monkeypatch.setenv("SPIRIT_KERNELS", "reference")
+    found = load_params(checkpoints.converted("small_expressive"), config, mesh, int8)
+    check_equal(found, at_once(config, mesh, int8))
+    assert network.arrange(config, found, mesh) is found
 
 
 def test_at_most_one_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):

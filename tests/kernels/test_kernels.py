@@ -166,26 +166,38 @@ def strided_in_tiles(tile, audio_br, gain_b):
 
 AUDIO: Mapping[str, Arguments] = {"": {"audio_br": normal(2, 300), "gain_b": normal(2)}}
 
-FORMS: list[tuple[str, Callable, Callable, Mapping[str, Arguments]]] = [
-    # name, formula, implementation, examples
-    ("splash", reference.causal_attention, functools.partial(tpu.splash_attention, interpret=True), FUSED),
-    ("cuDNN's arguments", reference.causal_attention, functools.partial(gpu.cudnn_attention, implementation="xla"), FUSED),
-    *(
-        (f"{block} queries a block", reference.causal_attention, functools.partial(query_blocks.causal_attention, block=block), CAUSAL)
-        for block in (64, 100)
+FORMS: list[tuple[Callable, Mapping[str, Arguments], Mapping[str, Callable]]] = [
+    (
+        reference.causal_attention,
+        FUSED,
+        {
+            "splash": functools.partial(tpu.splash_attention, interpret=True),
+            "arguments of cuDNN": functools.partial(gpu.cudnn_attention, implementation="xla"),
+        },
     ),
-    ("16 queries a block", reference.bidirectional_attention, functools.partial(query_blocks.bidirectional_attention, block=16), BIDIRECTIONAL),
-    *(
-        (f"{chunk} positions a chunk", reference.cross_entropy, functools.partial(chunked.cross_entropy, chunk=chunk), LOSSES)
-        for chunk in (1, 70, 300)
+    (
+        reference.causal_attention,
+        CAUSAL,
+        {f"block={block}": functools.partial(query_blocks.causal_attention, block=block) for block in (64, 100)},
     ),
-    ("pairs", reference.convolution, cpu_convolution.convolve_in_pairs, CONVOLUTIONS),
-    ("along width", reference.convolution, common_convolution.convolve_along_width, {**CONVOLUTIONS, **EVEN_DILATION}),
-    ("spectrum", reference.convolution, by_spectrum, frozen({**CONVOLUTIONS, **EVEN_DILATION})),
-    ("spectrum of groups", reference.convolution, by_group_spectrum, frozen(GROUPS)),
-    ("prepared phases", reference.transposed_convolution, by_phases, frozen(TRANSPOSED)),
-    *((f"{tile} samples a tile", strided, functools.partial(strided_in_tiles, tile), AUDIO) for tile in (6, 50, 1000)),
-]  # fmt: skip
+    (
+        reference.bidirectional_attention,
+        BIDIRECTIONAL,
+        {"block=16": functools.partial(query_blocks.bidirectional_attention, block=16)},
+    ),
+    (
+        reference.cross_entropy,
+        LOSSES,
+        {f"chunk={chunk}": functools.partial(chunked.cross_entropy, chunk=chunk) for chunk in (1, 70, 300)},
+    ),
+    (reference.convolution, CONVOLUTIONS, {"pairs": cpu_convolution.convolve_in_pairs}),
+    (reference.convolution, {**CONVOLUTIONS, **EVEN_DILATION}, {"width": common_convolution.convolve_along_width}),
+    (reference.convolution, frozen({**CONVOLUTIONS, **EVEN_DILATION}), {"spectrum": by_spectrum}),
+    (reference.convolution, frozen(GROUPS), {"spectrum of groups": by_group_spectrum}),
+    (reference.transposed_convolution, frozen(TRANSPOSED), {"prepared phases": by_phases}),
+    (strided, AUDIO, {f"tile={tile}": functools.partial(strided_in_tiles, tile) for tile in (6, 50, 1000)}),
+]
+"""A formula, examples, and forms of it that the table of kernels does not hold, or holds with other options."""
 
 
 def cases() -> Iterator[Any]:
@@ -195,9 +207,10 @@ def cases() -> Iterator[Any]:
             for example, arguments in examples.items():
                 name = f"{kernel.__name__}-{platform}-{example}"
                 yield pytest.param(kernel.reference, implementation, arguments, id=name)
-    for form, formula, implementation, examples in FORMS:
-        for example, arguments in examples.items():
-            yield pytest.param(formula, implementation, arguments, id=f"{formula.__name__}-{form}-{example}")
+    for formula, examples, forms in FORMS:
+        for form, implementation in forms.items():
+            for example, arguments in examples.items():
+                yield pytest.param(formula, implementation, arguments, id=f"{formula.__name__}-{form}-{example}")
 
 
 def values_and_gradients(function: Callable, arguments: Arguments) -> Any:

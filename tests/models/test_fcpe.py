@@ -88,7 +88,7 @@ def test_edge_lengths():
 
 
 def test_contour_by_hand():
-    """Interpolation between voiced neighbours, held ends, voices from 50 Hz on, the clip at 1100 Hz, and the resize to 200 Hz."""
+    """Lines between voiced neighbors, held ends, voices from 50 Hz on, a limit of 1100 Hz, and the resize to 200 Hz."""
     f0 = jnp.array([[0.0, 100, 0, 0, 130, 1400, 49.9, 50]])
     lengths = jnp.array([7 * 160 + 40])  # 8 frames at 100 Hz, 1160 // 80 + 1 = 15 at 200 Hz
     line = np.minimum(np.interp(np.arange(8), [1, 4, 5, 7], [100, 130, 1400, 50]), 1100)

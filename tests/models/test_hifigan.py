@@ -43,7 +43,7 @@ def pair(request):
 
 
 def test_audio_and_durations_equal_torch(pair):
-    # Both in float32; 2e-6 is twenty roundings of a value below 1, and the audio has a standard deviation of 0.1 to 0.5.
+    # In float32, 2e-6 is twenty roundings of a value below 1. The audio has a standard deviation of 0.1 to 0.5.
     config, theirs, model, params = pair
     arguments = random_codes(config, 2, 13)
     folded = fold_weight_norm(params)
@@ -68,7 +68,7 @@ def test_durations_round_half_to_even_and_last_a_frame_at_least():
 
 
 def test_padding_does_not_reach_the_audio(pair):
-    # A row of 5 frames beside one of 13, with other padding behind it. Different programs compute them: bits may differ,
+    # A row of 5 frames beside one of 13, and alone with other padding. Two programs compute them, so bits may differ:
     # 1e-6 is the rounding of one convolution.
     config, _, model, params = pair
     folded = fold_weight_norm(params)

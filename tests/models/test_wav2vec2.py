@@ -1,4 +1,4 @@
-"""HuBERT, the unit quantizer and the style classifier against the reference's golden vectors and transformers in torch."""
+"""HuBERT, the unit quantizer and the style classifier against the reference's outputs and against transformers."""
 
 import dataclasses
 import functools

@@ -116,7 +116,7 @@ def normalized_convolution(
     stride: int,
     eps: float,
 ) -> Float[Array, "B T C"]:
-    """`reference.normalized_convolution` in one pass over its output: the norm is folded into the kernel of each clip."""
+    """`reference.normalized_convolution` with the norm folded into a kernel for each clip: one pass over the output."""
     frames_btw = sliding_frames(audio_br, kernel_wc.shape[0], stride)
     kernel_bwc, offset_bc = normalizing_kernel(frames_btw, lengths_b, kernel_wc, scale_c, bias_c, stride, eps)
     return jnp.einsum("btw,bwc->btc", frames_btw, kernel_bwc) + offset_bc[:, None]

@@ -97,7 +97,7 @@ def kernel_spectrum(kernel_kio: Float[np.ndarray, "K C O"]) -> Float[np.ndarray,
 
 @functools.cache
 def _spectrum(tile: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Matrices signal [R, L], kernel [R, K] and back [tile, R]: back @ ((signal @ x) * (kernel @ w)) correlates x and w.
+    """Matrices signal [R, L], kernel [R, K], back [tile, R]: back @ ((signal @ x) * (kernel @ w)) correlates x and w.
 
     The cyclic correlation has an even length L >= tile + K - 1 and is taken by the real discrete Fourier transform. It
     needs one product at the frequencies 0 and L / 2, and three at each other one, which make a complex product (Gauss):

@@ -18,7 +18,7 @@ from tests.support.small_vocoders import BASE, EXPRESSIVE, random_codes, random_
 @pytest.mark.parametrize("config", [BASE, EXPRESSIVE], ids=["base", "expressive"])
 @pytest.mark.parametrize("context", [(0, 0), (7, 9)])
 def test_late_stages_in_tiles_equal_the_whole(config, context, monkeypatch):
-    """Two rows with bounds of their own, all stages in tiles of 16 frames (three, the last one cut short), and no tiles."""
+    """Two rows with bounds of their own: all stages in tiles of 16 frames, three and the last one cut short."""
     _, network, params = random_vocoders(config)
     variables = {"params": fold_weight_norm(params)}
     arguments = [*random_codes(config, 2, 40 + sum(context)), np.array([0, 3]), np.array([37, 40])]
