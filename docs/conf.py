@@ -47,7 +47,7 @@ def _files(name: str) -> list[pathlib.Path]:
 
 
 def _reference(path: pathlib.Path) -> str:
-    """A heading and the docstrings of a module; a package's file, which only collects names, gives its own docstring."""
+    """A heading and a module's docstrings; a package's file, which only collects names, gives its own docstring."""
     package = path.name == "__init__.py"
     module = ".".join((path.parent if package else path.with_suffix("")).relative_to(ROOT).parts)
     lines = ["```{eval-rst}", f".. automodule:: {module}", *(["   :no-members:"] if package else []), "```", ""]

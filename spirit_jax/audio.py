@@ -206,9 +206,9 @@ def encode_wav(audio: Float[np.ndarray, " R"], sample_rate: int = SAMPLE_RATE) -
 def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) -> Float[np.ndarray, " R2"]:
     """Resample with a windowed sinc, as the reference does (torchaudio's default; docs/formats.md, "Audio").
 
-    The kernel has a Hann window, 6 zero crossings and roll-off 0.99. It is applied as polyphase filters over the reduced
-    ratio of the rates; for rates without a large common factor, whose filters would not fit into memory, each sample is
-    computed by the same formula.
+    The kernel has a Hann window, 6 zero crossings and roll-off 0.99. It is applied as polyphase filters over the
+    reduced ratio of the rates; for rates without a large common factor, whose filters would not fit into memory, each
+    sample is computed by the same formula.
 
     Args:
         audio: float [R] at the original rate.

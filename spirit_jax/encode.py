@@ -3,9 +3,9 @@
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input INPUT --output DIR
 
 INPUT is a manifest (.jsonl, .json, .csv or .tsv), an audio file, a folder or a quoted glob of them, a JSONL file or a
-quoted glob of them with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command resumes a job that was
-killed. On several hosts that share DIR, start the command on each with --host_index 0, 1, ... and --host_count N. On
-one host all local devices share the work.
+quoted glob of them with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command
+resumes a job that was killed. On several hosts that share DIR, start the command on each with --host_index 0, 1, ...
+and --host_count N. On one host all local devices share the work.
 """
 
 import dataclasses
@@ -86,8 +86,8 @@ def encode(settings: EncodeConfig) -> None:
     corpus = open_input(settings.input, settings.split)
     if settings.checkpoint is not None and not corpus.has_speech:
         raise CorpusError(
-            f"{settings.input}: holds text without audio, but --checkpoint was given; leave it out to encode text, or name "
-            "the audio of each line in a field 'audio'"
+            f"{settings.input}: holds text without audio, but --checkpoint was given; leave it out to encode text, or "
+            "name the audio of each line in a field 'audio'"
         )
     parts = hold_out(corpus, settings.validation_fraction) if settings.validation_fraction else (corpus,)
     tokenizer = None

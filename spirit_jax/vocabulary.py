@@ -126,7 +126,7 @@ class _SentencePiece:
 
 
 class _ByteLevelBPE:
-    """A tokenizer like Llama 3's (`tokenizer.json`), without a dummy space; text and added tokens never share a piece."""
+    """A tokenizer like Llama 3's (`tokenizer.json`): no dummy space; text and added tokens never share a piece."""
 
     dummy_prefix: list[int] = []  # noqa: RUF012 - the same for all instances
 

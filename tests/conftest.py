@@ -9,18 +9,18 @@ import jaxtyping
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Tests, and the commands that they start, compile the same small models again and again. With the cache, each program is
-# compiled once a session.
+# Tests, and the commands that they start, compile the same small models again and again. With the cache, each program
+# is compiled once a session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers share their parent's
     _programs = tempfile.TemporaryDirectory(prefix="spirit_jax_compiled_")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
-# transformers imports torchaudio where it finds one. One that was built for another torch does not load; no test needs it.
+# transformers imports torchaudio if it is installed. A build for another torch does not load, and no test needs it.
 sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType] (None stops an import)
 
 # Shapes and types in the annotations of these modules are checked in every call that a test makes in its own process
-# (loader workers and subprocesses import without the hook). `data` is not among them: its configs refuse wrong values with
-# errors of their own, and checking its inner loops makes the tests slower by half.
+# (loader workers and subprocesses import without the hook). `data` is not among them: its configs refuse wrong values
+# with errors of their own, and checking its inner loops makes the tests slower by half.
 CHECKED = (
     "spirit_jax.units",
     "spirit_jax.audio",

@@ -183,7 +183,7 @@ def test_command_lines_in_pages_use_options_that_exist(options):
 
 
 def test_options_named_in_pages_and_configs_exist(options):
-    """Options in single backticks that have a dot or an underscore, and those in the comments of configuration files."""
+    """Options in single backticks with a dot or an underscore, and those in the comments of configuration files."""
     known = set().union(*options.values())
     named = [
         (page, option)

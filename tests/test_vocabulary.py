@@ -140,7 +140,9 @@ def test_tokenizer_like_llama_3_is_extended(tmp_path):
     string = f"[Text]the cat [Speech]{units.to_string()}[Text]sat"
     ids = vocabulary.encode(string)
     assert ids == [
-        *vocabulary.prefix, vocabulary.text_id, *bpe.encode("the cat ").ids, vocabulary.speech_id, *vocabulary.unit_ids(units).tolist(),
+        *vocabulary.prefix,
+        vocabulary.text_id, *bpe.encode("the cat ").ids,
+        vocabulary.speech_id, *vocabulary.unit_ids(units).tolist(),
         vocabulary.text_id, *bpe.encode("sat").ids,
     ]  # fmt: skip
     assert vocabulary.decode(ids) == string

@@ -140,8 +140,9 @@ once again|a week ago|at noon|early in spring|late in autumn|on Sunday afternoon
     "\n", "|"
 ).split("|")
 MANNERS = "slowly quickly carefully quietly proudly happily gently suddenly bravely easily badly together".split()
-WEATHER = """the wind was blowing|it was raining|the sky turned dark|the snow began to melt|the sun was shining|the storm was over
-the fog was thick|it became very cold|the clouds disappeared|the moon was full""".replace("\n", "|").split("|")
+WEATHER = """the wind was blowing|it was raining|the sky turned dark|the snow began to melt|the sun was shining
+the storm was over|the fog was thick|it became very cold|the clouds disappeared
+the moon was full""".replace("\n", "|").split("|")
 FEELINGS = "angry happy tired afraid curious proud hungry thirsty bored calm lonely surprised nervous grateful".split()
 SAYING = "said thought believed knew hoped agreed whispered remembered noticed insisted".split()
 

@@ -1,8 +1,8 @@
 """Seals a directory with the size and CRC-32 of each file, so that a reader finds damage before it uses the content.
 
 A directory that is sealed itself is left out of the seal of the directory around it, so that it can be moved and
-replaced alone. Several processes may share the work: each writes the checksums of every `count`-th file, and the directory is sealed
-when all have done so. CRC-32 detects every single flipped byte.
+replaced alone. Several processes may share the work: each writes the checksums of every `count`-th file, and the
+directory is sealed when all have done so. CRC-32 detects every single flipped byte.
 """
 
 import concurrent.futures

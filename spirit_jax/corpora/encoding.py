@@ -80,8 +80,8 @@ def encode_corpus(
         tokenizer: may be None for a corpus of text.
         directory: directory of records; created if needed.
         splits: names of the splits.
-        shards: record files of a split; a finished split is written again if it has another number. None keeps a finished
-            split as it is, and is one file for a new one.
+        shards: record files of a split; a finished split is written again if it has another number. None keeps a
+            finished split as it is, and is one file for a new one.
         skip_bad: whether unusable utterances are left out, logged and counted; otherwise the first one is an error.
         progress: whether to show a progress bar.
         overwrite: whether to replace records, and finished blocks of an unfinished job, of another input or tokenizer.

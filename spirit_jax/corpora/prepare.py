@@ -45,7 +45,8 @@ def adopt_tokenizers(
         run_directory: the run.
         variant: speech tokens that a plain text tokenizer is extended by.
         tokenizer: directory of a text tokenizer; None if `prepare` trains one.
-        speech_tokenizer: checkpoint or run that holds a speech tokenizer; None if there is none, or if `prepare` trains one.
+        speech_tokenizer: checkpoint or run that holds a speech tokenizer; None if there is none, or if `prepare` trains
+            one.
 
     Raises:
         VocabularyError: no tokenizer of this variant is there.

@@ -234,7 +234,8 @@ def check_units(directory: str | os.PathLike, split: str, units: str) -> None:
         others = {other for other in found["splits"] if other != split}
         if others and units and found.get("units") and found["units"] != units:
             raise RecordError(
-                f"{directory}: units of {found['units'][:12]} there, these are of {units[:12]}; choose another directory"
+                f"{directory}: holds units of {found['units'][:12]}, these are of {units[:12]}; "
+                "choose another directory"
             )
 
 

@@ -62,8 +62,8 @@ def load_phonetic_encoder(directory: str | os.PathLike) -> PhoneticEncoder:
     encoder = _load(directory, "phonetic", PHONETIC_ENCODERS)
     if isinstance(encoder, HubertEncoder) and encoder.encoder.hop * HUBERT_RATE != SAMPLE_RATE:
         raise CheckpointError(
-            f"{directory}: its HuBERT gives {SAMPLE_RATE / encoder.encoder.hop:g} units a second; Spirit LM, its records "
-            f"and vocoders have {HUBERT_RATE:g}; use a 25 Hz HuBERT"
+            f"{directory}: its HuBERT gives {SAMPLE_RATE / encoder.encoder.hop:g} units a second; Spirit LM, its "
+            f"records and vocoders have {HUBERT_RATE:g}; use a 25 Hz HuBERT"
         )
     return encoder
 

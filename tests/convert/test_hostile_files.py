@@ -51,19 +51,27 @@ LONG_TEXT = b"X" + struct.pack("<I", 2**20) + b"a" * 2**20 + b"q\x000" + b"(" + 
         pytest.param(b"]" * 50_000 + b"a" * 49_999 + b".", f"nested more than {MAX_DEPTH}", id="deep list"),
         pytest.param(b"]q\x00h\x00a.", "hold themselves", id="cyclic list"),
         pytest.param(b"}q\x00X\x01\x00\x00\x00ah\x00s.", "hold themselves", id="cyclic dict"),
-        pytest.param(b"cargparse\nNamespace\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "hold themselves", id="cyclic object"),
+        pytest.param(
+            b"cargparse\nNamespace\n)\x81q\x00}X\x01\x00\x00\x00ah\x00sb.", "hold themselves", id="cyclic object"
+        ),
         pytest.param(b"}" + BOMB + b"Ns.", "a tuple as a key", id="hash bomb"),
         pytest.param(b"\x8f(" + BOMB + b"\x90.", "a tuple as a key", id="set bomb"),
-        pytest.param(b"ccollections\nOrderedDict\n](" + BOMB + b"Nl" + b"a\x85R.", "values when written out", id="pairs bomb"),
+        pytest.param(
+            b"ccollections\nOrderedDict\n](" + BOMB + b"Nl" + b"a\x85R.", "values when written out", id="pairs bomb"
+        ),
         pytest.param(b"(" + BOMB + b"tQ.", "values when written out", id="repr bomb"),
         pytest.param(BOMB + b"ctorch\nFloatStorage\n\x93.", "str expected", id="name bomb"),
-        pytest.param(b"c_codecs\nencode\n(X\x01\x00\x00\x00a" + BOMB + b"tR.", "values when written out", id="encoding bomb"),
+        pytest.param(
+            b"c_codecs\nencode\n(X\x01\x00\x00\x00a" + BOMB + b"tR.", "values when written out", id="encoding bomb"
+        ),
         pytest.param(b"cnumpy\ndtype\n" + BOMB + b"\x85R.", "values when written out", id="dtype bomb"),
         pytest.param(BOMB + b".", "values when written out", id="config bomb"),
         pytest.param(LONG_TEXT + b".", "characters when written out", id="text bomb"),
         pytest.param(b"\x8e" + struct.pack("<Q", 2**62) + b"a.", "damaged or cut short", id="BINBYTES8"),
         pytest.param(b"\x8d" + struct.pack("<Q", 2**40) + b"a.", "damaged or cut short", id="BINUNICODE8"),
-        pytest.param(b"\x8b" + struct.pack("<i", 2000) + b"\x7f" * 2000 + b".", "integer of more than 1024 bytes", id="LONG4"),
+        pytest.param(
+            b"\x8b" + struct.pack("<i", 2000) + b"\x7f" * 2000 + b".", "integer of more than 1024 bytes", id="LONG4"
+        ),
         pytest.param(b"I" + b"9" * 5000 + b"\n.", "damaged", id="digits"),
         pytest.param(b"cos\n" + b"x" * 10**6 + b"\n.", "refused", id="long name"),
     ],

@@ -22,7 +22,7 @@ def test_home_is_expanded_and_buckets_are_refused(monkeypatch):
 
 @pytest.fixture
 def linked(tmp_path, monkeypatch):
-    """Two folders of files outside, linked into a corpus with two loops, a link to nothing and a second name of a file."""
+    """Folders outside, linked into a corpus that has two loops, a link to nothing and a second name of a file."""
     for name in ("corpus/a.wav", "corpus/real/b.wav", "disk/c.wav", "disk/deep/d.wav", "corpus/.hidden/e.wav"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -207,7 +207,8 @@ def test_mutated_manifests_and_texts_give_utterances_or_corpus_errors(clips):
     rng = random.Random(0)
     words = '"words": [{"word": "hi", "start_ms": 0, "end_ms": 90}, {"word": "you", "start_ms": 90, "end_ms": 250}]'
     forms = {
-        "m.jsonl": f'{{"audio": "a.wav", "text": "hi you", "id": "x", "speaker": "s", {words}}}\n{{"audio": "b.wav"}}\n',
+        "m.jsonl": f'{{"audio": "a.wav", "text": "hi you", "id": "x", "speaker": "s", {words}}}\n'
+        '{"audio": "b.wav"}\n',
         "m.json": '[{"audio_filepath": "a.wav", "offset": 0.1, "duration": 0.2}, {"audio": {"path": "b.wav"}}]',
         "c.jsonl": '{"id": "c", "start": 0, "duration": 1, "supervisions": [{"text": "x", "speaker": "y"}], '
         '"recording": {"sources": [{"type": "file", "source": "a.wav"}]}}\n',

@@ -45,9 +45,9 @@ def test_f0_and_voicing(kind, row, clip):
     arrays, key = golden_arrays("fcpe.npz"), f"{kind}/{clip}.wav/"
 
     def check(name, ours):
-        theirs = arrays[key + name]
-        np.testing.assert_allclose(ours[row][: len(theirs)], theirs, rtol=0, atol=tolerance(f"fcpe/{key}{name}"))
-        return len(theirs)
+        expected = arrays[key + name]
+        np.testing.assert_allclose(ours[row][: len(expected)], expected, rtol=0, atol=tolerance(f"fcpe/{key}{name}"))
+        return len(expected)
 
     assert check("f0_raw", f0) == frames[row]
     if key + "latent" in arrays:
@@ -64,9 +64,9 @@ def test_f0_and_voicing(kind, row, clip):
 
 def test_log_mel():
     """The tolerance is the golden set's; the log amplifies FFT rounding in the tone's empty bands."""
-    theirs = golden_arrays("fcpe.npz")["tone_a.wav/mel"]
+    expected = golden_arrays("fcpe.npz")["tone_a.wav/mel"]
     atol = tolerance("fcpe/tone_a.wav/mel")
-    np.testing.assert_allclose(outputs("tiny")[0][3][: len(theirs)], theirs, rtol=0, atol=atol)
+    np.testing.assert_allclose(outputs("tiny")[0][3][: len(expected)], expected, rtol=0, atol=atol)
 
 
 def test_mel_filters_are_librosas():

@@ -44,12 +44,12 @@ def pair(request):
 
 def test_audio_and_durations_equal_torch(pair):
     # In float32, 2e-6 is twenty roundings of a value below 1. The audio has a standard deviation of 0.1 to 0.5.
-    config, theirs, model, params = pair
+    config, reference, model, params = pair
     arguments = random_codes(config, 2, 13)
     folded = fold_weight_norm(params)
     with torch.inference_mode():
-        expected = theirs(*tensors(arguments)).numpy()
-        expected_log = theirs.log_durations(torch.tensor(arguments[0])).numpy()
+        expected = reference(*tensors(arguments)).numpy()
+        expected_log = reference.log_durations(torch.tensor(arguments[0])).numpy()
     assert expected.std() > 0.1
     np.testing.assert_allclose(generate(model, folded, *arguments), expected, atol=2e-6)
     bounds = np.zeros(2, int), np.full(2, 13)
@@ -131,10 +131,10 @@ def test_context_of_the_released_vocoders():
 
 
 def test_weight_norm_folds_as_torch_and_splits_back(pair):
-    config, theirs, _, params = pair
+    config, reference, _, params = pair
     folded = fold_weight_norm(params)
     again = TorchHifiGan(config)
-    again.load_state_dict(theirs.state_dict())
+    again.load_state_dict(reference.state_dict())
     state = again.fold().state_dict()  # torch multiplies them out
     up, conv = state["ups.1.weight"].permute(2, 0, 1), state["resblocks.2.convs2.1.weight"].permute(2, 1, 0)
     np.testing.assert_allclose(folded["ups_1"]["kernel"], up, rtol=1e-6, atol=1e-8)
@@ -148,16 +148,16 @@ def test_weight_norm_folds_as_torch_and_splits_back(pair):
 def test_gradients_reach_both_factors_and_equal_torch():
     small = {**BASE, "upsample_rates": [6], "upsample_kernel_sizes": [8], "resblock_kernel_sizes": [3]}
     small["resblock_dilation_sizes"] = [[1, 2]]
-    theirs, model, params = random_vocoders(small)
+    reference, model, params = random_vocoders(small)
     arguments = random_codes(small, 1, 6)
-    theirs(*tensors(arguments)).square().sum().backward()
+    reference(*tensors(arguments)).square().sum().backward()
 
     def energy(params):
         audio = jnp.asarray(model.apply({"params": fold_weight_norm(params)}, *arguments, method="generate"))
         return jnp.sum(audio**2)
 
     gradients = jax.jit(jax.grad(energy))(jax.tree.map(jnp.asarray, params))
-    expected = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    expected = {name: p.grad for name, p in reference.named_parameters() if p.grad is not None}
     found = to_torch(table.rows({}), {path: np.asarray(value) for path, value in flatten(gradients).items()})
     for name in (
         "ups.0.weight_g",
@@ -166,10 +166,8 @@ def test_gradients_reach_both_factors_and_equal_torch():
         "conv_pre.weight_v",
         "spkr.weight",
     ):
-        reference = expected[name].numpy()
-        np.testing.assert_allclose(
-            np.asarray(found[name]), reference, atol=2e-5 * np.abs(reference).max(), err_msg=name
-        )
+        gradient = expected[name].numpy()
+        np.testing.assert_allclose(np.asarray(found[name]), gradient, atol=2e-5 * np.abs(gradient).max(), err_msg=name)
 
 
 @pytest.mark.parametrize(
@@ -189,8 +187,8 @@ def test_full_size_has_the_published_parameters(name, parameters):
 
 
 def test_state_dicts_survive_a_round_trip_bit_for_bit(pair):
-    config, theirs, _, params = pair
-    state = theirs.state_dict()
+    config, reference, _, params = pair
+    state = reference.state_dict()
     back = to_torch(table.rows(table.part_config(config)), flatten(params), names=list(state))
     assert list(back) == list(state)
     for name, value in back.items():

@@ -21,9 +21,9 @@ from tests.support.goldens import check_codes, golden, golden_arrays, tolerance
 from tests.support.released import HUBERT, STYLE
 
 
-def check(name, ours, theirs):
+def check(name, found, expected):
     """Within the tolerance that the golden set states for the array (ten times the reference's own float32 noise)."""
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance(name), err_msg=name)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance(name), err_msg=name)
 
 
 @functools.cache
@@ -54,8 +54,8 @@ def test_hubert_features_and_units_with_weight_norm(row, clip):
 def test_hubert_intermediates():
     (_, frames, _, found), params = hubert_outputs(HUBERT)
     arrays, key, t = golden_arrays("hubert.npz"), "espeak_a_22k.wav/", frames[0]
-    for ours, theirs in (("features", "feat_ln"), ("projected", "proj"), ("encoder_input", "enc_in")):
-        check(f"hubert/{key}{theirs}", found[ours][0][0, :t], arrays[key + theirs])
+    for name, suffix in (("features", "feat_ln"), ("projected", "proj"), ("encoder_input", "enc_in")):
+        check(f"hubert/{key}{suffix}", found[name][0][0, :t], arrays[key + suffix])
     check(f"hubert/{key}conv", found["conv"][0][0, :t].T, arrays[key + "conv"])
     check(f"hubert/{key}layers", found["layers"]["output"][0][:, 0, :t], arrays[key + "layers"])
     assert set(params["encoder"]["position"]) == {"gain", "kernel", "bias"}
@@ -83,10 +83,10 @@ def test_features_of_real_speech_and_of_lengths_around_each_threshold(directory)
     clips = [clip(name) for name in names]
     features, frames = jax.jit(functools.partial(model.apply, {"params": encoder}))(*padded(clips))
     for row, name in enumerate(names):
-        theirs = arrays[f"{name}{suffix}/feat"]
-        assert frames[row] == len(theirs)
+        expected = arrays[f"{name}{suffix}/feat"]
+        assert frames[row] == len(expected)
         atol = 10 * float(arrays[f"{name}/feat_noise_max"]) if batch_norm else tolerance(f"hubert/{name}.wav/feat")
-        np.testing.assert_allclose(features[row, : len(theirs)], theirs, rtol=0, atol=atol, err_msg=name)
+        np.testing.assert_allclose(features[row, : len(expected)], expected, rtol=0, atol=atol, err_msg=name)
 
 
 @functools.cache
@@ -106,8 +106,8 @@ def test_style_classifier(row, clip):
     check(f"style/{key}logits", logits[row, :k], arrays[key + "logits"])
     np.testing.assert_array_equal(logits[row, :k].argmax(-1), arrays[key + "codes"])
     if clip == "espeak_a_22k":
-        theirs = arrays[key + "projected"]
-        check(f"style/{key}projected", found["intermediates"]["projected"][0][row, : len(theirs)], theirs)
+        expected = arrays[key + "projected"]
+        check(f"style/{key}projected", found["intermediates"]["projected"][0][row, : len(expected)], expected)
 
 
 SMALL = {
@@ -143,19 +143,19 @@ def test_every_layer_equals_transformers(name):
     family, changes = VARIANTS[name]
     torch.manual_seed(0)
     hf_config = getattr(transformers, f"{family}Config")(**{**SMALL, **changes})
-    theirs = getattr(transformers, f"{family}Model")(hf_config).eval()
+    reference = getattr(transformers, f"{family}Model")(hf_config).eval()
     with torch.no_grad():
-        for key, tensor in theirs.state_dict().items():
+        for key, tensor in reference.state_dict().items():
             if tensor.is_floating_point():  # also biases, norms and running statistics, which start as 0 and 1
                 tensor.add_(0.1 * torch.rand_like(tensor) if "running_var" in key else 0.1 * torch.randn_like(tensor))
     samples = 5 * (2 * QUERY_BLOCK + 77) if "query block" in name else 3000
     audio = np.random.default_rng(1).normal(size=(2, samples)).astype(np.float32)
     with torch.no_grad():
-        expected = theirs(torch.from_numpy(audio), output_hidden_states=True)
+        expected = reference(torch.from_numpy(audio), output_hidden_states=True)
 
     config = style.hf_encoder_config({**SMALL, **changes})
     shapes = hubert.encoder_shapes(config)
-    tensors = {key: value.numpy() for key, value in theirs.state_dict().items()}
+    tensors = {key: value.numpy() for key, value in reference.state_dict().items()}
     flat, _ = table.to_jax(style.hf_encoder_rows(config, "", ""), tensors, shapes, name)
     params = unflatten({path: np.asarray(array) for path, array in flat.items()})
     run = jax.jit(lambda audio: Wav2Vec2Model(config).apply({"params": params}, audio, mutable="intermediates"))

@@ -53,7 +53,7 @@ def load(name: str) -> SpiritLM:
 
 @functools.cache
 def with_speech(name: str) -> pathlib.Path:
-    """A small golden checkpoint with the parts of the golden speech tokenizer that fit it: HuBERT (base) and a vocoder."""
+    """A small golden checkpoint with the golden speech tokenizer's parts that fit it: HuBERT (base) and a vocoder."""
     target = pathlib.Path(_scratch.name) / f"{name}_with_speech"
     shutil.copytree(converted(name), target)
     variant: Variant = "base" if name.endswith("base") else "expressive"

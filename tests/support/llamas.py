@@ -63,8 +63,8 @@ def golden_llama(name: str) -> tuple[LlamaConfig, llama.Params]:
             state |= load_file(shard)
     params = params_from_torch(state, config)
     # Coordinate 0 of the files was overwritten (+-3 in the embedding, +-4 in the head) after the outputs were computed.
-    # The outputs determine the old values: one unknown for each token against a row of hidden states, one for each id of
-    # the vocabulary against a column of logits. llama_coordinate_0.npz holds the solution in float64.
+    # The outputs determine the old values: one unknown for each token against a row of hidden states, one for each id
+    # of the vocabulary against a column of logits. llama_coordinate_0.npz holds the solution in float64.
     before = golden_arrays("../variants/llama_coordinate_0.npz")
     params["embed_tokens"] = params["embed_tokens"].copy()
     params["embed_tokens"][before[f"{name}/ids"], 0] = before[f"{name}/embed_column_0"]

@@ -41,18 +41,18 @@ EXPRESSIVE = {
 def random_vocoders(config: dict[str, Any], seed: int = 0) -> tuple[TorchHifiGan, HifiGan, dict[str, Any]]:
     """PyTorch's vocoder with random weights, loud enough to saturate somewhere, and the same network and parameters."""
     torch.manual_seed(seed)
-    theirs = TorchHifiGan(config).eval()
+    reference = TorchHifiGan(config).eval()
     with torch.no_grad():
-        for name, value in theirs.named_parameters():
+        for name, value in reference.named_parameters():
             if name.endswith("weight_g"):
                 value.uniform_(0.5, 1.5)
             elif name.endswith("bias") or "ln" in name:
                 value.add_(0.3 * torch.randn_like(value))
     part = table.part_config(config)
-    state = {name: value.detach().numpy() for name, value in theirs.state_dict().items()}
+    state = {name: value.detach().numpy() for name, value in reference.state_dict().items()}
     params, kept = to_jax(table.rows(part), state, table.shapes(part), "state")
     assert not kept
-    return theirs, HifiGan(HifiGanConfig.from_dict(part["hifigan"])), unflatten(params)
+    return reference, HifiGan(HifiGanConfig.from_dict(part["hifigan"])), unflatten(params)
 
 
 def random_codes(config: dict[str, Any], rows: int, frames: int) -> list[np.ndarray | None]:

@@ -25,7 +25,8 @@ ID = ("id", "utterance_id", "utt_id")
 
 _LHOTSE = ("recording", "supervisions", "start", "duration", "channel", "type")
 _REMARKS = ("score", "seconds", "samples", "transcript_by")
-"""Fields that `align` adds for people and filters; reading ignores them, the `samples` of fairseq, and `score` and `interpolated` of a word."""
+"""Fields that `align` adds for people and filters. Reading ignores them, fairseq's `samples`, and the `score` and
+`interpolated` of a word."""
 _KNOWN = {*AUDIO, *FILES, *TEXT, *SPEAKER, *ID, *_REMARKS, "words", "offset", "duration"}
 
 _SHORTEST_MEAN_MS = 10

@@ -1,7 +1,8 @@
 """Speech that stock TFDS builders prepared (librispeech, libritts, ljspeech, vctk, ...), read without TensorFlow.
 
-Such datasets have one `features.Audio`. TFDS itself needs TensorFlow to read it. Records are `tf.train.Example` protocol buffers in ArrayRecord or
-TFRecord files. They hold the samples of the audio, or with `lazy_decode` the content of an audio file.
+Such datasets have one `features.Audio`. TFDS itself needs TensorFlow to read it. Records are `tf.train.Example`
+protocol buffers in ArrayRecord or TFRecord files. They hold the samples of the audio, or with `lazy_decode` the content
+of an audio file.
 """
 
 import bisect

@@ -1,4 +1,4 @@
-"""The code that runs on accelerators, run on CPU: it has other layouts and fewer shapes, and the same units and audio."""
+"""The code for accelerators, run on CPU: its layouts differ and its shapes are fewer; units and audio are the same."""
 
 import numpy as np
 import pytest
@@ -39,9 +39,9 @@ def test_style_units_equal_the_reference(accelerator):
 
 @pytest.mark.parametrize("variant", ["base", "expressive"])
 def test_audio_equals_that_of_the_code_for_cpus(accelerator, monkeypatch, variant):
-    """Clips shorter and longer than the window, compared with the code for CPUs, which other tests hold to the reference.
+    """Clips shorter and longer than the window, compared with the code for CPUs.
 
-    Two float32 programs for one network differ by up to 2e-6.
+    Other tests hold that code to the reference. Two float32 programs for one network differ by up to 2e-6.
     """
     rng = np.random.default_rng(0)
     units = [

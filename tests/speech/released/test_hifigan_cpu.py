@@ -44,7 +44,7 @@ def test_prepared_network_equals_torch():
     """128 channels: the convolutions that become spectra."""
     wide = {**BASE, "upsample_rates": [6], "upsample_kernel_sizes": [8], "upsample_initial_channel": 256}
     wide |= {"resblock_kernel_sizes": [7], "resblock_dilation_sizes": [[3]]}
-    theirs, network, params = random_vocoders(wide)
+    reference, network, params = random_vocoders(wide)
     folded = fold_weight_norm(params)
     network, generate, prepared = hifigan_cpu.for_inference(network.config, folded)
     assert {path for path in flatten(prepared) if path.endswith(("spectrum", "phases"))} == {
@@ -54,13 +54,14 @@ def test_prepared_network_equals_torch():
     }
     arguments = random_codes(wide, 1, 20)
     with torch.inference_mode():
-        expected = theirs(*tensors(arguments)).numpy()
+        expected = reference(*tensors(arguments)).numpy()
     found = jax.jit(functools.partial(network.apply, method=generate))({"params": prepared}, *arguments)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     bounds = np.zeros(1, int), np.full(1, 20)
     log_durations = jnp.asarray(network.apply({"params": prepared}, arguments[0], *bounds, method="log_durations"))
     with torch.inference_mode():
-        np.testing.assert_allclose(log_durations, theirs.log_durations(torch.tensor(arguments[0])).numpy(), atol=5e-6)
+        expected_log = reference.log_durations(torch.tensor(arguments[0])).numpy()
+        np.testing.assert_allclose(log_durations, expected_log, atol=5e-6)
 
 
 @pytest.mark.parametrize("kernels", ["reference", "gpu", "tpu"])
