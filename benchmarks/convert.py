@@ -1,6 +1,6 @@
 """Measures the memory and time of importing and exporting a synthetic Llama of Spirit LM's width.
 
-    python benchmarks/convert.py [--layers 4] [--directory /tmp] [--step]
+    python -m benchmarks.convert [--layers 4] [--directory /tmp] [--step]
 
 With 32 layers the model has the full 7 billion parameters: 13.5 GB in bfloat16, three times on disk. Memory does not
 depend on the number of layers, because a conversion holds a block of one tensor at a time. Each command runs in a

@@ -1,4 +1,4 @@
-"""python benchmarks/data.py [--batches 150] [--workers 0 2] [--tokenizer DIR]
+"""python -m benchmarks.data [--batches 150] [--workers 0 2] [--tokenizer DIR]
 
 Measures the data pipeline from record files to batches on realistic synthetic records: a third each of speech
 (utterances of 2-16 s), interleaved aligned speech, and text documents (about 200-2000 tokens), mixed by tokens and

@@ -1,6 +1,7 @@
 """Speed of the unit encoders against PyTorch on the same clips and the same machine.
 
-    python benchmarks/encode.py [--rounds 5] [--seconds 10] [--clips 8]
+    pip install einops && pip install --no-deps local-attention hyper-connections  # what torchfcpe needs
+    python -m benchmarks.encode [--rounds 5] [--seconds 10] [--clips 8]
 
 The networks have full size: HuBERT at 25 Hz up to layer 11 and the style encoder, both with random weights, against
 transformers; FCPE with its real weights against torchfcpe, where only our side also runs the VQ-VAE (0.2 M parameters);
@@ -27,21 +28,16 @@ from typing import Any
 import jax
 import numpy as np
 import torch
+import transformers
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
-# transformers imports torchaudio if it can, and a build for another torch does not load. None makes the import fail.
-sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  # documented, not in the stubs
-import transformers  # noqa: E402
-
-from spirit_jax.checkpoint import unflatten  # noqa: E402
-from spirit_jax.convert import table  # noqa: E402
-from spirit_jax.convert.components import fcpe, hubert, style, vqvae  # noqa: E402
-from spirit_jax.convert.formats.torch_file import load_torch  # noqa: E402
-from spirit_jax.core.constants import SAMPLE_RATE  # noqa: E402
-from spirit_jax.speech.released.phonetic import HubertEncoder  # noqa: E402
-from spirit_jax.speech.released.pitch import VQVAEPitch  # noqa: E402
-from spirit_jax.speech.released.style import Wav2Vec2Style  # noqa: E402
+from spirit_jax.checkpoint import unflatten
+from spirit_jax.convert import table
+from spirit_jax.convert.components import fcpe, hubert, style, vqvae
+from spirit_jax.convert.formats.torch_file import load_torch
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.released.pitch import VQVAEPitch
+from spirit_jax.speech.released.style import Wav2Vec2Style
 
 OUTPUT_LAYER = 11
 

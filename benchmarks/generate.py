@@ -1,6 +1,6 @@
 """Compare greedy generation with Hugging Face's `generate` in PyTorch: same weights, same prompts.
 
-    python benchmarks/generate.py [--hidden 768] [--layers 12] [--batch 1 16] [--prompt 64] [--new 32] [--repeats 3]
+    python -m benchmarks.generate [--hidden 768] [--layers 12] [--batch 1 16] [--prompt 64] [--new 32] [--repeats 3]
         [--dtype float32] [--stacked]
 
 Prefill and decode are timed apart. Prefill is the time of a prompt with one new token; decode is the time that each
@@ -10,24 +10,20 @@ cannot be faster than memory; how fast all cores read memory is measured first. 
 accelerators (`models/llama.py`) instead of the CPU's (`inference/llama_cpu.py`), which shows what the CPU layout gains.
 """
 
-# ruff: noqa: E402 - the environment must be set before JAX and transformers are imported
-
 import argparse
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Hide torchaudio: transformers imports it if it is installed, and a build for another torch does not load.
-sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  None is how Python hides a module
 
 import jax
 import numpy as np
 import torch
 import transformers
 
+from benchmarks.hugging_face import random_llama
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import llama as table
 from spirit_jax.convert.table import to_jax
@@ -55,18 +51,7 @@ def models(hidden: int, layers: int, dtype: str, stacked: bool) -> tuple[transfo
         dtype=dtype,
         param_dtype=dtype,
     )
-    torch.manual_seed(0)
-    reference_config = transformers.LlamaConfig(
-        vocab_size=config.vocab_size,
-        hidden_size=config.hidden_size,
-        intermediate_size=config.intermediate_size,
-        num_hidden_layers=config.num_hidden_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_key_value_heads=config.num_key_value_heads,
-        rms_norm_eps=config.rms_norm_eps,
-        initializer_range=0.1,
-    )
-    reference = transformers.LlamaForCausalLM(reference_config).eval()
+    reference = random_llama(config, initializer_range=0.1).eval()
     tensors = {name: tensor.numpy() for name, tensor in reference.state_dict().items()}
     arrays, _ = to_jax(table.rows(config), tensors, table.shapes(config), "torch")
     params = unflatten({path: np.asarray(array) for path, array in arrays.items()})

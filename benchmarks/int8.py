@@ -1,6 +1,6 @@
 """Measure what weights in 8 bits change: log-likelihoods, the most likely tokens, and memory.
 
-    python benchmarks/int8.py [--checkpoint RUN/checkpoints/STEP] [--hidden 1024] [--layers 16] [--documents 32]
+    python -m benchmarks.int8 [--checkpoint RUN/checkpoints/STEP] [--hidden 1024] [--layers 16] [--documents 32]
         [--config FILE]
 
 With a step of a training run, held-out documents of each of its sources (text, speech, interleaved) are scored in

@@ -1,6 +1,6 @@
 """Compares the training step with that of Hugging Face's Llama in PyTorch on the same machine.
 
-    python benchmarks/train_step.py [--rounds 7] [--batch 4] [--length 1024] [--hidden 512] [--layers 6] [--vocab 32768]
+    python -m benchmarks.train_step [--rounds 7] [--batch 4] [--length 1024] [--hidden 512] [--layers 6] [--vocab 32768]
 
 One process builds the same float32 Llama twice (about 50 M parameters by default) and runs steps of both in turn:
 forward, loss, backward, clipping by global norm, AdamW. Each round also times one large matrix product of each library;
@@ -20,7 +20,6 @@ import functools
 import os
 import platform
 import statistics
-import sys
 import time
 import typing
 from collections.abc import Callable
@@ -30,14 +29,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
+import transformers
 
-sys.path.insert(0, os.path.join(os.path.dirname(__file__), ".."))
-# Hide torchaudio: transformers imports it if it is installed, and a build for another torch does not load.
-sys.modules.setdefault("torchaudio", None)  # pyright: ignore[reportArgumentType]  None is how Python hides a module
-import transformers  # noqa: E402
-
-from spirit_jax.models import llama  # noqa: E402
-from spirit_jax.models.losses import next_token_losses  # noqa: E402
+from benchmarks.hugging_face import random_llama
+from spirit_jax.models import llama
+from spirit_jax.models.losses import next_token_losses
 
 LEARNING_RATE, BETAS, EPSILON, WEIGHT_DECAY, CLIP = 3e-4, (0.9, 0.95), 1e-8, 0.1, 1.0
 
@@ -78,22 +74,7 @@ def jax_step(config: llama.LlamaConfig, batch: int, length: int) -> Step:
 def torch_step(config: llama.LlamaConfig, batch: int, length: int) -> Step:
     """The same step in PyTorch: fused AdamW and scaled_dot_product_attention, on a GPU if PyTorch finds one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(0)
-    network = transformers.LlamaForCausalLM(
-        transformers.LlamaConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.num_hidden_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_key_value_heads=config.num_key_value_heads,
-            rms_norm_eps=config.rms_norm_eps,
-            initializer_range=config.initializer_range,
-            max_position_embeddings=config.max_position_embeddings,
-            tie_word_embeddings=config.tie_word_embeddings,
-            attn_implementation="sdpa",  # pyright: ignore[reportCallIssue]  # an argument of its base class
-        )
-    )
+    network = random_llama(config, config.initializer_range)
     model = typing.cast(torch.nn.Module, network).to(device).train()
     optimizer = torch.optim.AdamW(
         model.parameters(), LEARNING_RATE, BETAS, EPSILON, weight_decay=WEIGHT_DECAY, fused=True
