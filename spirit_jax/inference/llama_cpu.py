@@ -1,9 +1,9 @@
 """CPU implementation of the Llama decoder. Activations are [D, B, T]; weights and KV cache are stored per layer.
 
 `models/llama.py` is the reference, and tests/inference/test_llama_cpu.py holds this implementation to it. It exists
-because XLA:CPU runs it faster than stacked layers: a model of 135 M parameters in float32 on two cores decodes 2.0
-times as many tokens a second at batch 1 and 1.6 times at batch 16, and reads prompts 1.3 times as fast
-(`benchmarks/generate.py` with and without `--stacked`). The reasons:
+because XLA:CPU runs it faster than stacked layers: a model of 135 M parameters in float32 on two cores decodes 1.8
+times as many tokens a second at batch 1 and 1.6 times at batch 16, and reads prompts 1.5 and 1.1 times as fast
+(`python -m benchmarks.generate` with and without `--stacked`). The reasons:
 
 - Weights are [outputs, inputs] and stand on the left of each product. XLA:CPU multiplies the few columns of a decode
   step faster in this order than rows by [inputs, outputs].
