@@ -1,4 +1,4 @@
-"""Folders and globs of audio files, with transcripts in text files beside them."""
+"""Folders and globs of audio files, with transcripts and word times in files beside them."""
 
 import collections
 import dataclasses
@@ -11,12 +11,19 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from spirit_jax.core.files import read_text
 from spirit_jax.core.paths import walk_files
+from spirit_jax.corpora.alignment.formats import (
+    SUFFIXES_BESIDE_AUDIO,
+    AlignedWords,
+    read_alignment,
+    with_words,
+)
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import position
 from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
 from spirit_jax.corpora.readers.fields import relative_id
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
+_TRANSCRIPT_SUFFIXES = (".txt", ".lab")
 _MACOS_PREFIX = "._"
 """macOS puts a file of attributes with this prefix beside each file on foreign disks."""
 
@@ -29,11 +36,13 @@ class AudioFiles(Sequence[Utterance]):
     Attributes:
         name: of the corpus.
         split: name of the records.
+        splits: (), for files and folders have none, or those of a corpus by name.
         location: the manifest or folder that they come from.
         has_speech: True.
     """
 
     has_speech = True
+    splits: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -164,12 +173,27 @@ def _utterances(paths: Iterable[pathlib.Path], root: pathlib.Path) -> Iterator[U
     for path in paths:
         if path.suffix.lower() in AUDIO_SUFFIXES and not path.name.startswith(_MACOS_PREFIX):
             try:
-                yield Utterance(relative_id(path, root), path, _transcript(path), transcript_required=False)
+                utterance = Utterance(relative_id(path, root), path, _transcript(path), transcript_required=False)
+                yield with_words(utterance, _words_beside(path))
             except CorpusError as error:
                 yield error
 
 
 def _transcript(audio: pathlib.Path) -> str:
-    """The content of the `.txt` file beside an audio file, "" if there is none."""
-    path = audio.with_suffix(".txt")
-    return read_text(path, CorpusError).replace("\r\n", "\n").strip() if os.path.lexists(path) else ""
+    """The content of the `.txt` file beside an audio file, or of a `.lab` file without times; "" if there is none."""
+    for suffix in _TRANSCRIPT_SUFFIXES:
+        path = audio.with_suffix(suffix)
+        if os.path.lexists(path) and (suffix == ".txt" or read_alignment(path) is None):
+            return read_text(path, CorpusError).replace("\r\n", "\n").strip()
+    return ""
+
+
+def _words_beside(audio: pathlib.Path) -> AlignedWords | None:
+    """The words in the alignment file beside an audio file; None if there is none."""
+    for suffix in SUFFIXES_BESIDE_AUDIO:
+        for spelled in dict.fromkeys((suffix, suffix.lower())):
+            path = audio.with_suffix(spelled)
+            found = read_alignment(path) if os.path.lexists(path) else None
+            if found:
+                return found[""]
+    return None
