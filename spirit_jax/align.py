@@ -3,12 +3,13 @@
     python -m spirit_jax.align --input clips/ --output aligned
     python -m spirit_jax.align --input manifest.jsonl --output aligned --min-score 0.3 --write textgrid
     python -m spirit_jax.align --input clips/ --output aligned --transcribe moonshine
+    python -m spirit_jax.align --input chapters/ --output aligned --max-seconds 20
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input aligned/train.jsonl --output records/mine
 
 The input is anything with speech that `encode` takes: a folder of recordings with a `.txt` file beside each, a
-manifest, a prepared TFDS directory or a bundled corpus. The result is a manifest with word times, a list of the clips
-that were left out and why, and a summary with a histogram of the word scores. The same command resumes a job that was
-killed.
+manifest, a prepared TFDS directory, a published corpus (`librispeech:DIR`) or a bundled one. The result is a manifest
+with word times, a list of the clips that were left out and why, and a summary with a histogram of the word scores. The
+same command resumes a job that was killed.
 """
 
 import dataclasses
@@ -18,6 +19,7 @@ from collections.abc import Callable, Sequence
 from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.corpora.alignment.aligner import Aligner
+from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
 from spirit_jax.corpora.alignment.sphinx import SphinxAligner
 from spirit_jax.corpora.alignment.writers import WRITERS
@@ -39,7 +41,8 @@ class AlignConfig:
     """
 
     input: str
-    """Folder or glob of audio files, manifest (.jsonl, .tsv), prepared TFDS directory, or name of a bundled corpus."""
+    """Folder or glob of audio files, manifest (.jsonl, .tsv), prepared TFDS directory, published corpus (NAME:DIR), or
+    name of a bundled corpus."""
     output: str
     """Directory of the manifest, SPLIT.jsonl, and of what goes with it."""
     split: str = "train"
@@ -55,6 +58,14 @@ class AlignConfig:
     """Language of the transcripts, for numbers and abbreviations: a code that num2words knows."""
     min_score: float = 0.0
     """Clips whose words have a lower mean score are left out and counted; scores of different aligners differ."""
+    max_seconds: float | None = None
+    """Cut longer recordings at pauses and sentence ends into utterances of at most this many seconds; 20 suits
+    training. Without it nothing is cut."""
+    alignments: str | None = None
+    """File or folder with word times of other tools (.TextGrid, .ctm, .lab, .alignment.txt, .json); clips that have
+    them there keep them, as with `keep_times`."""
+    keep_times: bool = False
+    """Clips whose words have times in the input keep them; only the others are aligned."""
     overwrite: bool = False
     """Replace a finished alignment of another input, aligner or setting."""
 
@@ -68,7 +79,8 @@ class AlignConfig:
 
     def alignment(self) -> AlignmentSettings:
         """The options that decide words and times."""
-        return AlignmentSettings(self.language, self.min_score)
+        keep_times = self.keep_times or self.alignments is not None
+        return AlignmentSettings(self.language, self.min_score, self.max_seconds, keep_times)
 
 
 def align(settings: AlignConfig) -> None:
@@ -79,6 +91,8 @@ def align(settings: AlignConfig) -> None:
         JobError: no clip could be aligned.
     """
     corpus = open_input(settings.input, settings.split)
+    if settings.alignments is not None:
+        corpus = attach_alignments(corpus, settings.alignments)
     recognizer = open_recognizer(settings.transcribe) if settings.transcribe else None
     summary = align_corpus(
         corpus,

@@ -12,6 +12,8 @@ import pytest
 from spirit_jax.align import main
 from spirit_jax.audio import save_audio
 from spirit_jax.corpora import open_corpus, open_input, write_corpus
+from spirit_jax.corpora.alignment.aligner import WordTime
+from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus
 
 CLIPS = 6
 
@@ -140,6 +142,8 @@ def test_files_for_other_tools_hold_the_same_words(folder, tmp_path):
         (["--aligner", "nobody"], "choose among pocketsphinx"),
         (["--write", "pdf"], "choose among textgrid"),
         (["--min_score", "2"], "between 0 and 1"),
+        (["--max_seconds", "0"], "at least 1"),
+        (["--alignments", "/nowhere"], "no such file or folder with word times"),
         (["--transcribe", "nobody"], "unknown recognizer"),
         (["--transcribe", "whisper:/nowhere"], "local directory"),
     ],
@@ -163,3 +167,91 @@ def test_segment_of_a_longer_file_keeps_its_place(folder, tmp_path):
     assert abs(aligned.load().size - pieces[1].size) <= 1
     # pocketsphinx on this corpus: 13 ms on average
     assert np.abs(aligned.spans_ms - corpus[1].spans_ms).mean() < 40
+
+
+@pytest.fixture(scope="module")
+def chapter(tmp_path_factory):
+    """A folder with one recording of three sentences, their transcript, and where each word is."""
+    directory = tmp_path_factory.mktemp("chapter")
+    corpus = open_corpus("spirit_mini", "validation")
+    pieces, spans, offset = [], [], 0
+    for index in range(3):
+        audio = corpus[index].load()
+        spans.append(corpus[index].spans_ms + offset * 1000 // 16_000)
+        pieces += [audio, np.zeros(8000, np.float32)]
+        offset += audio.size + 8000
+    save_audio(directory / "chapter.wav", np.concatenate(pieces))
+    text = " ".join(f"{corpus[index].text.rstrip('.')}." for index in range(3))
+    (directory / "chapter.txt").write_text(text)
+    return directory, text, np.concatenate(spans)
+
+
+def test_long_recording_is_cut_at_sentence_ends_and_the_text_follows(chapter, tmp_path):
+    folder, text, spans = chapter
+    run("--input", folder, "--output", tmp_path, "--max-seconds", 6)
+    manifest = lines(tmp_path / "train.jsonl")
+    assert [line["id"] for line in manifest] == ["chapter-0001", "chapter-0002"]
+    assert " ".join(line["text"] for line in manifest) == text
+    assert all(line["text"].endswith(".") and line["duration"] <= 6 for line in manifest)
+    assert all(0 < line["score"] <= 1 for line in manifest)
+    found = []
+    for piece in open_input(str(tmp_path / "train.jsonl"), "train"):
+        piece.load()  # the words are inside the audio of the piece
+        found.append(piece.spans_ms + round(piece.offset_s * 1000))
+    assert np.abs(np.concatenate(found) - spans).mean() < 40
+
+
+class Heard:
+    """A recognizer that hears one word a clip, and an aligner that finds it in the first half of the clip."""
+
+    name = "heard"
+
+    def __init__(self):
+        self.lengths = []
+
+    def transcribe(self, clips):
+        self.lengths += [clip.size for clip in clips]
+        return ["yes" for _ in clips]
+
+    def align(self, clips, transcripts):
+        return [[WordTime(0, clip.size // 32, 0.5)] for clip in clips]
+
+
+def test_recording_without_a_transcript_is_cut_where_nobody_speaks(chapter, tmp_path):
+    source, _, spans = chapter
+    folder = tmp_path / "untranscribed"
+    folder.mkdir()
+    (folder / "chapter.wav").write_bytes((source / "chapter.wav").read_bytes())
+    save_audio(folder / "silent.wav", np.zeros(16_000 * 7, np.float32))
+    heard = Heard()
+    settings = AlignmentSettings(max_seconds=6)
+    corpus = open_input(str(folder), "train")
+    summary = align_corpus(corpus, heard, tmp_path / "out", settings, recognizer=heard, progress=False)
+    manifest = lines(tmp_path / "out/train.jsonl")
+    assert (summary.utterances, summary.transcribed, summary.left_out) == (len(manifest), len(manifest), 1)
+    assert "nobody speaks" in lines(tmp_path / "out/train.left_out.jsonl")[0]["reason"]
+    bounds = [(line["offset"] * 1000, (line["offset"] + line["duration"]) * 1000) for line in manifest]
+    middles = spans.mean(axis=1)
+    assert all(any(start < middle < end for start, end in bounds) for middle in middles)
+    assert max(heard.lengths) <= 6 * 16_000
+    loaded = [each.load().size for each in open_input(str(tmp_path / "out/train.jsonl"), "train")]
+    assert sorted(loaded) == pytest.approx(sorted(heard.lengths), abs=1)
+
+
+def test_word_times_of_other_tools_are_kept_and_cut(chapter, tmp_path):
+    folder, text, spans = chapter
+    rows = "".join(
+        f"{start / 1000}\t{end / 1000}\t{word}\n"
+        for word, (start, end) in zip(text.split(), spans.tolist(), strict=True)
+    )
+    (tmp_path / "words").mkdir()
+    (tmp_path / "words/chapter.lab").write_text(rows)
+    run("--input", folder, "--output", tmp_path / "out", "--alignments", tmp_path / "words", "--max-seconds", 6)
+    manifest = lines(tmp_path / "out/train.jsonl")
+    found = [
+        [word["start_ms"] + round(line["offset"] * 1000), word["end_ms"] + round(line["offset"] * 1000)]
+        for line in manifest
+        for word in line["words"]
+    ]
+    np.testing.assert_allclose(found, spans, atol=1)
+    assert not any("score" in word for line in manifest for word in line["words"])

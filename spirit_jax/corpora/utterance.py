@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import threading
 import unicodedata
 
 import numpy as np
@@ -18,6 +19,32 @@ _TOLERANCE_MS = 20
 
 class CorpusError(SpiritError):
     """A corpus or an utterance that cannot be used; the message names the file or the utterance."""
+
+
+class _LastFile:
+    """The file that was decoded last: the parts of a long recording follow each other, and it is decoded once."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._key: tuple[str, int, int] | None = None
+        self._audio = np.zeros(0, np.float32)
+
+    def load(self, path: pathlib.Path) -> Float[np.ndarray, " R"]:
+        """As `load_audio`; the array is shared and read-only."""
+        with self._lock:
+            try:
+                status = path.stat()
+            except (OSError, ValueError):
+                return load_audio(path)  # its message names the file and the reason
+            key = (str(path), status.st_size, status.st_mtime_ns)
+            if key != self._key:
+                self._audio = load_audio(path)
+                self._audio.flags.writeable = False
+                self._key = key
+            return self._audio
+
+
+_LAST_FILE = _LastFile()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,7 +92,8 @@ class Utterance:
         if self.audio is None:
             raise CorpusError(f"utterance {self.id!r} has no audio")
         try:
-            audio = load_audio(self.audio)
+            is_part = isinstance(self.audio, pathlib.Path) and (self.offset_s or self.duration_s is not None)
+            audio = _LAST_FILE.load(self.audio) if is_part else load_audio(self.audio)
         except AudioError as error:
             raise CorpusError(f"utterance {self.id!r}: {error}") from error
         start = round(self.offset_s * SAMPLE_RATE)

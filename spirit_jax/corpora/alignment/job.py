@@ -6,7 +6,8 @@ A job stores each finished block in `DIR/.align-SPLIT/` until all are there, and
     SPLIT.left_out.jsonl   clips without usable word times, each with the reason
     SPLIT.summary.json     counts and the histogram of word scores
 
-A job that was killed resumes at its first missing block.
+Long recordings may be cut into utterances (`segmentation`); a piece has the name of its recording with a number. A job
+that was killed resumes at its first missing block.
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
+from spirit_jax.corpora.alignment.segmentation import choose_pieces, ends_sentence, piece_bounds, voice_pieces
 from spirit_jax.corpora.alignment.spelling import spell
 from spirit_jax.corpora.alignment.writers import write_alignments
 from spirit_jax.corpora.block_store import BlockStore
@@ -38,6 +40,9 @@ from spirit_jax.speech.asr import Recognizer
 
 BLOCK = 32
 """Utterances in a block."""
+
+_GROUP_SAMPLES = 600 * SAMPLE_RATE
+"""Samples of the clips that are in memory at once; a longer recording is alone."""
 
 SCORE_BINS = 20
 """Bins of the histogram of word scores, from 0 to 1."""
@@ -51,8 +56,15 @@ class AlignmentSettings:
     """Language of the transcripts, for numbers and abbreviations: a code that num2words knows."""
     min_score: float = 0.0
     """Clips whose words have a lower mean score are left out and counted."""
+    max_seconds: float | None = None
+    """Longer recordings are cut at pauses and sentence ends into utterances of at most this length; None cuts
+    nothing."""
+    keep_times: bool = False
+    """Whether clips that have word times keep them; otherwise all are aligned."""
 
     def __post_init__(self) -> None:
+        if self.max_seconds is not None and not self.max_seconds >= 1:
+            raise ValueError(f"max_seconds must be at least 1, found {self.max_seconds}")
         if not 0 <= self.min_score <= 1:
             raise ValueError(f"min_score must be between 0 and 1, found {self.min_score}")
 
@@ -179,60 +191,119 @@ class _BlockWork:
         return range(block * BLOCK, min((block + 1) * BLOCK, len(self.corpus)))
 
     def align(self, block: int) -> AlignedBlock:
-        """Load, transcribe where needed, and align the utterances of a block."""
-        loaded: list[tuple[Utterance, np.ndarray]] = []
-        left_out = []
-        for index in self.indices(block):
+        """Load, cut, transcribe where needed, and align the utterances of a block."""
+        result = AlignedBlock([], [])
+        for clips in self._groups(self.indices(block), result.left_out):
+            self._align_group(clips, result)
+        return result
+
+    def _groups(self, indices: Sequence[int], left_out: list[dict[str, Any]]) -> Iterator[list["_Clip"]]:
+        """Clips with their audio, a bounded number of samples at a time; adds what cannot be used to `left_out`."""
+        group: list[_Clip] = []
+        for index in indices:
             where: dict[str, Any] = {"id": f"{index}"}
             try:
                 utterance = self.corpus[index]
-                where = self._source(utterance, utterance.text)
-                loaded.append((utterance, utterance.load()))
+                where = self._source(_Clip(utterance, np.zeros(0)), utterance.text)
+                pieces = self._pieces(_Clip(utterance, utterance.load()))
+                if not pieces:
+                    raise CorpusError(f"utterance {utterance.id!r}: nobody speaks in it")
+                group += pieces
             except (CorpusError, AudioError) as error:
                 left_out.append({**where, "reason": str(error)})
-        texts = self._transcripts(loaded)
-        spelled = [spell(text, self.settings.language) for text in texts]
-        times = self.aligner.align([audio for _, audio in loaded], spelled)
-        lines = []
-        for (utterance, audio), text, words, found in zip(loaded, texts, spelled, times, strict=True):
-            where = self._source(utterance, text)
-            if isinstance(found, AlignmentError):
-                reason = "no transcript" if not words else str(found)
-                left_out.append({**where, "reason": reason})
-                continue
-            mean = _mean_score(found)
-            if mean < self.settings.min_score:
-                reason = f"mean word score {mean:.3f} is below {self.settings.min_score}"
-                left_out.append({**where, "reason": reason})
-                continue
-            lines.append(
-                {
-                    **where,
-                    **({"speaker": utterance.speaker} if utterance.speaker else {}),
-                    "words": [_word(word.text, time) for word, time in zip(words, found, strict=True)],
-                    "score": round(mean, 4),
-                    "seconds": audio.size / SAMPLE_RATE,
-                    **(
-                        {"transcript_by": self.recognizer.name}
-                        if self.recognizer and not utterance.text.strip()
-                        else {}
-                    ),
-                }
-            )
-        return AlignedBlock(lines, left_out)
+            if sum(clip.audio.size for clip in group) >= _GROUP_SAMPLES:
+                yield group
+                group = []
+        if group:
+            yield group
 
-    def _transcripts(self, loaded: Sequence[tuple[Utterance, np.ndarray]]) -> list[str]:
+    def _pieces(self, clip: "_Clip") -> list["_Clip"]:
+        """A clip that is to be transcribed is cut where nobody speaks; others are cut when their words have times."""
+        longest = self.settings.max_seconds
+        if longest is None or clip.utterance.text.strip() or self.recognizer is None or clip.seconds <= longest:
+            return [clip]
+        bounds = voice_pieces(clip.audio, round(longest * 1000)).tolist()
+        return [
+            _Clip(clip.utterance, clip.audio[_samples(start) : _samples(end)], start, number)
+            for number, (start, end) in enumerate(bounds, 1)
+        ]
+
+    def _align_group(self, clips: Sequence["_Clip"], result: AlignedBlock) -> None:
+        """Add the manifest lines of clips, and those that are left out, to the result."""
+        texts = self._transcripts(clips)
+        spelled = [spell(text, self.settings.language) for text in texts]
+        kept = [self.settings.keep_times and bool(clip.utterance.words) for clip in clips]
+        chosen = [index for index, keep in enumerate(kept) if not keep]
+        aligned = self.aligner.align([clips[i].audio for i in chosen], [spelled[i] for i in chosen]) if chosen else []
+        times = dict(zip(chosen, aligned, strict=True))
+        for index, (clip, text) in enumerate(zip(clips, texts, strict=True)):
+            found = times.get(index, ())
+            if isinstance(found, AlignmentError):
+                reason = "no transcript" if not spelled[index] else str(found)
+                result.left_out.append({**self._source(clip, text), "reason": reason})
+                continue
+            if kept[index]:
+                words = _kept_words(clip.utterance)
+            else:
+                words = [_word(word.text, time) for word, time in zip(spelled[index], found, strict=True)]
+            for line in self._lines(clip, text, words):
+                score = line.get("score", 1.0)
+                if score < self.settings.min_score:
+                    fields = {name: line[name] for name in line if name not in ("words", "score", "seconds")}
+                    reason = f"mean word score {score:.3f} is below {self.settings.min_score}"
+                    result.left_out.append({**fields, "reason": reason})
+                else:
+                    result.lines.append(line)
+
+    def _lines(self, clip: "_Clip", text: str, words: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        """The manifest line of a clip, or those of its pieces if it is too long."""
+        longest = self.settings.max_seconds
+        if longest is None or clip.seconds <= longest or not words:
+            yield self._line(clip, text, words)
+            return
+        spans_ms = np.array([(word["start_ms"], word["end_ms"]) for word in words])
+        ends = np.array([ends_sentence(word["word"]) for word in words])
+        pieces = choose_pieces(spans_ms, ends, round(longest * 1000))
+        for number, (first, last) in enumerate(pieces, 1):
+            start, end = piece_bounds(spans_ms, first, last, round(clip.seconds * 1000), round(longest * 1000))
+            piece = _Clip(clip.utterance, clip.audio[_samples(start) : _samples(end)], clip.start_ms + start, number)
+            moved = [
+                {**word, "start_ms": word["start_ms"] - start, "end_ms": word["end_ms"] - start}
+                for word in words[first:last]
+            ]
+            yield self._line(piece, " ".join(word["word"] for word in moved), moved)
+
+    def _line(self, clip: "_Clip", text: str, words: list[dict[str, Any]]) -> dict[str, Any]:
+        speaker = clip.utterance.speaker
+        scores = [word["score"] for word in words if "score" in word and not word.get("interpolated")]
+        is_transcribed = self.recognizer is not None and not clip.utterance.text.strip()
+        return {
+            **self._source(clip, text),
+            **({"speaker": speaker} if speaker else {}),
+            "words": words,
+            **(
+                {"score": round(sum(scores) / max(len(scores), 1), 4)} if any("score" in word for word in words) else {}
+            ),
+            "seconds": clip.seconds,
+            **({"transcript_by": self.recognizer.name} if self.recognizer and is_transcribed else {}),
+        }
+
+    def _transcripts(self, clips: Sequence["_Clip"]) -> list[str]:
         """The transcript of each clip; a recognizer writes those that are missing."""
-        texts = [utterance.text for utterance, _ in loaded]
+        texts = [clip.utterance.text for clip in clips]
         missing = [i for i, text in enumerate(texts) if not text.strip()]
         if self.recognizer is not None and missing:
-            for i, text in zip(missing, self.recognizer.transcribe([loaded[i][1] for i in missing]), strict=True):
+            for i, text in zip(missing, self.recognizer.transcribe([clips[i].audio for i in missing]), strict=True):
                 texts[i] = text
         return texts
 
-    def _source(self, utterance: Utterance, text: str) -> dict[str, Any]:
-        """The fields of a manifest line that say what was heard; a segment of a longer file keeps its place in it."""
-        fields: dict[str, Any] = {"id": utterance.id, "audio": self._audio_path(utterance), "text": text}
+    def _source(self, clip: "_Clip", text: str) -> dict[str, Any]:
+        """The fields of a manifest line that say what was heard; a part of a longer file keeps its place in it."""
+        utterance = clip.utterance
+        name = utterance.id if clip.number is None else f"{utterance.id}-{clip.number:04d}"
+        fields: dict[str, Any] = {"id": name, "audio": self._audio_path(utterance), "text": text}
+        if clip.number is not None:
+            return {**fields, "offset": utterance.offset_s + clip.start_ms / 1000, "duration": clip.seconds}
         if utterance.offset_s or utterance.duration_s is not None:
             fields |= {"offset": utterance.offset_s, "duration": utterance.duration_s}
         return fields
@@ -248,6 +319,38 @@ class _BlockWork:
         return path.as_posix()
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Clip:
+    """An utterance or a piece of one, with its audio."""
+
+    utterance: Utterance
+    """As the corpus has it."""
+    audio: np.ndarray
+    """float32 [R] of the clip."""
+    start_ms: int = 0
+    """Where the clip begins in the utterance."""
+    number: int | None = None
+    """Number of the piece, from 1; None for a whole utterance."""
+
+    @property
+    def seconds(self) -> float:
+        """Length of the clip."""
+        return self.audio.size / SAMPLE_RATE
+
+
+def _samples(milliseconds: int) -> int:
+    return milliseconds * SAMPLE_RATE // 1000
+
+
+def _kept_words(utterance: Utterance) -> list[dict[str, Any]]:
+    """The words that an utterance came with; they have no score."""
+    spans = utterance.spans_ms.tolist()
+    return [
+        {"word": word, "start_ms": start, "end_ms": end}
+        for word, (start, end) in zip(utterance.words, spans, strict=True)
+    ]
+
+
 def _write_results(
     corpus: Input, directory: pathlib.Path, blocks: Sequence[AlignedBlock], job: dict[str, Any], write: Sequence[str]
 ) -> AlignmentSummary:
@@ -259,7 +362,7 @@ def _write_results(
             f"{corpus.location}: none of {len(corpus)} clips of split {corpus.split!r} was aligned: {reasons}"
         )
     words = [word for line in lines for word in line["words"]]
-    scores = np.array([word["score"] for word in words if not word.get("interpolated")])
+    scores = np.array([word["score"] for word in words if "score" in word and not word.get("interpolated")])
     summary = AlignmentSummary(
         job=job,
         utterances=len(lines),
@@ -303,12 +406,6 @@ def plot_scores(summary: AlignmentSummary, path: str | os.PathLike) -> None:
     write_file(path, buffer.getvalue())
 
 
-def _mean_score(times: Sequence[WordTime]) -> float:
-    """Mean over the words that the aligner pronounced; 0 without any."""
-    scores = [time.score for time in times if not time.interpolated]
-    return sum(scores) / len(scores) if scores else 0.0
-
-
 def _word(text: str, time: WordTime) -> dict[str, Any]:
     entry: dict[str, Any] = {
         "word": text,
@@ -320,7 +417,7 @@ def _word(text: str, time: WordTime) -> dict[str, Any]:
 
 
 def _timed(line: dict[str, Any]) -> tuple[str, float, list[str], list[WordTime]]:
-    times = [WordTime(word["start_ms"], word["end_ms"], word["score"]) for word in line["words"]]
+    times = [WordTime(word["start_ms"], word["end_ms"], word.get("score", 1.0)) for word in line["words"]]
     return line["id"], line["seconds"], [word["word"] for word in line["words"]], times
 
 
