@@ -28,6 +28,7 @@ class Subset(Sequence[Utterance]):
         """
         self._corpus, self._indices, self._what = corpus, indices, what
         self.name, self.split, self.location, self.has_speech = corpus.name, split, corpus.location, corpus.has_speech
+        self.splits = corpus.splits
 
     def __len__(self) -> int:
         return len(self._indices)

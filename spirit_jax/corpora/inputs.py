@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from spirit_jax.corpora.input_path import InputPath
-from spirit_jax.corpora.readers import audio_files, manifest, prepared, text_lines, tfds_speech
+from spirit_jax.corpora.readers import audio_files, manifest, named, prepared, text_lines, tfds_speech
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 
@@ -21,6 +21,11 @@ class Input(Protocol):
     @property
     def split(self) -> str:
         """Name of the split; its records carry it."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that the corpus was divided into by whoever made it; () for one without splits."""
         ...
 
     @property
@@ -84,6 +89,7 @@ def open_input(source: str, split: str) -> Input:
     | manifest (`.jsonl`, `.json`, `.csv`, `.tsv`) | an utterance a line, with the fields of `readers.fields` |
     | audio file, folder or glob of audio files | an utterance a file; a `.txt` file beside it is its transcript |
     | prepared TFDS directory, or name of a bundled corpus | an utterance a record |
+    | `NAME:DIR`, such as `librispeech:DIR` | the clips of a published corpus in its layout (`readers.named`) |
 
     Args:
         source: what the user names; a path that exists is never taken for a glob.
@@ -94,6 +100,8 @@ def open_input(source: str, split: str) -> Input:
             cannot be used is an error when it is read, as long as there are others.
         PathError: the source is in a bucket.
     """
+    if named.is_named(source):
+        return named.open_named(source, split)
     path = InputPath.resolve(source)
     if path.matches is None and path.path.exists() and not path.path.is_file() and not path.path.is_dir():
         raise CorpusError(f"{source}: is a device or a pipe; write its content to a file first, such as lines.jsonl")
@@ -102,6 +110,7 @@ def open_input(source: str, split: str) -> Input:
         kinds = "; ".join(kind.description for kind in INPUT_KINDS)
         raise CorpusError(
             f"{source}: no prepared corpus or other input here; inputs are: {kinds}; "
-            f"bundled corpora are {', '.join(prepared.bundled_names())}"
+            f"bundled corpora are {', '.join(prepared.bundled_names())}; published corpora are named as NAME:DIR with "
+            f"{', '.join((*named.NAMED_CORPORA, *named.ARCHIVES))}"
         )
     return kind.open(path, split)

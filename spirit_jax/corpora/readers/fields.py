@@ -63,19 +63,30 @@ def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
     path = folder / _audio(fields, where)
     offset = _seconds(fields, "offset", where) or 0.0
     duration = _seconds(fields, "duration", where) if "offset" in fields else None
-    words, spans_ms = _words(fields.get("words"), where)
     name = _string(fields, ID, where) or relative_id(path, folder) + (f"@{offset:g}" if "offset" in fields else "")
     return Utterance(
         id=name,
         audio=path,
-        text=_string(fields, TEXT, where),
-        words=words,
-        spans_ms=spans_ms,
-        speaker=_string(fields, SPEAKER, where),
-        transcript_required=False,
         offset_s=offset,
         duration_s=duration,
+        **spoken(fields, where),
     )
+
+
+def spoken(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """What a line says of the speech, as fields of `Utterance`: text, words with their times, speaker.
+
+    Raises:
+        CorpusError: names the file and line; a field cannot be used.
+    """
+    words, spans_ms = _words(fields.get("words"), where)
+    return {
+        "text": _string(fields, TEXT, where),
+        "words": words,
+        "spans_ms": spans_ms,
+        "speaker": _string(fields, SPEAKER, where),
+        "transcript_required": False,
+    }
 
 
 def relative_id(path: pathlib.Path, root: pathlib.Path) -> str:

@@ -58,7 +58,7 @@ def _form(path: pathlib.Path) -> str:
 def _utterances(path: pathlib.Path) -> Iterator[Utterance | CorpusError]:
     content = read_bytes(path, CorpusError)
     if path.suffix == ".gz":
-        content = _expand(content, path)
+        content = expand(content, path)
     # bytes that are not UTF-8 become surrogates here, so that only their lines are unusable
     text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape").replace("\r\n", "\n")
     unused: set[str] = set()
@@ -75,7 +75,12 @@ def _utterances(path: pathlib.Path) -> Iterator[Utterance | CorpusError]:
         logging.warning("%s: fields that are not used: %s", path, printable(", ".join(sorted(unused)))[:200])
 
 
-def _expand(content: bytes, path: pathlib.Path) -> bytes:
+def expand(content: bytes, path: pathlib.Path) -> bytes:
+    """Decompress the content of a `.gz` file of text.
+
+    Raises:
+        CorpusError: it is damaged, or expands to far more than text does; names the file.
+    """
     limit = _LEAST_EXPANDED + _EXPANSION * len(content)
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:

@@ -28,11 +28,13 @@ class TextLines(Sequence[Utterance]):
     Attributes:
         name: of the corpus.
         split: name of the records.
+        splits: (), for files have none.
         location: the file, or the pattern of the files.
         has_speech: False.
     """
 
     has_speech = False
+    splits = ()
 
     def __init__(self, name: str, location: pathlib.Path, split: str, paths: Sequence[pathlib.Path]):
         """Find the lines of the files.

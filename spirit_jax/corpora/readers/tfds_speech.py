@@ -37,6 +37,7 @@ class TFDSSpeech(Sequence[Utterance]):
     Attributes:
         name: of the dataset.
         split: the opened split.
+        splits: names of all its splits.
         location: directory of the files.
         files: the split's files.
         has_speech: True.
@@ -64,6 +65,7 @@ class TFDSSpeech(Sequence[Utterance]):
         if not self._rate and not self._holds_files:
             raise CorpusError(f"{directory}: features.json does not say the sample rate of {self._audio!r}")
         splits = {found["name"]: list(map(int, found["shardLengths"])) for found in info["splits"]}
+        self.splits = tuple(sorted(splits))
         if split not in splits:
             raise CorpusError(f"{directory} has no split {split!r}; it has {', '.join(sorted(splits))}")
         file_format = info.get("fileFormat", "tfrecord")
