@@ -15,6 +15,7 @@ PROG = "spirit-jax"
 COMMANDS = {
     "train": ("spirit_jax.train", "Train a Spirit LM, or resume a run."),
     "align": ("spirit_jax.align", "Find the times of words in recordings with transcripts."),
+    "train_tokenizers": ("spirit_jax.train_tokenizers", "Train a speech and a text tokenizer on your own corpora."),
     "encode": ("spirit_jax.encode", "Encode speech and text into the unit records that training reads."),
     "generate": ("spirit_jax.generate", "Continue prompts of text and speech."),
     "decode": ("spirit_jax.decode", "Turn speech units into audio files."),

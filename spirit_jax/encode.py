@@ -3,14 +3,15 @@
     python -m spirit_jax.encode --checkpoint CHECKPOINT --input INPUT --output DIR
 
 INPUT is a manifest (.jsonl, .json, .csv or .tsv), an audio file, a folder or a quoted glob of them, a JSONL file or a
-quoted glob of them with lines of text, a prepared TFDS directory, or the name of a bundled corpus. The same command
-resumes a job that was killed. On several hosts that share DIR, start the command on each with --host_index 0, 1, ...
-and --host_count N. On one host all local devices share the work.
+quoted glob of them with lines of text, a prepared TFDS directory, a published corpus in its layout (librispeech:DIR),
+or the name of a bundled corpus. The same command resumes a job that was killed. On several hosts that share DIR, start
+the command on each with --host_index 0, 1, ... and --host_count N. On one host all local devices share the work.
 """
 
 import dataclasses
 import logging
 import os
+import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -18,8 +19,10 @@ from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.paths import local_path
 from spirit_jax.corpora import CorpusError, open_input
+from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.encoding import HostShare, encode_split
 from spirit_jax.corpora.held_out import hold_out
+from spirit_jax.corpora.resynthesis import check_resynthesis
 from spirit_jax.data.records import check_split_name
 from spirit_jax.speech import SpeechTokenizer
 
@@ -36,7 +39,7 @@ class EncodeConfig:
 
     input: str
     """Manifest (.jsonl, .json, .csv, .tsv), audio file, folder or glob of audio files, text (.jsonl, or a glob of
-    them), prepared TFDS directory, or name of a bundled corpus."""
+    them), prepared TFDS directory, published corpus (NAME:DIR), or name of a bundled corpus."""
     output: str
     """Directory of unit records; other splits in it stay."""
     checkpoint: str | None = None
@@ -50,6 +53,12 @@ class EncodeConfig:
     shards: int | None = None
     """Number of record files of the split; by default one, or what a finished split has. A finished split with another
     number is written again without encoding."""
+    alignments: str | None = None
+    """File or folder with word times of other tools (.TextGrid, .ctm, .lab, .alignment.txt, .json), named after ids or
+    audio files. Files beside the recordings of a folder are read without this."""
+    check: bool = False
+    """First speak a few clips again from their units, and report how far that is from the recordings; a voice that the
+    tokenizer does not fit is a warning. Sound files of both go to OUTPUT/check-SPLIT."""
     validation_fraction: float = 0.0
     """Share of the corpus to hold out as split validation, by the hash of the speaker or the id; whole speakers where
     there are enough."""
@@ -89,11 +98,19 @@ def encode(settings: EncodeConfig) -> None:
             f"{settings.input}: holds text without audio, but --checkpoint was given; leave it out to encode text, or "
             "name the audio of each line in a field 'audio'"
         )
+    if settings.alignments is not None:
+        corpus = attach_alignments(corpus, settings.alignments)
     parts = hold_out(corpus, settings.validation_fraction) if settings.validation_fraction else (corpus,)
     tokenizer = None
     if settings.checkpoint is not None:
         checkpoint = local_path(settings.checkpoint, "--checkpoint")
         tokenizer = SpeechTokenizer.from_pretrained(checkpoint, settings.variant, f0=settings.f0)
+    if settings.check and settings.host_index == 0:
+        if tokenizer is None:
+            raise CorpusError(
+                "--check: speaks clips again from their units; it needs --checkpoint and an input with audio"
+            )
+        print(check_resynthesis(parts[-1], tokenizer, pathlib.Path(output) / f"check-{parts[-1].split}"))
     share = HostShare(settings.host_index, settings.host_count, settings.host_timeout)
     for part in parts:
         summary = encode_split(

@@ -1,14 +1,21 @@
 """Preparation of a run that starts from audio and text alone: its tokenizers and its unit records."""
 
+import bisect
+import collections
 import dataclasses
+import itertools
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator, Sequence
 
 from spirit_jax import checkpoint
 from spirit_jax.core.files import atomic_directory
-from spirit_jax.corpora.encoding import encode_corpus
-from spirit_jax.corpora.readers.prepared import open_corpus
+from spirit_jax.corpora.encoding import encode_split
+from spirit_jax.corpora.held_out import VALIDATION, hold_out
+from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.corpora.readers import position
+from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 from spirit_jax.vocabulary import Variant, Vocabulary
 
@@ -21,11 +28,15 @@ class PrepareConfig:
     """Tokenizers and records to build from the corpora before training. Existing outputs are kept.
 
     Raises:
-        ValueError: no corpus is named.
+        ValueError: no corpus is named, or a fraction outside 0 to 1.
     """
 
     corpora: list[str] = dataclasses.field(default_factory=list)
-    """Names of bundled corpora, or prepared TFDS directories; the records of each go to {run}/records/NAME."""
+    """Everything that `encode` takes as input: manifests, folders, text, prepared TFDS directories, names of bundled
+    corpora. The records of each go to {run}/records/NAME; the name is that of the corpus, the folder, or the file
+    without its suffix."""
+    validation_fraction: float = 0.05
+    """Share to hold out as split validation of a corpus that has no such split; 0 holds nothing out."""
     text_pieces: int = 512
     """Number of pieces of the SentencePiece model that is trained on the text of the corpora."""
     speech_tokenizer: SpeechTokenizerConfig = SpeechTokenizerConfig()
@@ -34,6 +45,8 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.corpora:
             raise ValueError("prepare.corpora: name at least one corpus")
+        if not 0 <= self.validation_fraction < 1:
+            raise ValueError(f"prepare.validation_fraction must be in [0, 1), found {self.validation_fraction}")
 
 
 def adopt_tokenizers(
@@ -75,17 +88,67 @@ def prepare(config: PrepareConfig, run_directory: str | os.PathLike, variant: Va
         SpiritError: there is too little text or speech for the sizes in the config.
     """
     run = pathlib.Path(run_directory)
-    corpora = [open_corpus(name, "train") for name in config.corpora]
+    parts = [open_splits(source, config.validation_fraction) for source in config.corpora]
+    names = collections.Counter(train.name for train, *_ in parts)
+    for name, count in names.items():
+        if count > 1:
+            raise CorpusError(f"prepare.corpora: {count} corpora have the name {name!r}; rename a file or folder")
+    corpora = [train for train, *_ in parts]
     if not (run / checkpoint.TOKENIZER).exists():
-        texts = (corpus[index].text for corpus in corpora for index in range(len(corpus)))
-        Vocabulary.train(texts, config.text_pieces, variant).save(run / checkpoint.TOKENIZER)
+        train_text_tokenizer(corpora, config.text_pieces, variant).save(run / checkpoint.TOKENIZER)
     spoken = [corpus for corpus in corpora if corpus.has_speech]
     if spoken and not (run / checkpoint.SPEECH_TOKENIZER).exists():
-        utterances = [utterance for corpus in spoken for utterance in corpus]
-        train_speech_tokenizer(utterances, config.speech_tokenizer, run, seed)
+        train_speech_tokenizer(Joined(spoken), config.speech_tokenizer, run, seed)
     tokenizer = SpeechTokenizer.from_pretrained(run, variant) if spoken else None
-    for name, corpus in zip(config.corpora, corpora, strict=True):
-        splits = [split for split in ("train", "validation") if split in corpus.splits]
-        records = run / RECORDS / corpus.name
-        for summary in encode_corpus(name, tokenizer, records, splits, overwrite=True).values():
-            print(f"{corpus.name} {summary}")
+    for part in itertools.chain(*parts):
+        summary = encode_split(part, tokenizer, run / RECORDS / part.name, overwrite=True)
+        print(f"{part.name} {summary}")
+
+
+def open_splits(source: str, validation_fraction: float) -> tuple[Input, ...]:
+    """The split `train` of an input, and its split `validation`, which is held out of `train` if it has none.
+
+    Args:
+        source: as for `open_input`.
+        validation_fraction: share to hold out; 0 leaves the second split out where the input has none.
+
+    Raises:
+        CorpusError, PathError: as `open_input`.
+    """
+    corpus = open_input(source, "train")
+    if VALIDATION in corpus.splits:
+        return corpus, open_input(source, VALIDATION)
+    return hold_out(corpus, validation_fraction) if validation_fraction else (corpus,)
+
+
+def train_text_tokenizer(corpora: Sequence[Input], pieces: int, variant: Variant) -> Vocabulary:
+    """Train a SentencePiece model on the transcripts and documents of corpora; unusable ones are left out.
+
+    Raises:
+        VocabularyError: there is too little text for that many pieces.
+    """
+    return Vocabulary.train((text for corpus in corpora for text in _texts(corpus)), pieces, variant)
+
+
+class Joined(Sequence[Utterance]):
+    """Several corpora one after the other, as a sequence whose utterances are read when they are asked for."""
+
+    def __init__(self, corpora: Sequence[Input]):
+        self._corpora, self._ends = corpora, list(itertools.accumulate(map(len, corpora)))
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Utterance:
+        index = position(index, len(self), self._corpora[0].location)
+        corpus = bisect.bisect_right(self._ends, index)
+        return self._corpora[corpus][index - (self._ends[corpus - 1] if corpus else 0)]
+
+
+def _texts(corpus: Input) -> Iterator[str]:
+    """The texts of a corpus; what cannot be read is named when the corpus is encoded."""
+    for index in range(len(corpus)):
+        try:
+            yield corpus[index].text
+        except CorpusError:
+            continue
