@@ -79,7 +79,8 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
     if spoken:
         sizes = settings.speech_tokenizer
         print(
-            f"{parts[1]}: {sizes.phonetic_units} phonetic, {sizes.pitch_units} pitch and {sizes.style_units} style units"
+            f"{parts[1]}: {sizes.phonetic_units} phonetic, {sizes.pitch_units} pitch and {sizes.style_units} style "
+            "units"
         )
         print(f"next: python -m spirit_jax.encode --checkpoint {output} --input INPUT --output DIR --check")
 

@@ -272,7 +272,7 @@ def _object(text: str, where: str) -> Any:
 
 
 def _json_word(word: Any, where: str) -> TimedWord:
-    """A word of a JSON file: `[word, start, end]`, or an object with `word` (or `text`), and seconds or milliseconds."""
+    """A word of a JSON file: `[word, start, end]`, or an object with `word` or `text`, in seconds or milliseconds."""
     expected = f"{where}: words must be [word, start, end] or objects with word, start and end"
     if isinstance(word, list):
         if len(word) < 3 or not isinstance(word[0], str):

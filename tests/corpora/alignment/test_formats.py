@@ -58,7 +58,8 @@ FILES = {
     "a.TextGrid": LONG_TEXTGRID,
     "b.TextGrid": SHORT_TEXTGRID,
     "a.lab": "0.0\t0.49\t\n0.49\t0.89\tgo\n0.89\t0.96\n0.96\t1.27\tdo\n1.27\t1.35\tyou\n1.35\t1.7\thear\n",
-    "htk.lab": "0 4900000 sil\n4900000 8900000 go\n9600000 12700000 do\n12700000 13500000 you\n13500000 17000000 hear\n",
+    "htk.lab": "0 4900000 sil\n4900000 8900000 go\n9600000 12700000 do\n12700000 13500000 you\n"
+    "13500000 17000000 hear\n",
     "whisper.json": json.dumps({"text": " go", "segments": [{"id": 0, "words": WHISPER_WORDS}], "language": "en"}),
     "whisperx.json": json.dumps(
         {
