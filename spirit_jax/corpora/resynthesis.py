@@ -78,7 +78,8 @@ class ResynthesisReport:
     def __str__(self) -> str:
         text = (
             f"check: {len(self.clips)} clips spoken again from their units: "
-            f"mel distance {self.mel_distance_db:.1f} dB, F0 error {self.f0_error_cents:.0f} cents, voicing error {self.voicing_error:.1%}"
+            f"mel distance {self.mel_distance_db:.1f} dB, F0 error {self.f0_error_cents:.0f} cents, "
+            f"voicing error {self.voicing_error:.1%}"
         )
         if self.resynthesis_error_rate is not None:
             text += (
