@@ -7,6 +7,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -33,8 +34,22 @@ class AudioError(SpiritError):
     """Audio that cannot be read or used; the message names the file and the reason."""
 
 
+class AudioLimits(NamedTuple):
+    """The most that is decoded of audio from strangers. A file of any size can decode to far more."""
+
+    seconds: float = math.inf
+    channels: int = 1024
+
+
+_NO_LIMITS = AudioLimits()
+
+
 def load_audio(
-    source: str | os.PathLike | bytes, sample_rate: int = SAMPLE_RATE, *, resampler: str = "sinc"
+    source: str | os.PathLike | bytes,
+    sample_rate: int = SAMPLE_RATE,
+    *,
+    resampler: str = "sinc",
+    limits: AudioLimits = _NO_LIMITS,
 ) -> Float[np.ndarray, " R"]:
     """Read a WAV, FLAC, OGG, MP3 or AIFF file as mono; with the package `av` also M4A, AAC and what else FFmpeg reads.
 
@@ -51,13 +66,14 @@ def load_audio(
         sample_rate: samples per second of the result.
         resampler: "sinc", the reference's kernel, which gives the units of the released code; or "soxr", which keeps
             more of the band above 6 kHz.
+        limits: longer audio, and more channels, are refused before they take memory.
 
     Returns:
         float32 [R] in [-1, 1].
 
     Raises:
         AudioError: the file is missing, not a regular file, unreadable, empty or cut short, its rate is implausible, or
-            it holds samples that are not finite; names it.
+            it holds samples that are not finite, or it is beyond the limits; names it.
         ValueError: an unknown resampler.
     """
     resample = {"sinc": resample_sinc, "soxr": soxr.resample}
@@ -72,7 +88,7 @@ def load_audio(
         if os.path.isdir(source):
             raise AudioError(f"{name}: is a directory, not a sound file")
         content = read_bytes(source, AudioError)
-    audio, rate = _decode(with_wav_size(content), name)
+    audio, rate = _decode(with_wav_size(content), name, limits)
     if is_cut_short(content):
         raise AudioError(f"{name}: is cut short: it ends before the length that its header gives")
     if not audio.size:
@@ -94,18 +110,18 @@ class _Content(io.BytesIO):
             return self.tell()
 
 
-def _decode(content: bytes, name: str) -> tuple[Float[np.ndarray, " R"], int]:
+def _decode(content: bytes, name: str, limits: AudioLimits) -> tuple[Float[np.ndarray, " R"], int]:
     """The mean of the channels, float32 [R], and the sample rate."""
     try:
         file = soundfile.SoundFile(_Content(content))
     except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
-        decoded = _decode_with_av(content, name)
+        decoded = _decode_with_av(content, name, limits)
         if decoded is not None:
             return decoded
         raise _undecodable(name, error) from error
     with file:
         try:
-            audio = _mix(_blocks(file), file.samplerate, len(content), name)
+            audio = _mix(_blocks(file), file.samplerate, len(content), name, limits)
         except (soundfile.LibsndfileError, OSError, RuntimeError) as error:
             raise _undecodable(name, error) from error
         if file.format == "FLAC" and audio.size < file.frames:
@@ -125,7 +141,7 @@ def _undecodable(name: str, error: Exception) -> AudioError:
     return AudioError(f"{name}: cannot be decoded ({reason})")
 
 
-def _decode_with_av(content: bytes, name: str) -> tuple[Float[np.ndarray, " R"], int] | None:
+def _decode_with_av(content: bytes, name: str, limits: AudioLimits) -> tuple[Float[np.ndarray, " R"], int] | None:
     """As `_decode`, with FFmpeg; None if the package `av` is not installed or FFmpeg does not know the format."""
     try:
         import av
@@ -138,18 +154,19 @@ def _decode_with_av(content: bytes, name: str) -> tuple[Float[np.ndarray, " R"],
             rate = container.streams.audio[0].rate
             planar = av.AudioResampler(format="fltp", rate=rate)
             frames = (part for frame in container.decode(audio=0) for part in planar.resample(frame))
-            return _mix((frame.to_ndarray().T for frame in frames), rate, len(content), name), rate
+            return _mix((frame.to_ndarray().T for frame in frames), rate, len(content), name, limits), rate
     except AudioError:
         raise
     except Exception:  # FFmpeg's own errors, and AttributeError and others where a header is damaged
         return None
 
 
-def _mix(blocks: Iterator[np.ndarray], rate: int, size: int, name: str) -> Float[np.ndarray, " R"]:
+def _mix(blocks: Iterator[np.ndarray], rate: int, size: int, name: str, limits: AudioLimits) -> Float[np.ndarray, " R"]:
     """The mean of the channels of decoded blocks [R, C]; warns of scales and channels that are probably wrong.
 
     Raises:
-        AudioError: the rate is implausible, or there are far more samples than a file of `size` bytes can hold.
+        AudioError: the rate is implausible, there are far more samples than a file of `size` bytes can hold, or the
+            audio is beyond the limits.
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise AudioError(f"{name}: a sample rate of {rate} Hz is not plausible; {RATES[0]} to {RATES[1]} Hz are read")
@@ -158,8 +175,12 @@ def _mix(blocks: Iterator[np.ndarray], rate: int, size: int, name: str) -> Float
     channels = 1
     for block in blocks:
         channels = block.shape[1]
-        mono.append(block.mean(axis=1))
         count += len(block)
+        if channels > limits.channels:
+            raise AudioError(f"{name}: has {channels} channels; at most {limits.channels} are read")
+        if count > limits.seconds * rate:
+            raise AudioError(f"{name}: is longer than {limits.seconds:g} s")
+        mono.append(block.mean(axis=1))
         if count > most:
             raise AudioError(f"{name}: decodes to more than {most} samples from {size} bytes")
         if block.size:

@@ -26,6 +26,7 @@ FOLDERS = {
     "speech": {"models"} | LEAVES,
     "corpora": {"speech", "data", "models"} | LEAVES,
     "inference": {"speech", "models", "parallel", "costmodel"} | LEAVES,
+    "serving": {"inference", "speech"} | LEAVES,
     "training": {"inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
 }
 FOLDERS |= {leaf: {"core"} for leaf in LEAVES} | {"vocabulary": {"units", "core"}}

@@ -19,6 +19,7 @@ def distribution(requirement: str) -> str:
 
 
 DECLARED = {distribution(requirement) for requirement in PROJECT["dependencies"]}
+SERVING = ROOT / "spirit_jax" / "serving"  # the command serve imports it inside a function: it needs an extra
 OPTIONAL = {distribution(entry) for extra in PROJECT["optional-dependencies"].values() for entry in extra}
 
 
@@ -27,7 +28,8 @@ def imported_modules(*, inside_functions: bool) -> set[str]:
     found = set()
     for path in (ROOT / "spirit_jax").rglob("*.py"):
         tree = ast.parse(path.read_text())
-        nodes = set(ast.walk(tree)) - set(tree.body) if inside_functions else tree.body
+        at_once = [] if SERVING in path.parents else tree.body
+        nodes = set(ast.walk(tree)) - set(at_once) if inside_functions else at_once
         for node in nodes:
             if isinstance(node, ast.Import):
                 found |= {name.name.split(".")[0] for name in node.names}

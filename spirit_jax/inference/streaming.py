@@ -1,10 +1,14 @@
 """Streaming: segments of text and audio while tokens arrive."""
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
+import numpy as np
+
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.inference.voice import NEUTRAL_PITCH, NEUTRAL_STYLE, Voice
+from spirit_jax.speech.protocols import Vocoder
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary
 
@@ -26,6 +30,7 @@ def stream_segments(
     """Yield text pieces, and audio or units, as ids arrive.
 
     A vocoder that streams yields audio while a run of speech arrives; otherwise a run is spoken when it is complete.
+    Speech comes with its unit tokens.
 
     Args:
         arrivals: new ids, in lists as they come.
@@ -44,8 +49,31 @@ def stream_segments(
             run = vocabulary.decode([token for stretch in stretches for token in stretch])
             yield Segment("speech", voice.speak(run, context), run)
         else:
-            for audio in vocoder.stream(_aligned_units(stretches, vocabulary), speaker=voice.speaker):
-                yield Segment("speech", audio)
+            yield from _speak_as_it_comes(stretches, vocabulary, vocoder, voice.speaker)
+
+
+def _speak_as_it_comes(
+    stretches: Iterable[list[int]], vocabulary: Vocabulary, vocoder: Vocoder, speaker: int | str
+) -> Iterator[Segment]:
+    """Yield the audio of a run of units while it arrives. Each piece has the unit tokens that came since the last one.
+
+    A run without a phonetic unit gives its tokens without samples.
+    """
+    arrived: list[int] = []
+
+    def noted() -> Iterator[list[int]]:
+        for stretch in stretches:
+            arrived.extend(stretch)
+            yield stretch
+
+    units = _aligned_units(noted(), vocabulary)
+    first = next(units, None)
+    if first is not None:
+        for audio in vocoder.stream(itertools.chain([first], units), speaker=speaker):
+            yield Segment("speech", audio, vocabulary.decode(arrived))
+            arrived.clear()
+    if arrived:
+        yield Segment("speech", np.zeros(0, np.float32), vocabulary.decode(arrived))
 
 
 class _TokenRuns:

@@ -1,0 +1,70 @@
+"""Recordings in requests: bytes become audio, within limits, and nothing else on the machine is opened.
+
+FFmpeg picks a format by the content, and some formats make it open other files or addresses (playlists). So only
+contents that begin as one of the sound formats below are decoded.
+"""
+
+import base64
+import binascii
+import re
+
+import numpy as np
+
+from spirit_jax.audio import AudioError, AudioLimits, load_audio
+from spirit_jax.core.constants import MINIMUM_SAMPLES
+from spirit_jax.inference.prompts import Segment
+from spirit_jax.serving.limits import Limits
+
+_FORMATS = re.compile(
+    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM....AIF[FC]|caff|\.snd|....ftyp|\x1a\x45\xdf\xa3",
+    re.DOTALL,
+)
+"""How WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 and WebM files begin."""
+
+
+def decode_recording(content: bytes, limits: Limits) -> Segment:
+    """Return the segment of a recording.
+
+    Args:
+        content: a sound file.
+
+    Raises:
+        AudioError: it is no sound file, or is too short, too long, or has too many channels.
+    """
+    if not _FORMATS.match(content):
+        raise AudioError("the audio is not WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 or WebM")
+    most = AudioLimits(seconds=limits.audio_seconds, channels=limits.channels)
+    audio = load_audio(content, limits=most)
+    if audio.size < MINIMUM_SAMPLES:
+        raise AudioError(f"the audio has {audio.size} samples (16 kHz), at least {MINIMUM_SAMPLES} (80 ms) are needed")
+    return Segment.speech(audio)
+
+
+def decode_base64(text: str, limits: Limits) -> Segment:
+    """Return the segment of a recording in base64, with or without the head of a data address.
+
+    Raises:
+        AudioError: as `decode_recording`, or the text is not base64.
+    """
+    if text.startswith("data:"):
+        _, _, text = text.partition(",")
+    try:
+        content = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise AudioError(f"the audio is not base64: {error}") from error
+    return decode_recording(content, limits)
+
+
+def pcm_segment(pcm: bytes, limits: Limits) -> Segment:
+    """Return the segment of raw samples, 16 bits, little-endian, mono, 16 kHz.
+
+    Raises:
+        AudioError: too few or too many samples.
+    """
+    audio = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float32) / 32768
+    if not MINIMUM_SAMPLES <= audio.size <= limits.audio_seconds * 16_000:
+        raise AudioError(
+            f"the audio has {audio.size} samples (16 kHz); from {MINIMUM_SAMPLES} (80 ms) to "
+            f"{limits.audio_seconds:g} s are read"
+        )
+    return Segment.speech(audio)
