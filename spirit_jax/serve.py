@@ -60,7 +60,7 @@ class ServeConfig:
     max_new_tokens: int = 1024
     """Longest answer in tokens; a second of speech takes 20 to 40."""
     any_top_k: bool = False
-    """Allow every top_k. Otherwise it may be 1 to 64, which is faster: the vocabulary is not sorted for each token."""
+    """Allow every top_k. Otherwise it may be 1 to 64, which is faster because no token needs a sorted vocabulary."""
     tokens_per_step: int = 8
     """Tokens that each request generates before they are sent; fewer come sooner and cost more."""
     warm_up: Literal["none", "one", "all"] = "one"
@@ -69,7 +69,7 @@ class ServeConfig:
     limits: Limits = Limits()
     """What requests may take."""
     api_key_file: str | None = None
-    """File that holds the API key. Null: the environment variable SPIRIT_JAX_API_KEY; without either there is no key."""
+    """File with the API key. Null: the environment variable SPIRIT_JAX_API_KEY; without either there is no key."""
     origins: list[str] = dataclasses.field(default_factory=list)
     """Other site whose pages may use the server, such as https://example.com, or *; may be repeated."""
     allowed_hosts: list[str] = dataclasses.field(default_factory=list)

@@ -4,7 +4,7 @@ The client sends JSON messages with a `type`, and binary messages of 16-bit samp
 
 | message | effect |
 |---|---|
-| `{"type": "start", ...}` | first: options of `/v1/generate`, and `api_key` if the server has one and the header is missing |
+| `{"type": "start", ...}` | first: options of `/v1/generate`, and `api_key` if there is no header with the key |
 | binary | continues the recording that is open |
 | `{"type": "text", "text": "..."}` | ends the recording, and adds text |
 | `{"type": "units", "units": "[Hu1]..."}` | ends the recording, and adds speech as units |
