@@ -30,7 +30,7 @@ from spirit_jax.convert.table import to_jax
 from spirit_jax.inference import network
 from spirit_jax.inference.engine import Engine
 from spirit_jax.inference.prompts import EncodedPrompt
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import Request
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh

@@ -29,7 +29,7 @@ from spirit_jax.inference import network, scoring
 from spirit_jax.inference.engine import Engine
 from spirit_jax.inference.int8 import quantize_leaf
 from spirit_jax.inference.prompts import EncodedPrompt
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import Request
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig

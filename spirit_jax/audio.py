@@ -18,9 +18,18 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.containers import is_cut_short, with_wav_size
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_bytes, write_file
+from spirit_jax.core.paths import local_path
 
 RATES = (4_000, 768_000)
 """Lowest and highest sample rate that is believed; another one in a header is a damaged or hostile file."""
+
+SUFFIXES_OF_AV = (".m4a", ".aac", ".mp4", ".webm", ".wma", ".amr")
+"""Suffixes, in lower case, of audio files that are read with the package `av`."""
+AUDIO_SUFFIXES = (
+    *(".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"),
+    *SUFFIXES_OF_AV,
+)
+"""Suffixes, in lower case, of audio files."""
 
 _KERNEL_LIMIT = 1 << 20
 """Elements of the polyphase kernel up to which it is built; the kernel of rates without a common factor is larger."""
@@ -62,7 +71,7 @@ def load_audio(
         audio = load_audio("speech.flac")  # 16 kHz
 
     Args:
-        source: a path, or the content of a file.
+        source: a path, whose `~` is expanded, or the content of a file.
         sample_rate: samples per second of the result.
         resampler: "sinc", the reference's kernel, which gives the units of the released code; or "soxr", which keeps
             more of the band above 6 kHz.
@@ -74,6 +83,7 @@ def load_audio(
     Raises:
         AudioError: the file is missing, not a regular file, unreadable, empty or cut short, its rate is implausible, or
             it holds samples that are not finite, or it is beyond the limits; names it.
+        PathError: the file is in a bucket.
         ValueError: an unknown resampler.
     """
     resample = {"sinc": resample_sinc, "soxr": soxr.resample}
@@ -82,6 +92,8 @@ def load_audio(
     if isinstance(source, bytes):
         name, content = f"{len(source)} bytes of audio", source
     else:
+        if not os.path.lexists(source):
+            source = local_path(os.fspath(source), "audio")
         name = str(source)
         if not os.path.lexists(source):
             raise AudioError(f"{name}: no such file")
@@ -138,7 +150,17 @@ def _blocks(file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 def _undecodable(name: str, error: Exception) -> AudioError:
     reason = str(getattr(error, "error_string", error)).strip()
-    return AudioError(f"{name}: cannot be decoded ({reason})")
+    needs_av = pathlib.PurePath(name).suffix.lower() in SUFFIXES_OF_AV and not _has_av()
+    hint = "; pip install 'spirit_jax[m4a]' to read files of this kind" if needs_av else ""
+    return AudioError(f"{name}: cannot be decoded ({reason}){hint}")
+
+
+def _has_av() -> bool:
+    try:
+        import av  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def _decode_with_av(content: bytes, name: str, limits: AudioLimits) -> tuple[Float[np.ndarray, " R"], int] | None:
@@ -198,14 +220,15 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
     """Write mono audio as a 16-bit WAV, FLAC or OGG file, chosen by the suffix. The write is atomic.
 
     Args:
-        path: of the file; an existing one is replaced.
+        path: of the file, whose `~` is expanded; an existing one is replaced.
         audio: float [R]; values outside [-1, 1] are clipped.
         sample_rate: samples per second.
 
     Raises:
         AudioError: the audio is not 1-D, or the suffix names no format that can be written.
+        PathError: the file would be in a bucket.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(local_path(os.fspath(path), "audio"))
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
         raise AudioError(f"{path}: audio to write must be 1-D, found shape {audio.shape}")

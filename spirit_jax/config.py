@@ -26,7 +26,9 @@ import jsonargparse
 import yaml
 
 from spirit_jax import __version__
+from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
 from spirit_jax.core.errors import SpiritError, fail
+from spirit_jax.core.files import is_encodable, printable
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -39,7 +41,7 @@ _ABOUT_OPTIONS = (
     "Option names may be written with dashes or underscores. A yes-or-no option needs no value. An option of type "
     "list[str] may be repeated; it replaces the list of the config file."
 )
-_OWN_OPTIONS = ("config", "help", "print_config", "version")
+_OWN_OPTIONS = ("compilation_cache", "config", "help", "print_config", "version")
 _PACKAGE = pathlib.Path(__file__).parent
 _BUNDLED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")  # in an installed package, in a checkout
 _LISTS_OF_STRINGS = (list[str], tuple[str, ...])
@@ -65,9 +67,15 @@ def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, descrip
         if not arguments:
             built.print_help(sys.stderr)
             raise ConfigError("no arguments; the help above lists the options")
-        return _instantiate(cls, built, lambda: built.parse_args(_canonical(cls, arguments)))
+        return _instantiate(cls, built, lambda: _with_cache(built.parse_args(_canonical(cls, arguments))))
     except ConfigError as error:
         fail(prog, error, error.exit_code)
+
+
+def _with_cache(values: Any) -> Any:
+    """Turn on the cache of compiled programs that the command line asks for, before anything is compiled."""
+    use_compilation_cache(values.compilation_cache)
+    return values
 
 
 def load(cls: type[Config], path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
@@ -144,6 +152,12 @@ def _parser(cls: type, prog: str, description: str) -> jsonargparse.ArgumentPars
         help="YAML file with any of the keys below; later options override it, as does a later file. A name such as "
         "tiny.yaml that is no file here means the config of that name which comes with the package.",
     )
+    built.add_argument(
+        "--compilation_cache",
+        metavar=f"{OFF}|DIR",
+        help="Directory of compiled programs, which later runs load instead of compiling them again; none: keep no "
+        "programs. Default: JAX_COMPILATION_CACHE_DIR, else spirit_jax/compiled in the user's cache directory.",
+    )
     built.add_class_arguments(cls)
     return built
 
@@ -209,6 +223,8 @@ def _canonical(cls: type, arguments: Sequence[str]) -> list[str]:
             words.append(f"--{name}={rest.pop(0) if word_of_bool else 'true'}")
         elif kind in _LISTS_OF_STRINGS and (separator or follows):
             lists.setdefault(name, []).append(value if separator else rest.pop(0))
+            if not is_encodable(lists[name][-1]):
+                raise ConfigError(f"--{name} {printable(lists[name][-1])}: is not UTF-8 text")
             option = f"--{name}="
             words = [*(other for other in words if not other.startswith(option)), option + json.dumps(lists[name])]
         else:

@@ -7,25 +7,27 @@ and a tab, or a directory of unit records, as `python -m spirit_jax.encode` writ
 """
 
 import dataclasses
+import os
 import pathlib
 import time
 from collections.abc import Sequence
-from typing import Literal
-
-import numpy as np
-import tqdm
+from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
-from spirit_jax.audio import save_audio
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes
-from spirit_jax.data.records import RecordError
-from spirit_jax.data.unit_inputs import UnitInputs, open_unit_inputs
-from spirit_jax.speech import has_vocoder, load_vocoder
+from spirit_jax.core.paths import local_path
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, Vocoder
-from spirit_jax.units import SpeechUnits, UnitError
-from spirit_jax.vocabulary import Variant
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from spirit_jax.data.unit_inputs import UnitInputs
+    from spirit_jax.units import SpeechUnits, UnitError
+    from spirit_jax.vocabulary import Variant
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.decode"
 
@@ -70,7 +72,7 @@ class DecodeError(SpiritError):
     """An output that cannot be used; the message names it."""
 
 
-def open_vocoder(checkpoint: str, variant: Literal["auto", "base", "expressive"], prefer: Variant) -> Vocoder:
+def open_vocoder(checkpoint: str, variant: Literal["auto", "base", "expressive"], prefer: "Variant") -> Vocoder:
     """Load the vocoder of `--variant`.
 
     Args:
@@ -81,6 +83,8 @@ def open_vocoder(checkpoint: str, variant: Literal["auto", "base", "expressive"]
     Raises:
         CheckpointError: the vocoder is missing or damaged.
     """
+    from spirit_jax.speech import has_vocoder, load_vocoder
+
     if variant != "auto":
         return load_vocoder(checkpoint, variant)
     for name in (prefer, "base", "expressive"):
@@ -101,13 +105,19 @@ class DecodeSummary:
     """One line for each item that could not be spoken."""
 
 
-def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: UnitInputs) -> DecodeSummary:
+def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: "UnitInputs") -> DecodeSummary:
     """Write the audio of every item that can be spoken, with a progress bar on a terminal.
 
     Raises:
         VoiceError: an unknown speaker or style.
         OSError: a file cannot be written.
     """
+    import tqdm
+
+    from spirit_jax.audio import save_audio
+    from spirit_jax.data.records import RecordError
+    from spirit_jax.units import SpeechUnits, UnitError
+
     output = pathlib.Path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     predict_durations = not inputs.are_frames if settings.predict_durations is None else settings.predict_durations
@@ -134,9 +144,11 @@ def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: UnitInputs) -> Deco
 
 
 def _speak(
-    vocoder: Vocoder, batch: Sequence[SpeechUnits], settings: DecodeConfig, predict_durations: bool
-) -> Sequence[np.ndarray | UnitError]:
+    vocoder: Vocoder, batch: "Sequence[SpeechUnits]", settings: DecodeConfig, predict_durations: bool
+) -> "Sequence[np.ndarray | UnitError]":
     """The audio of each item, or the reason why it has none."""
+    from spirit_jax.units import UnitError
+
     try:
         return vocoder.decode_batch(batch, settings.speaker, settings.style, predict_durations)
     except UnitError:
@@ -144,8 +156,10 @@ def _speak(
 
 
 def _speak_one(
-    vocoder: Vocoder, units: SpeechUnits, settings: DecodeConfig, predict_durations: bool
-) -> np.ndarray | UnitError:
+    vocoder: Vocoder, units: "SpeechUnits", settings: DecodeConfig, predict_durations: bool
+) -> "np.ndarray | UnitError":
+    from spirit_jax.units import UnitError
+
     try:
         return vocoder.decode(units, settings.speaker, settings.style, predict_durations)
     except UnitError as error:
@@ -159,7 +173,16 @@ def run(settings: DecodeConfig) -> None:
         SpiritError: an argument cannot be used, or (`JobError`) some items could not be spoken.
         OSError: a file cannot be written.
     """
+    from spirit_jax.data.unit_inputs import open_unit_inputs
+
+    settings = dataclasses.replace(
+        settings,
+        checkpoint=local_path(settings.checkpoint, "--checkpoint"),
+        output=local_path(settings.output, "--output"),
+    )
     inputs = open_unit_inputs(settings.input, settings.split)
+    if os.path.lexists(settings.output) and not os.path.isdir(settings.output):
+        raise DecodeError(f"--output {settings.output}: is a file, a directory is needed")
     paths = [pathlib.Path(settings.output) / f"{item.name}.{settings.format}" for item in inputs.items]
     existing = [path for path in paths if path.exists()]
     if existing and not settings.overwrite:

@@ -16,15 +16,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 from spirit_jax import config
-from spirit_jax.core.errors import exit_codes
+from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.paths import local_path
-from spirit_jax.corpora import CorpusError, open_input
-from spirit_jax.corpora.alignment.attach import attach_alignments
-from spirit_jax.corpora.encoding import HostShare, encode_split
-from spirit_jax.corpora.held_out import hold_out
-from spirit_jax.corpora.resynthesis import check_resynthesis
-from spirit_jax.data.records import check_split_name
-from spirit_jax.speech import SpeechTokenizer
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.encode"
 
@@ -46,10 +41,11 @@ class EncodeConfig:
     """Checkpoint directory with the speech tokenizer; leave it out for a corpus of text."""
     split: str = "train"
     """Split of the corpus to encode; also the name of the split in the output."""
-    variant: Literal["base", "expressive"] = "expressive"
-    """base: HuBERT units alone; expressive: pitch and style units too."""
-    f0: Literal["fcpe", "pyaapt"] = "fcpe"
-    """Pitch extractor of the released tokenizer (pyaapt, as in the paper, is slow and runs on the host)."""
+    variant: Literal["base", "expressive"] | None = None
+    """base: HuBERT units alone; expressive: pitch and style units too. null: base if the checkpoint has HuBERT alone,
+    else expressive."""
+    f0: Literal["fcpe", "pyaapt"] | None = None
+    """Pitch extractor of the released tokenizer; pyaapt, as in the paper, is slow and runs on the host. null: fcpe."""
     shards: int | None = None
     """Number of record files of the split; by default one, or what a finished split has. A finished split with another
     number is written again without encoding."""
@@ -76,6 +72,8 @@ class EncodeConfig:
             raise ValueError(f"shards must be at least 1, found {self.shards}")
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction must be in [0, 1), found {self.validation_fraction}")
+        from spirit_jax.data.records import check_split_name
+
         check_split_name(self.split)
         if not 0 <= self.host_index < self.host_count:
             raise ValueError(f"host_index must be in 0..host_count-1, found {self.host_index} of {self.host_count}")
@@ -91,6 +89,12 @@ def encode(settings: EncodeConfig) -> None:
         EncodingError: the job cannot be finished.
         LockError: another process does the same work.
     """
+    from spirit_jax.corpora import CorpusError, open_input
+    from spirit_jax.corpora.alignment.attach import attach_alignments
+    from spirit_jax.corpora.encoding import HostShare, encode_split
+    from spirit_jax.corpora.held_out import hold_out
+    from spirit_jax.corpora.resynthesis import check_resynthesis
+
     output = local_path(settings.output, "--output")
     corpus = open_input(settings.input, settings.split)
     if settings.checkpoint is not None and not corpus.has_speech:
@@ -103,8 +107,14 @@ def encode(settings: EncodeConfig) -> None:
     parts = hold_out(corpus, settings.validation_fraction) if settings.validation_fraction else (corpus,)
     tokenizer = None
     if settings.checkpoint is not None:
+        from spirit_jax.speech import SpeechTokenizer
+
         checkpoint = local_path(settings.checkpoint, "--checkpoint")
-        tokenizer = SpeechTokenizer.from_pretrained(checkpoint, settings.variant, f0=settings.f0)
+        tokenizer = SpeechTokenizer.from_pretrained(checkpoint, settings.variant, settings.f0).load_encoders()
+        if settings.variant is None and not tokenizer.expressive:
+            logging.warning("%s has a phonetic encoder alone: units of Spirit LM Base", checkpoint)
+    elif settings.f0 is not None:
+        raise SpiritError(f"--f0 {settings.f0}: text has no pitch; leave it out, or name the --checkpoint")
     if settings.check and settings.host_index == 0:
         if tokenizer is None:
             raise CorpusError(

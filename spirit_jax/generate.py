@@ -7,32 +7,38 @@
 Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a
 prompts file is `{"id": "a", "input": ["speech:a.flac", "text: Is it?"]}` or `{"id": "b", "prompt": "[Text]Once"}`;
 audio files are relative to it. The output directory gets `results.jsonl`, with a line for each prompt in their order,
-and ID-N.wav for speech. A run may be interrupted or killed at any time: the same command continues with the prompts
-that have no answer yet.
+and ID-N.wav for speech. A prompt that cannot be used is named, its line holds the error, and the others are answered.
+A run may be interrupted or killed at any time: the same command continues with the prompts that have no answer yet.
+
+    python -m spirit_jax.generate --checkpoint DIR --task asr --input speech:a.flac --output DIR
+    python -m spirit_jax.generate --checkpoint DIR --task tts --input text:"Once upon a time" --output DIR
+
+`--task` writes each prompt as training writes the pairs of that recipe, and takes speech (asr) or text (tts) alone.
 """
 
 import dataclasses
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Literal
-
-import jax
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
-from spirit_jax.core.errors import exit_codes
-from spirit_jax.costmodel.report import Report
-from spirit_jax.costmodel.topology import Topology
-from spirit_jax.inference.compile import compile_generation, model_config
-from spirit_jax.inference.prompt_files import InputError, NamedPrompt, encode_prompts, parse_segment, read_prompts
-from spirit_jax.inference.results import RESULTS, PartialResults, describe_outputs, write_segment
-from spirit_jax.inference.sampling import SamplingParams
-from spirit_jax.inference.spiritlm import SpiritLM
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.core.errors import JobError, SpiritError, exit_codes
+from spirit_jax.core.files import printable
+from spirit_jax.core.paths import local_path
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
+
+if TYPE_CHECKING:
+    from spirit_jax.costmodel.report import Report
+    from spirit_jax.inference.prompt_files import NamedPrompt
+    from spirit_jax.inference.sampling_params import SamplingParams
+    from spirit_jax.inference.spiritlm import SpiritLM
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.generate"
 
@@ -51,6 +57,8 @@ class GenerateConfig:
     """JSONL file of prompts, instead of --input."""
     few_shot: str | None = None
     """JSONL file of the same form; its prompts, one after the other, stand before every prompt."""
+    task: Literal["asr", "tts"] | None = None
+    """Write prompts as the recipe of this name does: asr transcribes speech, tts speaks text."""
     output_modality: Literal["text", "speech", "any"] = "any"
     """What an answer may hold; any: text and speech in any order."""
     max_new_tokens: int | None = None
@@ -72,6 +80,8 @@ class GenerateConfig:
     """String that ends an answer; may be repeated."""
     grammar: bool = False
     """Keep generated speech well formed, whatever the model predicts."""
+    f0: Literal["fcpe", "pyaapt"] | None = None
+    """Pitch extractor of a released tokenizer for the audio of prompts. Null: fcpe."""
     speaker: int | str = DEFAULT_SPEAKER
     """Voice of the vocoder, by number or name."""
     overwrite: bool = False
@@ -88,7 +98,7 @@ class GenerateConfig:
     """Generate nothing: compile prefill and decoding for these TPUs (v5e:2x2, v5p-8), which need not be present, and
     print what they will cost there. The checkpoint may then be the YAML config of a run; no weights are read."""
 
-    def sampling(self, defaults: SamplingParams) -> SamplingParams:
+    def sampling(self, defaults: "SamplingParams") -> "SamplingParams":
         """Return the decoding options: those given here, else the checkpoint's.
 
         Raises:
@@ -98,13 +108,14 @@ class GenerateConfig:
 
 
 _NO_EFFECT_ON_ANSWERS = ("output", "input", "prompts", "few_shot", "slots", "overwrite")
-"""Options that do not change the generated output. The prompts themselves are compared by their content."""
+"""Options that do not change the generated output. The prompts themselves are compared by their ids."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command. The exit code is 2 for a bad argument, 1 for a failed or interrupted job."""
     settings = config.parse(GenerateConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
+        settings = _with_local_paths(settings)
         if settings.compile_topology is not None:
             for name, report in compile_run(settings, settings.compile_topology).items():
                 print(f"{name}, {settings.slots} slots\n{report}\n")
@@ -114,8 +125,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
             run(settings, directory, prompts, few_shot)
 
 
-def compile_run(settings: GenerateConfig, topology: str) -> dict[str, Report]:
+def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
+    """Expand `~` in every path, and refuse buckets.
+
+    Raises:
+        PathError: names the option.
+    """
+    paths = {name: getattr(settings, name) for name in ("checkpoint", "output", "prompts", "few_shot")}
+    return dataclasses.replace(
+        settings, **{name: local_path(path, f"--{name}") for name, path in paths.items() if path is not None}
+    )
+
+
+def compile_run(settings: GenerateConfig, topology: str) -> "dict[str, Report]":
     """Compile generation for TPUs, such as v5e:2x2, and return a report for prefill and one for decoding."""
+    from spirit_jax.costmodel.topology import Topology
+    from spirit_jax.inference.compile import compile_generation, model_config
+    from spirit_jax.inference.sampling_params import SamplingParams
+
     return compile_generation(
         Topology.parse(topology),
         model_config(settings.checkpoint, settings.dtype),
@@ -127,10 +154,13 @@ def compile_run(settings: GenerateConfig, topology: str) -> dict[str, Report]:
 
 def _check_output(settings: GenerateConfig) -> pathlib.Path:
     """Return the directory for the results, which need not exist yet."""
+    from spirit_jax.inference.prompt_files import InputError
+    from spirit_jax.inference.results import RESULTS
+
     if settings.output is None:
         raise InputError("name the directory for the results: --output DIR")
     directory = pathlib.Path(settings.output)
-    nearest = next(path for path in (directory, *directory.absolute().parents) if path.exists())
+    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
     if not nearest.is_dir():
         raise InputError(f"--output {directory}: {nearest} is a file")
     if (directory / RESULTS).exists() and not settings.overwrite:
@@ -138,8 +168,10 @@ def _check_output(settings: GenerateConfig) -> pathlib.Path:
     return directory
 
 
-def _read_inputs(settings: GenerateConfig) -> tuple[list[NamedPrompt], list[NamedPrompt]]:
+def _read_inputs(settings: GenerateConfig) -> "tuple[list[NamedPrompt], list[NamedPrompt]]":
     """Return the prompts and the few-shot examples."""
+    from spirit_jax.inference.prompt_files import InputError, NamedPrompt, parse_segment, read_prompts
+
     if bool(settings.input) == (settings.prompts is not None):
         raise InputError("give either --input (text:..., speech:FILE), or --prompts FILE")
     if settings.prompts is None:
@@ -152,47 +184,70 @@ def _read_inputs(settings: GenerateConfig) -> tuple[list[NamedPrompt], list[Name
 def run(
     settings: GenerateConfig,
     directory: pathlib.Path,
-    prompts: Sequence[NamedPrompt],
-    few_shot: Sequence[NamedPrompt],
+    prompts: "Sequence[NamedPrompt]",
+    few_shot: "Sequence[NamedPrompt]",
 ) -> None:
-    """Generate all answers and write them. The results file comes last and is atomic."""
+    """Generate all answers and write them. The results file comes last and is atomic.
+
+    Raises:
+        SpiritError: an option or every prompt cannot be used, or (`JobError`) some prompts cannot; names them.
+    """
+    from tqdm import tqdm
+
+    from spirit_jax.inference.prompt_files import encode_prompts
+    from spirit_jax.inference.results import PartialResults, describe_outputs, write_segment
+
     model = _load_model(settings)
     sampling = settings.sampling(model.sampling)
-    encoded = encode_prompts(model.prompt_encoder, prompts, few_shot, settings.output_modality)
+    encoded = encode_prompts(model.prompt_encoder, prompts, few_shot, settings.output_modality, settings.task)
     options = dataclasses.asdict(settings)
     for name in _NO_EFFECT_ON_ANSWERS:
         del options[name]
     ids = [prompt.id for prompt in prompts]
-    partial = PartialResults(directory, [options, ids, [prompt.string for prompt in encoded]])
+    contents = [str(prompt) if isinstance(prompt, SpiritError) else prompt.ids.tolist() for prompt in encoded]
+    partial = PartialResults(directory, [options, ids, contents])
     if partial.lines:
         print(f"{len(partial.lines)} of {len(prompts)} prompts have their answers in {directory}", file=sys.stderr)
-    todo = [index for index in range(len(prompts)) if index not in partial.lines]
+    usable = {
+        index: prompt
+        for index, prompt in enumerate(encoded)
+        if not isinstance(prompt, SpiritError) and index not in partial.lines
+    }
+    todo = list(usable)
     answers = model.as_completed(
-        [encoded[index] for index in todo],
-        settings.output_modality,
-        sampling,
-        slots=settings.slots,
-        speaker=settings.speaker,
+        list(usable.values()), settings.output_modality, sampling, slots=settings.slots, speaker=settings.speaker
     )
     for position, segments in tqdm(answers, total=len(todo), unit="prompt", disable=len(todo) == 1):
         index = todo[position]
         directory.mkdir(parents=True, exist_ok=True)  # only once the model has accepted the prompts
         paths = (directory / f"{ids[index]}-{number}.wav" for number in range(1, len(segments) + 1))
         outputs = [write_segment(path, segment) for path, segment in zip(paths, segments, strict=True)]
-        result = {"id": ids[index], "prompt": encoded[index].string, "outputs": outputs}
+        result = {"id": ids[index], "prompt": usable[index].string, "outputs": outputs}
         partial.add(index, json.dumps(result, ensure_ascii=False))
         if len(prompts) == 1:
             print(describe_outputs(outputs, directory))
+    problems = []
+    for index, prompt in enumerate(encoded):
+        if isinstance(prompt, SpiritError):
+            problems.append(printable(f"{ids[index]}: {prompt}"))
+            partial.add(index, json.dumps({"id": ids[index], "error": printable(str(prompt)), "outputs": []}))
     print(partial.finish())
+    if problems:
+        raise JobError(f"{len(problems)} of {len(prompts)} prompts cannot be used, the others are answered", problems)
 
 
-def _load_model(settings: GenerateConfig) -> SpiritLM:
+def _load_model(settings: GenerateConfig) -> "SpiritLM":
+    import jax
+
+    from spirit_jax.inference.spiritlm import SpiritLM
+    from spirit_jax.parallel.mesh import make_mesh
+
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
-    model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8)
-    has_vocoder = model.speech_tokenizer is not None and model.speech_tokenizer.vocoder is not None
-    if settings.output_modality != "text" and not has_vocoder:
+    model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8, settings.f0)
+    speaks = model.speech_tokenizer is not None and model.speech_tokenizer.has_vocoder
+    if settings.output_modality != "text" and settings.task != "asr" and not speaks:
         print(f"{settings.checkpoint} has no vocoder: speech comes as units", file=sys.stderr)
     return model
 

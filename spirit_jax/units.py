@@ -190,10 +190,11 @@ class SpeechUnits:
             end = match.end()
             if match[1] is None:
                 continue
-            stream, value = _STREAM_CODES[match[1]], int(match[2])
+            stream, digits = _STREAM_CODES[match[1]], match[2].lstrip("0")
+            value = int(digits or "0") if len(digits) <= 3 else SIZES[stream]
             if value >= SIZES[stream]:
                 raise UnitError(
-                    f"{match[0]} at position {match.start()}: {match[1]} units go up to {SIZES[stream] - 1}"
+                    f"{match[0][:20]} at position {match.start()}: {match[1]} units go up to {SIZES[stream] - 1}"
                 )
             streams.append(stream)
             values.append(value)

@@ -30,6 +30,8 @@ from spirit_jax.units import SpeechUnits
 
 TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
 """Modality tokens: text, or speech units, follow."""
+ASR, TTS = "[ASR]", "[TTS]"
+"""Separators of the two halves of a pair: text pieces, unless a tokenizer has tokens for them."""
 
 Variant = Literal["base", "expressive"]
 """Base has HuBERT units; Expressive has pitch and style units too."""
@@ -205,6 +207,7 @@ class Vocabulary:
         eos_id: id of the end of a document.
         prefix: ids that open every document: `<s>`, and the dummy space that SentencePiece puts before `[Text]`.
         token_kinds: int8 [padded_size], an index into `TOKEN_KINDS` for each id.
+        specials: pattern that matches the strings that `encode` takes for special tokens.
         fingerprint: sha256 (hex) of everything that decides the ids; vocabularies with equal fingerprints are equal.
     """
 
@@ -220,7 +223,7 @@ class Vocabulary:
         self.padded_size = round_up(self.size, _ROUND_TO)
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
         self.prefix = [self.bos_id, *tokenizer.dummy_prefix]
-        self.fingerprint = tokenizer.fingerprint
+        self.specials, self.fingerprint = tokenizer.specials, tokenizer.fingerprint
         self._offsets = starts[:-1].astype(np.int32)
         self.hubert_offset = int(starts[0])
         self.pitch_offset, self.style_offset = (int(starts[1]), int(starts[2])) if len(sizes) == 3 else (None, None)
@@ -360,13 +363,13 @@ class Vocabulary:
 
         A literal `[Hu3]` or `<|end_of_text|>` in the text stays text: it is encoded in two parts.
         """
-        cuts = [0, *(match.start() + 1 for match in self._tokenizer.specials.finditer(text)), len(text)]
+        cuts = [0, *(match.start() + 1 for match in self.specials.finditer(text)), len(text)]
         parts = [text[start:end] for start, end in itertools.pairwise(cuts)]
         return [index for part in parts for index in self._tokenizer.encode(TEXT_TOKEN + part)[len(self.prefix) :]]
 
     def encode_texts(self, texts: list[str]) -> list[list[int]]:
         """`encode_text` of many texts in one call."""
-        if any(self._tokenizer.specials.search(text) for text in texts):
+        if any(self.specials.search(text) for text in texts):
             return [self.encode_text(text) for text in texts]
         return [ids[len(self.prefix) :] for ids in self._tokenizer.encode_batch([TEXT_TOKEN + text for text in texts])]
 

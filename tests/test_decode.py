@@ -128,6 +128,13 @@ def test_existing_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
     ("source", "arguments", "message"),
     [
         ("[Hu1", [], "'[Hu1' at position 0"),
+        ("14 14 171 48", [], "units are written in brackets: [Hu14]... for 14..."),
+        ("14 171 " * 600, [], "units are written in brackets: [Hu14]... for 14..."),
+        ("x" * 5000, [], "is not a unit string"),
+        ("[Hu" + "1" * 4400 + "]", [], "Hu units go up to 500"),
+        ("s3://bucket/units.txt", [], "--input s3://bucket/units.txt: s3:// is not read"),
+        ("[Hu1]", ["--output", "gs://bucket/out"], "--output gs://bucket/out: gs:// is not read or written"),
+        ("[Hu1]", ["--output", __file__], "test_decode.py: is a file, a directory is needed"),
         ("nothing.txt", [], "'nothing.txt' is not a unit string"),
         ("", [], "the input is empty"),
         ("[Hu1]", ["--speaker", "tom"], "unknown speaker 'tom'; known are 0 ann, 1 bob, 2 eve"),
@@ -167,6 +174,23 @@ def test_two_items_with_the_same_name_are_refused(run, tmp_path, capsys):
     source = tmp_path / "units.txt"
     source.write_text("a/b\t[Hu1]\na b\t[Hu2]\n")
     assert "two items have the name 'a_b'" in fails(2, capsys, run, source)
+
+
+def test_names_that_are_too_long_for_files_are_cut(run, tmp_path):
+    """Two ids of 300 bytes that differ at the end have two files."""
+    source = tmp_path / "units.txt"
+    source.write_text(f"{'é' * 150}1\t[Hu1]\n{'é' * 150}2\t[Hu2]\n")
+    run(source)
+    names = [path.name for path in (tmp_path / "out").iterdir()]
+    assert len(names) == 2
+    assert all(len(name.encode()) <= 210 and name.startswith("é" * 80) for name in names)
+
+
+def test_a_home_directory_is_expanded(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "units.txt").write_text("a\t[Hu1]\n")
+    decode.main(["--checkpoint", "~/ours", "--input", "~/units.txt", "--output", "~/spoken"])
+    assert [path.name for path in (tmp_path / "spoken").iterdir()] == ["a.wav"]
 
 
 def test_help_explains_the_command(capsys):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from spirit_jax import Segment, generate
-from spirit_jax.inference.results import PartialResults, write_segment
+from spirit_jax import Segment, SpiritLM, generate
+from spirit_jax.inference.prompt_files import InputError, read_prompts
+from spirit_jax.inference.results import PartialResults, describe_outputs, write_segment
 from tests.support import checkpoints
 
 
@@ -85,7 +86,18 @@ REFUSED = {
     "option": (("--inputs", "text:a"), 2, "inputs"),
     "modality": (("--input", "text:a", "--output-modality", "song"), 2, "output_modality"),
     "no units": (("--input", "units:hello"), 2, "'units:hello': expected text:..., speech:FILE or units:"),
-    "unit": (("--input", "text:[Hu900]"), 2, "[Hu900] at position 6 is no token"),
+    "unit": (("--input", "units:[Hu900]"), 2, "[Hu900] at position 0: Hu units go up to 500"),
+    "digits": (("--input", f"units:[Hu{'9' * 4400}]"), 2, "[Hu99999999999999999 at position 0: Hu units go up to 500"),
+    "surrogate": (("--input", "text:a\udc80b"), 2, "--input text:a\\udc80b: is not UTF-8 text"),
+    "bucket": (("--input", "text:a", "--output", "gs://b/out"), 2, "--output gs://b/out: gs:// is not read or written"),
+    "bucket checkpoint": (("--input", "text:a", "--checkpoint", "s3://b/c"), 2, "s3://b/c: s3:// is not read"),
+    "address": (("--input", "speech:http://a/b.wav"), 2, "speech http://a/b.wav: http:// is not read"),
+    "task": (("--input", "text:a", "--task", "asr"), 2, "task asr takes speech alone, found text"),
+    "task and modality": (
+        ("--input", "text:a", "--task", "tts", "--output-modality", "text"),
+        2,
+        "task tts answers in speech, asked for",
+    ),
     "value": (("--input", "text:a", "--top-p", "3"), 2, "top_p must be above 0 and at most 1, found 3.0"),
     "slots": (("--input", "text:a", "--slots", "0"), 2, "slots must be 1 or more, found 0"),
     "stop": (("--input", "text:a", "--stop", ""), 2, "a stop string needs at least one character"),
@@ -140,7 +152,7 @@ def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ('{"id": 1, "input": ["text:a"]}\nnonsense', "line 2: Expecting value"),
+        ('{"id": 1, "input": ["text:a"]}\nnonsense', r"line 2: not JSON \(Expecting value"),
         ('{"id": 1}', 'line 1: expected {"id": ..., "input"'),
         ('{"id": "../x", "prompt": "a"}', "line 1: id '../x' cannot be part of a file name"),
         ('{"id": "", "prompt": "a"}', "line 1: id '' cannot be part of a file name"),
@@ -151,6 +163,9 @@ def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys
         ('{"input": []}', 'line 1: "input" must be a list of .* found'),
         ('{"input": [5]}', 'line 1: "input" must be a list of .* found'),
         ('{"id": 1, "prompt": "a"}\n{"id": "1", "prompt": "b"}', "id '1' comes twice"),
+        ('{"id": ["a"], "prompt": "a"}', r"line 1: id must be a string or a whole number, found \['a'\]"),
+        (r'{"id": "\ud800", "prompt": "a"}', r"line 1: id '\\ud800' cannot be part of a file name"),
+        ("[" * 5000, "line 1: not JSON that can be read"),
         ("", "no prompts in it"),
         ('{"input": ["speech:gone.wav"]}', "line 1: .*gone.wav: no such file"),
     ],
@@ -158,32 +173,32 @@ def test_audio_without_a_speech_tokenizer_is_refused(directory, tmp_path, capsys
 def test_invalid_prompt_files_are_refused(tmp_path, lines, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(lines)
-    with pytest.raises(generate.InputError, match=message):
-        generate.read_prompts(str(path))
+    with pytest.raises(InputError, match=message):
+        read_prompts(str(path))
 
 
 def test_prompts_that_are_not_text_are_refused(tmp_path):
     (tmp_path / "prompts.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(generate.InputError, match="prompts.jsonl: not UTF-8 text"):
-        generate.read_prompts(str(tmp_path / "prompts.jsonl"))
+    with pytest.raises(InputError, match="prompts.jsonl: not UTF-8 text"):
+        read_prompts(str(tmp_path / "prompts.jsonl"))
 
 
 def test_only_a_newline_ends_a_line(tmp_path):
     """Unicode has other line ends, which JSON strings may hold."""
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "one\u2028two\x85three"}\r\n{"prompt": "four"}\n', newline="")
-    assert generate.read_prompts(str(tmp_path / "prompts.jsonl")) == [("1", "one\u2028two\x85three"), ("2", "four")]
+    assert read_prompts(str(tmp_path / "prompts.jsonl")) == [("1", "one\u2028two\x85three"), ("2", "four")]
 
 
 @pytest.fixture
 def asked(monkeypatch) -> list[list]:
     """The prompts that the model was given, call by call."""
-    calls, original = [], generate.SpiritLM.as_completed
+    calls, original = [], SpiritLM.as_completed
 
     def spy(self, prompts, *arguments, **options):
         calls.append(list(prompts))
         return original(self, prompts, *arguments, **options)
 
-    monkeypatch.setattr(generate.SpiritLM, "as_completed", spy)
+    monkeypatch.setattr(SpiritLM, "as_completed", spy)
     return calls
 
 
@@ -249,3 +264,54 @@ def test_speech_is_written_as_a_sound_file(tmp_path):
     sound = write_segment(tmp_path / "a-1.wav", Segment("speech", np.zeros(640, np.float32), "[Hu1]"))
     assert sound == {"speech": "a-1.wav", "units": "[Hu1]"}
     assert (tmp_path / "a-1.wav").stat().st_size == 44 + 2 * 640
+
+
+def test_speech_without_a_phonetic_unit_has_a_reason(tmp_path):
+    output = write_segment(tmp_path / "a-1.wav", Segment("speech", np.zeros(0, np.float32), "[Pi0]"))
+    assert list(tmp_path.iterdir()) == []
+    assert output["speech"] is None
+    assert "nothing to speak" in output["reason"]
+    assert describe_outputs([output], tmp_path) == f"[Pi0] ({output['reason']})"
+    assert "speech of fewer than 24 phonetic units" in describe_outputs([], tmp_path)
+
+
+def test_unusable_prompts_are_named_and_the_others_answered(tmp_path, capsys):
+    """Too long, an unknown token, a missing recording and half a character: each has its error in the results."""
+    prompts = {
+        "good": {"input": ["text:hi"]},
+        "long": {"input": ["text:" + "a b " * 3000]},
+        "token": {"prompt": "[Text][Hu900]"},
+        "gone": {"input": ["speech:gone.wav"]},
+        "half": {"input": ["text:a\udcff"]},
+        "also good": {"input": ["text:[Hu900] and [Text]"]},
+    }
+    path = tmp_path / "p.jsonl"
+    path.write_text("".join(json.dumps({"id": name, **prompt}) + "\n" for name, prompt in prompts.items()))
+    with pytest.raises(SystemExit) as ended:
+        run("--checkpoint", checkpoints.converted("small_base"), "--prompts", path, "--output", tmp_path / "out",
+            "--output-modality", "text", "--max-new-tokens", "3")  # fmt: skip
+    assert ended.value.code == 1
+    shown = capsys.readouterr().err
+    assert "4 of 6 prompts cannot be used, the others are answered" in shown
+    found = {result["id"]: result for result in results(tmp_path / "out")}
+    assert list(found) == list(prompts)
+    for name, reason in {
+        "long": "the model's context is 4096",
+        "token": "[Hu900] at position 6 is no token",
+        "gone": "gone.wav: no such file",
+        "half": "half of a character",
+    }.items():
+        assert reason in found[name]["error"]
+        assert f"  {name}: {found[name]['error']}" in shown
+    assert [name for name, result in found.items() if result["outputs"]] == ["good", "also good"]
+    assert found["also good"]["prompt"] == "[Text][Hu900] and [Text]"
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "p.jsonl").write_text('{"prompt": "[Text]a"}\n')
+    (tmp_path / "ck").symlink_to(checkpoints.converted("small_base"))
+    run("--checkpoint", "~/ck", "--prompts", "~/p.jsonl", "--output", "~/out", "--output-modality", "text",
+        "--max-new-tokens", "2")  # fmt: skip
+    assert len(results(tmp_path / "out")) == 1
+    assert SpiritLM.from_pretrained("~/ck").vocabulary.variant == "base"

@@ -5,16 +5,19 @@ import pathlib
 import signal
 import sys
 from collections.abc import Sequence
-
-import tqdm
+from typing import TYPE_CHECKING
 
 from spirit_jax import __version__
 from spirit_jax.convert.errors import ConversionError, UsageError
-from spirit_jax.convert.jobs import Job, run_jobs
-from spirit_jax.convert.plans import SELECTIONS, plan_export, plan_import
-from spirit_jax.convert.released_folder import MODEL_FOLDERS
-from spirit_jax.convert.verification.verify import TOLERANCE, Verified, verify
+from spirit_jax.convert.released_folder import MODEL_FOLDERS, SELECTIONS
+from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
 from spirit_jax.core.errors import exit_codes
+
+if TYPE_CHECKING:
+    from spirit_jax.convert.jobs import Job
+    from spirit_jax.convert.verification.verify import Verified
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.convert"
 
@@ -97,6 +100,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
                 type=int,
                 help="layer of HuBERT that k-means centroids quantize, if their file name has none, such as L11",
             )
+        command.add_argument(
+            "--compilation-cache", metavar=f"{OFF}|DIR", help="directory of compiled programs; none: keep no programs"
+        )
         if name != "verify":
             command.add_argument("--dry-run", action="store_true", help="check and list everything, write nothing")
             command.add_argument(
@@ -121,6 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # SIGTERM raises an exception, so that the staging directory is removed as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with exit_codes(PROG, interrupted=f"interrupted; {options.target} is as it was"):
+        use_compilation_cache(options.compilation_cache)
         if options.command == "verify":
             _verify(options)
         else:
@@ -129,6 +136,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _convert(options: argparse.Namespace) -> None:
     """Import or export: plan, print the plan, and run it."""
+    import tqdm
+
+    from spirit_jax.convert.jobs import run_jobs
+    from spirit_jax.convert.plans import plan_export, plan_import
+
     target: pathlib.Path = options.target
     if target.exists() and not (options.overwrite or options.dry_run):
         raise UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
@@ -145,7 +157,7 @@ def _convert(options: argparse.Namespace) -> None:
     print(f"wrote {target}")
 
 
-def _print_plan(jobs: Sequence[Job]) -> None:
+def _print_plan(jobs: "Sequence[Job]") -> None:
     rows = [(job.name, str(job.source), job.place, job.tensors, job.nbytes) for job in jobs]
     print(_aligned(("part", "from", "to", "tensors", "bytes"), rows))
     for note in (note for job in jobs for note in job.notes):
@@ -158,6 +170,10 @@ def _verify(options: argparse.Namespace) -> None:
     Raises:
         ConversionError: a tensor differs, or the outputs of a network differ by more than `TOLERANCE`.
     """
+    import tqdm
+
+    from spirit_jax.convert.verification.verify import TOLERANCE, verify
+
     source, target = options.source, options.target
     with tqdm.tqdm(unit="B", unit_scale=True, desc="compared", disable=None) as bar:
         results = verify(source, target, options.only, options.model, options.layer, bar.update)
@@ -170,7 +186,9 @@ def _verify(options: argparse.Namespace) -> None:
         raise ConversionError(f"{', '.join(wrong)}: the networks of {source} and {target} give different outputs")
 
 
-def _print_results(results: Sequence[Verified]) -> None:
+def _print_results(results: "Sequence[Verified]") -> None:
+    from spirit_jax.convert.verification.verify import TOLERANCE
+
     networks = ["-" if result.network is None else f"{result.network:.1e}" for result in results]
     head = ("part", "tensors", "bytes", "equal", "sha256", "network", "tolerance")
     print(_aligned(head, [(*row[:5], network, TOLERANCE) for row, network in zip(results, networks, strict=True)]))

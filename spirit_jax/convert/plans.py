@@ -17,18 +17,9 @@ from spirit_jax.convert.llm_import import plan_llm_import
 from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
 from spirit_jax.convert.parts import RELEASED_PARTS, ReleasedPart
-from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, SPEECH_FOLDER
+from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, SELECTIONS, SPEECH_FOLDER
 from spirit_jax.core.files import read_json
 from spirit_jax.vocabulary import Variant
-
-SELECTIONS = {
-    "llm": ("llm",),
-    "hubert": ("phonetic",),
-    "pitch": ("pitch",),
-    "style": ("style",),
-    "vocoder": ("vocoder_base", "vocoder_expressive"),
-}
-"""The parts that each value of `--only` selects."""
 
 
 def plan_import(

@@ -30,6 +30,15 @@ LM_FOLDER, SPEECH_FOLDER = "spiritlm_model", "speech_tokenizer"
 MODEL_FOLDERS = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
 """Folder of each language model under `LM_FOLDER`."""
 
+SELECTIONS = {
+    "llm": ("llm",),
+    "hubert": ("phonetic",),
+    "pitch": ("pitch",),
+    "style": ("style",),
+    "vocoder": ("vocoder_base", "vocoder_expressive"),
+}
+"""The parts that each value of `--only` selects."""
+
 _WEIGHTS, _UNUSED = "weights.json", "unused.safetensors"
 _WEIGHT_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".safetensors", ".gguf", ".onnx", ".msgpack", ".h5")
 _MAX_CARRIED_BYTES = 16 * 2**20

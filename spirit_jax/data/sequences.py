@@ -37,7 +37,7 @@ from jaxtyping import Int, Int32
 from spirit_jax.data.records import FRAME_MS, RecordError, UnitRecord
 from spirit_jax.data.word_pieces import WordPieces
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import Vocabulary
+from spirit_jax.vocabulary import ASR, TTS, Vocabulary
 
 Recipe = Literal["text", "speech", "interleaved", "transcription", "asr", "tts", "asr_tts"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
@@ -45,8 +45,6 @@ RECIPES: tuple[Recipe, ...] = get_args(Recipe)
 
 TEXT, SPEECH = 0, 1
 """The modality of a span."""
-ASR, TTS = "[ASR]", "[TTS]"
-"""Separators of the two halves of a pair."""
 
 _FRAMES_PER_SECOND = 1000 // FRAME_MS
 _MAX_WORD_FRAMES = 5 * _FRAMES_PER_SECOND  # a longer stretch is speech without alignment, or a pause

@@ -2,14 +2,20 @@
 
 import dataclasses
 import functools
+import hashlib
+import os
 import pathlib
 import re
 from collections.abc import Callable, Sequence
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_text
+from spirit_jax.core.paths import local_path
 from spirit_jax.data.records import METADATA, RecordError, RecordSource, read_metadata
 from spirit_jax.units import SpeechUnits, UnitError
+
+_MAX_NAME_BYTES = 200
+"""Longest name of an item. File systems take 255 bytes, of which a suffix and an atomic write need some."""
 
 
 class UnitInputError(SpiritError):
@@ -55,19 +61,21 @@ def open_unit_inputs(source: str, split: str | None = None) -> UnitInputs:
         RecordError: the directory has no such split, or a record is damaged.
         UnitError: the unit string is malformed.
     """
-    if not source.strip():
+    if not source.strip() or "\0" in source:
         raise UnitInputError("the input is empty: give a unit string ([Hu1]...), a file or a directory of unit records")
     if source.lstrip().startswith("["):
         units = SpeechUnits.from_string(source)
         return UnitInputs([UnitItem("units", lambda: units)], are_frames=False)
-    path = pathlib.Path(source)
-    if path.is_dir():
+    local = local_path(source, "--input")
+    path = pathlib.Path(local)
+    if os.path.isdir(local):  # False for a name that is too long, where pathlib raises
         items, are_frames = _items_of_records(path, split), True
-    elif path.is_file():
+    elif os.path.exists(local):
         items, are_frames = _items_of_text(path), False
     else:
         raise UnitInputError(
-            f"{source!r} is not a unit string ([Hu1]...), a file or a directory of unit records ({METADATA})"
+            f"{source[:60]!a} is not a unit string ([Hu1]...), a file or a directory of unit records ({METADATA})"
+            + _hint_at_numbers(source)
         )
     if not items:
         raise UnitInputError(f"{source}: it holds no units")
@@ -106,6 +114,19 @@ def _items_of_text(path: pathlib.Path) -> list[UnitItem]:
     return items
 
 
+def _hint_at_numbers(source: str) -> str:
+    """What to say of units that are given as numbers alone, which other tools write."""
+    numbers = source.split()
+    if not all(number.isascii() and number.isdigit() for number in numbers):
+        return ""
+    return f"; units are written in brackets: [Hu{numbers[0][:9]}]... for {numbers[0][:9]}..."
+
+
 def _file_name(name: str) -> str:
-    """A name that stays within the output directory."""
-    return re.sub(r"[^\w.+=-]+", "_", name.strip()).lstrip(".") or "_"
+    """A name that stays within the output directory; one that is too long for a file ends in a checksum instead."""
+    plain = re.sub(r"[^\w.+=-]+", "_", name.strip()).lstrip(".") or "_"
+    encoded = plain.encode("utf-8", "replace")
+    if len(encoded) <= _MAX_NAME_BYTES:
+        return encoded.decode()
+    digest = hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()[:16]
+    return f"{encoded[: _MAX_NAME_BYTES - 17].decode('utf-8', 'ignore')}-{digest}"

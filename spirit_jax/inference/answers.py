@@ -4,6 +4,7 @@ The rules work on the string form of prompt and answer, as the released code doe
 generation").
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,10 +13,11 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax import units as speech_units
+from spirit_jax.inference import literals
 from spirit_jax.inference.prompts import EncodedPrompt, Kind, Modality, Segment, unit_tokens
 from spirit_jax.inference.voice import Voice
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import Vocabulary
+from spirit_jax.vocabulary import ASR, Vocabulary
 
 _MIN_NEW_UNITS = 24  # the released code counts [Hu tokens plus one, and drops speech of fewer than 25 by that count
 
@@ -42,10 +44,27 @@ def answer_segments(
     stop: Sequence[str],
     voice: Voice,
 ) -> list[Segment]:
-    """Return the segments of an answer, cut before the first stop string; `voice` speaks the speech in it."""
-    before, text = vocabulary.decode(prompt.ids), answer_text(vocabulary, prompt, new_ids)
-    decoded = before + text[: find_stop(text, stop)]
-    return split_output(before, decoded, prompt.output_modality, lambda tokens: voice.speak(tokens, context=decoded))
+    """Return the segments of an answer, cut before the first stop string; `voice` speaks the speech in it.
+
+    A unit token that is spelled out in text stays text. The separator that a model repeats at the start of a transcript
+    is left out.
+    """
+    before = literals.decode(vocabulary, prompt.ids)
+    decoded = literals.decode(vocabulary, [*prompt.ids, *new_ids])
+    new = decoded[len(before) :] if decoded.startswith(before) else literals.decode(vocabulary, new_ids)
+    new = literals.cut(new, find_stop(literals.unmark(new), stop))
+    if prompt.task == "asr":
+        new = new.lstrip().removeprefix(ASR)
+    decoded = before + new
+    segments = split_output(
+        before, decoded, prompt.output_modality, lambda tokens: voice.speak(tokens, context=decoded)
+    )
+    return [
+        dataclasses.replace(segment, content=literals.unmark(segment.content))
+        if isinstance(segment.content, str)
+        else segment
+        for segment in segments
+    ]
 
 
 def split_output(

@@ -19,7 +19,8 @@ from spirit_jax.costmodel.report import Report, make_report
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.inference import loading, network, steps
 from spirit_jax.inference.grammar import Constraints
-from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.inference.steps import DecodeProgram, ModelArrays, PromptChunks, RowOptions
 from spirit_jax.models.llama import LlamaConfig, parameter_count

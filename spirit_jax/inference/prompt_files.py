@@ -2,18 +2,21 @@
 
 A segment is `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a file is an object with an optional `id` and
 either `input`, a list of segments, or `prompt`, a token string.
+
+A file whose lines are not such objects is refused. A prompt that cannot be used, such as one that is too long or whose
+audio is missing, is kept with the reason, and the others are answered.
 """
 
 import collections
-import json
 import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import read_text
-from spirit_jax.inference.prompts import EncodedPrompt, Modality, PromptEncoder, Segment
+from spirit_jax.core.files import parse_json, read_text
+from spirit_jax.core.paths import local_path
+from spirit_jax.inference.prompts import EncodedPrompt, Modality, PromptEncoder, Segment, Task
 
 _MAX_ID_BYTES = 200  # file systems take names of 255 bytes
 
@@ -26,8 +29,8 @@ class NamedPrompt(NamedTuple):
     """A prompt with the id that its results have."""
 
     id: str
-    prompt: str | list[Segment]
-    """A token string, or segments."""
+    prompt: str | list[Segment] | SpiritError
+    """A token string, segments, or why the prompt cannot be used."""
 
 
 def parse_segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segment:
@@ -39,13 +42,15 @@ def parse_segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segmen
     Raises:
         InputError: another form.
         AudioError: the file cannot be read, or is shorter than 80 ms.
+        PathError: the file is in a bucket.
+        PromptError: text with a lone surrogate.
         UnitError: malformed units.
     """
     kind, separator, content = text.partition(":")
     if separator and kind == "text":
         return Segment.text(content)
     if separator and kind == "speech":
-        return Segment.speech(directory / content)
+        return Segment.speech(directory / local_path(content, "speech"))
     if separator and kind == "units" and content.lstrip().startswith("["):
         return Segment.speech(content)
     raise InputError(f"{text[:40]!r}: expected text:..., speech:FILE or units:[Hu1][Hu2]...")
@@ -55,43 +60,66 @@ def read_prompts(path: str | os.PathLike) -> list[NamedPrompt]:
     """Read a JSONL file of prompts. A line without an id has its number as id; audio files are relative to the file.
 
     Raises:
-        InputError: the file cannot be read, a line is not a prompt, or an id occurs twice; names the file and the line.
+        InputError: the file cannot be read, a line is not a prompt, an id occurs twice, or no prompt can be used; names
+            the file and the line.
     """
     prompts: list[NamedPrompt] = []
+    directory = pathlib.Path(path).parent
     for number, line in enumerate(read_text(path, InputError).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            prompts.append(_parse_line(line, number, pathlib.Path(path).parent))
-        except ValueError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
+        if line.strip():
+            prompts.append(_parse_line(line, number, f"{path}, line {number}", directory))
     if not prompts:
         raise InputError(f"{path}: no prompts in it")
     name, count = collections.Counter(prompt.id for prompt in prompts).most_common(1)[0]
     if count > 1:
         raise InputError(f"{path}: id {name!r} comes twice")
+    first = prompts[0].prompt
+    if isinstance(first, SpiritError) and all(isinstance(prompt.prompt, SpiritError) for prompt in prompts):
+        raise first
     return prompts
 
 
-def _parse_line(line: str, number: int, directory: pathlib.Path) -> NamedPrompt:
-    entry = json.loads(line)
+def _parse_line(line: str, number: int, where: str, directory: pathlib.Path) -> NamedPrompt:
+    entry = parse_json(line, where, InputError)
     if not isinstance(entry, dict) or ("prompt" in entry) == ("input" in entry):
-        raise InputError('expected {"id": ..., "input": [...]} or {"id": ..., "prompt": "..."}')
-    name = str(entry.get("id", number))
-    if not name or pathlib.PurePath(name).name != name or "\0" in name or len(name.encode()) > _MAX_ID_BYTES:
-        raise InputError(f"id {name[:40]!r} cannot be part of a file name")
-    return NamedPrompt(name, _parse_prompt(entry, directory))
+        raise InputError(f'{where}: expected {{"id": ..., "input": [...]}} or {{"id": ..., "prompt": "..."}}')
+    given = entry.get("id")
+    if not isinstance(given, str | int | None) or isinstance(given, bool):
+        raise InputError(f"{where}: id must be a string or a whole number, found {ascii(given)[:40]}")
+    name = str(number if given is None else given)
+    if not _is_file_name(name):
+        raise InputError(f"{where}: id {name[:40]!a} cannot be part of a file name of at most {_MAX_ID_BYTES} bytes")
+    _check_form(entry, where)
+    try:
+        prompt = entry["prompt"] if "prompt" in entry else [parse_segment(part, directory) for part in entry["input"]]
+    except SpiritError as error:
+        prompt = InputError(f"{where}: {error}")
+    return NamedPrompt(name, prompt)
 
 
-def _parse_prompt(entry: dict[str, Any], directory: pathlib.Path) -> str | list[Segment]:
+def _is_file_name(name: str) -> bool:
+    return bool(name) and pathlib.PurePath(name).name == name and "\0" not in name and _bytes(name) <= _MAX_ID_BYTES
+
+
+def _bytes(name: str) -> float:
+    """Bytes of a name in UTF-8; infinite for one that is not Unicode."""
+    try:
+        return len(name.encode())
+    except UnicodeEncodeError:
+        return float("inf")
+
+
+def _check_form(entry: dict[str, Any], where: str) -> None:
+    """Refuse a prompt that is neither a string nor a list of strings."""
     if "prompt" in entry:
         if not isinstance(entry["prompt"], str) or not entry["prompt"]:
-            raise InputError(f'"prompt" must be a string with something in it, found {entry["prompt"]!r}')
-        return entry["prompt"]
+            found = ascii(entry["prompt"])[:40]
+            raise InputError(f'{where}: "prompt" must be a string with something in it, found {found}')
+        return
     segments = entry["input"]
     if not isinstance(segments, list) or not segments or not all(isinstance(part, str) for part in segments):
-        raise InputError(f'"input" must be a list of text:..., speech:FILE and units:..., found {str(segments)[:40]!r}')
-    return [parse_segment(part, directory) for part in segments]
+        found = ascii(segments)[:40]
+        raise InputError(f'{where}: "input" must be a list of text:..., speech:FILE and units:..., found {found}')
 
 
 def encode_prompts(
@@ -99,33 +127,54 @@ def encode_prompts(
     prompts: Sequence[NamedPrompt],
     few_shot: Sequence[NamedPrompt],
     output_modality: Modality,
-) -> list[EncodedPrompt]:
-    """Encode each prompt with the few-shot examples in front, in their order.
+    task: Task | None = None,
+) -> list[EncodedPrompt | SpiritError]:
+    """Encode each prompt with the few-shot examples in front, in their order; or return why it cannot be used.
+
+    Args:
+        task: writes prompts as the recipe of a task does; there are no few-shot examples then.
 
     Raises:
-        InputError: a prompt cannot be used; names it if there are several.
+        InputError: an example cannot be used, or none of the prompts; names them.
     """
-    try:
-        examples = [_with_units(encoder, example.prompt) for example in few_shot]
-    except SpiritError as error:
-        raise InputError(f"few-shot examples: {error}") from error
-    encoded = []
-    for name, prompt in prompts:
+    if task is not None and few_shot:
+        raise InputError(f"task {task} writes the whole prompt; leave --few-shot out")
+    examples = []
+    for name, example in few_shot:
         try:
-            encoded.append(encoder.encode(_join(encoder, [*examples, prompt], output_modality), output_modality))
+            if isinstance(example, SpiritError):
+                raise example
+            examples.append(_with_units(encoder, example))
         except SpiritError as error:
-            raise InputError(f"{name}: {error}" if len(prompts) > 1 else str(error)) from error
+            raise InputError(f"few-shot example {name}: {error}") from error
+    encoded = [_encode(encoder, prompt, examples, output_modality, task) for _, prompt in prompts]
+    problems = [
+        f"{name}: {error}" for (name, _), error in zip(prompts, encoded, strict=True) if isinstance(error, SpiritError)
+    ]
+    if len(problems) == len(prompts) == 1:
+        raise InputError(problems[0].partition(": ")[2])
+    if len(problems) == len(prompts):
+        raise InputError(f"none of the {len(prompts)} prompts can be used", problems)
     return encoded
+
+
+def _encode(
+    encoder: PromptEncoder,
+    prompt: str | list[Segment] | SpiritError,
+    examples: Sequence[str | list[Segment]],
+    output_modality: Modality,
+    task: Task | None,
+) -> EncodedPrompt | SpiritError:
+    try:
+        if isinstance(prompt, SpiritError):
+            return prompt
+        if task is None:
+            return encoder.encode(prompt, output_modality, few_shot=examples)
+        return encoder.encode_task(prompt, task, output_modality)
+    except SpiritError as error:
+        return error
 
 
 def _with_units(encoder: PromptEncoder, prompt: str | list[Segment]) -> str | list[Segment]:
     """Return the prompt with its audio encoded, so that it is not encoded again for each prompt that follows it."""
     return prompt if isinstance(prompt, str) else [encoder.encode_speech(segment) for segment in prompt]
-
-
-def _join(encoder: PromptEncoder, parts: Sequence[str | list[Segment]], output_modality: Modality) -> str:
-    """Return the string form of prompts that follow each other."""
-    if any(isinstance(part, str) for part in parts):
-        *before, last = parts
-        return "".join(map(encoder.string, before)) + encoder.string(last, output_modality)
-    return encoder.string([segment for part in parts if not isinstance(part, str) for segment in part], output_modality)

@@ -4,29 +4,32 @@ The string form of a prompt is what the released tokenizer reads: `[Text]the cat
 those of the released code (docs/formats.md, "Prompts and generation").
 """
 
+import base64
 import dataclasses
+import html
+import logging
 import os
 import re
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax import units as speech_units
-from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.audio import AudioError, encode_wav, load_audio
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import MINIMUM_SAMPLES
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import is_encodable
+from spirit_jax.inference import literals
+from spirit_jax.inference.modalities import MODALITIES, Kind, Modality, Task
+from spirit_jax.speech.scratch.f0 import is_voiced
 from spirit_jax.units import SpeechUnits
-from spirit_jax.vocabulary import SPEECH_TOKEN, TEXT_TOKEN, Vocabulary
+from spirit_jax.vocabulary import ASR, SPEECH_TOKEN, TEXT_TOKEN, TTS, Vocabulary
 
-Kind = Literal["text", "speech"]
-"""What a segment holds."""
-Modality = Literal["text", "speech", "any"]
-"""What an answer may hold."""
-MODALITIES: tuple[Modality, ...] = ("text", "speech", "any")
-"""All modalities, in the order of the rows of `Constraints.forbidden_mv`."""
+_TASK_PARTS: dict[Task, tuple[Kind, str, Modality]] = {"asr": ("speech", ASR, "text"), "tts": ("text", TTS, "speech")}
+"""What the prompt of a task holds, the separator after it, and what the answer holds."""
 
 _MODALITY_TOKENS = {"text": TEXT_TOKEN, "speech": SPEECH_TOKEN}
 _UNIT = re.compile(r"\[(?:Hu|Pi|St)[0-9]+\]")
@@ -54,13 +57,14 @@ class Segment:
 
     @classmethod
     def text(cls, text: str) -> "Segment":
-        """Make a stretch of text; tokens in brackets within it are read as tokens.
+        """Make a stretch of text. A special token that is spelled out in it, such as `[Hu3]`, stays text.
 
         Raises:
-            PromptError: not a string.
+            PromptError: not a string, or a string with a lone surrogate, which is half of a character.
         """
         if not isinstance(text, str):
             raise PromptError(f"a text segment is a string, found {type(text).__name__}")
+        _check_characters(text)
         return cls("text", text)
 
     @classmethod
@@ -68,25 +72,27 @@ class Segment:
         """Make a stretch of speech.
 
         Args:
-            source: audio float32 [R] at 16 kHz, an audio file (path or bytes), units, or a unit string.
+            source: audio float32 [R] at 16 kHz, an audio file (path or bytes), units, or a unit string. Audio without a
+                voiced frame is logged as a warning: its pitch units mean nothing.
 
         Raises:
             AudioError: the file cannot be read, or is shorter than 80 ms.
-            UnitError: a string starts with "[" and is not a unit string.
+            UnitError: a string starts with "[", names no file and is not a unit string.
             PromptError: an array is not 1-D audio.
         """
         if isinstance(source, SpeechUnits):
             return cls("speech", source)
-        if isinstance(source, str) and source.lstrip().startswith("["):
+        if isinstance(source, str) and source.lstrip().startswith("[") and not os.path.lexists(source):
             return cls("speech", SpeechUnits.from_string(source), unit_tokens(source))
         if isinstance(source, (str, os.PathLike, bytes)):
             audio = load_audio(source)
             if audio.size < MINIMUM_SAMPLES:
-                name = "audio" if isinstance(source, bytes) else os.fspath(source)
                 raise AudioError(
-                    f"{name}: {audio.size} samples (16 kHz) are too short for units: at least {MINIMUM_SAMPLES} "
-                    "(80 ms) are needed"
+                    f"{_name(source)}: {audio.size} samples (16 kHz) are too short for units: at least "
+                    f"{MINIMUM_SAMPLES} (80 ms) are needed"
                 )
+            if not is_voiced(audio):
+                logging.warning("%s: no frame of it is voiced; is it speech?", _name(source))
             return cls("speech", audio)
         audio = np.asarray(source)
         if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
@@ -107,6 +113,15 @@ class Segment:
             return self.content
         raise PromptError(f"this {self.kind} segment holds {type(self.content).__name__}, not audio")
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: the text, an audio player, or the unit tokens."""
+        if isinstance(self.content, np.ndarray) and self.content.size:
+            wav = base64.b64encode(encode_wav(self.content)).decode()
+            return f'<audio controls src="data:audio/wav;base64,{wav}"></audio>'
+        units = units_string(self.content) if isinstance(self.content, SpeechUnits) else ""
+        text = self.content if isinstance(self.content, str) else self.tokens or units
+        return f"<p>{html.escape(text)}</p>"
+
 
 Prompt = str | Segment | Sequence[Segment]
 """A token string such as `[Text]the cat[Speech][Hu3]`, or segments of text and speech in any order."""
@@ -122,6 +137,8 @@ class EncodedPrompt:
     """What the answer may hold."""
     string: str = ""
     """The string form; empty for a prompt that was given as ids."""
+    task: Task | None = None
+    """The task whose recipe the prompt follows, if any."""
 
 
 class SpeechEncoder(Protocol):
@@ -142,17 +159,82 @@ class PromptEncoder:
     speech_encoder: SpeechEncoder | None
     """Encodes the audio of prompts; None allows units only."""
 
-    def encode(self, prompt: Prompt, output_modality: Modality = "any") -> EncodedPrompt:
+    def encode(
+        self, prompt: Prompt, output_modality: Modality = "any", *, few_shot: Sequence[Prompt] = ()
+    ) -> EncodedPrompt:
         """Encode a prompt.
 
+        Args:
+            few_shot: examples that stand before the prompt, in their order.
+
         Raises:
-            PromptError: an empty prompt, an unknown modality or unit token, or a prompt longer than the context.
+            PromptError: an empty prompt, an unknown modality or unit token, a string that is not Unicode, or a prompt
+                longer than the context.
             CheckpointError: the prompt holds audio and there is no speech encoder.
             AudioError: audio is too short or not finite.
         """
-        string = self.string(prompt, output_modality)
+        check_modality(output_modality)
+        return self._encode_marked(self._join([*few_shot, prompt], output_modality), output_modality)
+
+    def encode_task(self, prompt: Prompt, task: Task, output_modality: Modality = "any") -> EncodedPrompt:
+        """Encode the first half of a pair as training writes it: `[Speech][Hu3]..[ASR]` or `[Text]the cat[TTS]`.
+
+        The answer is the other half: text for `asr`, speech for `tts`.
+
+        Args:
+            prompt: the speech, or the text, as segments.
+            output_modality: "any", or what the task answers.
+
+        Raises:
+            PromptError: an unknown task, a prompt with anything else in it, or another modality.
+            CheckpointError, AudioError: as `encode`.
+        """
+        if task not in _TASK_PARTS:
+            raise PromptError(f"task must be one of {', '.join(_TASK_PARTS)}, found {task!r}")
+        kind, separator, answer = _TASK_PARTS[task]
+        if output_modality not in ("any", answer):
+            raise PromptError(f"task {task} answers in {answer}, asked for was {output_modality}")
+        if isinstance(prompt, str):
+            raise PromptError(f"task {task} writes the token string itself: give a segment of {kind}")
+        segments = segments_of(prompt)
+        if not segments or any(segment.kind != kind for segment in segments):
+            kinds = ", ".join(segment.kind for segment in segments) or "nothing"
+            raise PromptError(f"task {task} takes {kind} alone, found {kinds}")
+        string = self._join([segments], "any") + separator
+        return dataclasses.replace(self._encode_marked(string, answer), task=task)
+
+    def _encode_marked(self, string: str, output_modality: Modality) -> EncodedPrompt:
+        """Check and encode a string form with marked literals."""
         check_unit_tokens(string, self.vocabulary)
-        return dataclasses.replace(self.encode_ids(self.vocabulary.encode(string), output_modality), string=string)
+        encoded = self.encode_ids(literals.encode(self.vocabulary, string), output_modality)
+        return dataclasses.replace(encoded, string=literals.unmark(string))
+
+    def _join(self, prompts: Sequence[Prompt], output_modality: Modality) -> str:
+        """Return the string form, with marked literals, of prompts that follow each other.
+
+        Neighboring prompts of segments are joined as one list of segments, unless a prompt is a string.
+        """
+        if any(isinstance(prompt, str) for prompt in prompts):
+            *before, last = prompts
+            strings = [self._marked(prompt, "any") for prompt in before]
+            return "".join([*strings, self._marked(last, output_modality)])
+        return self._marked([segment for prompt in prompts for segment in segments_of(prompt)], output_modality)
+
+    def _marked(self, prompt: Prompt, output_modality: Modality) -> str:
+        """Return the string form of a prompt with the literals in its text marked; a string is taken as it is."""
+        if isinstance(prompt, str):
+            _check_characters(prompt)
+            return prompt
+        segments = segments_of(prompt)
+        if not segments:
+            raise PromptError("the prompt is empty: give at least one segment, or a string")
+        return build_prompt([self._with_marks(segment) for segment in segments], output_modality, self._units)
+
+    def _with_marks(self, segment: Segment) -> Segment:
+        if not isinstance(segment.content, str):
+            return segment
+        _check_characters(segment.content)
+        return dataclasses.replace(segment, content=literals.mark(segment.content, self.vocabulary))
 
     def encode_ids(
         self, ids: Sequence[int] | Int[np.ndarray, " N"], output_modality: Modality = "any"
@@ -163,26 +245,14 @@ class PromptEncoder:
             PromptError: no ids, ids outside the vocabulary, an unknown modality, or a prompt longer than the context.
         """
         check_modality(output_modality)
-        array = np.asarray(ids, np.int32)
+        try:
+            array = np.asarray(ids, np.int32)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise PromptError(f"a prompt is one or more ids, found {error}") from error
         if array.ndim != 1 or not array.size:
             raise PromptError(f"a prompt is one or more ids, found shape {array.shape}")
         self.check_ids(array)
         return EncodedPrompt(array, output_modality)
-
-    def string(self, prompt: Prompt, output_modality: Modality = "any") -> str:
-        """Return the string form of a prompt; a string is taken as it is, its tokens unchecked.
-
-        Raises:
-            PromptError: an empty prompt, or an unknown modality.
-            CheckpointError, AudioError: as `encode`.
-        """
-        check_modality(output_modality)
-        if isinstance(prompt, str):
-            return prompt
-        segments = segments_of(prompt)
-        if not segments:
-            raise PromptError("the prompt is empty: give at least one segment, or a string")
-        return build_prompt(segments, output_modality, self._units)
 
     def encode_continuation(self, prompt: Prompt, continuation: Prompt) -> tuple[Int[np.ndarray, " N"], int]:
         """Encode a prompt and its continuation as one document without an end.
@@ -196,15 +266,18 @@ class PromptEncoder:
             PromptError: an empty continuation, a string beside segments, or a document longer than the context.
         """
         if isinstance(prompt, str) and isinstance(continuation, str):
-            before, document = prompt, prompt + continuation
+            before, document = prompt, self._join([prompt, continuation], "any")
         elif isinstance(prompt, str) or isinstance(continuation, str):
             raise PromptError("prompt and continuation must both be strings, or both segments")
         else:
-            first, second = (list(map(self.encode_speech, segments_of(part))) for part in (prompt, continuation))
+            first, second = (
+                [self._with_marks(self.encode_speech(segment)) for segment in segments_of(part)]
+                for part in (prompt, continuation)
+            )
             before = build_prompt(first, second[0].kind if second else "any", self._units)
             document = build_prompt([*first, *second], "any", self._units)
         check_unit_tokens(document, self.vocabulary)
-        head, ids = self.vocabulary.encode(before), self.vocabulary.encode(document)
+        head, ids = literals.encode(self.vocabulary, before), literals.encode(self.vocabulary, document)
         pairs = enumerate(zip(head, ids, strict=False))
         start = next((i for i, (a, b) in pairs if a != b), min(len(head), len(ids)))
         if start == len(ids):
@@ -336,13 +409,25 @@ def check_unit_tokens(string: str, vocabulary: Vocabulary) -> None:
         stream = speech_units.NAMES.index(match[0][1:3])
         if stream not in vocabulary.streams:
             raise PromptError(
-                f"{match[0]} at position {match.start()}: Spirit LM {vocabulary.variant} has no "
+                f"{match[0][:20]} at position {match.start()}: Spirit LM {vocabulary.variant} has no "
                 f"{('phonetic', 'pitch', 'style')[stream]} units; use an expressive checkpoint, or give the [Hu...] "
                 "alone"
             )
-        value = match[0][3:-1]
-        if int(value) >= speech_units.SIZES[stream] or value != str(int(value)):
+        value, size = match[0][3:-1], speech_units.SIZES[stream]
+        if len(value) > len(str(size)) or int(value) >= size or value != str(int(value)):
             raise PromptError(
-                f"{match[0]} at position {match.start()} is no token: "
-                f"[{speech_units.NAMES[stream]}...] go from 0 to {speech_units.SIZES[stream] - 1}"
+                f"{match[0][:20]} at position {match.start()} is no token: "
+                f"[{speech_units.NAMES[stream]}...] go from 0 to {size - 1}"
             )
+
+
+def _check_characters(text: str) -> None:
+    """Refuse a lone surrogate, which JSON can spell and no tokenizer can read."""
+    if not is_encodable(text):
+        place = next(place for place, character in enumerate(text) if not is_encodable(character))
+        raise PromptError(f"position {place} of the text holds {text[place]!a}, half of a character: remove it")
+
+
+def _name(source: str | os.PathLike | bytes) -> str:
+    """The name of audio in messages."""
+    return "audio" if isinstance(source, bytes) else os.fspath(source)

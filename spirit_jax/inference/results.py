@@ -16,14 +16,25 @@ from spirit_jax.inference.prompts import Segment
 RESULTS = "results.jsonl"
 
 
+_NOTHING_TO_SPEAK = "no phonetic unit ([Hu...]) in it, so there is nothing to speak; allow more new tokens"
+_NO_SEGMENT = "(nothing: the answer ended at once, or held speech of fewer than 24 phonetic units, which is left out)"
+
+
 def write_segment(path: pathlib.Path, segment: Segment) -> dict[str, Any]:
-    """Write the audio of a generated segment, and return what the results file says about the segment."""
+    """Write the audio of a generated segment, and return what the results file says about the segment.
+
+    Speech that is too short to be spoken has a `reason` instead of a file.
+    """
     if segment.kind == "text":
         return {"text": segment.content}
-    has_audio = isinstance(segment.content, np.ndarray) and segment.content.size > 0
-    if has_audio:
-        save_audio(path, segment.audio)
-    return {"speech": path.name if has_audio else None, "units": segment.tokens}
+    output = {"speech": None, "units": segment.tokens}
+    if isinstance(segment.content, np.ndarray):
+        if segment.content.size:
+            save_audio(path, segment.audio)
+            output["speech"] = path.name
+        else:
+            output["reason"] = _NOTHING_TO_SPEAK
+    return output
 
 
 class PartialResults:
@@ -71,9 +82,15 @@ class PartialResults:
 
 
 def describe_outputs(outputs: Sequence[dict[str, Any]], directory: pathlib.Path) -> str:
-    """Return the outputs of one answer for a terminal, a line each: text, the path of a sound file, or units."""
+    """Return the outputs of one answer for a terminal, a line each: text, the path of a sound file, or units.
+
+    Speech that was not spoken, and an empty answer, come with the reason.
+    """
     lines = []
     for output in outputs:
         speech = output.get("speech") and str(directory / output["speech"])
-        lines.append(output.get("text") or speech or output.get("units", ""))
-    return "\n".join(lines)
+        units = (
+            f"{output.get('units') or 'no units'} ({output['reason']})" if "reason" in output else output.get("units")
+        )
+        lines.append(output.get("text") or speech or units or "")
+    return "\n".join(lines) if any(lines) else _NO_SEGMENT

@@ -1,6 +1,5 @@
 """Samples during training: what the model generates so far, as text and sound files and in TensorBoard."""
 
-import dataclasses
 import os
 import pathlib
 from typing import Protocol
@@ -13,51 +12,14 @@ from spirit_jax.audio import save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
-from spirit_jax.inference.prompts import Modality, Segment
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.prompts import Segment
+from spirit_jax.inference.sample_config import SampleConfig
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.parallel.processes import is_primary
 from spirit_jax.speech import has_vocoder, load_vocoder
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplePrompt:
-    """A prompt, and what may continue it."""
-
-    prompt: str
-    """Token string: `[Text]the cat`, `[Speech][Hu3]...`. Its last modality token says what comes next."""
-    output_modality: Modality = "any"
-    """What may be generated."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SampleConfig:
-    """What is generated during training, into {run}/samples/STEP/."""
-
-    prompts: list[SamplePrompt] = dataclasses.field(default_factory=list)
-    """Prompts; without any, there are no samples."""
-    max_new_tokens: int = 200
-    """Tokens that continue each prompt at most."""
-    temperature: float = 0.8
-    """Temperature of sampling; 0 takes the most likely tokens. The paper's generations use 0.8."""
-    top_p: float = 0.95
-    """Tokens are drawn from the most likely ones that together have this probability; the paper uses 0.95."""
-
-    def __post_init__(self) -> None:
-        self.sampling(seed=0)
-
-    def sampling(self, seed: int) -> SamplingParams:
-        """Return the decoding options of all samples.
-
-        Raises:
-            SamplingError: a value is out of range.
-        """
-        return SamplingParams(
-            temperature=self.temperature, top_p=self.top_p, max_new_tokens=self.max_new_tokens, seed=seed
-        )
 
 
 class SampleLog(Protocol):

@@ -5,98 +5,18 @@ processors, which the released code uses.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from spirit_jax.core.errors import SpiritError
+from spirit_jax.inference.sampling_params import SamplingParams
 
-RELEASED_TOP_K = 50
-"""Hugging Face's default, which the released code samples with when no top_k is given."""
-
+_LEAST_TEMPERATURE = 1e-6
 _SHORTLIST = 64  # sorting this many tokens is cheap; sorting a whole vocabulary takes longer than the last layer
-
-
-class SamplingError(SpiritError):
-    """A decoding option with an invalid value; the message names the option, the value and what was expected."""
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplingParams:
-    """Decoding options: how each token is chosen, and where an answer ends. The defaults decode greedily.
-
-    Raises:
-        SamplingError: a value is out of range.
-    """
-
-    temperature: float = 0.0
-    """Divides the logits before a token is drawn; 0 takes the most likely token."""
-    top_k: int = RELEASED_TOP_K
-    """Keep this many of the most likely tokens; 0 keeps all."""
-    top_p: float = 1.0
-    """Keep the fewest most likely tokens that together have at least this probability."""
-    min_p: float = 0.0
-    """Keep tokens of at least this fraction of the most likely token's probability."""
-    repetition_penalty: float = 1.0
-    """Divides positive and multiplies negative logits of tokens that occurred in the prompt or the answer."""
-    seed: int = 0
-    """Draws depend on the seed and the position in the answer, never on the rest of the batch."""
-    max_new_tokens: int = 200
-    """Longest answer in tokens; the end of the document or of the model's context may come first."""
-    stop: Sequence[str] = ()
-    """Strings that end an answer; the answer is cut before the first of them. A single string counts as one."""
-    grammar: bool = False
-    """Keep speech well formed (see `spirit_jax.inference.grammar`); a poorly trained model may need it."""
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop))
-        for name, valid, expected in (
-            ("temperature", self.temperature >= 0, "0 or more"),
-            ("top_k", self.top_k >= 0, "0 or more"),
-            ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
-            ("min_p", 0 <= self.min_p <= 1, "between 0 and 1"),
-            ("repetition_penalty", self.repetition_penalty > 0, "above 0"),
-            ("max_new_tokens", _is_count(self.max_new_tokens), "an integer of 1 or more"),
-        ):
-            if not valid:
-                raise SamplingError(f"{name} must be {expected}, found {getattr(self, name)}")
-        if "" in self.stop:
-            raise SamplingError("a stop string needs at least one character")
-
-    def override(self, **changes: Any) -> "SamplingParams":
-        """Return a copy with the given fields replaced; a field given as None keeps its value.
-
-        Raises:
-            SamplingError: a value is out of range.
-            TypeError: there is no such field.
-        """
-        return dataclasses.replace(self, **{name: value for name, value in changes.items() if value is not None})
-
-    @classmethod
-    def from_generation_config(cls, generation: Mapping[str, Any]) -> "SamplingParams":
-        """Return the options that a checkpoint recommends, from the fields of Hugging Face's generation_config.json.
-
-        Decoding is greedy unless `do_sample` is true. A missing or null field keeps the default.
-
-        Raises:
-            SamplingError: a value is not a number or is out of range; names the field.
-        """
-        fields = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens")
-        values = {name: generation[name] for name in fields if generation.get(name) is not None}
-        for name, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise SamplingError(f"generation: {name} must be a number, found {value!r}")
-        if not generation.get("do_sample"):
-            return cls().override(**values | {"temperature": 0.0})
-        return cls(temperature=1.0).override(**values)
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool) and bool(value >= 1)
 
 
 class SamplingArrays(NamedTuple):
@@ -113,13 +33,18 @@ class SamplingArrays(NamedTuple):
     def of(cls, rows: Sequence[SamplingParams]) -> "SamplingArrays":
         """Collect the options of each row."""
         return cls(
-            temperature=np.array([row.temperature for row in rows], np.float32),
+            temperature=np.array([_usable(row.temperature) for row in rows], np.float32),
             top_k=np.array([row.top_k for row in rows], np.int32),
             top_p=np.array([row.top_p for row in rows], np.float32),
             min_p=np.array([row.min_p for row in rows], np.float32),
             repetition_penalty=np.array([row.repetition_penalty for row in rows], np.float32),
             seed=np.array([row.seed % 2**32 for row in rows], np.uint32),
         )
+
+
+def _usable(temperature: float) -> float:
+    """The temperature, or its limit 0 where logits divided by it could overflow."""
+    return temperature if temperature > _LEAST_TEMPERATURE else 0.0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,8 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.inference import steps
 from spirit_jax.inference.grammar import NO_GRAMMAR
 from spirit_jax.inference.prompts import EncodedPrompt
-from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.inference.steps import IDLE_ROW, DecodeProgram, ModelArrays, PromptChunks, RowOptions
 from spirit_jax.parallel.sharding import tracing

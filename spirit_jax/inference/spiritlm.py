@@ -11,18 +11,19 @@ from jaxtyping import Array, Float, Int
 
 from spirit_jax import checkpoint
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.inference import network, scoring
+from spirit_jax.core.paths import local_path
+from spirit_jax.inference import literals, network, scoring
 from spirit_jax.inference.answers import answer_segments
 from spirit_jax.inference.engine import Engine
 from spirit_jax.inference.loading import load_params, model_config
-from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, PromptEncoder, Segment
-from spirit_jax.inference.sampling import SamplingError, SamplingParams
+from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, PromptEncoder, Segment, Task
+from spirit_jax.inference.sampling_params import SamplingError, SamplingParams
 from spirit_jax.inference.scheduler import Capacity, Request
 from spirit_jax.inference.streaming import stream_segments
 from spirit_jax.inference.voice import Voice
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.speech.protocols import DEFAULT_SPEAKER
+from spirit_jax.speech.protocols import DEFAULT_SPEAKER, F0Extractor
 from spirit_jax.speech.tokenizer import SpeechTokenizer
 from spirit_jax.vocabulary import Vocabulary
 
@@ -71,19 +72,30 @@ class SpiritLM:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike, dtype: str | None = None, mesh: Mesh | None = None, int8: bool = False
+        cls,
+        directory: str | os.PathLike,
+        dtype: str | None = None,
+        mesh: Mesh | None = None,
+        int8: bool = False,
+        f0: F0Extractor | None = None,
     ) -> "SpiritLM":
         """Load a converted checkpoint, or any step of a training run.
 
+        The parts of its speech tokenizer are loaded when they are first needed.
+
         Args:
+            directory: `~` is expanded.
             dtype: "float32" or "bfloat16", of weights and computation; None means what the checkpoint's config says.
             mesh: devices to spread the model over; weights are read straight into their shards. None means one device.
             int8: keep matrices in 8 bits, half the memory of bfloat16; they are quantized as they are read.
+            f0: pitch extractor for the audio of prompts, as in `SpeechTokenizer.from_pretrained`.
 
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
+            PathError: the directory is in a bucket.
             SamplingError: the checkpoint recommends an invalid decoding option.
         """
+        directory = local_path(os.fspath(directory), "checkpoint")
         settings = checkpoint.read_config(directory)
         config = model_config(settings, os.path.join(directory, checkpoint.CONFIG), dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
@@ -94,7 +106,7 @@ class SpiritLM:
         except CheckpointError:
             speech_tokenizer = None
         else:
-            speech_tokenizer = SpeechTokenizer.from_pretrained(directory, variant=vocabulary.variant)
+            speech_tokenizer = SpeechTokenizer.from_pretrained(directory, vocabulary.variant, f0)
         sampling = SamplingParams.from_generation_config(settings.get("generation") or {})
         return cls(params, config, vocabulary, speech_tokenizer, mesh, sampling)
 
@@ -108,21 +120,27 @@ class SpiritLM:
         vocoder = None if self.speech_tokenizer is None else self.speech_tokenizer.vocoder
         return Voice(vocoder, self.vocabulary.variant == "expressive", speaker)
 
-    def encode_prompt(self, prompt: Prompt | EncodedPrompt, output_modality: Modality = "any") -> EncodedPrompt:
+    def encode_prompt(
+        self, prompt: Prompt | EncodedPrompt, output_modality: Modality = "any", task: Task | None = None
+    ) -> EncodedPrompt:
         """Check a prompt and turn it into ids. A prompt that is encoded already stays as it is.
 
         Args:
             prompt: segments in any order, or a token string, which is taken as it is.
             output_modality: "text" or "speech" restricts the answer; "any" allows both, in any order.
+            task: "asr" or "tts" writes the prompt as that recipe does in training; it holds speech or text alone, and
+                decides what the answer holds.
 
         Raises:
-            PromptError: the prompt is empty, longer than the context, or has unknown tokens.
-            CheckpointError: the prompt holds audio and the checkpoint has no speech tokenizer.
+            PromptError: the prompt is empty, longer than the context, has unknown tokens, or does not fit the task.
+            CheckpointError: the prompt holds audio and the checkpoint lacks what hears it.
             AudioError: audio is too short.
         """
         if isinstance(prompt, EncodedPrompt):
             return prompt
-        return self.prompt_encoder.encode(prompt, output_modality)
+        if task is None:
+            return self.prompt_encoder.encode(prompt, output_modality)
+        return self.prompt_encoder.encode_task(prompt, task, output_modality)
 
     def generate(
         self,
@@ -130,13 +148,14 @@ class SpiritLM:
         output_modality: Modality = "any",
         sampling: SamplingParams | None = None,
         *,
+        task: Task | None = None,
         speaker: int | str = DEFAULT_SPEAKER,
         **changes: Any,
     ) -> list[Segment]:
-        """Continue a prompt of text and speech.
+        """Continue a prompt of text and speech, or answer it by a task.
 
         Args:
-            prompt, output_modality: as in `encode_prompt`. An encoded prompt has its own output modality.
+            prompt, output_modality, task: as in `encode_prompt`. An encoded prompt has its own output modality.
             sampling: decoding options; None means the checkpoint's (`self.sampling`).
             speaker: voice of the vocoder, by number or name.
             changes: fields of `SamplingParams` that replace those of `sampling`, such as `temperature=0.8`; None keeps
@@ -150,7 +169,7 @@ class SpiritLM:
             SamplingError: an option is out of range.
             VoiceError: the vocoder does not have the speaker.
         """
-        (segments,) = self.generate_batch([prompt], output_modality, sampling, speaker=speaker, **changes)
+        (segments,) = self.generate_batch([prompt], output_modality, sampling, task=task, speaker=speaker, **changes)
         return segments
 
     def generate_batch(
@@ -159,6 +178,7 @@ class SpiritLM:
         output_modality: Modality = "any",
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        task: Task | None = None,
         slots: int = 16,
         speaker: int | str = DEFAULT_SPEAKER,
         **changes: Any,
@@ -167,7 +187,9 @@ class SpiritLM:
 
         Arguments and errors are those of `as_completed`.
         """
-        answers = dict(self.as_completed(prompts, output_modality, sampling, slots=slots, speaker=speaker, **changes))
+        answers = dict(
+            self.as_completed(prompts, output_modality, sampling, task=task, slots=slots, speaker=speaker, **changes)
+        )
         return [answers[index] for index in range(len(prompts))]
 
     def as_completed(
@@ -176,6 +198,7 @@ class SpiritLM:
         output_modality: Modality = "any",
         sampling: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
+        task: Task | None = None,
         slots: int = 16,
         speaker: int | str = DEFAULT_SPEAKER,
         **changes: Any,
@@ -189,8 +212,8 @@ class SpiritLM:
         Raises:
             CapacityError: there are no slots.
         """
-        voice = self._checked_voice(speaker, output_modality)
-        encoded = [self.encode_prompt(prompt, output_modality) for prompt in prompts]
+        encoded = [self.encode_prompt(prompt, output_modality, task) for prompt in prompts]
+        voice = self._checked_voice(speaker, encoded)
         each = sampling if isinstance(sampling, Sequence) else [sampling] * len(encoded)
         if len(each) != len(encoded):
             raise SamplingError(f"{len(encoded)} prompts need as many sampling options, found {len(each)}")
@@ -237,6 +260,7 @@ class SpiritLM:
         output_modality: Modality = "any",
         sampling: SamplingParams | None = None,
         *,
+        task: Task | None = None,
         speaker: int | str = DEFAULT_SPEAKER,
         tokens_per_step: int = 8,
         **changes: Any,
@@ -253,12 +277,15 @@ class SpiritLM:
             PromptError, CheckpointError, AudioError, VoiceError: as `generate`.
             SamplingError: an option is out of range, or there are stop strings, which a stream does not support.
         """
-        voice = self._checked_voice(speaker, output_modality)
-        request = Request(self.encode_prompt(prompt, output_modality), self._options(sampling, changes))
+        encoded = self.encode_prompt(prompt, output_modality, task)
+        voice = self._checked_voice(speaker, [encoded])
+        request = Request(encoded, self._options(sampling, changes))
         if request.sampling.stop:
             raise SamplingError("a stream does not support stop strings; use generate")
         arrivals = self._arrivals(request, tokens_per_step)
-        yield from stream_segments(arrivals, self.vocabulary, voice, self.vocabulary.decode(request.prompt.ids))
+        yield from stream_segments(
+            arrivals, self.vocabulary, voice, literals.decode(self.vocabulary, request.prompt.ids)
+        )
 
     def _arrivals(self, request: Request, tokens_per_step: int) -> Iterator[list[int]]:
         """Yield the new ids of a request as they arrive."""
@@ -308,11 +335,15 @@ class SpiritLM:
     def _options(self, sampling: SamplingParams | None, changes: dict[str, Any]) -> SamplingParams:
         return (self.sampling if sampling is None else sampling).override(**changes)
 
-    def _checked_voice(self, speaker: int | str, output_modality: Modality) -> Voice:
-        """Return the voice; an unknown speaker is refused before anything is generated."""
+    def _checked_voice(self, speaker: int | str, prompts: Sequence[EncodedPrompt]) -> Voice:
+        """Return the voice; an unknown speaker is refused before anything is generated.
+
+        The vocoder is loaded only if an answer may hold speech.
+        """
+        if all(prompt.output_modality == "text" for prompt in prompts):
+            return Voice(None, self.vocabulary.variant == "expressive", speaker)
         voice = self.voice(speaker)
-        if output_modality != "text":
-            voice.check()
+        voice.check()
         return voice
 
 

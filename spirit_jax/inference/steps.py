@@ -18,7 +18,8 @@ from jaxtyping import Array, Bool, Int
 from spirit_jax.inference import network, sampling
 from spirit_jax.inference.grammar import NO_GRAMMAR, Constraints
 from spirit_jax.inference.prompts import MODALITIES, Modality
-from spirit_jax.inference.sampling import SamplingArrays, SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingArrays, SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.models.llama import LlamaConfig, Params
 
 

@@ -110,6 +110,41 @@ def has_vocoder(directory: str | os.PathLike, variant: Variant) -> bool:
     return True
 
 
+def variant_of(directory: str | os.PathLike) -> Variant:
+    """The variant of a checkpoint's encoders: "base" if it has a phonetic encoder and neither of the two others.
+
+    Raises:
+        CheckpointError: no such directory, or no `speech_tokenizer/` in it.
+    """
+    find(directory, SPEECH_TOKENIZER)
+
+    def has(part: str) -> bool:
+        try:
+            find(directory, f"{SPEECH_TOKENIZER}/{part}")
+        except CheckpointError:
+            return False
+        return True
+
+    return "base" if has("phonetic") and not (has("pitch") or has("style")) else "expressive"
+
+
+def check_f0(directory: str | os.PathLike, variant: Variant, f0: F0Extractor) -> None:
+    """Check that an F0 extractor that the user names is used.
+
+    Raises:
+        CheckpointError: the variant has no pitch units, or the pitch encoder is missing or finds F0 in its own way.
+        ValueError: an unknown extractor.
+    """
+    if f0 not in get_args(F0Extractor):
+        raise ValueError(f"f0 must be one of {', '.join(get_args(F0Extractor))}, found {f0!r}")
+    if "pitch" not in ENCODER_PARTS[variant]:
+        raise CheckpointError(f"f0 {f0}: the {variant} variant has no pitch units; leave f0 out")
+    path = find(directory, f"{SPEECH_TOKENIZER}/pitch")
+    kind = read_part_config(path, PITCH_ENCODERS.keys())["kind"]
+    if kind != VQVAEPitch.kind:
+        raise CheckpointError(f"f0 {f0}: {path} is of kind {kind!r}, which finds F0 in its own way; leave f0 out")
+
+
 def _load(directory: str | os.PathLike, name: str, loaders: Mapping[str, _Loader[_Role]]) -> _Role:
     path = find(directory, f"{SPEECH_TOKENIZER}/{name}")
     config = read_part_config(path, loaders.keys())

@@ -1,9 +1,10 @@
 """`SpeechTokenizer`: audio to units and back, with the parts of a checkpoint directory."""
 
+import functools
 import itertools
 import os
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Self, TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,15 +12,18 @@ from jaxtyping import Float, Int
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import MINIMUM_SAMPLES
+from spirit_jax.core.paths import local_path
 from spirit_jax.speech.features import CHUNK_SAMPLES, check_length
 from spirit_jax.speech.loading import (
     ENCODER_PARTS,
+    check_f0,
     fingerprint,
     has_vocoder,
     load_phonetic_encoder,
     load_pitch_encoder,
     load_style_encoder,
     load_vocoder,
+    variant_of,
 )
 from spirit_jax.speech.protocols import (
     DEFAULT_SPEAKER,
@@ -32,6 +36,8 @@ from spirit_jax.speech.protocols import (
 )
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Variant
+
+_Value = TypeVar("_Value")
 
 
 class SpeechTokenizer:
@@ -51,12 +57,12 @@ class SpeechTokenizer:
         >>> len(audio) == 49 * 640
         True
 
+    Parts of a checkpoint are loaded when they are first needed, so that one without encoders can speak, and one without
+    a vocoder can hear. `load_encoders` loads what `encode` needs at once.
+
     Attributes:
-        phonetic: the encoder of phonetic units.
-        pitch: the encoder of pitch units; None for the "base" variant.
-        style: the encoder of style units; None for the "base" variant.
-        vocoder: what `decode` speaks with; None if the checkpoint has none.
-        fingerprint: sha256 (hex) of the encoders' files. Units of equal fingerprints can be mixed in training.
+        expressive: whether units have pitch and style.
+        has_vocoder: whether `decode` can speak.
     """
 
     def __init__(
@@ -68,38 +74,88 @@ class SpeechTokenizer:
         fingerprint: str,
     ):
         """Compose a tokenizer from loaded parts; most callers use `from_pretrained`."""
-        self.phonetic, self.pitch, self.style, self.vocoder = phonetic, pitch, style, vocoder
-        self.fingerprint = fingerprint
+        self.expressive, self.has_vocoder = pitch is not None, vocoder is not None
+        self._phonetic, self._pitch, self._style = (_always(part) for part in (phonetic, pitch, style))
+        self._vocoder, self._fingerprint = _always(vocoder), _always(fingerprint)
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | os.PathLike, variant: Variant = "expressive", f0: F0Extractor = "fcpe"
+        cls, directory: str | os.PathLike, variant: Variant | None = None, f0: F0Extractor | None = None
     ) -> Self:
-        """Load the parts of a variant from a checkpoint directory.
+        """Open the parts of a variant in a checkpoint directory. Each is loaded when it is first needed.
 
-        The checkpoint may be converted from released weights, or be a training run or one of its steps. A missing
-        vocoder is not an error until `decode` is called.
+        The checkpoint may be converted from released weights, or be a training run or one of its steps.
 
         Args:
-            directory: a checkpoint directory with `speech_tokenizer/`.
-            variant: "base" or "expressive".
-            f0: how a released pitch encoder finds F0. "fcpe" is a network and runs on the accelerator. "pyaapt" is
-                what the paper used; it runs on the host and is slow.
+            directory: a checkpoint directory with `speech_tokenizer/`; `~` is expanded.
+            variant: "base" or "expressive"; None takes "base" if there is neither a pitch nor a style encoder.
+            f0: how a released pitch encoder finds F0. "fcpe", the default, is a network and runs on the accelerator.
+                "pyaapt" is what the paper used; it runs on the host and is slow.
+
+        Raises:
+            CheckpointError: there is no `speech_tokenizer/`, or it has no released pitch encoder that could use `f0`.
+            PathError: the directory is in a bucket.
+            ValueError: an unknown variant or F0 extractor.
+        """
+        directory = local_path(os.fspath(directory), "checkpoint")
+        if variant is None:
+            variant = variant_of(directory)
+        if variant not in ENCODER_PARTS:
+            raise ValueError(f"variant must be one of {', '.join(ENCODER_PARTS)}, found {variant!r}")
+        if f0 is not None:
+            check_f0(directory, variant, f0)
+        extractor = f0 or "fcpe"
+        expressive, has_voice = variant == "expressive", has_vocoder(directory, variant)
+        tokenizer = cls.__new__(cls)
+        tokenizer.expressive, tokenizer.has_vocoder = expressive, has_voice
+        tokenizer._phonetic = functools.cache(lambda: load_phonetic_encoder(directory))
+        tokenizer._pitch = functools.cache(lambda: load_pitch_encoder(directory, extractor) if expressive else None)
+        tokenizer._style = functools.cache(lambda: load_style_encoder(directory) if expressive else None)
+        tokenizer._vocoder = functools.cache(lambda: load_vocoder(directory, variant) if has_voice else None)
+        tokenizer._fingerprint = functools.cache(lambda: fingerprint(directory, variant, extractor))
+        return tokenizer
+
+    def load_encoders(self) -> Self:
+        """Load the encoders now, so that a missing or damaged one is an error before any work, and return `self`.
 
         Raises:
             CheckpointError: an encoder is missing, damaged or of an unknown kind; the message names it.
-            ValueError: an unknown variant or F0 extractor.
         """
-        if variant not in ENCODER_PARTS:
-            raise ValueError(f"variant must be one of {', '.join(ENCODER_PARTS)}, found {variant!r}")
-        expressive = variant == "expressive"
-        return cls(
-            phonetic=load_phonetic_encoder(directory),
-            pitch=load_pitch_encoder(directory, f0) if expressive else None,
-            style=load_style_encoder(directory) if expressive else None,
-            vocoder=load_vocoder(directory, variant) if has_vocoder(directory, variant) else None,
-            fingerprint=fingerprint(directory, variant, f0),
-        )
+        _ = self.phonetic, self.pitch, self.style
+        return self
+
+    @property
+    def phonetic(self) -> PhoneticEncoder:
+        """The encoder of phonetic units; errors as in `load_encoders`."""
+        return self._phonetic()
+
+    @property
+    def pitch(self) -> PitchEncoder | None:
+        """The encoder of pitch units; None for the "base" variant. Errors as in `load_encoders`."""
+        return self._pitch()
+
+    @property
+    def style(self) -> StyleEncoder | None:
+        """The encoder of style units; None for the "base" variant. Errors as in `load_encoders`."""
+        return self._style()
+
+    @property
+    def vocoder(self) -> Vocoder | None:
+        """What `decode` speaks with; None if the checkpoint has none.
+
+        Raises:
+            CheckpointError: it is damaged or of an unknown kind.
+        """
+        return self._vocoder()
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 (hex) of the encoders' files. Units of equal fingerprints can be mixed in training.
+
+        Raises:
+            CheckpointError: an encoder is missing or of an unknown kind.
+        """
+        return self._fingerprint()
 
     def encode(
         self, audio: Float[np.ndarray, "*channels R"], channel_id: int | None = None, speaker: str | None = None
@@ -123,6 +179,7 @@ class SpeechTokenizer:
         Raises:
             AudioError: the clip is shorter than 1280 samples (80 ms), holds samples that are not finite, or has
                 another shape or type.
+            CheckpointError: an encoder is missing or damaged; the message names it.
             VoiceError: an unknown speaker.
         """
         return self.encode_batch([audio], channel_id, speaker)[0]
@@ -171,7 +228,7 @@ class SpeechTokenizer:
             float32 [R] in [-1, 1] at 16 kHz.
 
         Raises:
-            CheckpointError: the checkpoint has no vocoder for the variant that was loaded.
+            CheckpointError: the checkpoint has no vocoder for the variant that was loaded, or it is damaged.
             UnitError: a malformed string, no units, or units that the vocoder cannot speak.
             VoiceError: an unknown speaker or style.
         """
@@ -180,6 +237,10 @@ class SpeechTokenizer:
         if isinstance(units, str):
             units = SpeechUnits.from_string(units)
         return self.vocoder.decode(units, speaker=speaker, style=style, predict_durations=predict_durations)
+
+
+def _always(value: _Value) -> Callable[[], _Value]:
+    return lambda: value
 
 
 def _mono(audio: Float[np.ndarray, "*channels R"], channel_id: int | None) -> Float[np.ndarray, " R"]:

@@ -12,7 +12,8 @@ from spirit_jax.inference import network, steps
 from spirit_jax.inference.grammar import Constraints
 from spirit_jax.inference.int8 import quantize_leaf
 from spirit_jax.inference.loading import load_params, model_config
-from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.steps import DecodeProgram, ModelArrays, PromptChunks, RowOptions
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig

@@ -1,9 +1,11 @@
 """Prompts become strings and ids as in the reference's own runs."""
 
+import base64
+
 import numpy as np
 import pytest
 
-from spirit_jax import Segment, SpeechUnits
+from spirit_jax import Segment, SpeechUnits, load_audio, save_audio
 from spirit_jax.inference import prompts
 from spirit_jax.inference.prompts import MODALITIES, Modality, PromptError
 from spirit_jax.vocabulary import Vocabulary
@@ -50,6 +52,34 @@ def test_speech_segments_take_audio_files_units_and_strings():
         Segment.speech(np.zeros((2, 9)))
     with pytest.raises(PromptError, match="found int"):
         Segment.text(3)  # pyright: ignore[reportArgumentType]  the refused type
+
+
+def test_audio_without_a_voice_is_logged(tmp_path, caplog):
+    """Silence and noise have no voiced frame; a hum has."""
+    rng, time = np.random.default_rng(0), np.arange(16_000) / 16_000
+    clips = {
+        "silence.wav": np.zeros(16_000),
+        "noise.wav": 0.1 * rng.standard_normal(16_000),
+        "hum.wav": 0.3 * np.sin(2 * np.pi * 120 * time) + 0.1 * np.sin(2 * np.pi * 240 * time),
+    }
+    for name, samples in clips.items():
+        save_audio(tmp_path / name, samples)
+        Segment.speech(tmp_path / name)
+    logged = [record.message for record in caplog.records]
+    assert [f"{name}: no frame of it is voiced" in message for name, message in zip(clips, logged, strict=False)] == [
+        True,
+        True,
+    ]
+
+
+def test_a_notebook_shows_text_and_plays_speech():
+    assert Segment.text("a <b>")._repr_html_() == "<p>a &lt;b&gt;</p>"
+    assert Segment.speech("[Hu3][Hu4]")._repr_html_() == "<p>[Hu3][Hu4]</p>"
+    assert Segment.speech(EXPRESSIVE)._repr_html_() == "<p>[St5][Pi1][Hu7][Pi2][Hu9][Hu3]</p>"
+    shown = Segment.speech(np.zeros(2000, np.float32))._repr_html_()
+    head, _, rest = shown.partition("base64,")
+    assert head == '<audio controls src="data:audio/wav;'
+    assert load_audio(base64.b64decode(rest.partition('"')[0])).shape == (2000,)
 
 
 def test_unit_tokens_that_the_vocabulary_lacks_are_refused():

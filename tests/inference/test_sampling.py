@@ -11,7 +11,8 @@ from transformers.generation import logits_process as hf
 
 from spirit_jax.inference import sampling
 from spirit_jax.inference.grammar import forbidden_ids
-from spirit_jax.inference.sampling import SamplingArrays, SamplingError, SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingArrays, SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingError, SamplingParams
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.goldens import golden, golden_arrays, golden_json
 

@@ -11,7 +11,8 @@ from spirit_jax.inference import scheduler as scheduler_module
 from spirit_jax.inference import steps
 from spirit_jax.inference.engine import Engine
 from spirit_jax.inference.prompts import EncodedPrompt
-from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import Capacity, CapacityError, Request, Scheduler
 from spirit_jax.inference.steps import IDLE_ROW, DecodeProgram, RowOptions
 from spirit_jax.parallel.sharding import tracing

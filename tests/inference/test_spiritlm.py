@@ -10,7 +10,7 @@ from spirit_jax import SamplingParams, Segment, SpiritLM
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference.prompts import PromptError
-from spirit_jax.inference.sampling import SamplingError
+from spirit_jax.inference.sampling_params import SamplingError
 from spirit_jax.speech import load_vocoder
 from spirit_jax.units import SpeechUnits
 from tests.support import checkpoints

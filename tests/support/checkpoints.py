@@ -8,7 +8,7 @@ import tempfile
 from spirit_jax import SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.protocols import Vocoder
 from spirit_jax.vocabulary import Variant

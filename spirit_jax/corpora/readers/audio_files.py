@@ -9,6 +9,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
+from spirit_jax.audio import AUDIO_SUFFIXES
 from spirit_jax.core.files import read_text
 from spirit_jax.core.paths import walk_files
 from spirit_jax.corpora.alignment.formats import (
@@ -19,7 +20,6 @@ from spirit_jax.corpora.alignment.formats import (
 )
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import position
-from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
 from spirit_jax.corpora.readers.fields import relative_id
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 

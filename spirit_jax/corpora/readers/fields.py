@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
+from spirit_jax.audio import AUDIO_SUFFIXES
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 AUDIO = ("audio", "audio_filepath", "audio_path", "wav")

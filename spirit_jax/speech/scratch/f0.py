@@ -11,6 +11,7 @@ F0_HOP, F0_WINDOW, F0_RANGE = 320, 800, (60.0, 420.0)
 """Samples from one F0 frame to the next (20 ms), samples of a frame (50 ms), and the range of F0 in Hz."""
 
 _FFT = 2048
+_STRETCH = 10 * SAMPLE_RATE  # samples that are searched for a voice at once, which bounds the memory
 _VOICED = 0.5  # normalized autocorrelation of a voiced frame; most frames then agree with pYAAPT
 _LAG_PENALTY = 0.1  # taken from the score of the longest lag, so that a period wins over its multiples
 _QUIET = 10 ** (-45 / 20)  # frames 45 dB below the loudest are unvoiced
@@ -48,6 +49,12 @@ def f0(audio: Float[np.ndarray, " R"], frames: int) -> tuple[Float[np.ndarray, "
     voiced = is_peak.any(axis=1) & (correlation[rows, best] > _VOICED) & (loudness > _QUIET * loudness.max())
     pitch = np.where(voiced, SAMPLE_RATE / (best + np.clip(shift, -0.5, 0.5)), 0).astype(np.float32)
     return _without_jumps(pitch, voiced)
+
+
+def is_voiced(audio: Float[np.ndarray, " R"]) -> bool:
+    """Whether any frame of a clip has a pitch. Silence and noise have none."""
+    starts = range(0, audio.size, _STRETCH)
+    return any(bool(f0(part, -(-part.size // F0_HOP))[1].any()) for part in (audio[s : s + _STRETCH] for s in starts))
 
 
 def _without_jumps(pitch: np.ndarray, voiced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
