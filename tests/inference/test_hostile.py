@@ -18,7 +18,7 @@ from tests.support import checkpoints
 
 PIECES = (
     "[Hu3]", "[Hu500]", "[Hu501]", "[Pi7]", "[Pi64]", "[St99]", "[St100]", "[Hu", "]", "[", "[Hu" + "9" * 4400 + "]",
-    "[Hu-1]", "[Hu 3]", "[Text]", "[Speech]", "text:", "speech:", "units:", " ", "\t", "\0", "\ud800", "é", "\U0001f4ac", "\u2028",
+    "[Hu-1]", "[Hu 3]", "[Text]", "[Speech]", "text:", "speech:", "units:", " ", "\t", "\0", "\ud800", "é", "\u2028",
     "gs://b/", "~/", "../", "nothing.wav", "<s>", "</s>", "[ASR]", "[hu3]", "[Hu03]",
 )  # fmt: skip
 

@@ -13,12 +13,12 @@ import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
+from spirit_jax.audio import AUDIO_SUFFIXES
 from spirit_jax.core.files import parse_json, read_json, read_text
 from spirit_jax.core.paths import local_path, walk_files
 from spirit_jax.corpora.alignment.formats import AlignedWords, in_milliseconds, read_alignment, with_words
 from spirit_jax.corpora.readers import tar_archives
 from spirit_jax.corpora.readers.audio_files import AudioFiles
-from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 Clips = Iterator[Utterance | CorpusError]

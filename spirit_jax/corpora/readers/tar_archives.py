@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from spirit_jax.audio import AUDIO_SUFFIXES
 from spirit_jax.core.files import decode_text, open_regular, parse_json, read_bytes
 from spirit_jax.corpora.alignment.formats import in_milliseconds
 from spirit_jax.corpora.readers import fields, position, stat_fingerprint
-from spirit_jax.corpora.readers.audio_suffixes import AUDIO_SUFFIXES
 from spirit_jax.corpora.readers.manifest import expand
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
