@@ -132,7 +132,8 @@ def encode(settings: EncodeConfig) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("spirit_jax.corpora").setLevel(logging.INFO)  # says whether anything is to do
+    for name in ("spirit_jax.corpora", "spirit_jax.speech"):  # whether anything is to do, and what is compiled
+        logging.getLogger(name).setLevel(logging.INFO)
     settings = config.parse(EncodeConfig, arguments, PROG, __doc__)
     with exit_codes(PROG, interrupted="interrupted; the same command resumes the job"):
         encode(settings)

@@ -1,12 +1,14 @@
 """Clips in padded batches: each clip gets its own row, shapes are few, memory is bounded, devices share the rows."""
 
 import itertools
+import logging
 import os
 import pathlib
 import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from spirit_jax.speech.released.batches import MAX_SAMPLES, PADDED_LENGTHS, encode_clips
 
@@ -37,9 +39,27 @@ def test_every_clip_gets_its_own_row_and_shapes_are_few():
     assert sum(rows for rows, _ in shapes) == len(clips)  # no clip is computed twice
 
 
+@pytest.mark.parametrize(("cores", "rows", "programs"), [(2, {1}, 7), (16, {1, 4}, 14)])
+def test_a_folder_of_short_clips_compiles_few_programs(monkeypatch, caplog, cores, rows, programs):
+    """100 clips of 2 to 6 s, in blocks of 64. Each shape is logged once, before it runs."""
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    rng, shapes = np.random.default_rng(0), []
+    clips = [np.zeros(n, np.float32) for n in rng.integers(32_001, 96_000, 100)]
+    run = energies(shapes)
+    with caplog.at_level(logging.INFO, "spirit_jax.speech"):
+        for block in (clips[:64], clips[64:]):
+            encode_clips(run, block, 800, "units")
+    assert {count for count, _ in shapes} == rows
+    assert len(set(shapes)) <= programs
+    logged = sorted(record.getMessage() for record in caplog.records)
+    assert logged == sorted(f"compiling: units of {count} x {n / 16_000:g} s of audio" for count, n in set(shapes))
+
+
 def test_rows_are_split_over_the_local_devices():
-    """In a process with four virtual devices, 11 clips make batches of 8 and 4 rows, and each clip gets its own sum."""
+    """In a process with four virtual devices, 11 clips make three batches of 4 rows, and each clip gets its own sum."""
     code = """
+import os
+os.cpu_count = lambda: 2
 import jax, numpy as np
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 seen = []
@@ -51,7 +71,7 @@ def run(audio, lengths):
 clips = [np.full(1000 + i, 1.0, np.float32) for i in range(11)]
 found = [float(x[0]) for (x,) in encode_clips(run, clips, 1, "sums")]
 assert found == [2.0 * len(clip) for clip in clips], found
-assert seen == [((8, 16000), 4, 4), ((4, 16000), 4, 4)], seen
+assert seen == [((4, 16000), 4, 4)] * 3, seen
 """
     environment = {
         **os.environ,
