@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from spirit_jax.core.interrupts import end_while_importing
 from spirit_jax.core.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = ["SamplingParams", "Segment", "SpeechTokenizer", "SpeechUnits", "SpiritLM", "load_audio", "save_audio"]
+
+end_while_importing()  # Ctrl-C while a command imports its modules
 
 __getattr__, __dir__ = lazy_names(
     __name__,

@@ -29,6 +29,7 @@ from spirit_jax import __version__
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
 from spirit_jax.core.errors import SpiritError, fail
 from spirit_jax.core.files import is_encodable, printable
+from spirit_jax.core.yaml_text import read_yaml_text, with_text_keys
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
 
@@ -217,7 +218,9 @@ def _canonical(cls: type, arguments: Sequence[str]) -> list[str]:
             name = own if own in _OWN_OPTIONS else given
         follows = bool(rest) and not rest[0].startswith("--")
         if name == "config" and (separator or follows):
-            words.append(f"--config={find_config(value if separator else rest.pop(0))}")
+            # The parser takes the text in place of a path. Read here, it is UTF-8 whatever the locale.
+            text = read_yaml_text(find_config(value if separator else rest.pop(0)), ConfigError)
+            words += [f"--config={text}"] if text else []
         elif kind is bool and not separator:
             word_of_bool = follows and rest[0].lower() in _WORDS_OF_BOOL
             words.append(f"--{name}={rest.pop(0) if word_of_bool else 'true'}")
@@ -227,9 +230,17 @@ def _canonical(cls: type, arguments: Sequence[str]) -> list[str]:
                 raise ConfigError(f"--{name} {printable(lists[name][-1])}: is not UTF-8 text")
             option = f"--{name}="
             words = [*(other for other in words if not other.startswith(option)), option + json.dumps(lists[name])]
+        elif _holds_names(kind) and (separator or follows):
+            text = value if separator else rest.pop(0)
+            words.append(f"--{name}={with_text_keys(text, f'--{given}', ConfigError) if '{' in text else text}")
         else:
             words.append(f"--{name}{separator}{value}")
     return words
+
+
+def _holds_names(kind: Any) -> bool:
+    """Whether a field has entries by name: a section of the config, or a dict."""
+    return dataclasses.is_dataclass(kind) or typing.get_origin(kind) is dict
 
 
 def _field(cls: type, option: str) -> tuple[str, Any]:

@@ -5,18 +5,26 @@
 The run lives in one directory: config, tokenizers, metrics, samples and checkpoints. The same command resumes it.
 """
 
+import contextlib
 import dataclasses
+import math
+import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import yaml
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import write_file
-from spirit_jax.corpora.prepare import PrepareConfig, adopt_tokenizers, prepare
+from spirit_jax.core.interrupts import end_at_once
+from spirit_jax.core.locks import LockError, hold
+from spirit_jax.corpora.prepare import PrepareConfig
+from spirit_jax.corpora.run_inputs import RunInputs, put_inputs, run_vocabulary
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.data.config import DataConfig
@@ -26,10 +34,17 @@ from spirit_jax.data.packing import HostBatch
 from spirit_jax.inference.samples import SampleConfig, SampleWriter
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.parallel.processes import is_primary, join_processes, leave_on_error, report, wait_for_all
+from spirit_jax.parallel.processes import gather_json, is_primary, join_processes, leave_on_error, report, wait_for_all
 from spirit_jax.parallel.sharding import BatchLayout, HostShare
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from spirit_jax.training.checks import RunError, check_resumable, check_units, check_vocabulary_size
+from spirit_jax.training.checks import (
+    RunError,
+    check_resumable,
+    check_streams,
+    check_units,
+    check_vocabulary_size,
+    stored_config,
+)
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.initialize import Weights, load_initial_params
@@ -41,7 +56,8 @@ from spirit_jax.training.language_model import (
 )
 from spirit_jax.training.loop import LoopConfig, RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.sample_prompts import prompts_from_data, words_from_data
 from spirit_jax.training.state import TrainState
 from spirit_jax.training.step import TrainStep, UpdateRule
 from spirit_jax.training.task import Task
@@ -59,11 +75,19 @@ MUTABLE_ON_RESUME = {
     "faults",
     "accumulate",
     "init_from",
+    "optimizer/schedule_steps",
+    "data/workers",
+    "data/prefetch",
+    "data/on_bad_record",
+    # compared by what they hold, in `corpora.run_inputs`
     "prepare",
     "tokenizer",
     "speech_tokenizer",
 }
-"""Top-level keys of the config that may change when a run resumes. All others decide its weights or its data."""
+"""Keys of the config that may change when a run resumes. All others decide its weights or its data."""
+
+LOCK_STALE_AFTER = 120
+"""Seconds without a sign of life after which a run of another host counts as ended."""
 
 _RUN = "{run}"  # A path of the config that starts with this lies in the run directory.
 
@@ -153,14 +177,15 @@ class TrainConfig:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed."""
+    """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
     settings = config.parse(TrainConfig, arguments, PROG, __doc__)
-    with exit_codes(PROG), leave_on_error(PROG):
+    again = "interrupted; the same command starts the run again, or resumes it"
+    with exit_codes(PROG, again), end_at_once(PROG, again), leave_on_error(PROG):
         if settings.compile_topology is not None:
             print(compile_run(settings))
             return
         join_processes(settings.faults.heartbeat_timeout)
-        run(settings.resolved())
+        run(settings)
 
 
 def compile_run(settings: TrainConfig) -> Report:
@@ -184,32 +209,52 @@ def compile_run(settings: TrainConfig) -> Report:
 
 
 def run(settings: TrainConfig) -> TrainState:
-    """Train as configured, and return the last state.
+    """Train as configured, and return the last state. No other process can train in the run directory meanwhile.
 
     Raises:
         SpiritError: the config does not fit the devices, the data or the run directory, or the run cannot continue.
     """
-    directory, values = pathlib.Path(settings.run_directory), config.to_dict(settings)
-    rows, length = settings.global_batch_size, settings.sequence_length
-    mesh = make_mesh(settings.mesh, rows=rows // settings.accumulate)
-    layout = BatchLayout(mesh, rows, settings.accumulate)
+    values, settings = config.to_dict(settings), settings.resolved()
+    mesh = make_mesh(settings.mesh, rows=settings.global_batch_size // settings.accumulate)
+    layout = BatchLayout(mesh, settings.global_batch_size, settings.accumulate)
     param_shardings(settings.model, mesh)  # Fails here if the mesh does not divide a weight.
     check_vocabulary_size(vocabulary_size(settings), settings.model.vocab_size)
-    check_resumable(directory, values, MUTABLE_ON_RESUME)
+    with hold_run(settings.run_directory) as check:
+        return run_held(settings, values, layout, check)
 
-    vocabulary = prepare_inputs(settings, directory)
+
+def run_held(
+    settings: TrainConfig, values: dict[str, Any], layout: BatchLayout, check: Callable[[], None]
+) -> TrainState:
+    """Train in a directory that this job holds.
+
+    Args:
+        settings: the run, with paths resolved.
+        values: its config as plain values, as the user wrote it.
+        layout: how a batch is split over the devices.
+        check: raises if the directory is removed.
+    """
+    directory, mesh = pathlib.Path(settings.run_directory), layout.mesh
+    rows, length = settings.global_batch_size, settings.sequence_length
+    before = stored_config(directory)
+    check_resumable(directory, before, values, MUTABLE_ON_RESUME)
+
+    vocabulary = prepare_inputs(settings, directory, before)
     check_units(settings.data, directory)
+    check_streams(settings.data, settings.variant)
     token_kinds = padded_token_kinds(vocabulary, settings.model.vocab_size)
     objective = LanguageModelObjective(settings.model, token_kinds, settings.optimizer.z_loss)
     optimizer = make_optimizer(settings.optimizer, settings.loop.steps)
     step = TrainStep(UpdateRule(objective, optimizer, settings.faults.spike_sigmas), layout)
     if is_primary():
         checkpoint.write_config(directory, values)
-        write_file(directory / "config.yaml", config.to_yaml(settings))
+        write_file(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False))
 
     metadata = {"config": values, "vocabulary": vocabulary.fingerprint}
     checkpoints = RunCheckpoints(directory, settings.checkpoint, metadata)
     state, streams = first_state(settings, step, checkpoints, vocabulary)
+    if checkpoints.steps:
+        warn_of_changes(settings, values, checkpoints.read_metadata(checkpoints.steps[-1])["config"], int(state.step))
     share = layout.share()
     loader = Loader(
         settings.data,
@@ -222,44 +267,84 @@ def run(settings: TrainConfig) -> TrainState:
         state=streams,
     )
     log = MetricsLog(directory, int(state.step), active=is_primary())
-    sampler = SampleWriter(
-        settings.sample, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed
-    )
+    samples = settings.sample
+    if samples.prompts is None and settings.loop.sample_every:
+        samples = dataclasses.replace(samples, prompts=prompts_from_data(settings.data, settings.variant))
+    sampler = SampleWriter(samples, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed)
     task = Task(
         step=step,
         summary=LanguageModelSummary(token_kinds, flops_per_unit=llama.flops_per_token(settings.model, length)),
         batches=loader,
         held_out=lambda: held_out(settings, vocabulary, share),
     )
-    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sampler)
+    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sampler, check=check)
     report_start(settings, directory, int(state.step), layout)
+    warn_of_no_evaluation(settings)
     with loader:
         state = train(state, task, outputs, config=settings.loop, faults=settings.faults)
-    for name, count in loader.skipped.items():
-        if count:
-            report(f"source {name}: {count} records could not be used and were skipped")
+    report_skipped(loader)
     log.close()
     if int(state.step) >= settings.loop.steps:
-        report_end(directory, int(state.step))
+        report_end(directory, int(state.step), words_from_data(settings.data))
     return state
+
+
+@contextlib.contextmanager
+def hold_run(directory: str | os.PathLike) -> Iterator[Callable[[], None]]:
+    """Hold a run directory for this job; yields a function that raises if the directory is removed meanwhile.
+
+    The primary process holds a lock for all processes. A process that is killed leaves nothing that stops the next run.
+
+    Raises:
+        LockError: another job trains in the directory; says which, on which host.
+    """
+    with contextlib.ExitStack() as held:
+        lock, problem = None, None
+        if is_primary():
+            try:
+                lock = held.enter_context(
+                    hold(pathlib.Path(directory, ".train.lock"), "training", stale_after=LOCK_STALE_AFTER)
+                )
+            except (LockError, OSError) as error:
+                problem = error
+        elsewhere = gather_json(None if problem is None else str(problem))[0]
+        if problem is not None:
+            raise problem
+        if elsewhere is not None:
+            raise LockError(f"the first process cannot hold the run directory: {elsewhere}")
+        yield (lambda: None) if lock is None else lock.check
+
+
+def run_inputs(settings: TrainConfig) -> RunInputs:
+    """What the tokenizers and records of a run are made from."""
+    return RunInputs(
+        variant=settings.variant,
+        seed=settings.seed,
+        tokenizer=settings.tokenizer,
+        speech_tokenizer=settings.speech_tokenizer,
+        prepare=settings.prepare,
+    )
 
 
 def vocabulary_size(settings: TrainConfig) -> int:
     """The number of tokens of the run's vocabulary, before anything is written."""
     if settings.tokenizer is not None:
-        return Vocabulary.load(settings.tokenizer, settings.variant).size
+        return run_vocabulary(settings.run_directory, run_inputs(settings)).size
     assert settings.prepare is not None  # TrainConfig asks for one of the two
     return settings.prepare.text_pieces + len(added_tokens(settings.variant))
 
 
-def prepare_inputs(settings: TrainConfig, directory: pathlib.Path) -> Vocabulary:
-    """Put the tokenizers into the run, build records where the config asks for it, and return the run's vocabulary."""
+def prepare_inputs(settings: TrainConfig, directory: pathlib.Path, before: Mapping[str, Any] | None) -> Vocabulary:
+    """Put the tokenizers into the run, build records where the config asks for it, and return the run's vocabulary.
+
+    Args:
+        settings: the run.
+        directory: its directory.
+        before: the config that the directory holds; None in a new one.
+    """
     if is_primary():
-        adopt_tokenizers(
-            directory, settings.variant, tokenizer=settings.tokenizer, speech_tokenizer=settings.speech_tokenizer
-        )
-        if settings.prepare is not None:
-            prepare(settings.prepare, directory, settings.variant, settings.seed)
+        has_steps = checkpoint.latest_step(directory) is not None
+        put_inputs(directory, run_inputs(settings), before, has_steps=has_steps)
     wait_for_all("prepared")
     return Vocabulary.load(directory / checkpoint.TOKENIZER, settings.variant)
 
@@ -309,6 +394,48 @@ def held_out(settings: TrainConfig, vocabulary: Vocabulary, share: HostShare) ->
     }
 
 
+def warn_of_changes(settings: TrainConfig, values: dict[str, Any], before: Mapping[str, Any], step: int) -> None:
+    """Warn of options that may change on resume, and whose effect is easily overlooked.
+
+    Args:
+        settings: the run.
+        values: its config as plain values.
+        before: the config that the newest step was trained with.
+        step: its number.
+    """
+    old_steps = before["optimizer"].get("schedule_steps") or before["loop"]["steps"]
+    old_rule = dataclasses.replace(settings.optimizer, schedule_steps=old_steps)
+    old, new = (float(make_schedule(rule, settings.loop.steps)(step)) for rule in (old_rule, settings.optimizer))
+    if not math.isclose(old, new, rel_tol=1e-6):
+        spans = settings.optimizer.schedule_steps or settings.loop.steps
+        report(
+            f"warning: the learning rate changes from {old:.3g} to {new:.3g} after step {step}, because the "
+            f"{settings.optimizer.schedule} schedule spans {spans} steps now and spanned {old_steps}; "
+            f"--optimizer.schedule_steps {old_steps} keeps the old one"
+        )
+    if values["init_from"] != before.get("init_from"):
+        report(f"warning: init_from is not read, because the run continues from its own step {step}")
+
+
+def warn_of_no_evaluation(settings: TrainConfig) -> None:
+    """Warn if evaluation is asked for and no source has data for it."""
+    held_out = any(source.held_out_split is not None for source in settings.data.sources.values())
+    if settings.loop.evaluate_every and not held_out:
+        report(
+            "warning: nothing is evaluated, because no source has a held_out_split; encode --validation-fraction 0.02 "
+            "makes one, --loop.evaluate_every 0 asks for none"
+        )
+
+
+def report_skipped(loader: Loader) -> None:
+    """Print how many records of each source could not be used, over all processes. Every process must call it."""
+    counts = gather_json(loader.skipped)
+    for name in loader.source_names:
+        if count := sum(each[name] for each in counts):
+            records = "1 record" if count == 1 else f"{count} records"
+            report(f"source {name}: {records} could not be used and left out; the log above names the first ones")
+
+
 def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layout: BatchLayout) -> None:
     """Print what is about to run."""
     count = llama.parameter_count(settings.model)
@@ -320,19 +447,19 @@ def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layo
     )
 
 
-def report_end(directory: pathlib.Path, step: int) -> None:
-    """Print where the results are and what to type next."""
+def report_end(directory: pathlib.Path, step: int, words: str | None) -> None:
+    """Print where the results are and what to type next, with words from the run's data where it has text."""
     last, samples = directory / checkpoint.STEPS / str(step), directory / "samples" / str(step)
     has_voice = (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
     mute = "" if has_voice else " (units; with speech_tokenizer in the config, sound)"
-    prompt = "The conductor stopped the steam engine near the tunnel, and then"
+    prompt = shlex.quote(f"text:{words or 'Once upon a time'}")
     lines = [
         f"Done: {step} steps.",
         f"  checkpoints  {directory / checkpoint.STEPS}/",
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard",
         *([f"  samples      {samples}/"] if samples.is_dir() else []),
         f"Next, let it speak{mute}:",
-        f'  python -m spirit_jax.generate --checkpoint {last} --input text:"{prompt}" '
+        f"  python -m spirit_jax.generate --checkpoint {last} --input {prompt} "
         f"--output-modality speech --temperature 0.8 --top-p 0.95 --output {directory}/generated",
     ]
     report("\n".join(lines))

@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
+from spirit_jax.core.interrupts import INTERRUPTED, raise_from_now_on
+
 BAD_ARGUMENT = 2
 """Exit code of a command whose arguments, config or inputs cannot be used."""
 FAILED_JOB = 1
@@ -60,14 +62,17 @@ def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
 def exit_codes(prog: str, interrupted: str = "interrupted") -> Iterator[None]:
     """Run a command: an error that a user can cause becomes one line and an exit code, a bug keeps its traceback.
 
+    Ctrl-C becomes one line and exit code 130.
+
     Args:
         prog: the command's name, printed before the message.
         interrupted: what to print when the user presses Ctrl-C.
     """
+    raise_from_now_on()
     try:
         yield
     except KeyboardInterrupt:
-        fail(prog, interrupted, FAILED_JOB)
+        fail(prog, interrupted, INTERRUPTED)
     except Exception as error:
         code = exit_code(error)
         if code is None:

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.interrupts import removed_when_ended
 
 MAX_JSON_DEPTH = 100
 """Lists and objects inside each other that `parse_json` accepts; Python's own parser ends the process far beyond it."""
@@ -36,7 +37,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with _naming(path), part.open("wb") as file:
+        with removed_when_ended(part), naming(path), part.open("wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -65,7 +66,7 @@ def atomic_directory(path: str | os.PathLike, *, overwrite: bool = False) -> Ite
         raise FileExistsError(f"{path} exists; remove it, choose another, or allow it to be overwritten")
     part = staging_directory(path.parent, path.name)
     try:
-        with _naming(path):
+        with naming(path):
             yield part
         if path.exists():
             discarded = staging_directory(path.parent, f"{path.name}.old")
@@ -219,7 +220,7 @@ def printable(text: str) -> str:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: str | os.PathLike) -> Iterator[None]:
     """Give an `OSError` that names no file, as that of a full disk, the name of the file that was to be written."""
     try:
         yield

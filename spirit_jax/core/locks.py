@@ -1,8 +1,9 @@
 """Locks: one process at a time works on a directory, and a second one learns who holds it.
 
 A lock is a file with the host, the process and the time of its holder. The holder also has an advisory lock of the
-operating system on it, which ends with the process. So the lock of a process that was killed is taken over. A lock of
-another host is never taken over, because many shared file systems do not pass advisory locks between hosts.
+operating system on it, which ends with the process. So the lock of a process that was killed is taken over. Many shared
+file systems do not pass advisory locks between hosts. A lock of another host is taken over only if its holder gives
+signs of life, by touching the file, and has given none for some time.
 """
 
 import contextlib
@@ -13,6 +14,7 @@ import json
 import os
 import pathlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,7 +52,7 @@ class Lock:
 
 
 @contextlib.contextmanager
-def hold(path: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[Lock]:
+def hold(path: str | os.PathLike, what: str, *, wait: float = 0.0, stale_after: float | None = None) -> Iterator[Lock]:
     """Hold a lock while the block runs.
 
     Example::
@@ -63,6 +65,8 @@ def hold(path: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[L
         path: the lock's file; its folder is made.
         what: what the holder does, for the message of the second one.
         wait: seconds to wait for another holder.
+        stale_after: seconds without a sign of life after which the lock of another host counts as left behind. This
+            holder then gives such signs, in a thread. None: a lock of another host is never taken over.
 
     Raises:
         LockError: another process holds the lock; says which, on which host, since when, and what to do.
@@ -71,16 +75,20 @@ def hold(path: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[L
     deadline = time.monotonic() + wait
     while True:
         try:
-            descriptor = _acquire(path, what)
+            descriptor = _acquire(path, what, stale_after)
             break
         except LockError:
             if time.monotonic() >= deadline:
                 raise
             time.sleep(0.05)
     _LOCAL.add(descriptor)
+    released = threading.Event()
+    if stale_after is not None:
+        threading.Thread(target=_give_signs, args=(descriptor, stale_after / 5, released), daemon=True).start()
     try:
         yield Lock(path, descriptor)
     finally:
+        released.set()
         if _is_at(descriptor, path):
             with contextlib.suppress(OSError):
                 path.unlink()
@@ -88,7 +96,14 @@ def hold(path: str | os.PathLike, what: str, *, wait: float = 0.0) -> Iterator[L
         os.close(descriptor)
 
 
-def _acquire(path: pathlib.Path, what: str) -> int:
+def _give_signs(descriptor: int, every: float, released: threading.Event) -> None:
+    """Touch the lock's file until it is released."""
+    while not released.wait(every):
+        with contextlib.suppress(OSError):  # the file system may be gone for a while
+            os.utime(descriptor)
+
+
+def _acquire(path: pathlib.Path, what: str, stale_after: float | None) -> int:
     """Descriptor of the lock's file, locked and with this process as its holder."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -99,7 +114,11 @@ def _acquire(path: pathlib.Path, what: str) -> int:
                 os.close(descriptor)
                 continue
             holder = _holder(descriptor)
-            if holder and (holder.get("host") != socket.gethostname() or (not locks and _is_alive(holder))):
+            if holder and holder.get("host") != socket.gethostname():
+                silent = time.time() - os.fstat(descriptor).st_mtime
+                if stale_after is None or silent <= stale_after:
+                    raise _refusal(path, holder, stale_after)
+            elif holder and not locks and _is_alive(holder):
                 raise _refusal(path, holder)
             content = {
                 "host": socket.gethostname(),
@@ -128,13 +147,15 @@ def _flock(descriptor: int, path: pathlib.Path) -> bool:
     return True
 
 
-def _refusal(path: pathlib.Path, holder: dict[str, Any]) -> LockError:
+def _refusal(path: pathlib.Path, holder: dict[str, Any], stale_after: float | None = None) -> LockError:
     if not holder:
         return LockError(f"{path}: another process has just taken this lock; try again")
     who = f"process {holder.get('pid')} of {holder.get('user')} on host {holder.get('host')}"
     remedy = "wait until it ends, or choose another directory"
     if holder.get("host") != socket.gethostname():
         remedy += f"; if that process no longer exists, remove {path}"
+        if stale_after is not None:
+            remedy += f", or start again {stale_after:.0f} s after it ended"
     return LockError(
         f"{path.parent}: {who} is at work here ({holder.get('what')}, since {holder.get('since')}): {remedy}"
     )

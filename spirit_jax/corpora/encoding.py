@@ -166,7 +166,7 @@ def encode_split(
             return None
         _await_other_hosts(store, encoder.count, share, lock)
         totals = _write_records(corpus, store, encoder.count, directory, shards or 1, units)
-        summary = totals.summary(corpus, units)
+        summary = totals.summary(corpus, units, () if tokenizer is None else tokenizer.unit_counts())
         summary.save(directory)
         shutil.rmtree(store.directory)
     return summary

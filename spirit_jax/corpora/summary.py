@@ -42,6 +42,8 @@ class EncodingSummary:
     """Utterances with word times."""
     histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """Occurrences of each unit of each stream, at the frame rate."""
+    unit_counts: dict[str, int] = dataclasses.field(default_factory=dict)
+    """How many different units the encoder of each stream has."""
 
     @property
     def real_time_factor(self) -> float:
@@ -58,7 +60,11 @@ class EncodingSummary:
                 f"encoded {self.real_time_factor:.0f} x faster than real time"
             )
         text += f"; {self.bad} bad ones left out" if self.bad else ""
-        return "\n".join([text, *(f"  {name} {_describe(counts)}" for name, counts in self.histograms.items())])
+        lines = (
+            f"  {name} {_describe(counts, self.unit_counts.get(name, len(counts)))}"
+            for name, counts in self.histograms.items()
+        )
+        return "\n".join([text, *lines])
 
     @staticmethod
     def path(directory: pathlib.Path, split: str) -> pathlib.Path:
@@ -107,12 +113,13 @@ class Totals:
         for sums, counts in zip(self._histograms, block.histograms, strict=True):
             sums += counts
 
-    def summary(self, corpus: Input, units: str) -> EncodingSummary:
+    def summary(self, corpus: Input, units: str, unit_counts: Sequence[int] = ()) -> EncodingSummary:
         """The summary of the split that the blocks make up.
 
         Args:
             corpus: the encoded split.
             units: fingerprint of the encoders, "" for text.
+            unit_counts: how many different units the encoder of each stream has.
         """
         return EncodingSummary(
             corpus=corpus.fingerprint,
@@ -132,13 +139,14 @@ class Totals:
             histograms={
                 name: counts.tolist() for name, counts in zip(NAMES, self._histograms, strict=True) if counts.any()
             },
+            unit_counts=dict(zip(NAMES, unit_counts, strict=False)),  # one for Base, none for text
         )
 
 
-def _describe(counts: Sequence[int]) -> str:
-    """A histogram in one line: units in use, perplexity and the most frequent units."""
+def _describe(counts: Sequence[int], size: int) -> str:
+    """The histogram of an encoder with `size` units in one line: units in use, perplexity, the most frequent units."""
     share = np.array(counts) / max(sum(counts), 1)
     used = share[share > 0]
     most = ", ".join(f"{unit} {share[unit]:.1%}" for unit in np.argsort(-share, kind="stable")[:5] if share[unit])
     perplexity = np.exp(-np.sum(used * np.log(used)))
-    return f"{len(used)} of {len(share)} units in use, perplexity {perplexity:.0f}; most frequent: {most}"
+    return f"{len(used)} of {size} units in use, perplexity {perplexity:.0f}; most frequent: {most}"

@@ -139,7 +139,7 @@ class Loader:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Records of each source that this host's streams have skipped since the run began."""
+        """Unusable records of each source, each counted once, that this host's streams have met since the run began."""
         return {
             name: sum(state["sources"][name]["skipped"] for state in self._states.values())
             for name in self.source_names

@@ -274,7 +274,14 @@ class Sequencer:
                 lengths, self.max_ids, key=lambda last: len(self._document(content(first, last)))
             )
             if not fitting:
-                raise RecordError(f"word {first} of {count} takes more than the {self.max_ids - 1} slots of a row")
+                row = f"more than a row of sequence_length {self.max_ids - 1}"
+                slots = len(self._document(content(first, first + 1))) - 1
+                if count > 1:
+                    raise RecordError(f"part {first} of {count} takes {slots} tokens, {row}; raise sequence_length")
+                raise RecordError(
+                    f"takes {slots} tokens, {row}, and cannot be cut; raise sequence_length, or find the times of its "
+                    "words (python -m spirit_jax.align)"
+                )
             document = self._document(content(first, first + fitting))
             if len(document) > len(self.vocabulary.prefix) + 1:
                 documents.append(document)

@@ -106,7 +106,7 @@ class _Draws:
             if state["records"] != source.records.fingerprint:
                 raise SpiritError(
                     f"source {source.name!r}: {source.records.directory} does not hold the records that the saved data "
-                    "state was made with; restore them or start without the state"
+                    "state was made with; restore them, name the directory that holds them, or start a new run"
                 )
             self._next, self.skipped, self._to_restore = state["next"], state["skipped"], state["waiting"]
 
@@ -126,9 +126,11 @@ class _Draws:
             except RecordError as error:
                 if not self.source.skip_bad:
                     raise
-                self.skipped += 1
                 consecutive += 1
-                self.problems.append(str(error))
+                _, epoch = self._position(self._next)
+                if epoch == 0:  # every record comes once an epoch, so that each is counted once
+                    self.skipped += 1
+                    self.problems.append(str(error))
                 if consecutive == MAX_CONSECUTIVE_BAD_RECORDS:
                     raise RecordError(f"{consecutive} unusable records in a row, the last: {error}") from error
             self._next += 1
@@ -143,5 +145,8 @@ class _Draws:
         }
 
     def _documents(self, draw: int) -> list[Int32[np.ndarray, " _N"]]:
-        record, epoch = self.source.order[draw * self._streams + self._stream]
-        return self.source.documents(record, epoch)
+        return self.source.documents(*self._position(draw))
+
+    def _position(self, draw: int) -> tuple[int, int]:
+        """Record and epoch of a draw."""
+        return self.source.order[draw * self._streams + self._stream]

@@ -20,8 +20,8 @@ class SamplePrompt:
 class SampleConfig:
     """What is generated during training, into {run}/samples/STEP/."""
 
-    prompts: list[SamplePrompt] = dataclasses.field(default_factory=list)
-    """Prompts; without any, there are no samples."""
+    prompts: list[SamplePrompt] | None = None
+    """Prompts; null takes one from each source of the run's data, an empty list makes no samples."""
     max_new_tokens: int = 200
     """Tokens that continue each prompt at most."""
     temperature: float = 0.8

@@ -55,6 +55,11 @@ class Part(Protocol):
 class PhoneticEncoder(Protocol):
     """Turns audio into phonetic units, 25 a second."""
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        ...
+
     def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " H"]]:
         """Units of each clip, int32 [(R - 720) // 640 + 1]. A clip's units do not depend on the other clips.
 
@@ -66,6 +71,11 @@ class PhoneticEncoder(Protocol):
 
 class PitchEncoder(Protocol):
     """Turns audio into pitch units, 12.5 a second."""
+
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        ...
 
     def encode_batch(
         self, clips: Sequence[Float[np.ndarray, " R"]], speaker: str | None = None
@@ -86,6 +96,11 @@ class PitchEncoder(Protocol):
 
 class StyleEncoder(Protocol):
     """Turns audio into style units, one a second."""
+
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        ...
 
     def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " S"]]:
         """Units of each clip, int32, one for every 50 frames of 20 ms or part of them. Clips do not affect each other.

@@ -206,6 +206,10 @@ class SpeechTokenizer:
         style = nothing if self.style is None else _join(self.style.encode_batch(flat), counts)
         return [SpeechUnits(*units) for units in zip(hubert, pitch, style, strict=True)]
 
+    def unit_counts(self) -> tuple[int, ...]:
+        """How many different phonetic units there are, and pitch and style units if the variant has them."""
+        return tuple(part.unit_count for part in (self.phonetic, self.pitch, self.style) if part is not None)
+
     def decode(
         self,
         units: SpeechUnits | str,

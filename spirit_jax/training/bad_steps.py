@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from spirit_jax.core.files import naming
 from spirit_jax.data.packing import HostBatch
 from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.training.checkpoints import RunCheckpoints
@@ -113,8 +114,11 @@ def record_bad_step(
     """
     (directory / "faults").mkdir(parents=True, exist_ok=True)
     arrays: dict[str, Any] = dict(batch)
-    np.savez_compressed(directory / "faults" / f"{step}-{jax.process_index()}.npz", **arrays)
+    kept = directory / "faults" / f"{step}-{jax.process_index()}.npz"
+    with naming(kept):
+        np.savez_compressed(kept, **arrays)
     if is_primary():
         line = {"step": step} | {name: repr(float(metrics[name])) for name in ("loss", "gradient_norm")}
-        with (directory / "faults.jsonl").open("a") as file:
+        listed = directory / "faults.jsonl"
+        with naming(listed), listed.open("a") as file:
             file.write(json.dumps(line | {"data": streams}) + "\n")

@@ -1,17 +1,18 @@
 """The checkpoints of a run: asynchronous, atomic Orbax steps that hold everything that resuming needs.
 
-A step holds `llm/` (parameters), `optimizer/` and metadata: the state of the data streams, the config and the
+A step holds the parameters (`llm/` of a language model), `optimizer/` and metadata: the state of the data streams, the config and the
 vocabulary's fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is killed at any
 moment finds the step before. Then every process seals its share of the files with checksums, because Orbax does not
 notice when a disk has changed a file.
 """
 
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import LLM, STEPS, CheckpointError
 from spirit_jax.core.checksums import find_damage, read_checksums, write_checksums
+from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.training import faults
 from spirit_jax.training.state import TrainState
@@ -46,6 +48,10 @@ class CheckpointConfig:
                 raise ValueError(f"checkpoint.{name} must be positive, found {value}")
 
 
+class SaveError(JobError):
+    """A step that could not be saved; the message names its directory and the reason."""
+
+
 class RunCheckpoints:
     """The checkpoints of one run, `RUN/checkpoints/STEP`.
 
@@ -55,6 +61,7 @@ class RunCheckpoints:
         run_directory: the run directory; all hosts must share it.
         config: when to save and what to keep.
         metadata: JSON that is saved with every step: the config and the vocabulary's fingerprint.
+        params: name of the folder of a step that holds the parameters.
 
     Attributes:
         every: steps between checkpoints.
@@ -64,9 +71,14 @@ class RunCheckpoints:
     """
 
     def __init__(
-        self, run_directory: str | os.PathLike, config: CheckpointConfig, metadata: Mapping[str, Any] | None = None
+        self,
+        run_directory: str | os.PathLike,
+        config: CheckpointConfig,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        params: str = LLM,
     ):
-        self.every = config.every
+        self.every, self._params = config.every, params
         self._metadata = dict(metadata or {})
         self._directory = pathlib.Path(run_directory).resolve() / STEPS
         _set_damaged_aside(self._directory)
@@ -100,6 +112,9 @@ class RunCheckpoints:
         Args:
             state: the train state.
             streams: the state of this process's data streams; those of all processes are saved.
+
+        Raises:
+            SaveError: this step or the one before cannot be saved.
         """
         data: dict[str, Any] = {}
         for part in gather_json(streams):
@@ -107,21 +122,39 @@ class RunCheckpoints:
         step = int(state.step)
         if step not in self.steps:
             self.wait()
-            response = self._checkpointer.save_checkpointables_async(
-                step,
-                {LLM: state.params, _OPTIMIZER: state.opt_state},
-                custom_metadata={**self._metadata, "data": data, "recent": faults.recent_to_json(state.recent)},
-            )
+            with self._saving(step):
+                response = self._checkpointer.save_checkpointables_async(
+                    step,
+                    {self._params: state.params, _OPTIMIZER: state.opt_state},
+                    custom_metadata={**self._metadata, "data": data, "recent": faults.recent_to_json(state.recent)},
+                )
             self._sealing = self._sealer.submit(self._seal, step, response)
 
     def _seal(self, step: int, response: Any) -> None:
-        response.result()
         path, deadline = self._directory / str(step), time.monotonic() + _SEAL_TIMEOUT
-        while not path.is_dir():  # Another process may be the one that renames it.
-            if time.monotonic() > deadline:
-                raise CheckpointError(f"{path}: saved, but not there: do all hosts share the run directory?")
-            time.sleep(0.05)
-        write_checksums(path, jax.process_index(), jax.process_count())
+        with self._saving(step):
+            response.result()
+            while not path.is_dir():  # Another process may be the one that renames it.
+                if not self._directory.is_dir():
+                    raise SaveError(f"{self._directory}: was removed while step {step} was saved")
+                if time.monotonic() > deadline:
+                    raise SaveError(f"{path}: saved, but not there: do all hosts share the run directory?")
+                time.sleep(0.05)
+            write_checksums(path, jax.process_index(), jax.process_count())
+
+    @contextlib.contextmanager
+    def _saving(self, step: int) -> Iterator[None]:
+        """Name the step in the errors of Orbax and its storage, which have no common base and often many lines."""
+        try:
+            yield
+        except SpiritError:
+            raise
+        except Exception as error:
+            reason = " ".join(str(error).split())[:300]
+            raise SaveError(
+                f"{self._directory / str(step)}: could not be saved ({type(error).__name__}: {reason}); the steps "
+                "before it are as they were"
+            ) from error
 
     def read_metadata(self, step: int) -> dict[str, Any]:
         """Return the JSON that was saved with a step; `data` holds the state of the data streams."""
@@ -134,7 +167,7 @@ class RunCheckpoints:
         Raises:
             CheckpointError: the step does not hold such a state.
         """
-        wanted = {LLM: abstract_state.params, _OPTIMIZER: abstract_state.opt_state}
+        wanted = {self._params: abstract_state.params, _OPTIMIZER: abstract_state.opt_state}
         try:
             found: Any = self._checkpointer.load_checkpointables(step, wanted)
         except Exception as error:  # Orbax passes on the errors of its storage.
@@ -145,10 +178,14 @@ class RunCheckpoints:
         count = jax.device_put(step, abstract_state.step.sharding).astype(abstract_state.step.dtype)
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state.recent)
         recent = faults.recent_from_json(self.read_metadata(step).get("recent"), shardings)
-        return TrainState(step=count, params=found[LLM], opt_state=found[_OPTIMIZER], recent=recent)
+        return TrainState(step=count, params=found[self._params], opt_state=found[_OPTIMIZER], recent=recent)
 
     def wait(self) -> None:
-        """Wait until the last save is complete and sealed by this process; raises the error of a failed save."""
+        """Wait until the last save is complete and sealed by this process.
+
+        Raises:
+            SaveError: it failed.
+        """
         if self._sealing is not None:
             self._sealing.result()
 

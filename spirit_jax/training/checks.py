@@ -1,17 +1,21 @@
 """Checks before the first step, so that a run that cannot work fails at once and with a clear message."""
 
 import pathlib
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from spirit_jax import checkpoint
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json
-from spirit_jax.data.config import DataConfig
-from spirit_jax.data.records import read_metadata
+from spirit_jax.data.config import DataConfig, SourceConfig
+from spirit_jax.data.records import RecordError, RecordSource, read_metadata
 from spirit_jax.speech import speech_fingerprints
+from spirit_jax.vocabulary import Variant
 
 _LISTED = 5  # Differences that a message lists.
+_TRIED = 20  # Records that are looked at.
+_PLACES = re.compile(r"data/sources/.+/path")  # The state of the data streams knows the records themselves.
 
 
 class RunError(SpiritError):
@@ -28,25 +32,48 @@ def check_vocabulary_size(size: int, rows: int) -> None:
         raise RunError(f"model.vocab_size {rows} is less than the {size} tokens of the vocabulary")
 
 
-def check_resumable(directory: pathlib.Path, config: Mapping[str, Any], mutable: Collection[str]) -> None:
+def stored_config(directory: pathlib.Path) -> dict[str, Any] | None:
+    """The config that a run directory holds; None in a new one.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    path = directory / checkpoint.CONFIG
+    if not path.is_file():
+        return None
+    config = read_json(path, RunError)
+    if not isinstance(config, dict):
+        raise RunError(f"{path}: not the config of a run; restore it, or remove it if no step is to be resumed")
+    return config
+
+
+def check_resumable(
+    directory: pathlib.Path, before: Mapping[str, Any] | None, config: Mapping[str, Any], mutable: Collection[str]
+) -> None:
     """Check that a run directory is new or holds a run of the same weights and data.
+
+    Paths may be spelled otherwise, and records may have moved: what they hold is compared when they are opened.
 
     Args:
         directory: the run directory.
+        before: the config that it holds.
         config: the run's config as plain values.
-        mutable: top-level keys that may change when a run resumes.
+        mutable: keys that may change when a run resumes, and those whose parts may, joined by "/".
 
     Raises:
         RunError: the directory holds checkpoints of a run with another config.
     """
-    path = directory / checkpoint.CONFIG
-    if not path.is_file() or checkpoint.latest_step(directory) is None:
+    if before is None or checkpoint.latest_step(directory) is None:
         return
-    before, now = checkpoint.flatten(read_json(path, RunError)), checkpoint.flatten(dict(config))
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    changed = [key for key in changed if key.split("/")[0] not in mutable]
+    old, now = checkpoint.flatten(before), checkpoint.flatten(config)
+    changed = [key for key in sorted(old.keys() | now.keys()) if old.get(key) != now.get(key)]
+    changed = [
+        key
+        for key in changed
+        if not any(f"{key}/".startswith(f"{free}/") for free in mutable) and not _PLACES.fullmatch(key)
+    ]
     if changed:
-        listed = ", ".join(f"{key.replace('/', '.')} {before.get(key)} -> {now.get(key)}" for key in changed[:_LISTED])
+        listed = ", ".join(f"{key.replace('/', '.')} {old.get(key)} -> {now.get(key)}" for key in changed[:_LISTED])
         raise RunError(
             f"{directory} holds a run with another config ({listed}): choose another run_directory, "
             "and init_from to continue from its weights"
@@ -76,3 +103,38 @@ def check_units(data: DataConfig, directory: pathlib.Path) -> None:
             f"data.sources: {' and '.join(sources.values())} was not encoded with the speech tokenizer in {directory}: "
             "encode it again, or name the one that did as speech_tokenizer"
         )
+
+
+def check_streams(data: DataConfig, variant: Variant) -> None:
+    """Check that the speech of an Expressive run has pitch and style units.
+
+    Raises:
+        RunError: the records of a source have phonetic units alone; names it.
+    """
+    if variant == "base":
+        return
+    for name in data.source_names:
+        source = data.sources[name]
+        for split in (source.split, source.held_out_split):
+            if source.recipe != "text" and split is not None and _lacks_prosody(source, split):
+                raise RunError(
+                    f"data.sources.{name} ({source.path}, split {split}): its records have no pitch and style units, "
+                    "which variant expressive needs: encode them again with --variant expressive, or train with "
+                    "variant base"
+                )
+
+
+def _lacks_prosody(source: SourceConfig, split: str) -> bool:
+    """Whether the first record of a split that can be read and has speech has phonetic units alone.
+
+    One command encodes a whole split, so its records are alike.
+    """
+    records = RecordSource(source.path, split, allow_damaged=True)
+    for index in range(min(len(records), _TRIED)):
+        try:
+            units = records[index].units
+        except RecordError:  # reported when it is used
+            continue
+        if units is not None:
+            return units.pitch is None or units.style is None
+    return False

@@ -7,11 +7,14 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from spirit_jax.core.errors import JobError
 
 _WINDOW = 128  # Recent steps that a step is compared with, at least half of them; as in OLMo-core's SkipStepAdamW.
+_OUTLIERS = 4  # The greatest values of the window, which do not count for the deviation.
+_LEAST_RATIOS = ((1.25,), (2.0,))  # Of a loss and of a gradient norm to the median: less is no spike.
+_LASTING = 8  # Values in a row that are all above the limit are a lasting change; fewer than end a run.
 
 
 class TrainingError(JobError):
@@ -27,8 +30,8 @@ class FaultConfig:
     continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back),
     or ends (stop). The data of the step are kept in RUN/faults."""
     spike_sigmas: float = 6.0
-    """A spike is a loss or gradient norm this many standard deviations above the mean of the last 128 steps; 0 disables
-    the check."""
+    """A spike is a loss or gradient norm this many standard deviations above the median of the last 128 steps, and at
+    least 1.25 times (loss) or twice (gradient norm) that median; 0 disables the check."""
     hang_timeout: int = 1800
     """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be
     longer than a compilation and a save."""
@@ -58,27 +61,42 @@ def detect_bad_step(
 ) -> tuple[Bool[Array, ""], RecentSteps]:
     """Decide whether a step is bad, and add it to the statistics if it is finite.
 
-    Spikes are added too, so that a lasting change is accepted after some steps.
+    A spike is far above recent steps by two measures, because each alone fails on healthy runs. Gradient norms have a
+    heavy tail, in which a step of small batches exceeds six standard deviations now and then; and where steps hardly
+    differ, a small change is many deviations. The median, and a deviation without the greatest values, keep a spike
+    from hiding the next one. Values that stay above the limit for some steps are a lasting change and are accepted.
 
     Args:
         recent: statistics of the steps before.
         loss: the step's loss.
         norm: global norm of the step's gradient.
-        sigmas: distance from the mean, in standard deviations, of a spike; 0: only values that are not finite are bad.
+        sigmas: distance from the median, in standard deviations, of a spike; 0: only values that are not finite are
+            bad.
 
     Returns:
         Whether the step is bad, and the statistics for the next step.
     """
     now = jnp.stack([loss, norm]).astype(jnp.float32)
     values, count = recent["values"], recent["count"]
-    filled = (jnp.arange(_WINDOW) < count)[None]
-    total = jnp.maximum(filled.sum(), 1)
-    mean = jnp.where(filled, values, 0).sum(1) / total
-    deviation = jnp.sqrt(jnp.where(filled, (values - mean[:, None]) ** 2, 0).sum(1) / total)
     finite = jnp.isfinite(now).all()
-    spike = (count >= _WINDOW // 2) & (now > mean + sigmas * deviation).any() if sigmas else jnp.zeros((), bool)
+    spike = _is_spike(values, count, now, sigmas) if sigmas else jnp.zeros((), bool)
     kept = jnp.where(finite, values.at[:, count % _WINDOW].set(now), values)
     return ~finite | spike, {"values": kept, "count": count + finite}
+
+
+def _is_spike(
+    values: Float[Array, "2 W"], count: Int[Array, ""], now: Float[Array, "2"], sigmas: float
+) -> Bool[Array, ""]:
+    """Whether the loss or the gradient norm of a step is a spike."""
+    slots, total = jnp.arange(_WINDOW), jnp.clip(count, 1, _WINDOW)
+    ascending = jnp.sort(jnp.where(slots < total, values, jnp.inf), axis=1)
+    median = jnp.take(ascending, (total - 1) // 2, axis=1)[:, None]
+    usual = slots < total - _OUTLIERS
+    squares = jnp.where(usual, (ascending - median) ** 2, 0)
+    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / jnp.maximum(usual.sum(), 1))
+    limit = jnp.maximum(median + sigmas * deviation, jnp.asarray(_LEAST_RATIOS) * median)
+    lasting = (values[:, (count - 1 - jnp.arange(_LASTING)) % _WINDOW] > limit).all(1)
+    return (count >= _WINDOW // 2) & ((now > limit[:, 0]) & ~lasting).any()
 
 
 def recent_to_json(recent: RecentSteps) -> dict[str, Any]:

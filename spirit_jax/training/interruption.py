@@ -1,4 +1,4 @@
-"""Ending a run early without losing what it has done."""
+"""Ends a run early without losing what it has done."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ class Interruption:
 
     A process alone notes the signal; a second signal ends it at once. If `jax.distributed` joins several processes,
     JAX's preemption service catches SIGTERM, informs all processes and lets them agree on one poll that none of them
-    has passed.
+    has passed. Before the first step is done, there is nothing to save: Ctrl-C then does what it did outside.
 
     Attributes:
         signal: name of the signal that was received; None before.
@@ -27,9 +27,17 @@ class Interruption:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT,) if self._joined else (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._receive)
+        if not self._joined:
+            self._catch(signal.SIGTERM)
         return self
+
+    def first_step_is_done(self) -> None:
+        """From now on, Ctrl-C asks to save and stop."""
+        if signal.SIGINT not in self._previous:
+            self._catch(signal.SIGINT)
+
+    def _catch(self, number: int) -> None:
+        self._previous[number] = signal.signal(number, self._receive)
 
     def __exit__(self, *_) -> None:
         for number, handler in self._previous.items():

@@ -5,10 +5,11 @@ log is cut back to that step; an evaluation that was given up is repeated; the l
 uninterrupted run would take next.
 """
 
+import collections
 import contextlib
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 from tqdm import tqdm
@@ -25,6 +26,8 @@ from spirit_jax.training.pace import Pace, peak_flops
 from spirit_jax.training.state import Metrics, Params, TrainState
 from spirit_jax.training.task import Summary, Task
 from spirit_jax.training.watchdog import Watchdog
+
+_STEPS_AHEAD = 2  # Steps that are started while an earlier one runs, so that the devices never wait for the host.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +72,8 @@ class RunOutputs:
     checkpoints: RunCheckpoints
     sample: Callable[[Params, int], None]
     """Writes samples of these parameters after this step."""
+    check: Callable[[], None] = lambda: None
+    """Raises an error if the run directory was removed. The loop calls it before it writes."""
 
 
 def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopConfig, faults: FaultConfig) -> TrainState:
@@ -89,7 +94,7 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
     """
     step, checkpoints = int(state.step), outputs.checkpoints
     pace = Pace(task.summary.unit, task.summary.flops_per_unit, jax.device_count() * peak_flops(jax.devices()[0]))
-    progress = tqdm(total=config.steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
+    progress = _Progress(step, config.steps)
     policy = BadStepPolicy(faults, outputs.directory, checkpoints)
     profiler = _Profiler(outputs.directory / "profile", config)
     # Waiting for a batch can only be given up if no other process has continued with its own batch.
@@ -108,7 +113,7 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
             for prefix, values in (records or {}).items():
                 outputs.log.write(step, values, prefix)
             if records and is_primary():
-                tqdm.write(f"step {step}: {task.summary.evaluation_line(records[TOTAL])}")
+                tqdm.write(f"step {step}: {_evaluation_line(task.summary, records)}")
 
         if config.evaluate_every and (step == 0 or _evaluation_is_missing(step, config, outputs)):
             evaluate_after(step, state.params)
@@ -122,7 +127,8 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
             watchdog.alive(f"in step {step + 1}")
             state, metrics = task.step.train_step(state, task.step.put_batch(batch))
             step += 1
-            progress.update()
+            progress.started(metrics)
+            stop.first_step_is_done()
             pace.add(metrics[task.summary.unit])
             policy.add(PendingStep(step, batch=batch, streams=streams, metrics=metrics))
             log_due, save_due, evaluate_due, sample_due = (
@@ -134,9 +140,11 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
             if policy.check_pending_steps():
                 state, step = _roll_back(step, task, policy, outputs, progress)
                 continue
+            progress.all_done()
+            outputs.check()
             if log_due:
                 values = _step_values(metrics, task.summary) | pace.take(feed.take_waited())
-                progress.set_postfix_str(task.summary.progress_line(values))
+                progress.describe(task.summary.progress_line(values))
                 outputs.log.write(step, values)
             with pace.paused():
                 if save_due:
@@ -150,6 +158,8 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
         profiler.before_step(step)
         if policy.check_pending_steps():
             state, step = _roll_back(step, task, policy, outputs, progress)
+        progress.all_done()
+        outputs.check()
         watchdog.alive(f"saving step {step}")
         if stop.signal:
             report(f"{stop.signal}: saving step {step} and stopping; the same command continues from there")
@@ -165,15 +175,21 @@ def _evaluation_is_missing(step: int, config: LoopConfig, outputs: RunOutputs) -
 
 
 def _roll_back(
-    step: int, task: Task, policy: BadStepPolicy, outputs: RunOutputs, progress: tqdm
+    step: int, task: Task, policy: BadStepPolicy, outputs: RunOutputs, progress: "_Progress"
 ) -> tuple[TrainState, int]:
     """Return to the newest checkpoint, in the log too; returns its state and step."""
     state = policy.roll_back(step, task.step.abstract_state)
     step = int(state.step)
     outputs.log.cut_back(step)
-    progress.reset()
-    progress.update(step)
+    progress.return_to(step)
     return state, step
+
+
+def _evaluation_line(summary: Summary, records: Mapping[str, Mapping[str, float]]) -> str:
+    """One line about an evaluation: over all sources, and the loss on each."""
+    sources = {name.removeprefix(f"{TOTAL}/"): values["loss"] for name, values in records.items() if name != TOTAL}
+    losses = ", ".join(f"{name} {loss:.3f}" for name, loss in sources.items())
+    return f"{summary.evaluation_line(records[TOTAL])}; loss by source: {losses}"
 
 
 def _step_values(metrics: Metrics, summary: Summary) -> dict[str, float]:
@@ -181,6 +197,41 @@ def _step_values(metrics: Metrics, summary: Summary) -> dict[str, float]:
     values = summary.train_values(metrics)
     values |= {name: float(metrics[name]) for name in ("gradient_norm", "learning_rate")}
     return values | {summary.unit: float(metrics[summary.unit].sum())}
+
+
+class _Progress(contextlib.AbstractContextManager):
+    """The progress bar, which moves when a step is done on the devices, not when it is started."""
+
+    def __init__(self, step: int, steps: int):
+        self._bar = tqdm(total=steps, initial=step, unit="step", disable=not is_primary(), dynamic_ncols=True)
+        self._running: collections.deque[Metrics] = collections.deque()
+        self._first = True
+
+    def __exit__(self, *_) -> None:
+        self._bar.close()
+
+    def started(self, metrics: Metrics) -> None:
+        """Note a step that was started, and wait until no more than a few are running; the first one is waited for."""
+        self._running.append(metrics)
+        while len(self._running) > (0 if self._first else _STEPS_AHEAD):
+            jax.block_until_ready(self._running.popleft()["bad"])
+            self._bar.update()
+        self._first = False
+
+    def all_done(self) -> None:
+        """Note that all steps are done, because their metrics were read."""
+        self._bar.update(len(self._running))
+        self._running.clear()
+
+    def describe(self, text: str) -> None:
+        """Show a text behind the bar."""
+        self._bar.set_postfix_str(text)
+
+    def return_to(self, step: int) -> None:
+        """Move the bar back to a step."""
+        self._running.clear()
+        self._bar.reset()
+        self._bar.update(step)
 
 
 class _Profiler:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from spirit_jax.core.files import read_text, write_file
+from spirit_jax.core.files import naming, read_text, write_file
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -66,8 +66,9 @@ class MetricsLog:
             return
         file, writer = self._open
         record = {f"{prefix}/{name}": _finite(value) for name, value in values.items()}
-        file.write(json.dumps({"step": step, **record}) + "\n")
-        file.flush()
+        with naming(self.path):
+            file.write(json.dumps({"step": step, **record}) + "\n")
+            file.flush()
         for name, value in record.items():
             if value is not None:
                 writer.add_scalar(name, value, step)

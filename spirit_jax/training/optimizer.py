@@ -19,6 +19,8 @@ class OptimizerConfig:
     """Peak learning rate."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     """Learning rate after the warm-up: constant, or falling to final_fraction of the peak at the last step."""
+    schedule_steps: int | None = None
+    """Steps that the schedule spans, after which the learning rate stays; null for those of the run."""
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     final_fraction: float = 0.1
@@ -43,6 +45,8 @@ class OptimizerConfig:
         for name in ("warmup_steps", "weight_decay", "clip_norm", "z_loss", "final_fraction"):
             if getattr(self, name) < 0:
                 raise ValueError(f"optimizer.{name} must not be negative, found {getattr(self, name)}")
+        if self.schedule_steps is not None and self.schedule_steps < 1:
+            raise ValueError(f"optimizer.schedule_steps must be positive, found {self.schedule_steps}")
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"optimizer.{name} must lie in [0, 1), found {getattr(self, name)}")
@@ -58,7 +62,7 @@ class Optimizer:
 
 def make_schedule(config: OptimizerConfig, steps: int) -> Schedule:
     """Return the learning rate by update over a run of `steps` updates."""
-    peak, rest = config.learning_rate, max(steps - config.warmup_steps, 1)
+    peak, rest = config.learning_rate, max((config.schedule_steps or steps) - config.warmup_steps, 1)
     after = {
         "constant": optax.constant_schedule(peak),
         "cosine": optax.cosine_decay_schedule(peak, rest, config.final_fraction),

@@ -51,7 +51,7 @@ class Summary(Protocol):
         ...
 
     def source_values(self, sums: Mapping[str, Any]) -> dict[str, float]:
-        """The held-out values of one source, from the sums over its batches."""
+        """The held-out values of one source, `loss` among them, from the sums over its batches."""
         ...
 
     def evaluation_values(self, sums: Mapping[str, Any]) -> dict[str, float]:

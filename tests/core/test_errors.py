@@ -19,7 +19,7 @@ class NamedError(SpiritError):
         (PermissionError("x"), 1),
         (OSError("x"), 1),
         (ImportError("x"), 1),
-        (KeyboardInterrupt(), 1),
+        (KeyboardInterrupt(), 130),
     ],
     ids=repr,
 )

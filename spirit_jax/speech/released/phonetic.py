@@ -85,6 +85,11 @@ class HubertEncoder:
         """The arrays, as stored."""
         return self._arrays
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return len(self._arrays["quantizer"]["centroids"]) if self._blank is None else self._blank
+
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " T"]:
         """Units of one clip, int32; for the released shape [(R - 720) // 640 + 1]. Errors as in `encode_batch`."""
         return self.encode_batch([audio])[0]

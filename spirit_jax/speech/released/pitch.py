@@ -114,6 +114,11 @@ class VQVAEPitch:
         """The arrays, as stored."""
         return self._arrays
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return VQVAEConfig(**self._config["vqvae"]).codes
+
     def encode(
         self, audio: Float[np.ndarray, " R"], f0_mean: float | None = None, speaker: str | None = None
     ) -> Int[np.ndarray, " N"]:

@@ -55,6 +55,11 @@ class Wav2Vec2Style:
         """The arrays, as stored."""
         return self._arrays
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return self._config["num_labels"]
+
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " K"]:
         """Units of one clip, int32, one for every 50 frames of 20 ms or part of them. Errors as in `encode_batch`."""
         return self.encode_batch([audio])[0]

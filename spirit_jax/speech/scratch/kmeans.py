@@ -107,6 +107,11 @@ class KMeansEncoder:
         """The arrays, as stored."""
         return {"centroids": self.centroids}
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return len(self.centroids)
+
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """Phonetic units of one clip at 25 Hz, int32 [floor((R - 720) / 640) + 1]."""
         return nearest(unit_features(audio), self.centroids)

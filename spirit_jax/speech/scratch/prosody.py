@@ -96,6 +96,11 @@ class F0Quantiles:
         """The arrays, as stored."""
         return {"edges": self.edges, "octaves": self.octaves}
 
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return len(self.octaves)
+
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """Pitch units of one clip at 12.5 Hz, int32 [(R // 80 + 1) // 16]. Silence and noise give unit 0."""
         return self.quantize(log_f0(audio)[0])
@@ -189,6 +194,11 @@ class VoiceStatistics:
     def arrays(self) -> dict[str, Any]:
         """The arrays, as stored."""
         return {"scale": self.scale, "centroids": self.centroids}
+
+    @property
+    def unit_count(self) -> int:
+        """How many different units there are."""
+        return len(self.centroids)
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
         """Style units of one clip at 1 Hz, int32, one for every 50 frames of 20 ms or part of them."""
