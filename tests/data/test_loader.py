@@ -238,9 +238,9 @@ def test_bad_records_are_skipped_and_counted(bad_corpus, vocabulary, caplog):
     state = loader.state()["0"]["sources"]["aligned"]
     order = Shuffle(20, SEED, "aligned")
     bad = [draw for draw in range(state["next"]) if order[draw][0] in (3, 7, 11)]
-    assert loader.skipped == {"aligned": len(bad)}
     assert len(bad) > 20
-    assert 3 <= len(caplog.records) <= 20  # the log is bounded
+    assert loader.skipped == {"aligned": 3}  # records, however often they are drawn
+    assert len(caplog.records) == 3
     for message in (
         "'utterance-3': word 0",
         "'utterance-11': empty transcript",
@@ -253,7 +253,7 @@ def test_bad_records_are_skipped_and_counted(bad_corpus, vocabulary, caplog):
     )
     assert resumed.skipped == loader.skipped
     next(resumed)
-    assert resumed.skipped["aligned"] >= loader.skipped["aligned"]
+    assert resumed.skipped == loader.skipped
     assert all(_documents(batch) for batch in batches)
 
 
@@ -281,8 +281,8 @@ def test_truncated_file_is_an_error_or_skipped_and_counted(tmp_path, vocabulary,
     order = Shuffle(40, SEED, "speech")
     drawn = [order[draw][0] for draw in range(loader.state()["0"]["sources"]["speech"]["next"])]
     # 40 records in three files of 14, 13 and 13
-    assert loader.skipped == {"speech": sum(14 <= record < 27 for record in drawn), "aligned": 0, "prose": 0}
-    assert loader.skipped["speech"] > 10
+    assert sum(14 <= record < 27 for record in drawn) > 13
+    assert loader.skipped == {"speech": 13, "aligned": 0, "prose": 0}
 
 
 def test_source_without_usable_records_is_an_error(tmp_path, vocabulary):
