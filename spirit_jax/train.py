@@ -409,9 +409,9 @@ def warn_of_changes(settings: TrainConfig, values: dict[str, Any], before: Mappi
     if not math.isclose(old, new, rel_tol=1e-6):
         spans = settings.optimizer.schedule_steps or settings.loop.steps
         report(
-            f"warning: the learning rate changes from {old:.3g} to {new:.3g} after step {step}, because the "
-            f"{settings.optimizer.schedule} schedule spans {spans} steps now and spanned {old_steps}; "
-            f"--optimizer.schedule_steps {old_steps} keeps the old one"
+            f"warning: the next learning rate is {new:.3g} in place of {old:.3g}, because the "
+            f"{settings.optimizer.schedule} schedule spans {spans} updates now and spanned {old_steps}\n"
+            f"  --optimizer.schedule_steps {old_steps} keeps the old schedule"
         )
     if values["init_from"] != before.get("init_from"):
         report(f"warning: init_from is not read, because the run continues from its own step {step}")

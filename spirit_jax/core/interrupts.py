@@ -11,6 +11,7 @@ import pathlib
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ INTERRUPTED = 130
 
 _PACKAGE = "spirit_jax"
 _SCRIPT = "spirit-jax"
+_ending = threading.Lock()
 _unfinished: set[pathlib.Path] = set()
 """Files that are being written under a temporary name."""
 
@@ -30,6 +32,8 @@ class _EndAtOnce:
         self.prog, self.message = prog, message
 
     def __call__(self, *_: Any) -> NoReturn:
+        while not _ending.acquire(blocking=False):  # the other thread has heard of the signal too, and ends the process
+            time.sleep(1)
         for path in [*_unfinished]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from spirit_jax.core.errors import JobError
 
 _WINDOW = 128  # Recent steps that a step is compared with, at least half of them; as in OLMo-core's SkipStepAdamW.
-_OUTLIERS = 4  # The greatest values of the window, which do not count for the deviation.
+_OUTLIERS = 4  # The greatest values of the window, which count for the deviation like the next smaller one.
 _LEAST_RATIOS = ((1.25,), (2.0,))  # Of a loss and of a gradient norm to the median: less is no spike.
 _LASTING = 8  # Values in a row that are all above the limit are a lasting change; fewer than end a run.
 
@@ -63,8 +63,8 @@ def detect_bad_step(
 
     A spike is far above recent steps by two measures, because each alone fails on healthy runs. Gradient norms have a
     heavy tail, in which a step of small batches exceeds six standard deviations now and then; and where steps hardly
-    differ, a small change is many deviations. The median, and a deviation without the greatest values, keep a spike
-    from hiding the next one. Values that stay above the limit for some steps are a lasting change and are accepted.
+    differ, a small change is many deviations. The median, and a deviation in which the few greatest values are cut down,
+    keep a spike from hiding the next one. Values that stay above the limit for some steps are a lasting change and are accepted.
 
     Args:
         recent: statistics of the steps before.
@@ -91,9 +91,9 @@ def _is_spike(
     slots, total = jnp.arange(_WINDOW), jnp.clip(count, 1, _WINDOW)
     ascending = jnp.sort(jnp.where(slots < total, values, jnp.inf), axis=1)
     median = jnp.take(ascending, (total - 1) // 2, axis=1)[:, None]
-    usual = slots < total - _OUTLIERS
-    squares = jnp.where(usual, (ascending - median) ** 2, 0)
-    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / jnp.maximum(usual.sum(), 1))
+    greatest = jnp.take(ascending, jnp.maximum(total - 1 - _OUTLIERS, 0), axis=1)[:, None]
+    squares = jnp.where(slots < total, (jnp.minimum(ascending, greatest) - median) ** 2, 0)
+    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / total)
     limit = jnp.maximum(median + sigmas * deviation, jnp.asarray(_LEAST_RATIOS) * median)
     lasting = (values[:, (count - 1 - jnp.arange(_LASTING)) % _WINDOW] > limit).all(1)
     return (count >= _WINDOW // 2) & ((now > limit[:, 0]) & ~lasting).any()

@@ -46,7 +46,7 @@ def test_no_step_of_a_healthy_run_is_bad(seed):
 def test_every_injected_spike_is_bad(seed):
     """Of the gradient norm, the loss or both; small ones soon after huge ones too."""
     losses, norms = (values.copy() for values in TRACES[seed])
-    rng = np.random.default_rng(int(seed))
+    rng = np.random.default_rng(len(seed) + int(seed.split(",")[0]))
     places = np.sort(rng.choice(np.arange(FIRST, len(losses)), 8, replace=False)).tolist()
     places += [place + 1 for place in places[:2] if place + 1 not in places and place + 1 < len(losses)]
     for number, place in enumerate(sorted(places)):
@@ -58,9 +58,9 @@ def test_every_injected_spike_is_bad(seed):
 
 
 def test_a_batch_of_another_kind_is_no_spike():
-    """One row in ten is speech, whose loss is far above that of text."""
+    """One step in five is of speech, whose loss is far above that of text."""
     rng = np.random.default_rng(0)
-    losses = np.where(rng.random(1000) < 0.1, 4.0, 1.6) + rng.normal(0, 0.05, 1000)
+    losses = np.where(rng.random(1000) < 0.2, 4.0, 1.6) + rng.normal(0, 0.05, 1000)
     assert _bad(losses, np.full(1000, 1.0)) == []
 
 
