@@ -31,7 +31,8 @@ from spirit_jax.data.config import DataConfig
 from spirit_jax.data.held_out import held_out_batches
 from spirit_jax.data.loader import Loader
 from spirit_jax.data.packing import HostBatch
-from spirit_jax.inference.samples import SampleConfig, SampleWriter
+from spirit_jax.inference.sample_config import SampleConfig
+from spirit_jax.inference.samples import SampleWriter
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.processes import gather_json, is_primary, join_processes, leave_on_error, report, wait_for_all

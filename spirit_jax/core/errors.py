@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
 
-from spirit_jax.core.interrupts import INTERRUPTED, raise_from_now_on
+from spirit_jax.core.interrupts import INTERRUPTED, raising
 
 BAD_ARGUMENT = 2
 """Exit code of a command whose arguments, config or inputs cannot be used."""
@@ -68,9 +68,9 @@ def exit_codes(prog: str, interrupted: str = "interrupted") -> Iterator[None]:
         prog: the command's name, printed before the message.
         interrupted: what to print when the user presses Ctrl-C.
     """
-    raise_from_now_on()
     try:
-        yield
+        with raising(prog, interrupted):
+            yield
     except KeyboardInterrupt:
         fail(prog, interrupted, INTERRUPTED)
     except Exception as error:

@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from types import FrameType
+from typing import NoReturn
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended: 128 and the number of SIGINT, as shells count."""
@@ -25,13 +26,22 @@ _unfinished: set[pathlib.Path] = set()
 """Files that are being written under a temporary name."""
 
 
-class _EndAtOnce:
-    """A handler of SIGINT that ends the process."""
+class _Handler:
+    """A handler of SIGINT that ends the process, always or only while a module is imported.
 
-    def __init__(self, prog: str, message: str):
-        self.prog, self.message = prog, message
+    A KeyboardInterrupt in an import may leave a compiled module half made, which crashes the process later.
+    """
 
-    def __call__(self, *_: Any) -> NoReturn:
+    def __init__(self, prog: str, message: str, *, always: bool):
+        self.prog, self.message, self.always = prog, message, always
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if not self.always and not _is_importing(frame):
+            raise KeyboardInterrupt
+        self.end()
+
+    def end(self) -> NoReturn:
+        """Print the message and end the process."""
         while not _ending.acquire(blocking=False):  # the other thread has heard of the signal too, and ends the process
             time.sleep(1)
         for path in [*_unfinished]:
@@ -41,6 +51,14 @@ class _EndAtOnce:
         with contextlib.suppress(OSError):
             os.write(2, f"{start}{self.prog}: error: {self.message}\n".encode())
         os._exit(INTERRUPTED)
+
+
+def _is_importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def command_name(words: Sequence[str]) -> str | None:
@@ -64,18 +82,25 @@ def command_name(words: Sequence[str]) -> str | None:
 def end_while_importing() -> None:
     """End the process at Ctrl-C from now on, if it runs a command of this package.
 
-    `raise_from_now_on` and `end_at_once` replace this when the command's own code starts. A shell starts background
-    commands of a script with SIGINT ignored; `kill -INT` ends those too.
+    `raising` and `end_at_once` replace this when the command's own code starts. A shell starts background commands of a
+    script with SIGINT ignored; `kill -INT` ends those too.
     """
     prog = command_name(sys.orig_argv)
     if prog is not None and _in_main_thread():
-        signal.signal(signal.SIGINT, _EndAtOnce(prog, "interrupted"))
+        signal.signal(signal.SIGINT, _Handler(prog, "interrupted", always=True))
 
 
-def raise_from_now_on() -> None:
-    """Let Ctrl-C raise KeyboardInterrupt again, where `end_while_importing` has changed that."""
-    if isinstance(signal.getsignal(signal.SIGINT), _EndAtOnce) and _in_main_thread():
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+@contextlib.contextmanager
+def raising(prog: str, message: str) -> Iterator[None]:
+    """A block in which Ctrl-C raises KeyboardInterrupt, or ends the process while it imports a module."""
+    if not _in_main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, _Handler(prog, message, always=False))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextlib.contextmanager
@@ -88,7 +113,7 @@ def end_at_once(prog: str, message: str) -> Iterator[None]:
     if not _in_main_thread():
         yield
         return
-    handler = _EndAtOnce(prog, message)
+    handler = _Handler(prog, message, always=True)
     previous = signal.signal(signal.SIGINT, handler)
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -97,7 +122,7 @@ def end_at_once(prog: str, message: str) -> Iterator[None]:
         """Hear of signals from the operating system itself; Python's own handlers wait for the main thread."""
         while number := os.read(reader, 1):
             if number[0] == signal.SIGINT and signal.getsignal(signal.SIGINT) is handler:
-                handler()
+                handler.end()
 
     thread = threading.Thread(target=watch, daemon=True, name="interrupts")
     thread.start()

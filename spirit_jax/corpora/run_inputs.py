@@ -14,8 +14,7 @@ from typing import Any
 
 from spirit_jax import checkpoint
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.corpora.inputs import open_input
-from spirit_jax.corpora.prepare import RECORDS, PrepareConfig, adopt_tokenizers, prepare
+from spirit_jax.corpora.prepare import RECORDS, PrepareConfig, adopt_tokenizers, open_splits, prepare
 from spirit_jax.corpora.summary import EncodingSummary
 from spirit_jax.data.records import METADATA
 from spirit_jax.speech import speech_fingerprints
@@ -133,11 +132,11 @@ def _changed_preparation(run: pathlib.Path, inputs: RunInputs, before: Mapping[s
     if inputs.prepare is None or before is None or not any((run / part).exists() for part in _PARTS):
         return
     options = {"prepare": _values(inputs.prepare), "seed": inputs.seed, "variant": inputs.variant}
-    old = checkpoint.flatten({name: before.get(name) or {} for name in options if name in before})
+    old = checkpoint.flatten({name: before[name] for name in options if before.get(name) is not None})
     new = checkpoint.flatten(options)
     for key in sorted(new):
         # an option that the run directory does not know came with a later version
-        if key in old and old[key] != new[key] and not (key == "prepare/corpora" and _holds(run, new[key])):
+        if key in old and old[key] != new[key] and not (key == "prepare/corpora" and _holds(run, inputs.prepare)):
             yield _Change(key.replace("/", "."), old[key], new[key])
     if "prepare" in before and before["prepare"] is None:
         yield _Change("prepare", None, "a section")
@@ -147,11 +146,11 @@ def _values(config: PrepareConfig) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def _holds(run: pathlib.Path, corpora: list[str]) -> bool:
+def _holds(run: pathlib.Path, config: PrepareConfig) -> bool:
     """Whether the records of a run were made from these corpora, wherever they are now."""
-    for source in corpora:
-        corpus = open_input(source, "train")
+    for source in config.corpora:
+        corpus, *_ = open_splits(source, config.validation_fraction)
         summary = EncodingSummary.load(run / RECORDS / corpus.name, "train")
         if summary is None or summary.corpus != corpus.fingerprint:
             return False
-    return len(corpora) == sum(path.is_dir() for path in (run / RECORDS).glob("*"))
+    return len(config.corpora) == sum(path.is_dir() for path in (run / RECORDS).glob("*"))

@@ -1,9 +1,9 @@
 """The checkpoints of a run: asynchronous, atomic Orbax steps that hold everything that resuming needs.
 
-A step holds the parameters (`llm/` of a language model), `optimizer/` and metadata: the state of the data streams, the config and the
-vocabulary's fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is killed at any
-moment finds the step before. Then every process seals its share of the files with checksums, because Orbax does not
-notice when a disk has changed a file.
+A step holds the parameters (`llm/` of a language model), `optimizer/` and metadata: the state of the data streams, the
+config and the vocabulary's fingerprint. Orbax writes it under a temporary name and renames it, so that a run that is
+killed at any moment finds the step before. Then every process seals its share of the files with checksums, because
+Orbax does not notice when a disk has changed a file.
 """
 
 import concurrent.futures

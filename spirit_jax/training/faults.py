@@ -62,9 +62,10 @@ def detect_bad_step(
     """Decide whether a step is bad, and add it to the statistics if it is finite.
 
     A spike is far above recent steps by two measures, because each alone fails on healthy runs. Gradient norms have a
-    heavy tail, in which a step of small batches exceeds six standard deviations now and then; and where steps hardly
-    differ, a small change is many deviations. The median, and a deviation in which the few greatest values are cut down,
-    keep a spike from hiding the next one. Values that stay above the limit for some steps are a lasting change and are accepted.
+    heavy tail, in which a step of a small batch exceeds six standard deviations now and then; and where steps hardly
+    differ, a small change is many deviations. A median, and a deviation in which the few greatest values are cut down,
+    keep a spike from hiding the next one. Values that stay above the limit for some steps are a lasting change and are
+    accepted.
 
     Args:
         recent: statistics of the steps before.

@@ -1,4 +1,4 @@
-"""Thousands of damaged records, record files and metadata: each gives valid values or a RecordError, and nothing else."""
+"""Thousands of damaged records, record files and metadata: each gives valid values or a RecordError."""
 
 import json
 import shutil
