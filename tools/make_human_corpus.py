@@ -4,7 +4,7 @@ Makes the bundled corpus `asterisk_prompts`: the telephone prompts of Asterisk, 
 and word times. The recordings are those of two Debian packages:
 
     apt-get install asterisk-core-sounds-en asterisk-core-sounds-en-g722
-    pip install -e '.[align,asr,m4a]'
+    pip install -e '.[corpus]'
 
 The recordings (G.722, 16 kHz) are coded as OGG Opus, pocketsphinx finds the word times, and a recognizer hears each
 clip. Clips whose transcript does not match are left out; the script prints how many and why. The license of the
@@ -21,7 +21,6 @@ import re
 from collections.abc import Iterator
 
 import av
-import jiwer
 import numpy as np
 import soundfile
 
@@ -29,6 +28,7 @@ from spirit_jax.corpora import BUNDLED, Utterance, write_corpus
 from spirit_jax.corpora.alignment.aligner import AlignmentError
 from spirit_jax.corpora.alignment.spelling import spell
 from spirit_jax.corpora.alignment.sphinx import SphinxAligner
+from spirit_jax.corpora.resynthesis import word_error_rate
 from spirit_jax.speech.asr import Recognizer, open_recognizer
 
 NAME = "asterisk_prompts"
@@ -132,7 +132,7 @@ class Clips:
             return f"mean word score below {MIN_SCORE}"
         if len(words) >= FEWEST_WORDS:
             (heard,) = self._recognizer.transcribe([audio])
-            if jiwer.wer(plain(text), plain(heard)) > MAX_ERROR_RATE:
+            if word_error_rate([text], [heard]) > MAX_ERROR_RATE:
                 return f"word error rate of the recognizer above {MAX_ERROR_RATE}"
         spans_ms = np.array([(time.start_ms, time.end_ms) for time in times], np.int32)
         return Utterance(name, content, text, tuple(word.text for word in words), spans_ms, SPEAKER)

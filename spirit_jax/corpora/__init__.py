@@ -5,9 +5,10 @@ the name of a bundled corpus. `write_corpus` prepares a TFDS directory with the 
 
     id text, text text, speaker text, audio the content of a file, words [{word, start_ms, end_ms}]
 
-which `open_corpus` reads back without TensorFlow. A corpus without `audio` is text only. Two corpora are bundled:
-`spirit_mini`, a few hundred spoken English sentences with word times, and `spirit_mini_text`, short stories of the same
-domain. `tools/make_mini_corpus.py` made both.
+which `open_corpus` reads back without TensorFlow. A corpus without `audio` is text only. Three corpora are bundled:
+`spirit_mini`, a few hundred English sentences by formant voices with word times, `spirit_mini_text`, short stories of
+the same domain (both by `tools/make_mini_corpus.py`), and `asterisk_prompts`, recordings of a human voice with word
+times (`tools/make_human_corpus.py`).
 """
 
 from spirit_jax.corpora.inputs import Input, open_input

@@ -24,6 +24,7 @@ from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.asr import Recognizer, RecognizerError, open_recognizer
 from spirit_jax.speech.features import SOUND_RANGE, log_mel
+from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.scratch.f0 import F0_HOP, f0
 
 CLIPS = 8
@@ -111,7 +112,10 @@ def check_resynthesis(
         raise CorpusError(f"{corpus.location}: no clip between {_SECONDS[0]:.0f} and {_SECONDS[1]:.0f} s to check")
     recordings = [audio for _, audio in chosen]
     units = tokenizer.encode_batch(recordings)
-    spoken = [tokenizer.decode(each, predict_durations=False) for each in units]
+    spoken = [
+        tokenizer.decode(each, speaker=_voice(tokenizer, utterance.speaker), predict_durations=False)
+        for (utterance, _), each in zip(chosen, units, strict=True)
+    ]
     for number, ((_, recording), resynthesis) in enumerate(zip(chosen, spoken, strict=True)):
         save_audio(directory / f"{number}.recording.wav", recording)
         save_audio(directory / f"{number}.resynthesis.wav", resynthesis)
@@ -208,6 +212,14 @@ def _choose(corpus: Input) -> list[tuple[Utterance, Float[np.ndarray, " R"]]]:
         if len(chosen) == CLIPS:
             break
     return chosen
+
+
+def _voice(tokenizer: SpeechTokenizer, speaker: str) -> int | str:
+    """The speaker's own voice if the vocoder has it, otherwise the default one."""
+    try:
+        return DEFAULT_SPEAKER if tokenizer.vocoder is None else tokenizer.vocoder.speaker_index(speaker)
+    except VoiceError:
+        return DEFAULT_SPEAKER
 
 
 def _installed_recognizer() -> Recognizer | None:

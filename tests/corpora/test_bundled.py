@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from spirit_jax.corpora import open_corpus
+from spirit_jax.corpora import BUNDLED, open_corpus
+from spirit_jax.corpora.alignment.spelling import spell
 
 RATE = 16_000
 TOOLS = pathlib.Path(__file__).parents[2] / "tools"
@@ -134,3 +135,44 @@ def test_script_makes_the_same_word_times_again(speech, monkeypatch):
     for made, stored in zip(itertools.islice(utterances, 8), speech["train"], strict=False):
         assert (made.id, made.words, made.speaker) == (stored.id, stored.words, stored.speaker)
         np.testing.assert_array_equal(made.spans_ms, stored.spans_ms)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return {split: list(open_corpus("asterisk_prompts", split)) for split in ("train", "validation")}
+
+
+def test_human_voice_has_words_with_times_in_its_audio(prompts):
+    everything = prompts["train"] + prompts["validation"]
+    assert len({utterance.id for utterance in everything}) == len(everything) > 450
+    assert {utterance.speaker for utterance in everything} == {"allison_smith"}
+    for utterance in everything:
+        assert utterance.text == " ".join(utterance.words), utterance.id
+        assert utterance.audio[:4] == b"OggS", utterance.id
+        assert (utterance.spans_ms[:, 1] > utterance.spans_ms[:, 0]).all(), utterance.id
+    louder = []
+    for utterance in everything[::12]:
+        audio = utterance.load()  # checks that the words are in order and inside the audio
+        spoken = np.zeros(audio.size, bool)
+        for start, end in utterance.spans_ms * RATE // 1000:
+            spoken[start:end] = True
+        louder.append(level(audio[spoken]) - level(audio[~spoken]) if (~spoken).any() else np.nan)
+    assert np.nanmedian(louder) > 15
+
+
+def test_human_validation_prompts_are_new(prompts):
+    def spoken(utterance):
+        return " ".join(word for each in spell(utterance.text) for word in each.spoken)
+
+    seen = {spoken(utterance) for utterance in prompts["train"]}
+    held_out = [spoken(utterance) for utterance in prompts["validation"]]
+    assert not seen & set(held_out)
+    assert 25 <= len(held_out) <= 90
+    assert sum(len(text.split()) >= 4 for text in held_out) >= 10
+
+
+def test_human_recordings_carry_their_license_and_attribution():
+    directory = BUNDLED / "asterisk_prompts"
+    assert "Attribution-ShareAlike" in (directory / "NOTICE.md").read_text()
+    assert "Allison Smith" in (directory / "NOTICE.md").read_text()
+    assert "creativecommons.org" in (directory / "LICENSE").read_text()

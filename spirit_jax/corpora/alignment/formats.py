@@ -117,7 +117,7 @@ def in_milliseconds(words: Sequence[TimedWord], where: str) -> AlignedWords:
 def _number(text: Any, where: str) -> float:
     try:
         return float(text)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CorpusError(f"{where}: needs a time in seconds, found {text!r}") from error
 
 
@@ -242,6 +242,8 @@ def _parse_moshi(text: str, where: str) -> dict[str, list[TimedWord]] | None:
                 if speaker == _MAIN_SPEAKER or not main
             ]
         }
+    except CorpusError:
+        raise
     except (TypeError, ValueError) as error:
         raise CorpusError(f'{where}: alignments must be a list of ["word", [start, end], "speaker"]') from error
 

@@ -5,9 +5,7 @@ first and looks up what transcripts and lists say about them. So a name in a lis
 never a path that is opened.
 """
 
-import csv
 import dataclasses
-import io
 import itertools
 import pathlib
 import re
@@ -230,6 +228,8 @@ def _recognized_words(path: pathlib.Path) -> AlignedWords:
             ],
             str(path),
         )
+    except CorpusError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CorpusError(f"{path}: needs results with alternatives and words with times ({error!r})") from error
 
@@ -253,11 +253,9 @@ def _listed(table: pathlib.Path, folder: pathlib.Path, rows: Iterable[tuple[str,
 
 def _rows(table: pathlib.Path) -> Iterator[Mapping[str, str]]:
     """Rows of a table with tabs, without quoting; the first line names the columns."""
-    text = read_text(table, CorpusError)
-    for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t", quoting=csv.QUOTE_NONE):
-        yield {
-            name: value or "" for name, value in row.items() if isinstance(name, str) and not isinstance(value, list)
-        }
+    lines = read_text(table, CorpusError).replace("\r\n", "\n").split("\n")
+    header, *rows = [line.split("\t") for line in lines if line] or [[]]
+    return (dict(zip(header, row, strict=False)) for row in rows)
 
 
 def _audio(folder: pathlib.Path) -> Iterator[pathlib.Path]:

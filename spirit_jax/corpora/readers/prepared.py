@@ -106,7 +106,7 @@ def open_prepared(source: InputPath, split: str) -> Corpus:
 
 
 def open_corpus(name_or_directory: str | os.PathLike, split: str) -> Corpus:
-    """Open a split of a bundled corpus by name ("spirit_mini", "spirit_mini_text"), or of a prepared TFDS directory.
+    """Open a split of a bundled corpus by its name, such as "spirit_mini", or of a prepared TFDS directory.
 
     Example::
 

@@ -214,7 +214,9 @@ def _supervised(cut: Mapping[str, Any], where: str) -> dict[str, Any]:
         words = [item for each in supervisions for item in (each.get("alignment") or {}).get("word", ())]
         timed = in_milliseconds([(item[0], float(item[1]), float(item[1]) + float(item[2])) for item in words], where)
         speaker = supervisions[0].get("speaker") if supervisions else None
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except CorpusError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise CorpusError(f"{where}: needs supervisions with text, speaker and alignments ({error!r})") from error
     described = zip(timed.words, np.asarray(timed.spans_ms).tolist(), strict=True)
     return {
@@ -232,7 +234,7 @@ def _members(archive: pathlib.Path) -> Iterator[tuple[str, Place]]:
                 for member in tar:
                     if member.isreg() and not member.issparse():
                         yield member.name, Place(archive, member.offset_data, member.size)
-        except (tarfile.TarError, OSError, ValueError, OverflowError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
             raise CorpusError(
                 f"{archive}: not a tar archive that can be read in place ({error}); decompress it if it is compressed"
             ) from error
