@@ -20,6 +20,7 @@ COMMANDS = {
     "generate": ("spirit_jax.generate", "Continue prompts of text and speech."),
     "serve": ("spirit_jax.serve", "Serve a model: a page to talk to it, and APIs over HTTP and WebSocket."),
     "decode": ("spirit_jax.decode", "Turn speech units into audio files."),
+    "evaluate": ("spirit_jax.evaluate", "Measure a model on the paper's tasks, and on a bundled benchmark."),
     "convert": ("spirit_jax.convert.command", "Convert checkpoints from and to the released PyTorch layout."),
 }
 """Each command's module, whose `main(arguments)` runs it, and its line in the help."""

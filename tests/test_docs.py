@@ -10,6 +10,7 @@ import tomllib
 import pytest
 
 from spirit_jax.__main__ import COMMANDS
+from spirit_jax.evaluation.tasks import TASKS
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "spirit_jax"
@@ -125,6 +126,10 @@ def test_api_reference_covers_the_package():
     assert listed == folders | ({path.stem for path in files} - commands)
 
 
+_NAMED_BY_USERS = ("data.sources.", *(f"data.{name}" for name in [*TASKS, "TASK"]), "prompts.")
+"""Options whose last part is a name of the user's, or of a task."""
+
+
 def _options_of(command: str, capsys, *arguments: str) -> set[str]:
     main = importlib.import_module(COMMANDS[command][0]).main
     with pytest.raises(SystemExit) as end:
@@ -178,7 +183,7 @@ def test_command_lines_in_pages_use_options_that_exist(options):
         for word in words[1:]:
             if word.startswith("--"):
                 option = word[2:].split("=")[0].replace("-", "_")
-                known = option in options[command] or option.startswith("data.sources.")
+                known = option in options[command] or option.startswith(_NAMED_BY_USERS)
                 assert known, f"{page}: {command} has no option {word}"
 
 
@@ -198,4 +203,4 @@ def test_options_named_in_pages_and_configs_exist(options):
     ]
     assert len(named) > 20
     for path, option in named:
-        assert option in known or option.startswith("data.sources."), f"{_name(path)}: no option --{option}"
+        assert option in known or option.startswith(_NAMED_BY_USERS), f"{_name(path)}: no option --{option}"

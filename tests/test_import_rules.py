@@ -27,6 +27,7 @@ FOLDERS = {
     "corpora": {"speech", "data", "models"} | LEAVES,
     "inference": {"speech", "models", "parallel", "costmodel"} | LEAVES,
     "serving": {"inference", "speech"} | LEAVES,
+    "evaluation": {"inference", "corpora", "convert", "data", "speech", "models", "parallel"} | LEAVES,
     "training": {"inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
 }
 FOLDERS |= {leaf: {"core"} for leaf in LEAVES} | {"vocabulary": {"units", "core"}}

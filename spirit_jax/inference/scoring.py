@@ -1,7 +1,8 @@
-"""Log-likelihoods and logits of given tokens: one pass without a cache, in padded batches."""
+"""Log-likelihoods and logits of given tokens in padded batches: one pass, or two where hypotheses share a beginning."""
 
 import functools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,14 +10,42 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.core.arithmetic import next_power_of_two
+from spirit_jax.core.arithmetic import ceil_div, next_power_of_two
 from spirit_jax.inference import network
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.models.losses import next_token_losses
 from spirit_jax.parallel.sharding import tracing
+from spirit_jax.vocabulary import Vocabulary
 
 _MAX_ROWS = 16
+_MIN_SHARED = 32
+"""Tokens that the hypotheses of a group have in common before it pays to read them once."""
+
+
+class TokenScores(NamedTuple):
+    """Log-probability of each token of a document given those before it, in nats, float32 [N]; that of the first is 0."""
+
+    all: Float[np.ndarray, " N"]
+    """Among all tokens."""
+    modality: Float[np.ndarray, " N"]
+    """Among the tokens of its own modality: text pieces, or speech units. Modality tokens are as in `all`."""
+
+
+class Modalities(NamedTuple):
+    """Where a vocabulary has its text pieces and its units; hashable, because programs are compiled for it."""
+
+    text_end: int
+    """The id after the last text piece; text begins at 0."""
+    units_start: int
+    """The id of the first unit."""
+    units_end: int
+    """The id after the last unit."""
+
+    @classmethod
+    def of(cls, vocabulary: Vocabulary) -> "Modalities":
+        """Return the ranges of a vocabulary."""
+        return cls(vocabulary.text_size, vocabulary.hubert_offset, vocabulary.size)
 
 
 def log_likelihoods(
@@ -48,6 +77,122 @@ def log_likelihoods(
     return result
 
 
+def token_scores(
+    config: LlamaConfig,
+    mesh: Mesh,
+    params: Params,
+    vocabulary: Vocabulary,
+    groups: Sequence[Sequence[Int[np.ndarray, " N"]]],
+    batch_tokens: int = 8192,
+) -> list[list[TokenScores]]:
+    """Return the score of every token of documents.
+
+    Documents of similar length share a batch. Where the documents of a group begin with the same tokens, as the endings
+    of one story do, these are read once if that saves at least a quarter of the group's tokens. A document's scores do
+    not depend on the others, except for rounding.
+
+    Args:
+        groups: ids of the documents, in groups such as the hypotheses of one item.
+        batch_tokens: tokens of a batch, padding included; a longer document has a batch for itself.
+    """
+    modalities = Modalities.of(vocabulary)
+    results: list[list[TokenScores | None]] = [[None] * len(group) for group in groups]
+    single: list[tuple[int, int]] = []
+    shared: list[tuple[int, int]] = []  # common tokens, group
+    for index, group in enumerate(groups):
+        common = _common_tokens(group)
+        if common >= _MIN_SHARED and 4 * common * (len(group) - 1) >= sum(map(len, group)):
+            shared.append((common, index))
+        else:
+            single += [(index, place) for place in range(len(group))]
+    with tracing(mesh, config.dtype):
+        single.sort(key=lambda at: len(groups[at[0]][at[1]]))
+        while single:
+            rows, length = _batch_shape([len(groups[index][place]) for index, place in single], batch_tokens, mesh)
+            batch, single = single[-rows:], single[:-rows]
+            tokens_bt = np.zeros((rows, length), np.int32)
+            for row, (index, place) in enumerate(batch):
+                tokens_bt[row, : len(groups[index][place])] = groups[index][place]
+            scores = np.asarray(_token_scores(config, mesh, modalities, params, tokens_bt))
+            for row, (index, place) in enumerate(batch):
+                size = len(groups[index][place])
+                results[index][place] = _document_scores(scores[:, row, : size - 1])
+        shared.sort(key=lambda entry: max(map(len, groups[entry[1]])))
+        while shared:
+            most = max(len(groups[index]) for _, index in shared)
+            lengths = [max(map(len, groups[index])) for _, index in shared for _ in range(most)]
+            count = max(_batch_shape(lengths, batch_tokens, mesh)[0] // most, 1)
+            batch, shared = shared[-count:], shared[:-count]
+            rows = padded_rows(count * most, mesh)
+            _score_shared(config, mesh, modalities, params, groups, batch, rows, most, results)
+    return [[score for score in group if score is not None] for group in results]
+
+
+def _common_tokens(group: Sequence[Int[np.ndarray, " N"]]) -> int:
+    """Return how many tokens all documents of a group begin with; each keeps at least one of its own."""
+    if len(group) < 2:
+        return 0
+    shortest = min(map(len, group)) - 1
+    equal = np.logical_and.reduce([ids[:shortest] == group[0][:shortest] for ids in group[1:]])
+    return shortest if equal.all() else int(np.argmin(equal))
+
+
+def _batch_shape(lengths: Sequence[int], batch_tokens: int, mesh: Mesh) -> tuple[int, int]:
+    """Return rows and length of the batch of the longest documents; lengths ascend."""
+    length = bucket(lengths[-1], steps=2)
+    rows = next_power_of_two(max(batch_tokens // length, 1) + 1) // 2  # rounded down to a power of two
+    return padded_rows(min(rows, next_power_of_two(len(lengths))), mesh), length
+
+
+def _document_scores(scores: Float[np.ndarray, "2 N"]) -> TokenScores:
+    """Return the scores of a document from those of its tokens after the first."""
+    return TokenScores(*np.pad(scores, ((0, 0), (1, 0))))
+
+
+def _score_shared(
+    config: LlamaConfig,
+    mesh: Mesh,
+    modalities: Modalities,
+    params: Params,
+    groups: Sequence[Sequence[Int[np.ndarray, " N"]]],
+    batch: Sequence[tuple[int, int]],
+    rows: int,
+    group_rows: int,
+    results: list[list[TokenScores | None]],
+) -> None:
+    """Score groups whose documents share a beginning, and put the scores of their documents into `results`.
+
+    Args:
+        batch: the number of common tokens and the index of each group.
+        rows: rows of the second pass, which has `group_rows` for each group.
+    """
+    count = padded_rows(ceil_div(rows, group_rows), mesh)
+    heads_gt = np.zeros((count, bucket(max(common for common, _ in batch), steps=2)), np.int32)
+    positions_gt = np.full(heads_gt.shape, -1, np.int32)  # padding is not stored in the cache
+    tail = max(len(ids) - common + 1 for common, index in batch for ids in groups[index])
+    tails_bt = np.zeros((rows, bucket(tail)), np.int32)
+    places_bt = np.full(tails_bt.shape, -1, np.int32)
+    group_b = np.zeros(rows, np.int32)
+    for number, (common, index) in enumerate(batch):
+        heads_gt[number, :common] = groups[index][0][:common]
+        positions_gt[number, :common] = np.arange(common)
+        for place, ids in enumerate(groups[index]):
+            row = number * group_rows + place
+            rest = ids[common - 1 :]  # the last common token is read again, because it predicts the first of the rest
+            tails_bt[row, : len(rest)] = rest
+            places_bt[row, : len(rest)] = np.arange(common - 1, len(ids))
+            group_b[row] = number
+    slots = bucket(max(len(ids) for _, index in batch for ids in groups[index]), steps=2)
+    heads, tails = _shared_scores(
+        config, mesh, modalities, slots, params, heads_gt, positions_gt, tails_bt, places_bt, group_b
+    )
+    heads, tails = np.asarray(heads), np.asarray(tails)
+    for number, (common, index) in enumerate(batch):
+        for place, ids in enumerate(groups[index]):
+            own = tails[:, number * group_rows + place, : len(ids) - common]
+            results[index][place] = _document_scores(np.concatenate([heads[:, number, : common - 1], own], 1))
+
+
 def logits(config: LlamaConfig, mesh: Mesh, params: Params, ids_bt: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
     """Return the scores of the token after each of these, float32."""
     b, t = ids_bt.shape
@@ -66,6 +211,69 @@ def _log_likelihoods(config: LlamaConfig, mesh: Mesh, params: Params, tokens_bt,
     head_dv = network.head_weight(config, params)
     nll_bt = next_token_losses(hidden_btd, head_dv, targets_bt, weights_bt).nll_bt
     return jax.lax.with_sharding_constraint(-jnp.sum(nll_bt * weights_bt, axis=1), network.replicated(mesh))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _token_scores(
+    config: LlamaConfig, mesh: Mesh, modalities: Modalities, params: Params, tokens_bt: Int[Array, "B T"]
+) -> Float[Array, "2 B T"]:
+    """Return both scores of the token after each; the last of a row is undefined."""
+    hidden_btd, _ = network.forward(config, params, tokens_bt)
+    return _next_scores(config, mesh, modalities, params, hidden_btd, tokens_bt)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _shared_scores(
+    config: LlamaConfig,
+    mesh: Mesh,
+    modalities: Modalities,
+    slots: int,
+    params: Params,
+    heads_gt: Int[Array, "G P"],
+    positions_gt: Int[Array, "G P"],
+    tails_bt: Int[Array, "B T"],
+    places_bt: Int[Array, "B T"],
+    group_b: Int[Array, " B"],
+) -> tuple[Float[Array, "2 G P"], Float[Array, "2 B T"]]:
+    """Return both scores of the token after each, for the common beginnings of groups and for what follows them.
+
+    Args:
+        slots: of the cache; as many as the longest document needs.
+        positions_gt, places_bt: position of each token in its document, -1 for padding.
+        group_b: the beginning that each row continues.
+    """
+    cache = network.init_cache(config, params, heads_gt.shape[0], slots)
+    hidden_gtd, cache = network.forward(config, params, heads_gt, positions_gt, cache, first=True)
+    rows_axis = 0 if network.is_per_layer(params) else 1
+    cache = jax.tree.map(lambda array: jnp.take(array, group_b, axis=rows_axis), cache)
+    hidden_btd, _ = network.forward(config, params, tails_bt, places_bt, cache)
+    heads = _next_scores(config, mesh, modalities, params, hidden_gtd, heads_gt)
+    return heads, _next_scores(config, mesh, modalities, params, hidden_btd, tails_bt)
+
+
+def _next_scores(
+    config: LlamaConfig,
+    mesh: Mesh,
+    modalities: Modalities,
+    params: Params,
+    hidden_btd: Float[Array, "B T D"],
+    tokens_bt: Int[Array, "B T"],
+) -> Float[Array, "2 B T"]:
+    """Return the log-probability of the token after each, among all tokens and among those of its modality."""
+    head_dv = network.head_weight(config, params)
+    targets_bt = jnp.roll(tokens_bt, -1, axis=1)
+    everywhere_bt = jnp.ones(tokens_bt.shape)
+    text_end, units_start, units_end = modalities
+
+    def normalizer(start: int, end: int) -> Float[Array, "B T"]:
+        nowhere_bt = jnp.zeros_like(targets_bt)  # the targets have no influence on the logsumexp
+        return next_token_losses(hidden_btd, head_dv[:, start:end], nowhere_bt, everywhere_bt).logsumexp_bt
+
+    losses = next_token_losses(hidden_btd, head_dv, targets_bt, everywhere_bt)
+    own_bt = jnp.where(targets_bt < text_end, normalizer(0, text_end), losses.logsumexp_bt)
+    own_bt = jnp.where(targets_bt >= units_start, normalizer(units_start, units_end), own_bt)
+    scores = jnp.stack([-losses.nll_bt, losses.logsumexp_bt - losses.nll_bt - own_bt])
+    return jax.lax.with_sharding_constraint(scores, network.replicated(mesh))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -19,6 +19,7 @@ from spirit_jax.inference.loading import load_params, model_config
 from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, PromptEncoder, Segment, Task
 from spirit_jax.inference.sampling_params import SamplingError, SamplingParams
 from spirit_jax.inference.scheduler import Capacity, Request
+from spirit_jax.inference.scoring import TokenScores
 from spirit_jax.inference.streaming import stream_segments
 from spirit_jax.inference.voice import Voice
 from spirit_jax.models.llama import LlamaConfig, Params
@@ -321,6 +322,24 @@ class SpiritLM:
         documents = [encoder.encode_continuation(prompt, continuation) for prompt, continuation in pairs]
         sums = scoring.log_likelihoods(self.config, self.mesh, self.params, documents)
         return [(float(total), len(ids) - start) for total, (ids, start) in zip(sums, documents, strict=True)]
+
+    def token_scores(
+        self, groups: Sequence[Sequence[Int[np.ndarray, " N"]]], batch_tokens: int = 8192
+    ) -> list[list[TokenScores]]:
+        """Return the log-probability of every token of documents, among all tokens and among those of its modality.
+
+        Args:
+            groups: ids of the documents, in groups such as the hypotheses of one item, whose common beginning is read
+                once where that pays.
+            batch_tokens: tokens of a batch.
+
+        Raises:
+            PromptError: ids outside the vocabulary, or a document longer than the context.
+        """
+        for group in groups:
+            for ids in group:
+                self.prompt_encoder.check_ids(ids[:-1])
+        return scoring.token_scores(self.config, self.mesh, self.params, self.vocabulary, groups, batch_tokens)
 
     def logits(self, ids: Int[np.ndarray, "B T"] | Sequence[int]) -> Float[Array, "B T V"]:
         """Return the scores of the token after each id, float32; a single row of ids gives a batch of one.

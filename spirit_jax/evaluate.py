@@ -1,0 +1,124 @@
+"""Measure how good a model is: the paper's tasks with their exact rules, prompts and seeds.
+
+    python -m spirit_jax.evaluate --list
+    python -m spirit_jax.evaluate --checkpoint runs/tiny/checkpoints/500 --tasks mini --output results
+    python -m spirit_jax.evaluate --checkpoint DIR --tasks swuggy,sblimp --data.swuggy sLM21 --data.sblimp sLM21 --output DIR
+    python -m spirit_jax.evaluate --checkpoint DIR --tasks storycloze:T+T2S --data.storycloze sSC --output DIR
+
+`mini` is a small benchmark that comes with the package; other tasks read data that you get from their authors. The
+output directory gets `results.md`, tables with our figures beside the paper's, `results.json` with fingerprints,
+settings and intervals, a plot, and the score of every item. The same command continues an evaluation that was killed.
+"""
+
+import dataclasses
+import math
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import jax
+
+from spirit_jax import config
+from spirit_jax.core.errors import exit_codes
+from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.run import REPORT, describe_tasks, evaluate
+from spirit_jax.evaluation.task import TaskSettings
+from spirit_jax.evaluation.tasks import check_data_names, select
+from spirit_jax.inference.spiritlm import SpiritLM
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+
+PROG = "python -m spirit_jax.evaluate"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Which model, on which tasks, with which data.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+
+    checkpoint: str | None = None
+    """Converted checkpoint, or a step of a training run (RUN/checkpoints/STEP)."""
+    tasks: tuple[str, ...] = ()
+    """Tasks or groups, separated by commas or repeated: mini, swuggy, storycloze:T+T2S. --list shows them."""
+    output: str | None = None
+    """Directory of the results; created if missing."""
+    data: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Where a task's data are: --data.TASK DIR. Bundled tasks need none."""
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Prompt file of a task: --prompts.TASK FILE. By default that of configs/evaluation/."""
+    limit: int | None = None
+    """Items of each task and direction at most, spread over all of them. Null: all."""
+    seed: int = 0
+    """Of sampling, of the choice of few-shot examples, and of the bootstrap."""
+    recognizer: str = "moonshine"
+    """Speech recognizer for tasks that need transcripts: moonshine (English, no download) or whisper:DIR."""
+    speech_classifier: str = "tone"
+    """Sentiment of speech: the built-in tone, or a Hugging Face directory with a Wav2Vec2ForSequenceClassification."""
+    text_classifier: str = "words"
+    """Sentiment of text: the built-in words, or a Hugging Face directory (needs transformers and torch)."""
+    batch_tokens: int = 8192
+    """Tokens of a batch where likelihoods are compared."""
+    slots: int = 16
+    """Answers that are generated at once."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Type of weights and computation. Null: the checkpoint's."""
+    int8: bool = False
+    """Keep the weights in 8 bits."""
+    mesh: MeshConfig = MeshConfig(1, 1, 1)
+    """Devices: tensor spreads one model, data spreads the items."""
+    overwrite: bool = False
+    """Replace the items of another evaluation in the output directory."""
+    list: bool = False
+    """Print the tasks, where their data come from, their license, and what is missing here; evaluate nothing."""
+
+    def __post_init__(self) -> None:
+        for name in ("limit", "batch_tokens", "slots"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be 1 or more, found {value}")
+
+    def task_settings(self) -> TaskSettings:
+        """The settings that tasks see."""
+        names = [field.name for field in dataclasses.fields(TaskSettings)]
+        return TaskSettings(**{name: getattr(self, name) for name in names})
+
+
+def run(settings: EvaluateConfig) -> None:
+    """Evaluate, and print the main table.
+
+    Raises:
+        SpiritError: an option, data or a part of the checkpoint cannot be used; names it.
+    """
+    if settings.list:
+        print(describe_tasks(settings.task_settings()))
+        return
+    if settings.checkpoint is None or settings.output is None:
+        raise BenchmarkError("name the model and the directory for the results: --checkpoint DIR --output DIR")
+    select(settings.tasks)  # a misspelled task is refused before the model is loaded
+    check_data_names(settings.data)
+    output = pathlib.Path(settings.output)
+    if output.exists() and not output.is_dir():
+        raise BenchmarkError(f"--output {output}: is a file")
+    sizes = dataclasses.astuple(settings.mesh)
+    devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
+    model = SpiritLM.from_pretrained(
+        settings.checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8
+    )
+    evaluate(model, settings.tasks, output, settings.task_settings(), settings.checkpoint, settings.overwrite)
+    report = (output / REPORT).read_text(encoding="utf-8")
+    print(report.split("\n## ")[0].strip())
+    print(f"\nmore in {output / REPORT}", file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command. The exit code is 2 for a bad argument or bad data, 1 for a failed or interrupted job."""
+    settings = config.parse(EvaluateConfig, arguments, PROG, __doc__)
+    with exit_codes(PROG, interrupted="interrupted; the same command continues the evaluation"):
+        run(settings)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""What a benchmark holds: clips, texts, hypotheses, and items that cannot be used."""
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from spirit_jax.core.errors import SpiritError
+
+AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
+"""Suffixes that a clip of a benchmark may have; official data are WAV, smaller copies may be compressed."""
+
+
+class BenchmarkError(SpiritError):
+    """Data of a benchmark, or a setting of the evaluation, that cannot be used; the message names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """A stretch of text."""
+
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+    """A stretch of speech: audio files, one after the other, that are encoded as one recording."""
+
+    files: tuple[pathlib.Path, ...]
+
+    def __str__(self) -> str:
+        return " + ".join(map(str, self.files))
+
+
+Piece = Text | Clip
+
+
+@dataclasses.dataclass(frozen=True)
+class Hypothesis:
+    """What is scored, and what the model reads before it.
+
+    A modality token between the two belongs to the context. Neighboring texts are joined as they are.
+    """
+
+    scored: tuple[Piece, ...]
+    context: tuple[Piece, ...] = ()
+    name: str = ""
+    """Name in submission files; "" if it has none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Hypotheses of which the model should prefer the first."""
+
+    id: str
+    """Name within the task and direction; the log has it."""
+    hypotheses: tuple[Hypothesis, ...]
+    item: str
+    """What it is about; the same item may come in several voices."""
+    group: str = ""
+    """Part of the task that is reported by itself."""
+    frequency: int | None = None
+    """How often the word occurs in the benchmark's training text; None where the task has no frequencies."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Unusable:
+    """An item that cannot be scored. It is counted and named in the report."""
+
+    id: str
+    reason: str
+
+
+def find_clip(folder: pathlib.Path, name: str) -> pathlib.Path | None:
+    """The audio file of a name without suffix in a folder, None if there is none."""
+    return next((path for suffix in AUDIO_SUFFIXES if (path := folder / f"{name}{suffix}").is_file()), None)
+
+
+def audio_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The audio files of a folder, sorted by name.
+
+    Raises:
+        BenchmarkError: there is no such folder, or no audio in it.
+    """
+    if not folder.is_dir():
+        raise BenchmarkError(f"{folder}: no such folder")
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    if not found:
+        raise BenchmarkError(f"{folder}: no audio in it ({', '.join(AUDIO_SUFFIXES)})")
+    return found
+
+
+def limited(items: Sequence[Choice | Unusable], limit: int | None) -> list[Choice | Unusable]:
+    """Items spread evenly over the whole sequence, at most `limit` of them; None takes all."""
+    if limit is None or limit >= len(items):
+        return list(items)
+    return [items[index * len(items) // limit] for index in range(limit)]

@@ -1,0 +1,107 @@
+"""Recordings with what a model should say about them: transcripts, or the fields of an intent."""
+
+import csv
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_text
+from spirit_jax.corpora import CorpusError, Input, open_input
+from spirit_jax.evaluation.items import BenchmarkError
+
+
+@dataclasses.dataclass(frozen=True)
+class Recording:
+    """A recording and its text."""
+
+    id: str
+    text: str
+    """What is compared with the answer: a transcript, or an intent."""
+    load: Callable[[], Float[np.ndarray, " R"]]
+    """Reads the audio, float32 [R] at 16 kHz; raises AudioError or CorpusError."""
+
+
+SpeechSet = Sequence[Recording]
+
+
+def open_speech_set(place: pathlib.Path | str, split: str) -> SpeechSet:
+    """The recordings of a split.
+
+    LibriSpeech's layout (`SPLIT/SPEAKER/CHAPTER/*.trans.txt`) is read where there are such files; otherwise everything
+    that `encode` takes: a folder with a `.txt` beside each recording, a manifest, a prepared or bundled corpus.
+
+    Raises:
+        BenchmarkError: nothing can be read there.
+    """
+    root = pathlib.Path(place)
+    folder = root / split if (root / split).is_dir() else root
+    transcripts = sorted(folder.rglob("*.trans.txt")) if folder.is_dir() else []
+    if transcripts:
+        return [item for path in transcripts for item in _librispeech(path)]
+    try:
+        corpus = open_input(str(place), split)
+    except SpiritError as error:
+        raise BenchmarkError(str(error)) from error
+    if not corpus.has_speech:
+        raise BenchmarkError(f"{place}: holds text without recordings")
+    return [_utterance(corpus, index) for index in range(len(corpus))]
+
+
+def _librispeech(path: pathlib.Path) -> list[Recording]:
+    """The utterances of a chapter: lines `ID WORDS`."""
+    items = []
+    for line in read_text(path, BenchmarkError).splitlines():
+        name, _, text = line.partition(" ")
+        if name:
+            audio = path.parent / f"{name}.flac"
+            items.append(Recording(name, text, lambda audio=audio: load_audio(audio)))
+    return items
+
+
+def _utterance(corpus: Input, index: int) -> Recording:
+    try:
+        utterance = corpus[index]
+    except CorpusError as error:
+        problem = error
+
+        def fail() -> Float[np.ndarray, " R"]:
+            raise problem
+
+        return Recording(f"{corpus.name}-{index}", "", fail)
+    return Recording(utterance.id, utterance.text, utterance.load)
+
+
+def open_intents(place: pathlib.Path | str, split: str) -> SpeechSet:
+    """Fluent Speech Commands: `data/SPLIT_data.csv` with `path`, `action`, `object` and `location`, and the recordings.
+
+    The text of a recording is the intent, `activate lights bedroom`. A location `none` is left out.
+
+    Raises:
+        BenchmarkError: the file is missing or lacks a column.
+    """
+    path = pathlib.Path(place) / "data" / f"{split}_data.csv"
+    rows = list(csv.DictReader(read_text(path, BenchmarkError).splitlines()))
+    columns = ("path", "action", "object", "location")
+    lacking = [name for name in columns if not rows or name not in rows[0]]
+    if lacking:
+        raise BenchmarkError(f"{path}: column {lacking[0]!r} is missing; expected Fluent Speech Commands")
+    items = []
+    for row in rows:
+        words = [row[name].strip() for name in columns[1:]]
+        audio = pathlib.Path(place) / row["path"]
+        text = " ".join(word for word in words if word and word != "none")
+        items.append(Recording(row["path"], text, lambda audio=audio: load_audio(audio)))
+    return items
+
+
+def load(recording: Recording) -> Float[np.ndarray, " R"] | str:
+    """The audio of a recording, or why it cannot be used."""
+    try:
+        return recording.load()
+    except (AudioError, CorpusError) as error:
+        return str(error)

@@ -1,0 +1,191 @@
+"""Few-shot generation and STSP with a model whose answers are given."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from spirit_jax import Segment
+from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.prompt_config import PromptConfig, load_prompts
+from spirit_jax.evaluation.task import Job, TaskSettings
+from spirit_jax.evaluation.tasks import TASKS
+from spirit_jax.evaluation.tasks import few_shot as few_shot_module
+from spirit_jax.inference.prompts import PromptEncoder
+from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.speech.tokenizer import SpeechTokenizer
+from spirit_jax.vocabulary import Vocabulary
+
+
+class _Lengths:
+    """Phonetic units that tell the length of a clip: as many as tenths of a second."""
+
+    def encode_batch(self, clips):
+        return [np.arange(1 + len(clip) // 1600, dtype=np.int32) for clip in clips]
+
+
+class _Voice:
+    def decode(self, units, **options):
+        return np.zeros(16_000, np.float32)
+
+
+class Oracle:
+    """A model that answers what `answers` yields."""
+
+    def __init__(self, answers, context=4096):
+        self.vocabulary = Vocabulary.train(["the cat sat on the mat and the dog ran"] * 20, size=280, variant="base")
+        self.config = LlamaConfig(vocab_size=self.vocabulary.padded_size, max_position_embeddings=context)
+        self.speech_tokenizer = SpeechTokenizer(_Lengths(), None, None, _Voice(), "lengths")
+        self.prompt_encoder = PromptEncoder(self.vocabulary, context, self.speech_tokenizer)
+        self.answers, self.asked, self.seeds = iter(answers), [], []
+
+    def encode_prompt(self, prompt, modality):
+        return self.prompt_encoder.encode(prompt, modality)
+
+    def as_completed(self, prompts, modality, sampling, slots):
+        for index, prompt in enumerate(prompts):
+            self.asked.append(prompt.string)
+            self.seeds.append(sampling[index].seed)
+            yield index, next(self.answers)
+
+
+class FakeRecognizer:
+    name = "fake"
+
+    def __init__(self, transcripts):
+        self.transcripts = iter(transcripts)
+
+    def transcribe(self, clips):
+        return [next(self.transcripts) for _ in clips]
+
+
+def _job(oracle, tmp_path, **settings):
+    return Job(oracle, TaskSettings(**settings), tmp_path / "out")
+
+
+def _units(count):
+    return "".join(f"[Hu{index}]" for index in range(count))
+
+
+@pytest.fixture
+def recordings(tmp_path):
+    """Three examples and four tests, of 100 ms more each, with transcripts."""
+    from spirit_jax.audio import save_audio
+
+    for split, count in (("train", 3), ("test", 4)):
+        (tmp_path / split).mkdir()
+        for index in range(count):
+            save_audio(tmp_path / split / f"{split}{index}.wav", np.full(1600 * (index + 1), 0.1, np.float32))
+            (tmp_path / split / f"{split}{index}.txt").write_text(f"the cat {split} {index}")
+    return tmp_path
+
+
+PROMPTS = PromptConfig(
+    example="[Speech]{speech}[Text] <START Transcript> {text} <END> ",
+    question="[Speech]{speech}[Text] <START Transcript>",
+    shots=2,
+    stop=["<END>"],
+    max_new_tokens=20,
+)
+
+
+def _write(path, prompts):
+    path.write_text(json.dumps(dataclasses.asdict(prompts)))
+    return str(path)
+
+
+def test_asr_has_the_prompt_bytes_of_the_file_and_the_word_error_rate_of_its_answers(recordings, tmp_path):
+    oracle = Oracle([[Segment.text(text)] for text in ("The cat, test 0!", "the dog test 1", "cat", "the cat test 3")])
+    settings = {
+        "data": {"asr": str(recordings / "test"), "asr_examples": str(recordings / "train")},
+        "prompts": {"asr": _write(tmp_path / "p.yaml", PROMPTS)},
+    }
+    result = TASKS["asr"].run(_job(oracle, tmp_path, **settings), ["S>T"])
+    (figure,) = result.figures
+    assert figure.estimate.value == pytest.approx((0 + 1 + 3 + 0) / 16)  # the cat test N: four words each
+    order = np.random.default_rng(0).permutation(3)[:2]
+    examples = "".join(
+        f"[Speech]{_units(index + 2)}[Text] <START Transcript> the cat train {index} <END> " for index in order
+    )
+    assert oracle.asked[1] == f"{examples}[Speech]{_units(3)}[Text] <START Transcript>"
+    assert len(set(oracle.seeds)) == 4
+    assert result.settings["examples"] == [f"train{index}" for index in order]
+    again = TASKS["asr"].run(_job(Oracle([]), tmp_path, **settings), ["S>T"])
+    assert again.figures == result.figures, "finished items are not asked again"
+
+
+def test_examples_that_do_not_fit_the_context_are_left_out_from_the_front(recordings, tmp_path):
+    oracle = Oracle(itertools.repeat([Segment.text("the cat test 0")]))
+    one = len(oracle.vocabulary.encode(f"[Speech]{_units(4)}[Text] <START Transcript> the cat train 2 <END> "))
+    question = len(oracle.vocabulary.encode(f"[Speech]{_units(5)}[Text] <START Transcript>"))
+    prompts = dataclasses.replace(PROMPTS, context=one + question + PROMPTS.max_new_tokens)
+    settings = {
+        "data": {"asr": str(recordings / "test"), "asr_examples": str(recordings / "train")},
+        "prompts": {"asr": _write(tmp_path / "p.yaml", prompts)},
+    }
+    TASKS["asr"].run(_job(oracle, tmp_path, **settings), ["S>T"])
+    assert all(asked.count("<END>") == 1 for asked in oracle.asked)
+    tiny = dataclasses.replace(PROMPTS, context=PROMPTS.max_new_tokens + 5)
+    settings["prompts"] = {"asr": _write(tmp_path / "tiny.yaml", tiny)}
+    job = Job(Oracle([]), TaskSettings(**settings), tmp_path / "other")
+    result = TASKS["asr"].run(job, ["S>T"])
+    assert result.figures[0].unusable == 4
+    assert "the question alone has" in result.unusable["S>T test0"]
+
+
+def test_tts_is_scored_by_a_recognizer_before_the_stop_word(recordings, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        few_shot_module,
+        "open_recognizer",
+        lambda name: FakeRecognizer(["the cat test 0 stop and more", "", "the cat test 2", "the cat test 3"]),
+    )
+    spoken = [Segment("speech", np.zeros(1600, np.float32), "[Hu1]")]
+    prompts = load_prompts("mini_tts.yaml")
+    settings = {
+        "data": {"tts": str(recordings / "test"), "tts_examples": str(recordings / "train")},
+        "prompts": {"tts": _write(tmp_path / "p.yaml", prompts)},
+    }
+    oracle = Oracle([spoken] * 4)
+    (figure,) = TASKS["tts"].run(_job(oracle, tmp_path, **settings), ["T>S"]).figures
+    assert figure.estimate.value == pytest.approx(16 / 58)  # "the cat test one", as Whisper spells it, is missing
+    assert oracle.asked[0].endswith("[Text] the cat test 0 'stop' [Speech]")
+    assert oracle.asked[0].count("[Speech][Hu0]") == 3, "examples are spoken"
+
+
+def test_prompt_files_of_the_package_can_be_read_and_others_are_refused(tmp_path):
+    for name in ("asr", "asr_recipe", "tts", "tts_recipe", "intent", "mini_asr", "mini_tts"):
+        assert load_prompts(f"{name}.yaml").question
+    asr = load_prompts("asr.yaml")
+    assert (asr.shots, asr.context, asr.stop) == (10, 1024, ["<END>"])
+    assert asr.example == "[Speech]{speech}[Text] <START Transcript> {text} <END> "
+    with pytest.raises(BenchmarkError, match="no such prompt file; bundled ones are asr.yaml"):
+        load_prompts("nothing.yaml")
+    (tmp_path / "bad.yaml").write_text("question: a\nshot: 3\n")
+    with pytest.raises(BenchmarkError, match="bad.yaml: .*shot"):
+        load_prompts(str(tmp_path / "bad.yaml"))
+
+
+STSP_ROWS = [
+    {"id": 1, "sentiment": "positive", "asr": "a"},
+    {"id": 2, "emotion": "sad", "asr": "b"},
+    {"id": 3, "emotion": "sleepy", "asr": "c"},
+    {"id": 4, "emotion": "default", "asr": ""},
+]
+
+
+def test_stsp_counts_what_it_cannot_compare_and_few_shot_prompts_keep_the_item(tmp_path):
+    train = [{"id": s, "sentiment": s, "prompt": f"p {s}", "generation": f" g {s}"} for s in
+             ("positive", "negative", "neutral")]  # fmt: skip
+    for name, rows in (("test", STSP_ROWS), ("train", train)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    oracle = Oracle([[Segment.text("happy and good")]] * 3)
+    result = TASKS["stsp_3shot"].run(_job(oracle, tmp_path, data={"stsp": str(tmp_path)}), ["T>T"])
+    main = result.figures[0]
+    assert (main.estimate.value, main.estimate.count, main.unusable) == (0.5, 2, 2)
+    assert result.unusable["T>T 4"] == "no text in the field asr"
+    assert "emotion 'sleepy' is none of" in result.unusable["T>T 3"]
+    assert "not the paper's classifier" in main.note
+    examples = "".join(f"[Text]p {s}[Text] g {s}\n" for s in ("negative", "neutral", "positive"))
+    assert oracle.asked[:2] == [f"{examples}[Text]a", f"{examples}[Text]b"]
