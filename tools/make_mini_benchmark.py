@@ -23,7 +23,7 @@ import pocketsphinx
 import soundfile
 import soxr
 from make_mini_corpus import COMPRESSION_LEVEL, PEAK, SAMPLE_RATE, SPEAKERS, Espeak
-from mini_corpus_text import GRAMMAR, Teller
+from mini_corpus_text import GRAMMAR, NAMES, Teller
 
 from spirit_jax.core.files import atomic_directory, write_file
 from spirit_jax.corpora import open_corpus
@@ -44,6 +44,7 @@ TONES = {
     "default": ("neutral", 0, 0, 1.0),
     "sad": ("negative", -25, -45, 0.8),
 }
+OTHER_TOPIC = 4  # stories from one to that whose ending is its unfitting one; even, so that the pronoun is the same
 CONSONANTS, VOWELS = "bdfgklmnprst", "aeiou"
 PHONEME = 7  # kind of an event of eSpeak
 
@@ -212,18 +213,26 @@ def make_syntactic(output: pathlib.Path, recorder: Recorder) -> None:
 def make_stories(output: pathlib.Path, recorder: Recorder) -> None:
     """Two-sentence stories. The unfitting ending is the fitting one of another story on another topic.
 
-    So each ending is once right and once wrong, and an ending that is likely by itself gives no advantage.
+    So each ending is once right and once wrong, and an ending that is likely by itself gives no advantage. Both endings
+    have the same form and the same pronoun, so that they differ in the topic alone.
     """
     random_, topics = random.Random(13), sorted(GRAMMAR)
+    assert STORIES % 2 == OTHER_TOPIC % 2 == 0
+    assert OTHER_TOPIC % len(topics)
     stories = []
-    while len(stories) < STORIES:
-        teller = Teller(random_, topics[len(stories) % len(topics)])
-        first, second = teller.sentence(), teller.sentence()
-        if max(len(first.split()), len(second.split())) <= 14:
-            stories.append((first, second))
+    for index in range(STORIES):
+        teller, pronoun = Teller(random_, topics[index % len(topics)]), ("he", "she")[index % 2]
+        (verb, place), (other_verb, other_place) = (
+            (f"{past} {random_.choice(things)}", spot)
+            for (_, past, things), spot in zip(
+                random_.sample(teller.verbs, 2), random_.sample(teller.places, 2), strict=True
+            )
+        )
+        name = random_.choice(NAMES[pronoun])
+        stories.append((f"{name} {verb} {place}.", f"{pronoun.capitalize()} {other_verb} {other_place}."))
     for index, (first, second) in enumerate(stories):
         voice = list(VOICES)[index % len(VOICES)]
-        other = stories[(index + 3) % STORIES][1]  # three topics further
+        other = stories[(index + OTHER_TOPIC) % STORIES][1]
         for role, text in (("mutual", first), ("correct", second), ("incorrect", other)):
             save(output / f"{index + 1}_{role}", recorder.speak(text, voice, seed=index))
             write_file(output / f"{index + 1}_{role}.txt", text + "\n")

@@ -19,6 +19,10 @@ The names are those that the official tool prints. It puts a word that occurs 5,
 """
 
 
+_BLOCK = 2**20
+"""Drawn items in memory at once."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Contrast:
     """The scores of hypotheses of which the model should prefer the first."""
@@ -134,10 +138,13 @@ def ratio_interval(
     above, below = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     rng = np.random.default_rng(seed)
     means = np.empty(resamples)
-    for index in range(resamples):
-        drawn = rng.integers(above.size, size=above.size)
-        total = below[drawn].sum()
-        means[index] = above[drawn].sum() / total if total else math.nan
+    block = max(1, _BLOCK // above.size)  # resamples at once
+    for first in range(0, resamples, block):
+        drawn = rng.integers(above.size, size=(min(block, resamples - first), above.size))
+        totals = below[drawn].sum(1)
+        means[first : first + block] = np.divide(
+            above[drawn].sum(1), totals, out=np.full(len(drawn), math.nan), where=totals != 0
+        )
     low, high = np.nanquantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 

@@ -1,30 +1,55 @@
 """The command on the bundled benchmark, and what it refuses."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 
-from spirit_jax import evaluate
+from spirit_jax import SpiritLM, evaluate
 from spirit_jax.evaluation import run
 from spirit_jax.evaluation.items import Choice
 from spirit_jax.evaluation.task import TaskSettings, missing
 from spirit_jax.evaluation.tasks import GROUPS, TASKS, select
+from spirit_jax.speech.tokenizer import SpeechTokenizer
 from tests.support import checkpoints
 
 
+class _Pulses:
+    """Phonetic units that need no network; clips of different lengths have different units."""
+
+    def encode_batch(self, clips):
+        return [np.arange(clip.size // 640, dtype=np.int32) % 7 for clip in clips]
+
+
 @pytest.fixture(scope="module")
-def output(tmp_path_factory):
-    """The results of the bundled benchmark, three items of each task, on a golden model with a speech tokenizer."""
+def run_mini():
+    """Run the command on three items of each task of the bundled benchmark, with a golden model; gives its arguments."""
+    lm = checkpoints.load("small_base")
+    tokenizer = SpeechTokenizer(_Pulses(), None, None, None, "pulses")
+    model = SpiritLM(lm.params, lm.config, lm.vocabulary, tokenizer, lm.mesh)
+
+    def run_command(output):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(evaluate.SpiritLM, "from_pretrained", lambda *args: model)
+            checkpoint = str(checkpoints.converted("small_base"))
+            evaluate.main(["--checkpoint", checkpoint, "--tasks", "mini", "--limit", "3", "--output", str(output)])
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def output(run_mini, tmp_path_factory):
+    """The results of the bundled benchmark."""
     folder = tmp_path_factory.mktemp("results")
-    arguments = ["--checkpoint", str(checkpoints.with_speech("small_base")), "--tasks", "mini", "--limit", "3"]
-    evaluate.main([*arguments, "--output", str(folder)])
+    run_mini(folder)
     return folder
 
 
 def test_the_bundled_benchmark_gives_a_table_with_intervals_and_fingerprints(output):
     found = json.loads((output / "results.json").read_text())
     assert list(found["tasks"]) == list(GROUPS["mini"])
-    assert len(found["model"]["weights"]) == len(found["model"]["speech_tokenizer"]) == 64
+    assert len(found["model"]["weights"]) == len(found["model"]["fingerprint"]) == 64
     for task in found["tasks"].values():
         mains = [figure for figure in task["figures"] if figure["is_main"]]
         assert mains
@@ -36,11 +61,10 @@ def test_the_bundled_benchmark_gives_a_table_with_intervals_and_fingerprints(out
     assert {path.name for path in (output / "items").iterdir()} >= {"mini_stories.T_to_S.jsonl", "mini_tone.S.jsonl"}
 
 
-def test_the_same_command_again_scores_nothing(output, monkeypatch, capsys):
+def test_the_same_command_again_scores_nothing(run_mini, output, monkeypatch, capsys):
     before = json.loads((output / "results.json").read_text())
     monkeypatch.setattr("spirit_jax.inference.scoring.token_scores", lambda *args: [] if not args[4] else 1 / 0)
-    arguments = ["--checkpoint", str(checkpoints.with_speech("small_base")), "--tasks", "mini", "--limit", "3"]
-    evaluate.main([*arguments, "--output", str(output)])
+    run_mini(output)
     assert "| mini_swuggy  | T" in capsys.readouterr().out
     assert json.loads((output / "results.json").read_text())["tasks"] == before["tasks"]
 
@@ -82,7 +106,7 @@ REFUSED = {
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_evaluated_is_refused_in_a_line(arguments, message, tmp_path, capsys):
-    places = {"{model}": str(checkpoints.with_speech("small_base")), "{out}": str(tmp_path / "out")}
+    places = {"{model}": str(checkpoints.converted("small_base")), "{out}": str(tmp_path / "out")}
     with pytest.raises(SystemExit) as end:
         evaluate.main([places.get(argument, argument) for argument in arguments])
     assert end.value.code == 2
@@ -109,4 +133,5 @@ def test_a_model_is_known_by_its_parameters(tmp_path):
     names = ("small_base", "full_base")
     prints = [run.fingerprint_llm(checkpoints.converted(name)) for name in names]
     assert prints[0] != prints[1]
-    assert prints[0] == run.fingerprint_llm(checkpoints.with_speech("small_base")), "the same parameters"
+    copy = shutil.copytree(checkpoints.converted("small_base"), tmp_path / "copy")
+    assert prints[0] == run.fingerprint_llm(copy), "the same parameters"
