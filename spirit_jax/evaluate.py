@@ -2,7 +2,7 @@
 
     python -m spirit_jax.evaluate --list
     python -m spirit_jax.evaluate --checkpoint runs/tiny/checkpoints/500 --tasks mini --output results
-    python -m spirit_jax.evaluate --checkpoint DIR --tasks swuggy,sblimp --data.swuggy sLM21 --data.sblimp sLM21 --output DIR
+    python -m spirit_jax.evaluate --checkpoint DIR --tasks swuggy --data.swuggy sLM21 --output DIR
     python -m spirit_jax.evaluate --checkpoint DIR --tasks storycloze:T+T2S --data.storycloze sSC --output DIR
 
 `mini` is a small benchmark that comes with the package; other tasks read data that you get from their authors. The
@@ -15,18 +15,17 @@ import math
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Literal
-
-import jax
+from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
-from spirit_jax.core.errors import exit_codes
-from spirit_jax.evaluation.items import BenchmarkError
-from spirit_jax.evaluation.run import REPORT, describe_tasks, evaluate
-from spirit_jax.evaluation.task import TaskSettings
-from spirit_jax.evaluation.tasks import check_data_names, select
-from spirit_jax.inference.spiritlm import SpiritLM
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.core.errors import SpiritError, exit_codes
+from spirit_jax.parallel.mesh_config import MeshConfig
+
+if TYPE_CHECKING:
+    from spirit_jax.evaluation.task import TaskSettings
+    from spirit_jax.inference.spiritlm import SpiritLM
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.evaluate"
 
@@ -80,8 +79,10 @@ class EvaluateConfig:
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be 1 or more, found {value}")
 
-    def task_settings(self) -> TaskSettings:
+    def task_settings(self) -> "TaskSettings":
         """The settings that tasks see."""
+        from spirit_jax.evaluation.task import TaskSettings
+
         names = [field.name for field in dataclasses.fields(TaskSettings)]
         return TaskSettings(**{name: getattr(self, name) for name in names})
 
@@ -92,25 +93,35 @@ def run(settings: EvaluateConfig) -> None:
     Raises:
         SpiritError: an option, data or a part of the checkpoint cannot be used; names it.
     """
-    if settings.list:
+    if not settings.list and (settings.checkpoint is None or settings.output is None):
+        raise SpiritError("name the model and the directory for the results: --checkpoint DIR --output DIR")
+    from spirit_jax.evaluation.run import REPORT, describe_tasks, evaluate
+    from spirit_jax.evaluation.tasks import check_data_names, select
+
+    if settings.list or settings.checkpoint is None or settings.output is None:
         print(describe_tasks(settings.task_settings()))
         return
-    if settings.checkpoint is None or settings.output is None:
-        raise BenchmarkError("name the model and the directory for the results: --checkpoint DIR --output DIR")
     select(settings.tasks)  # a misspelled task is refused before the model is loaded
     check_data_names(settings.data)
-    output = pathlib.Path(settings.output)
+    output = pathlib.Path(settings.output).expanduser()
     if output.exists() and not output.is_dir():
-        raise BenchmarkError(f"--output {output}: is a file")
-    sizes = dataclasses.astuple(settings.mesh)
-    devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
-    model = SpiritLM.from_pretrained(
-        settings.checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8
-    )
+        raise SpiritError(f"--output {output}: is a file")
+    model = _load_model(settings.checkpoint, settings)
     evaluate(model, settings.tasks, output, settings.task_settings(), settings.checkpoint, settings.overwrite)
     report = (output / REPORT).read_text(encoding="utf-8")
     print(report.split("\n## ")[0].strip())
     print(f"\nmore in {output / REPORT}", file=sys.stderr)
+
+
+def _load_model(checkpoint: str, settings: EvaluateConfig) -> "SpiritLM":
+    import jax
+
+    from spirit_jax.inference.spiritlm import SpiritLM
+    from spirit_jax.parallel.mesh import make_mesh
+
+    sizes = dataclasses.astuple(settings.mesh)
+    devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
+    return SpiritLM.from_pretrained(checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

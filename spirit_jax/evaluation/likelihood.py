@@ -167,7 +167,7 @@ def _problem(documents: Sequence[Document], context: int) -> str | None:
 
 
 def contrasts_of(lines: Sequence[Mapping[str, Any]], normalization: str, softmax: str) -> list[Contrast]:
-    """The contrasts of a log's lines, by one of `NORMALIZATIONS` and one of `SOFTMAXES`; unusable items are left out."""
+    """The contrasts of usable items in a log, by one of `NORMALIZATIONS` and one of `SOFTMAXES`."""
     contrasts: list[Contrast] = []
     for line in lines:
         if "unusable" in line or len(line["hypotheses"]) < 2:  # a test set without its answers

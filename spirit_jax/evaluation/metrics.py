@@ -82,11 +82,3 @@ def before_word(text: str, word: str) -> str:
         return text
     match = re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)
     return text if match is None else text[: match.start()].rstrip(" ,.;:!?")
-
-
-def auto_bleu(text: str, order: int = 2) -> float:
-    """Share of n-grams that occur more than once in a text: how often a generation repeats itself (GSLM, Lakhotia et al.
-    2021); 0 for texts shorter than an n-gram."""
-    words = text.lower().split()
-    grams = [tuple(words[index : index + order]) for index in range(len(words) - order + 1)]
-    return sum(grams.count(gram) > 1 for gram in grams) / len(grams) if grams else 0.0

@@ -40,5 +40,5 @@ PAPER: Mapping[tuple[str, str, str], Row] = {
     ("resynthesis", "S>S", "style accuracy"): _row(20.4, 41.4),
     ("resynthesis", "S>S", "F0 frame error"): _row(40.0, 16.0),
 }
-"""Figures in percent by task, direction and measure. Accuracies of likelihood tasks are the normalized ones, WER and CER
-are those of LibriSpeech test-clean with 10 shots, STSP is zero-shot."""
+"""Figures in percent by task, direction and measure. Accuracies of likelihood tasks are the normalized ones, WER and
+CER are those of LibriSpeech test-clean with 10 shots, STSP is zero-shot."""

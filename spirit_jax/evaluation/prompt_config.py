@@ -6,7 +6,7 @@ import pathlib
 from spirit_jax import config
 from spirit_jax.config import ConfigError
 from spirit_jax.evaluation.items import BenchmarkError
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """Rules that turn the scores of hypotheses into an accuracy, and intervals for it.
 
-ZeroSpeech 2021 (Nguyen et al. 2020, arXiv 2011.11588) counts a tie as half, averages over the voices of an item first and
-over items second, and reports frequency bands. slamkit and most papers average over all pairs at once. Both are here, so
-that a figure says which rule it follows.
+ZeroSpeech 2021 (Nguyen et al. 2020, arXiv 2011.11588) counts a tie as half, averages over the voices of an item first
+and over items second, and reports frequency bands. slamkit and most papers average over all pairs at once. Both are
+here, so that a figure says which rule it follows.
 """
 
 import dataclasses
@@ -109,7 +109,7 @@ def by_frequency(contrasts: Sequence[Contrast], seed: int = 0) -> dict[str, Esti
 
 
 def in_vocabulary_accuracy(contrasts: Sequence[Contrast]) -> float:
-    """Mean of the bands of words that occur, weighted by their items; ZeroSpeech's "in vocab". NaN without such words."""
+    """ZeroSpeech's "in vocab": mean of the bands of words that occur, weighted by their items; NaN without any."""
     bands = [accuracy for name, accuracy in by_frequency(contrasts).items() if name != "oov"]
     total = sum(band.count for band in bands)
     return sum(band.value * band.count for band in bands) / total if total else math.nan

@@ -6,6 +6,7 @@ results = evaluate(SpiritLM.from_pretrained("checkpoint"), ["mini"], "results")
 print(results.main("mini_swuggy", "S").estimate)
 """
 
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -20,6 +21,7 @@ from typing import Any
 import jax
 
 from spirit_jax import __version__, checkpoint
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.files import open_regular, write_file
 from spirit_jax.evaluation import report
@@ -115,7 +117,10 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
 
     The fingerprint is that of the parameters' files, of the vocabulary and of the speech tokenizer.
     """
-    speech = "" if model.speech_tokenizer is None else model.speech_tokenizer.fingerprint
+    speech = ""
+    if model.speech_tokenizer is not None:
+        with contextlib.suppress(CheckpointError):  # it has a vocoder alone
+            speech = model.speech_tokenizer.fingerprint
     weights = "" if directory is None else fingerprint_llm(directory)
     parts = [weights, model.vocabulary.fingerprint, speech, model.config.dtype]
     device = model.mesh.devices.flat[0]

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spirit_jax.audio import AudioError, load_audio
+from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 from spirit_jax.core.files import FileFormatError, read_text
 from spirit_jax.evaluation.items import BenchmarkError, Clip
@@ -22,7 +23,8 @@ _BATCH = 64  # clips in memory at once
 class UnitCache:
     """Clips to units. A clip that cannot be encoded gives the reason instead.
 
-    Units are kept in a JSONL file; those of another speech tokenizer, and those of files that have changed, are ignored.
+    Units are kept in a JSONL file; those of another speech tokenizer, and those of files that have changed, are
+    ignored.
     """
 
     def __init__(self, tokenizer: SpeechTokenizer | None, vocabulary: Vocabulary, path: pathlib.Path | None = None):
@@ -31,9 +33,16 @@ class UnitCache:
             tokenizer: encodes clips; None gives a reason for every clip.
             path: where units are kept; None keeps them in memory.
         """
-        self._tokenizer, self._vocabulary, self._path = tokenizer, vocabulary, path
+        self._vocabulary, self._path = vocabulary, path
         self._units: dict[str, SpeechUnits] = {}
-        self._name = "" if tokenizer is None else f"{tokenizer.fingerprint} {vocabulary.variant}"
+        self._reason = "this checkpoint has no speech_tokenizer/ to hear audio with"
+        self._tokenizer, self._name = None, ""
+        if tokenizer is not None:
+            try:
+                self._name = f"{tokenizer.fingerprint} {vocabulary.variant}"
+                self._tokenizer = tokenizer
+            except CheckpointError as error:  # it has a vocoder alone
+                self._reason = str(error)
         if path is not None and path.exists():
             with contextlib.suppress(FileFormatError):
                 self._restore(read_text(path))
@@ -52,7 +61,7 @@ class UnitCache:
         missing: list[tuple[Clip, str]] = []
         for clip in dict.fromkeys(clips):
             if self._tokenizer is None:
-                result[clip] = "this checkpoint has no speech_tokenizer/ to hear audio with"
+                result[clip] = self._reason
                 continue
             try:
                 key = _key(clip)

@@ -24,7 +24,7 @@ _MIN_SHARED = 32
 
 
 class TokenScores(NamedTuple):
-    """Log-probability of each token of a document given those before it, in nats, float32 [N]; that of the first is 0."""
+    """Log-probability of each token given those before it, in nats, float32 [N]; that of the first is 0."""
 
     all: Float[np.ndarray, " N"]
     """Among all tokens."""

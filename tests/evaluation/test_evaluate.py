@@ -24,14 +24,14 @@ class _Pulses:
 
 @pytest.fixture(scope="module")
 def run_mini():
-    """Run the command on three items of each task of the bundled benchmark, with a golden model; gives its arguments."""
+    """Runs the command with a golden model on three items of each task of the bundled benchmark."""
     lm = checkpoints.load("small_base")
     tokenizer = SpeechTokenizer(_Pulses(), None, None, None, "pulses")
     model = SpiritLM(lm.params, lm.config, lm.vocabulary, tokenizer, lm.mesh)
 
     def run_command(output):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluate.SpiritLM, "from_pretrained", lambda *args: model)
+            patch.setattr(SpiritLM, "from_pretrained", lambda *args: model)
             checkpoint = str(checkpoints.converted("small_base"))
             evaluate.main(["--checkpoint", checkpoint, "--tasks", "mini", "--limit", "3", "--output", str(output)])
 

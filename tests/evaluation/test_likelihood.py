@@ -137,8 +137,14 @@ def test_items_that_cannot_be_used_are_named_and_counted(lm, tmp_path):
 
 def test_pairs_of_sentences_are_matched_by_type_subtype_id_and_voice(lm, tmp_path):
     header = "id,filename,voice,type,subtype,transcription,correct"
-    rows = ["1,a,x,kind,sub,ab,1", "2,c,x,kind,sub,ac,1", "2,d,x,kind,sub,ab,0", "1,b,x,kind,sub,ac,0", "1,e,y,kind,sub,ab,1",
-            "1,f,y,kind,sub,ac,0"]  # fmt: skip
+    rows = [
+        "1,a,x,kind,sub,ab,1",
+        "2,c,x,kind,sub,ac,1",
+        "2,d,x,kind,sub,ab,0",
+        "1,b,x,kind,sub,ac,0",
+        "1,e,y,kind,sub,ab,1",
+        "1,f,y,kind,sub,ac,0",
+    ]
     _gold(tmp_path / "syntactic/dev/gold.csv", header, rows)
     items = SBLIMP.read(tmp_path, "T")
     assert [(item.id, item.group) for item in items] == [("kind-sub-1-x", "kind"), ("kind-sub-2-x", "kind")]

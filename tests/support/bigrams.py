@@ -16,8 +16,8 @@ def bigram_model(
 ) -> SpiritLM:
     """A Llama whose logits after token i are row i of a table.
 
-    Attention and feed-forward layers are zero. Each token's embedding is a unit vector of its own, and the norm scales it
-    to sqrt(size), which the head takes back.
+    Attention and feed-forward layers are zero. Each token's embedding is a unit vector of its own, and the norm scales
+    it to sqrt(size), which the head takes back.
     """
     size = vocabulary.padded_size
     config = LlamaConfig(

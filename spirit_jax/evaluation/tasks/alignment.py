@@ -1,8 +1,8 @@
 """Speech-text alignment by layer, the paper's probe: do both modalities of a word have similar hidden states?
 
-A sentence is read once as text and once as units. For each word and layer, the similarity is the maximum cosine between a
-hidden state of its text pieces and one of its units. The control compares the text of a word with the units of the next
-word of the sentence. The paper gives the figure of its models as a plot without numbers.
+A sentence is read once as text and once as units. For each word and layer, the similarity is the maximum cosine between
+a hidden state of its text pieces and one of its units. The control compares the text of a word with the units of the
+next word of the sentence. The paper gives the figure of its models as a plot without numbers.
 """
 
 import dataclasses

@@ -1,8 +1,9 @@
 """The paper's few-shot generation tasks: speech recognition, text to speech, intent classification.
 
 The paper prints the form of its prompts and not the rest; the files in configs/evaluation/ state the choices: number of
-examples, context, stop strings, normalization. The examples are drawn once with the seed and are the same for all items.
-A model trained with the recipes `asr`, `tts` or `asr_tts` is asked without examples: `--prompts.asr asr_recipe.yaml`.
+examples, context, stop strings, normalization. The examples are drawn once with the seed and are the same for all
+items. A model trained with the recipes `asr`, `tts` or `asr_tts` is asked without examples: `--prompts.asr
+asr_recipe.yaml`.
 """
 
 import dataclasses
@@ -46,7 +47,7 @@ class FewShotTask:
         model, settings = job.model, job.settings
         if model.speech_tokenizer is None:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no speech_tokenizer/ to hear recordings with")
-        if self.output == "speech" and model.speech_tokenizer.vocoder is None:
+        if self.output == "speech" and not model.speech_tokenizer.has_vocoder:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no vocoder to speak answers with")
         file = settings.prompts.get(self.name, self.prompts)
         prompts = load_prompts(file)

@@ -1,6 +1,7 @@
 """Perplexity of unit records by kind of token: text pieces, and phonetic, pitch and style units.
 
-The directions are recipes of training: T text, S speech, ST interleaved words. Documents are cut to the model's context.
+The directions are recipes of training: T text, S speech, ST interleaved words. Documents are cut to the model's
+context.
 """
 
 import dataclasses

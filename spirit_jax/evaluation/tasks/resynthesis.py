@@ -1,8 +1,9 @@
 """Resynthesis: recordings as units and back. It measures the speech tokenizer and its vocoder, no language model.
 
-The measures are those of Expresso (Nguyen et al. 2023, arXiv 2308.05725): word error rate of a recognizer, F0 frame error,
-and the bitrate of the units. The error rate of the originals stands beside it. F0 frame error is the share of frames of 20
-ms with a voicing error or an F0 off by more than a fifth; F0 is found by autocorrelation, not by the paper's extractor.
+The measures are those of Expresso (Nguyen et al. 2023, arXiv 2308.05725): word error rate of a recognizer, F0 frame
+error, and the bitrate of the units. The error rate of the originals stands beside it. F0 frame error is the share of
+frames of 20 ms with a voicing error or an F0 off by more than a fifth; F0 is found by autocorrelation, not by the
+paper's extractor.
 """
 
 import dataclasses
@@ -61,7 +62,7 @@ class ResynthesisTask:
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
         tokenizer = job.model.speech_tokenizer
-        if tokenizer is None or tokenizer.vocoder is None:
+        if tokenizer is None or not tokenizer.has_vocoder:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no speech_tokenizer/ with a vocoder")
         named = job.settings.data.get(self.name, self.about.default)
         place = named if isinstance(named, str) else data_directory(self.name, self.about, job.settings)

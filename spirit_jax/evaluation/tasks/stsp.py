@@ -1,8 +1,8 @@
 """STSP: does the continuation of a sentence keep its sentiment? Four directions, zero-shot or after examples.
 
-The data are JSONL files `test.jsonl` and, for examples and the built-in classifier, `train.jsonl`, with `id`, `wav_path`,
-`asr`, `sentiment` or `emotion`. Prompts, sampling and scoring are those of the released code (docs/evaluation.md,
-"STSP"); its classifiers were never released, so the report names the substitutes.
+The data are JSONL files `test.jsonl` and, for examples and the built-in classifier, `train.jsonl`, with `id`,
+`wav_path`, `asr`, `sentiment` or `emotion`. Prompts, sampling and scoring are those of the released code
+(docs/evaluation.md, "STSP"); its classifiers were never released, so the report names the substitutes.
 """
 
 import collections
@@ -28,7 +28,7 @@ from spirit_jax.evaluation.rules import estimate
 from spirit_jax.evaluation.stsp import EMOTIONS, SENTIMENTS, compare, few_shot_prompt, few_shot_rows, read_jsonl
 from spirit_jax.evaluation.task import BUNDLED, About, Figure, Job, TaskResult, data_directory, digest
 from spirit_jax.inference.prompts import EncodedPrompt, PromptError, Segment, units_string
-from spirit_jax.inference.sampling import RELEASED_TOP_K, SamplingParams
+from spirit_jax.inference.sampling_params import RELEASED_TOP_K, SamplingParams
 from spirit_jax.units import SpeechUnits
 
 DIRECTIONS = ("T>T", "T>S", "S>S", "S>T")
@@ -123,7 +123,7 @@ class _Runner:
         self._before, _, self._after = direction.partition(">")
         if "S" in direction and job.model.speech_tokenizer is None:
             raise BenchmarkError(f"direction {direction}: the checkpoint has no speech_tokenizer/")
-        if self._after == "S" and (not job.model.speech_tokenizer or not job.model.speech_tokenizer.vocoder):
+        if self._after == "S" and (not job.model.speech_tokenizer or not job.model.speech_tokenizer.has_vocoder):
             raise BenchmarkError(f"direction {direction}: the checkpoint has no vocoder to speak answers with")
         self._speech: SpeechClassifier | None = None
         self._text: TextClassifier | None = None
