@@ -22,6 +22,8 @@ from spirit_jax.core.files import read_json, write_file
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
 LLM = "llm"
+ADAPTER = "adapter"
+"""In the place of `llm/` in the steps of a run that trains an adapter (`spirit_jax.adapters`)."""
 SPEECH_TOKENIZER = "speech_tokenizer"
 STEPS = "checkpoints"
 
@@ -52,6 +54,8 @@ def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
     hint = ""
     if part == LLM and (directory / STEPS).is_dir():
         hint = f"; it is a training run: name one of its steps, {directory / STEPS}/STEP"
+    elif part == LLM and (directory / ADAPTER).is_dir():
+        hint = "; it holds an adapter: name the adapter's base, and this directory as --adapter"
     raise CheckpointError(
         f"{' and '.join(map(str, places))}: no {part} there, only {', '.join(present) or 'nothing'}{hint}"
     )
@@ -62,8 +66,12 @@ def latest_step(run: str | os.PathLike) -> pathlib.Path | None:
     steps = pathlib.Path(run) / STEPS
     if not steps.is_dir():
         return None
-    complete = (path for path in steps.iterdir() if path.name.isdigit() and (path / LLM).is_dir())
+    complete = (path for path in steps.iterdir() if path.name.isdigit() and _is_complete(path))
     return max(complete, key=lambda path: int(path.name), default=None)
+
+
+def _is_complete(step: pathlib.Path) -> bool:
+    return (step / LLM).is_dir() or (step / ADAPTER).is_dir()
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:

@@ -117,10 +117,11 @@ def find_config(path: str) -> str:
     checkout.
     """
     asked = pathlib.Path(path)
-    if not asked.exists() and asked.parent in (pathlib.Path(), pathlib.Path("configs")):
+    if not asked.exists() and not asked.is_absolute() and ".." not in asked.parts:
+        name = asked.relative_to("configs") if asked.parts[:1] == ("configs",) else asked
         for directory in _BUNDLED:
-            if (directory / asked.name).is_file():
-                return str(directory / asked.name)
+            if (directory / name).is_file():
+                return str(directory / name)
     return path
 
 

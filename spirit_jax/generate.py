@@ -3,6 +3,7 @@
     python -m spirit_jax.generate --checkpoint DIR --input text:"Once upon a time" --output-modality speech --output DIR
     python -m spirit_jax.generate --checkpoint DIR --input speech:a.flac --input text:" The answer is" --output DIR
     python -m spirit_jax.generate --checkpoint DIR --prompts prompts.jsonl --few-shot examples.jsonl --output DIR
+    python -m spirit_jax.generate --checkpoint BASE --adapter runs/voice/checkpoints/300 --input text:Hello --output DIR
 
 Each `--input` is the next segment of one prompt: `text:...`, `speech:FILE` or `units:[Hu1][Hu2]...`. A line of a
 prompts file is `{"id": "a", "input": ["speech:a.flac", "text: Is it?"]}` or `{"id": "b", "prompt": "[Text]Once"}`;
@@ -92,6 +93,9 @@ class GenerateConfig:
     """Type of weights and computation. Null: the checkpoint's."""
     int8: bool = False
     """Keep the weights in 8 bits."""
+    adapter: str | None = None
+    """Low-rank adapter of the checkpoint to use: a step of a run with a section `lora`, or a directory in PEFT's
+    format."""
     mesh: MeshConfig = MeshConfig(1, 1, 1)
     """Devices: tensor spreads one model, data spreads the prompts."""
     compile_topology: str | None = None
@@ -245,7 +249,9 @@ def _load_model(settings: GenerateConfig) -> "SpiritLM":
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
-    model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, settings.int8, settings.f0)
+    model = SpiritLM.from_pretrained(
+        settings.checkpoint, settings.dtype, mesh, settings.int8, settings.f0, settings.adapter
+    )
     speaks = model.speech_tokenizer is not None and model.speech_tokenizer.has_vocoder
     if settings.output_modality != "text" and settings.task != "asr" and not speaks:
         print(f"{settings.checkpoint} has no vocoder: speech comes as units", file=sys.stderr)

@@ -83,6 +83,9 @@ class ServeConfig:
     """Type of weights and computation. Null: the checkpoint's."""
     int8: bool = False
     """Keep the weights in 8 bits."""
+    adapter: str | None = None
+    """Low-rank adapter of the checkpoint to serve: a step of a run with a section `lora`, or a directory in PEFT's
+    format."""
     mesh: MeshConfig = MeshConfig(1, 1, 1)
     """Devices: tensor spreads one model, data spreads the requests."""
 
@@ -153,7 +156,7 @@ def run(settings: ServeConfig) -> None:
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     model = SpiritLM.from_pretrained(
-        settings.checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8
+        settings.checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8, adapter=settings.adapter
     )
     capacity = settings.capacity(model.config.max_position_embeddings)
     service = Service(model, capacity, settings.limits, settings.tokens_per_step)

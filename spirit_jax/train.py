@@ -31,12 +31,15 @@ from spirit_jax.data.config import DataConfig
 from spirit_jax.data.held_out import held_out_batches
 from spirit_jax.data.loader import Loader
 from spirit_jax.data.packing import HostBatch
+from spirit_jax.data.preferences import PreferenceBatches, Preferences, held_out_preferences
 from spirit_jax.inference.sample_config import SampleConfig
 from spirit_jax.inference.samples import SampleWriter
 from spirit_jax.models import llama
+from spirit_jax.models.lora import LoraConfig, parameter_count
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.processes import gather_json, is_primary, join_processes, leave_on_error, report, wait_for_all
 from spirit_jax.parallel.sharding import BatchLayout, HostShare
+from spirit_jax.training import lora
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.checks import (
     RunError,
@@ -50,17 +53,17 @@ from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.initialize import Weights, load_initial_params
 from spirit_jax.training.language_model import (
-    LanguageModelObjective,
-    LanguageModelSummary,
     padded_token_kinds,
     param_shardings,
 )
 from spirit_jax.training.loop import LoopConfig, RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
+from spirit_jax.training.objectives import Objectives
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.preferences import PreferenceConfig
 from spirit_jax.training.sample_prompts import prompts_from_data, words_from_data
-from spirit_jax.training.state import TrainState
-from spirit_jax.training.step import TrainStep, UpdateRule
+from spirit_jax.training.state import Params, TrainState
+from spirit_jax.training.step import TrainStep
 from spirit_jax.training.task import Task
 from spirit_jax.vocabulary import Variant, Vocabulary, added_tokens
 
@@ -118,10 +121,15 @@ class TrainConfig:
     init_from: str | None = None
     """Directory of the initial weights: converted weights, a step of another run, or a Llama as Hugging Face stores it
     (.safetensors, .bin); null: random weights."""
+    lora: LoraConfig | None = None
+    """Train a low-rank adapter of `init_from` instead of all weights. Sizes of the network, the variant and, unless
+    named, the tokenizers are then those of `init_from`, a checkpoint directory. null: train all weights."""
     model: llama.LlamaConfig = llama.LlamaConfig()
-    """The network."""
+    """The network. With `lora`, only dtype, param_dtype, remat and scan_layers are used."""
     data: DataConfig = DataConfig()
     """The training mixture."""
+    preferences: PreferenceConfig | None = None
+    """Train on preferences (DPO) instead of `data`, from the weights of `init_from`. null: train on `data`."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its learning rate."""
     mesh: MeshConfig = MeshConfig()
@@ -148,12 +156,19 @@ class TrainConfig:
         for name in ("sequence_length", "global_batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
-        if self.sequence_length > self.model.max_position_embeddings:
+        for name in ("lora", "preferences"):
+            if getattr(self, name) is not None and self.init_from is None:
+                raise ValueError(f"{name}: name the weights to begin with as init_from")
+        if self.lora is not None and self.lora.trains_nothing():
+            raise ValueError("lora: nothing to train: rank is 0 or targets is empty, and rows_from is null")
+        if self.preferences is not None and self.data.sources:
+            raise ValueError("preferences: a run trains on preferences or on data.sources, not on both")
+        if self.lora is None and self.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"sequence_length {self.sequence_length} is longer than the model's max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.tokenizer is None and self.prepare is None:
+        if self.tokenizer is None and self.prepare is None and self.lora is None:
             raise ValueError("tokenizer: name the directory of a tokenizer, or a section prepare that makes one")
 
     def resolved(self) -> "TrainConfig":
@@ -168,8 +183,13 @@ class TrainConfig:
         sources = {
             name: dataclasses.replace(source, path=path(source.path)) for name, source in self.data.sources.items()
         }
+        preferences = self.preferences
+        if preferences is not None:
+            there = dataclasses.replace(preferences.data, path=path(preferences.data.path))
+            preferences = dataclasses.replace(preferences, data=there)
         return dataclasses.replace(
             self,
+            preferences=preferences,
             tokenizer=optional(self.tokenizer),
             speech_tokenizer=optional(self.speech_tokenizer),
             init_from=optional(self.init_from),
@@ -215,17 +235,49 @@ def run(settings: TrainConfig) -> TrainState:
     Raises:
         SpiritError: the config does not fit the devices, the data or the run directory, or the run cannot continue.
     """
+    base = None
+    if settings.lora is not None:
+        settings, base = with_base(settings, settings.lora)
     values, settings = config.to_dict(settings), settings.resolved()
     mesh = make_mesh(settings.mesh, rows=settings.global_batch_size // settings.accumulate)
     layout = BatchLayout(mesh, settings.global_batch_size, settings.accumulate)
     param_shardings(settings.model, mesh)  # Fails here if the mesh does not divide a weight.
     check_vocabulary_size(vocabulary_size(settings), settings.model.vocab_size)
     with hold_run(settings.run_directory) as check:
-        return run_held(settings, values, layout, check)
+        return run_held(settings, values, layout, check, base)
+
+
+def with_base(settings: TrainConfig, config: LoraConfig) -> tuple[TrainConfig, lora.Base]:
+    """Return the config of an adapter with the base's network, variant and tokenizers in it, and the base.
+
+    Raises:
+        SpiritError: `init_from` is no checkpoint directory, lacks a part, or does not allow what the config asks for.
+    """
+    source = settings.resolved().init_from
+    assert source is not None  # TrainConfig asks for it
+    if is_hugging_face(pathlib.Path(source)):
+        raise RunError(
+            f"init_from {source}: a Llama as Hugging Face stores it; an adapter needs a base with speech tokens: "
+            "convert it first (python -m spirit_jax.convert import --source DIR --target DIR --model VARIANT)"
+        )
+    base = lora.open_base(source, settings.model)
+    lora.check_fits(base, config, settings.sequence_length)
+    changed = dataclasses.replace(
+        settings,
+        model=base.model,
+        variant=base.variant,
+        tokenizer=settings.tokenizer or str(checkpoint.find(source, checkpoint.TOKENIZER)),
+        speech_tokenizer=settings.speech_tokenizer or base.speech_tokenizer,
+    )
+    return changed, base
 
 
 def run_held(
-    settings: TrainConfig, values: dict[str, Any], layout: BatchLayout, check: Callable[[], None]
+    settings: TrainConfig,
+    values: dict[str, Any],
+    layout: BatchLayout,
+    check: Callable[[], None],
+    base: lora.Base | None = None,
 ) -> TrainState:
     """Train in a directory that this job holds.
 
@@ -234,30 +286,77 @@ def run_held(
         values: its config as plain values, as the user wrote it.
         layout: how a batch is split over the devices.
         check: raises if the directory is removed.
+        base: of the adapter that is trained; None to train all weights.
     """
     directory, mesh = pathlib.Path(settings.run_directory), layout.mesh
-    rows, length = settings.global_batch_size, settings.sequence_length
     before = stored_config(directory)
     check_resumable(directory, before, values, MUTABLE_ON_RESUME)
+    if base is not None:
+        lora.check_base(directory, base)
 
     vocabulary = prepare_inputs(settings, directory, before)
-    check_units(settings.data, directory)
+    preferences = settings.preferences
+    check_units(settings.data, directory, None if preferences is None else preferences.data)
     check_streams(settings.data, settings.variant)
     token_kinds = padded_token_kinds(vocabulary, settings.model.vocab_size)
-    objective = LanguageModelObjective(settings.model, token_kinds, settings.optimizer.z_loss)
+    trained = reference = None
+    if base is not None and settings.lora is not None:
+        trained = lora.AdapterWeights(settings.model, settings.lora, lora.load_base(base, mesh), settings.seed)
+    elif preferences is not None and preferences.reference:
+        reference = initial_params(settings, vocabulary, param_shardings(settings.model, mesh))
+    objectives = Objectives(
+        settings.model, token_kinds, settings.optimizer.z_loss, trained, settings.preferences, reference
+    )
     optimizer = make_optimizer(settings.optimizer, settings.loop.steps)
-    step = TrainStep(UpdateRule(objective, optimizer, settings.faults.spike_sigmas), layout)
+    step = objectives.step(optimizer, settings.faults.spike_sigmas, layout)
     if is_primary():
         checkpoint.write_config(directory, values)
         write_file(directory / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+        if base is not None and settings.lora is not None:
+            lora.describe_adapter(directory, settings.lora, base)
 
     metadata = {"config": values, "vocabulary": vocabulary.fingerprint}
-    checkpoints = RunCheckpoints(directory, settings.checkpoint, metadata)
-    state, streams = first_state(settings, step, checkpoints, vocabulary)
+    part = checkpoint.LLM if trained is None else checkpoint.ADAPTER
+    checkpoints = RunCheckpoints(directory, settings.checkpoint, metadata, params=part)
+    state, streams = first_state(settings, step, checkpoints, vocabulary, trained)
     if checkpoints.steps:
         warn_of_changes(settings, values, checkpoints.read_metadata(checkpoints.steps[-1])["config"], int(state.step))
     share = layout.share()
-    loader = Loader(
+    loader = open_batches(settings, vocabulary, share, streams)
+    log = MetricsLog(directory, int(state.step), active=is_primary())
+    samples = settings.sample
+    if samples.prompts is None and settings.loop.sample_every:
+        samples = dataclasses.replace(samples, prompts=prompts_from_data(settings.data, settings.variant))
+    sampler = SampleWriter(samples, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed)
+    task = Task(
+        step=step,
+        summary=objectives.summary(settings.sequence_length),
+        batches=loader,
+        held_out=lambda: held_out(settings, vocabulary, share),
+    )
+    sample = sampler if trained is None or not samples.prompts else lora.merging(trained, sampler)
+    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sample, check=check)
+    report_start(settings, directory, int(state.step), layout)
+    warn_of_no_evaluation(settings)
+    with loader:
+        state = train(state, task, outputs, config=settings.loop, faults=settings.faults)
+    report_skipped(loader)
+    log.close()
+    if int(state.step) >= settings.loop.steps:
+        report_end(directory, int(state.step), words_from_data(settings.data), base)
+    return state
+
+
+def open_batches(
+    settings: TrainConfig, vocabulary: Vocabulary, share: HostShare, streams: dict[str, Any] | None
+) -> Loader | PreferenceBatches:
+    """Open the training data, at the position that `streams` saved."""
+    rows, length = settings.global_batch_size, settings.sequence_length
+    if settings.preferences is not None:
+        data = settings.preferences.data
+        preferences = Preferences(data, data.split, vocabulary, length)
+        return PreferenceBatches(preferences, rows, settings.seed, share.index, share.count, streams)
+    return Loader(
         settings.data,
         vocabulary,
         sequence_length=length,
@@ -267,27 +366,6 @@ def run_held(
         host_count=share.count,
         state=streams,
     )
-    log = MetricsLog(directory, int(state.step), active=is_primary())
-    samples = settings.sample
-    if samples.prompts is None and settings.loop.sample_every:
-        samples = dataclasses.replace(samples, prompts=prompts_from_data(settings.data, settings.variant))
-    sampler = SampleWriter(samples, settings.model, vocabulary, directory, mesh=mesh, log=log, seed=settings.seed)
-    task = Task(
-        step=step,
-        summary=LanguageModelSummary(token_kinds, flops_per_unit=llama.flops_per_token(settings.model, length)),
-        batches=loader,
-        held_out=lambda: held_out(settings, vocabulary, share),
-    )
-    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sampler, check=check)
-    report_start(settings, directory, int(state.step), layout)
-    warn_of_no_evaluation(settings)
-    with loader:
-        state = train(state, task, outputs, config=settings.loop, faults=settings.faults)
-    report_skipped(loader)
-    log.close()
-    if int(state.step) >= settings.loop.steps:
-        report_end(directory, int(state.step), words_from_data(settings.data))
-    return state
 
 
 @contextlib.contextmanager
@@ -351,7 +429,11 @@ def prepare_inputs(settings: TrainConfig, directory: pathlib.Path, before: Mappi
 
 
 def first_state(
-    settings: TrainConfig, step: TrainStep, checkpoints: RunCheckpoints, vocabulary: Vocabulary
+    settings: TrainConfig,
+    step: TrainStep,
+    checkpoints: RunCheckpoints,
+    vocabulary: Vocabulary,
+    trained: lora.AdapterWeights | None = None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
     """Return the state to start from and the state of the data streams: of the newest checkpoint, or fresh ones."""
     if checkpoints.steps:
@@ -360,25 +442,43 @@ def first_state(
         if metadata["vocabulary"] != vocabulary.fingerprint:
             raise RunError(f"{settings.run_directory}: step {newest} was trained with another tokenizer")
         return checkpoints.restore(newest, step.abstract_state), metadata["data"]
+    if trained is not None:
+        return step.start_from(lora.first_adapter(trained, step.layout.mesh, settings.seed)), None
     if settings.init_from is None:
         return step.init(jax.random.key(settings.seed)), None
+    return step.start_from(initial_params(settings, vocabulary, step.shardings.params)), None
+
+
+def initial_params(settings: TrainConfig, vocabulary: Vocabulary, shardings: Any) -> Params:
+    """Load the weights that `init_from` names into their shards.
+
+    Raises:
+        SpiritError: they cannot be read, or do not fit the run's network or vocabulary.
+    """
+    assert settings.init_from is not None
     source, weights = pathlib.Path(settings.init_from), None
     if is_hugging_face(source):
         network, tokenizer, load = open_hugging_face(source)
         weights = Weights(config=network, tokenizer=tokenizer, load=load)
-    params = load_initial_params(
+    return load_initial_params(
         source,
         settings.model,
         vocabulary,
-        shardings=step.shardings.params,
+        shardings=shardings,
         seed=settings.seed,
         weights=weights,
     )
-    return step.start_from(params), None
 
 
 def held_out(settings: TrainConfig, vocabulary: Vocabulary, share: HostShare) -> Mapping[str, Iterator[HostBatch]]:
     """Return this host's held-out batches of every source that has a held-out split."""
+    if settings.preferences is not None:
+        data = settings.preferences.data
+        if data.held_out_split is None:
+            return {}
+        preferences = Preferences(data, data.held_out_split, vocabulary, settings.sequence_length)
+        batches = held_out_preferences(preferences, settings.global_batch_size, share.index, share.count)
+        return {"preferences": batches}
     return {
         name: held_out_batches(
             settings.data,
@@ -420,7 +520,8 @@ def warn_of_changes(settings: TrainConfig, values: dict[str, Any], before: Mappi
 
 def warn_of_no_evaluation(settings: TrainConfig) -> None:
     """Warn if evaluation is asked for and no source has data for it."""
-    held_out = any(source.held_out_split is not None for source in settings.data.sources.values())
+    sources = settings.data.sources.values() if settings.preferences is None else [settings.preferences.data]
+    held_out = any(source.held_out_split is not None for source in sources)
     if settings.loop.evaluate_every and not held_out:
         report(
             "warning: nothing is evaluated, because no source has a held_out_split; encode --validation-fraction 0.02 "
@@ -428,7 +529,7 @@ def warn_of_no_evaluation(settings: TrainConfig) -> None:
         )
 
 
-def report_skipped(loader: Loader) -> None:
+def report_skipped(loader: Loader | PreferenceBatches) -> None:
     """Print how many records of each source could not be used, over all processes. Every process must call it."""
     counts = gather_json(loader.skipped)
     for name in loader.source_names:
@@ -439,20 +540,24 @@ def report_skipped(loader: Loader) -> None:
 
 def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layout: BatchLayout) -> None:
     """Print what is about to run."""
-    count = llama.parameter_count(settings.model)
+    count, adapter = llama.parameter_count(settings.model), ""
+    if settings.lora is not None:
+        adapter = f"an adapter of {parameter_count(settings.model, settings.lora) / 1e6:,.2f} M parameters beside "
     axes = " x ".join(f"{name} {size}" for name, size in layout.mesh.shape.items())
+    devices = f"{jax.device_count()} {jax.devices()[0].device_kind} device(s) ({axes})"
     report(
         f"{'Resuming' if step else 'Starting'} {directory} at step {step} of {settings.loop.steps}: "
-        f"{count / 1e6:,.1f} M parameters on {jax.device_count()} {jax.devices()[0].device_kind} device(s) ({axes}), "
+        f"{adapter}{count / 1e6:,.1f} M parameters on {devices}, "
         f"{layout.rows} rows x {settings.sequence_length} tokens a step"
     )
 
 
-def report_end(directory: pathlib.Path, step: int, words: str | None) -> None:
+def report_end(directory: pathlib.Path, step: int, words: str | None, base: lora.Base | None) -> None:
     """Print where the results are and what to type next, with words from the run's data where it has text."""
     last, samples = directory / checkpoint.STEPS / str(step), directory / "samples" / str(step)
     has_voice = (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
     mute = "" if has_voice else " (units; with speech_tokenizer in the config, sound)"
+    model = last if base is None else f"{base.directory} --adapter {last}"
     prompt = shlex.quote(f"text:{words or 'Once upon a time'}")
     lines = [
         f"Done: {step} steps.",
@@ -460,7 +565,7 @@ def report_end(directory: pathlib.Path, step: int, words: str | None) -> None:
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard",
         *([f"  samples      {samples}/"] if samples.is_dir() else []),
         f"Next, let it speak{mute}:",
-        f"  python -m spirit_jax.generate --checkpoint {last} --input {prompt} "
+        f"  python -m spirit_jax.generate --checkpoint {model} --input {prompt} "
         f"--output-modality speech --temperature 0.8 --top-p 0.95 --output {directory}/generated",
     ]
     report("\n".join(lines))

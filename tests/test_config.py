@@ -16,7 +16,7 @@ from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig
 from spirit_jax.train import TrainConfig, main
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
 TINY = str(pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml")
 
 

@@ -142,7 +142,7 @@ def _options_of(command: str, capsys, *arguments: str) -> set[str]:
 def options(capsys) -> dict[str, set[str]]:
     """The options of every command, and of every job of the converter, with underscores."""
     found = {command: _options_of(command, capsys) for command in COMMANDS if command != "convert"}
-    for job in ("import", "export", "verify"):
+    for job in ("import", "export", "verify", "merge", "export-adapter"):
         found[f"convert {job}"] = _options_of("convert", capsys, job)
     return found
 
@@ -198,7 +198,7 @@ def test_options_named_in_pages_and_configs_exist(options):
     ]
     named += [
         (path, option)
-        for path in sorted((ROOT / "configs").glob("*.yaml"))
+        for path in sorted((ROOT / "configs").rglob("*.yaml"))
         for option in re.findall(r"--([a-z][\w.]*)", path.read_text(encoding="utf-8"))
     ]
     assert len(named) > 20

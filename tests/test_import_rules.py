@@ -22,13 +22,14 @@ FOLDERS = {
     "models": {"kernels", "core"},
     "costmodel": {"parallel", "models"},
     "data": LEAVES,
-    "convert": {"models"} | LEAVES,
+    "adapters": {"models"} | LEAVES,
+    "convert": {"adapters", "models"} | LEAVES,
     "speech": {"models"} | LEAVES,
     "corpora": {"speech", "data", "models"} | LEAVES,
-    "inference": {"speech", "models", "parallel", "costmodel"} | LEAVES,
+    "inference": {"adapters", "speech", "models", "parallel", "costmodel"} | LEAVES,
+    "training": {"adapters", "inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
     "serving": {"inference", "speech"} | LEAVES,
     "evaluation": {"inference", "corpora", "convert", "data", "speech", "models", "parallel"} | LEAVES,
-    "training": {"inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
 }
 FOLDERS |= {leaf: {"core"} for leaf in LEAVES} | {"vocabulary": {"units", "core"}}
 HEAVY = {"torch", "tensorflow", "wandb", "gradio", "apache_beam"}

@@ -1,4 +1,4 @@
-"""The converter's command line: `python -m spirit_jax.convert import | export | verify`."""
+"""The converter's command line: `python -m spirit_jax.convert import | export | verify | merge | export-adapter`."""
 
 import argparse
 import pathlib
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spirit_jax import __version__
+from spirit_jax.convert.adapters import plan_merge, plan_peft_export
 from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.released_folder import MODEL_FOLDERS, SELECTIONS
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
@@ -27,6 +28,8 @@ Convert checkpoints between the released PyTorch layout and spirit_jax checkpoin
   import   released PyTorch files to a checkpoint directory
   export   a checkpoint directory, or a step of a training run, to released PyTorch files
   verify   compare every tensor of both sides and, if PyTorch is installed, what the networks compute
+  merge    add a low-rank adapter to the weights of its base: an ordinary checkpoint directory
+  export-adapter   write the adapter of a training step in Hugging Face's PEFT format
 
 PyTorch is not needed to convert. `COMMAND --help` describes a command and gives examples.
 Exit code 2: the arguments or the inputs cannot be used. 1: the conversion failed; the target is unchanged.
@@ -66,7 +69,24 @@ networks of every part on the same input. The exit code is 1 if anything differs
 example:
   {PROG} verify --source RELEASED --target ckpt/expressive --model expressive
 """,
+    "merge": f"""\
+Add a low-rank adapter to the weights of its base. The result is a checkpoint directory that needs no adapter.
+
+example:
+  {PROG} merge --source ckpt/expressive --adapter runs/voice/checkpoints/500 --target ckpt/voice
+""",
+    "export-adapter": f"""\
+Write an adapter as adapter_config.json and adapter_model.safetensors, which Hugging Face's PEFT loads beside the base
+that `export` writes. `generate --adapter` and `merge` read this format too.
+
+example:
+  {PROG} export-adapter --source ckpt/expressive --adapter runs/voice/checkpoints/500 --target voice_peft
+""",
 }
+
+
+_OF_ADAPTERS = {"merge": plan_merge, "export-adapter": plan_peft_export}
+"""The commands that take `--adapter`, and what plans each."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -84,12 +104,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command.add_argument("--source", type=pathlib.Path, required=True, help="directory to read")
         target = "directory to compare with" if name == "verify" else "directory to write"
         command.add_argument("--target", type=pathlib.Path, required=True, help=target)
-        command.add_argument(
-            "--only",
-            type=lambda text: text.split(","),
-            help=f"convert these parts only; separated by commas, among {','.join(SELECTIONS)}",
-        )
-        if name != "export":
+        if name in _OF_ADAPTERS:
+            command.add_argument(
+                "--adapter",
+                type=pathlib.Path,
+                required=True,
+                help="a step of a run with a section lora, or a directory in PEFT's format; --source is its base",
+            )
+        else:
+            command.add_argument(
+                "--only",
+                type=lambda text: text.split(","),
+                help=f"convert these parts only; separated by commas, among {','.join(SELECTIONS)}",
+            )
+        if name in ("import", "verify"):
             command.add_argument(
                 "--model",
                 choices=sorted(MODEL_FOLDERS),
@@ -146,6 +174,8 @@ def _convert(options: argparse.Namespace) -> None:
         raise UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
     if options.command == "import":
         jobs = plan_import(options.source, options.only, options.model, options.layer)
+    elif options.command in _OF_ADAPTERS:
+        jobs = _OF_ADAPTERS[options.command](options.source, options.adapter)
     else:
         jobs = plan_export(options.source, options.only)
     _print_plan(jobs)

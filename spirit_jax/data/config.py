@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from spirit_jax.data.sequences import RECIPES, Recipe
+from spirit_jax.data.pairs import check_template
+from spirit_jax.data.sequences import OUTPUT_RECIPES, RECIPES, Recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,10 +16,11 @@ class SourceConfig:
     """
 
     path: str
-    """Directory of unit records (`spirit_jax.encode` writes it)."""
+    """Directory of unit records (`spirit_jax.encode` writes it); for the recipe pairs, of `SPLIT.jsonl` files
+    (docs/finetuning.md)."""
     recipe: Recipe = "text"
     """Kind of document made from a record: text, speech, interleaved, transcription, asr, tts, or asr_tts (one of the
-    two, drawn for each record and epoch)."""
+    two, drawn for each record and epoch). pairs: inputs and outputs of fine-tuning; outputs are learned."""
     weight: float = 1.0
     """Share of the training tokens, relative to the weights of the other sources; 0 leaves the source out."""
     fraction: float = 1.0
@@ -31,6 +33,10 @@ class SourceConfig:
     """Least and most words of a text span (recipe interleaved)."""
     speech_words: tuple[int, int] = (5, 15)
     """Least and most words of a speech span (recipe interleaved)."""
+    learn: Literal["all", "output"] = "all"
+    """output: learn only the transcript (recipe asr) or only the speech (recipe tts); recipe pairs always does so."""
+    template: str = "plain"
+    """Text around inputs and outputs (recipe pairs): plain, asr, tts, intent, emotion, answer, chat."""
 
     def __post_init__(self):
         if self.recipe not in RECIPES:
@@ -39,6 +45,11 @@ class SourceConfig:
             raise ValueError(f"weight must be 0 or more, found {self.weight}")
         if not 0 <= self.fraction <= 1:
             raise ValueError(f"fraction must lie in 0..1, found {self.fraction}")
+        if self.learn not in ("all", "output"):
+            raise ValueError(f"learn must be 'all' or 'output', found {self.learn!r}")
+        if self.learn == "output" and self.recipe not in (*OUTPUT_RECIPES, "pairs"):
+            raise ValueError(f"learn output needs a recipe with an output: {', '.join(OUTPUT_RECIPES)}, pairs")
+        check_template(self.template)
         for name in ("text_words", "speech_words"):
             least, most = getattr(self, name)
             if not 1 <= least <= most:

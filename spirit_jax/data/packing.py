@@ -93,13 +93,21 @@ def empty_batch(rows: int, sequence_length: int) -> HostBatch:
     return {name: np.zeros((rows, sequence_length), dtype) for name, dtype in BATCH_ARRAYS.items()}
 
 
+def only_read(ids: Int32[np.ndarray, " N"]) -> Int32[np.ndarray, " N"]:
+    """Mark ids of a document that the model reads and does not learn: `fill_row` turns their loss off.
+
+    A marked id is stored as its complement, which is below 0.
+    """
+    return np.minimum(ids, ~ids)
+
+
 def fill_row(batch: HostBatch, row: int, documents: Iterable[Int32[np.ndarray, " _N"]], prefix: int) -> int:
     """Put documents one after another into a row of padding.
 
     A document of n + 1 ids takes n slots: `inputs` are all ids but the last, `targets` all but the first, so no target
     is a token of another document. `segment_ids` are 1, 2, ... and 0 in padding, and `positions` restart with each
-    document. `loss_mask` is off in padding, and where the target is one of the constant ids that open every document
-    (the dummy piece after `<s>`), which the model need not learn.
+    document. `loss_mask` is off in padding, where the target is marked by `only_read`, and where it is one of the
+    constant ids that open every document (the dummy piece after `<s>`), which the model need not learn.
 
     Args:
         batch: from `empty_batch`; changed in place.
@@ -118,7 +126,10 @@ def fill_row(batch: HostBatch, row: int, documents: Iterable[Int32[np.ndarray, "
     np.concatenate([document[1:] for document in documents], out=batch["targets"][row, :used])
     batch["segment_ids"][row, :used] = np.repeat(np.arange(1, len(documents) + 1), lengths)
     batch["positions"][row, :used] = np.arange(used) - np.repeat(starts, lengths)
-    batch["loss_mask"][row, :used] = True
+    batch["loss_mask"][row, :used] = batch["targets"][row, :used] >= 0
+    for name in ("inputs", "targets"):  # a marked id is the complement of the id
+        ids = batch[name][row, :used]
+        np.maximum(ids, ~ids, out=ids)
     for slot in range(prefix - 1):
         batch["loss_mask"][row, starts + slot] = False
     return used

@@ -34,14 +34,17 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Int, Int32
 
+from spirit_jax.data.packing import only_read
 from spirit_jax.data.records import FRAME_MS, RecordError, UnitRecord
-from spirit_jax.data.word_pieces import WordPieces
+from spirit_jax.data.word_pieces import WordPieces, shared_prefix
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import ASR, TTS, Vocabulary
 
-Recipe = Literal["text", "speech", "interleaved", "transcription", "asr", "tts", "asr_tts"]
+Recipe = Literal["text", "speech", "interleaved", "transcription", "asr", "tts", "asr_tts", "pairs"]
 RECIPES: tuple[Recipe, ...] = get_args(Recipe)
-"""Kinds of documents that can be made from a record."""
+"""Kinds of documents that can be made from a record; pairs are lines of another file (`data.pairs`)."""
+OUTPUT_RECIPES: tuple[Recipe, ...] = ("asr", "tts", "asr_tts")
+"""Recipes whose second half can be learned alone."""
 
 TEXT, SPEECH = 0, 1
 """The modality of a span."""
@@ -111,6 +114,7 @@ class Sequencer:
         max_ids: ids of the longest document, prefix and eos included: the length of a row + 1.
         text_words: least and most words of a text span of interleaving.
         speech_words: least and most words of a speech span of interleaving.
+        learn_output: learn only the second half of a pair of `OUTPUT_RECIPES`, and the end of the document.
     """
 
     def __init__(
@@ -120,10 +124,13 @@ class Sequencer:
         max_ids: int,
         text_words: tuple[int, int] = (10, 30),
         speech_words: tuple[int, int] = (5, 15),
+        learn_output: bool = False,
     ):
+        self.learn_output = learn_output
         self.vocabulary, self.recipe, self.max_ids = vocabulary, recipe, max_ids
         self.text_words, self.speech_words = text_words, speech_words
         self._encode = WordPieces(vocabulary)
+        self._separator = self._encode(ASR)
 
     @property
     def is_random(self) -> bool:
@@ -216,10 +223,21 @@ class Sequencer:
         return self._cut(content, len(bounds) - 1)
 
     def _asr(self, text: str, units: SpeechUnits) -> list:
-        return [[self.vocabulary.speech_id], self.vocabulary.unit_ids(units), self._encode(ASR + text)]
+        separated = np.array(self._encode(ASR + text), np.int32)
+        start = shared_prefix(self._separator, separated)
+        speech = [[self.vocabulary.speech_id], self.vocabulary.unit_ids(units)]
+        return self._second_half_learned([*speech, separated[:start]], separated[start:])
 
     def _tts(self, text: str, units: SpeechUnits) -> list:
-        return [[self.vocabulary.text_id], self._encode(text + TTS), self.vocabulary.unit_ids(units)]
+        return self._second_half_learned(
+            [[self.vocabulary.text_id], self._encode(text + TTS)], self.vocabulary.unit_ids(units)
+        )
+
+    def _second_half_learned(self, first: list, second: Int32[np.ndarray, " N"]) -> list:
+        """Both halves of a pair, the first one marked where only the second one is learned."""
+        if self.learn_output:
+            first = [only_read(np.asarray(part, np.int32)) for part in first]
+        return [*first, second]
 
     def _pairs(
         self, record: UnitRecord, units: SpeechUnits, pair: Callable[[str, SpeechUnits], list]

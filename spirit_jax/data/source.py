@@ -2,12 +2,15 @@
 
 import dataclasses
 import logging
+import pathlib
+from typing import Any, Protocol
 
 import numpy as np
 from jaxtyping import Int32
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.data.config import DataConfig
+from spirit_jax.data.config import DataConfig, SourceConfig
+from spirit_jax.data.pairs import PairRecords, PairSequencer
 from spirit_jax.data.records import RecordError, RecordSource
 from spirit_jax.data.sampling import Shuffle, record_rng
 from spirit_jax.data.sequences import Sequencer
@@ -16,17 +19,38 @@ from spirit_jax.vocabulary import Vocabulary
 _log = logging.getLogger(__name__)
 
 
+class Records(Protocol):
+    """Random access to what a split holds: unit records, or pairs."""
+
+    directory: pathlib.Path
+    fingerprint: str
+    damaged: dict[int, str]
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class RecordSequencer(Protocol):
+    """Makes the documents of what `Records` holds."""
+
+    vocabulary: Vocabulary
+
+    @property
+    def is_random(self) -> bool: ...
+    def __call__(self, record: Any, rng: np.random.Generator | None, /) -> list[Int32[np.ndarray, " _N"]]: ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """One split of a source, ready to draw documents from."""
 
     name: str
     """Name in the mixture."""
-    records: RecordSource
+    records: Records
     """The split."""
     order: Shuffle
     """Which record is drawn at which position."""
-    sequencer: Sequencer
+    sequencer: RecordSequencer
     """Makes the documents of a record."""
     seed: int
     """Seed of the run."""
@@ -65,7 +89,11 @@ def open_source(
         raise SpiritError(f"data: source {name!r} has no held_out_split")
     skip_bad = config.on_bad_record == "skip"
     try:
-        records = RecordSource(source.path, split, allow_damaged=skip_bad)
+        records: Records
+        if source.recipe == "pairs":
+            records = PairRecords(source.path, split)
+        else:
+            records = RecordSource(source.path, split, allow_damaged=skip_bad)
         for problem in records.damaged.values():
             _log.warning("all its records will be skipped: source %r: %s", name, problem)
         if not len(records):
@@ -76,7 +104,15 @@ def open_source(
         name=name,
         records=records,
         order=Shuffle(len(records), seed, name, fraction),
-        sequencer=Sequencer(vocabulary, source.recipe, sequence_length + 1, source.text_words, source.speech_words),
+        sequencer=_sequencer(source, vocabulary, sequence_length + 1),
         seed=seed,
         skip_bad=skip_bad,
+    )
+
+
+def _sequencer(source: SourceConfig, vocabulary: Vocabulary, max_ids: int) -> RecordSequencer:
+    if source.recipe == "pairs":
+        return PairSequencer(vocabulary, source.template, max_ids)
+    return Sequencer(
+        vocabulary, source.recipe, max_ids, source.text_words, source.speech_words, source.learn == "output"
     )

@@ -1,5 +1,7 @@
 """Fast encoding of text: the pieces of a word are looked up instead of computed again."""
 
+from collections.abc import Sequence
+
 from spirit_jax.vocabulary import Vocabulary
 
 
@@ -55,3 +57,9 @@ class WordPieces:
                 pieces = known[word] = self._encode("a " + word)[self._letter :]
             ids += pieces
         return ids
+
+
+def shared_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    """The number of ids that both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))

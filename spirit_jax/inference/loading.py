@@ -17,6 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spirit_jax import checkpoint
+from spirit_jax.adapters import Adapter
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import ConfigError, from_dict
 from spirit_jax.inference import llama_cpu, network
@@ -44,7 +45,13 @@ def model_config(settings: Any, source: str | os.PathLike, dtype: str | None = N
         raise CheckpointError(f"{source}: 'model' does not describe a Llama ({error})") from error
 
 
-def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, int8: bool = False) -> Params:
+def load_params(
+    directory: str | os.PathLike,
+    config: LlamaConfig,
+    mesh: Mesh,
+    int8: bool = False,
+    adapter: Adapter | None = None,
+) -> Params:
     """Load the parameters of a converted checkpoint or a training step, laid out as `network.arrange` returns them.
 
     They have the dtype `config.param_dtype` and are spread over the mesh by the table of sharding rules. On a terminal,
@@ -52,18 +59,22 @@ def load_params(directory: str | os.PathLike, config: LlamaConfig, mesh: Mesh, i
 
     Args:
         int8: keep matrices in 8 bits; they are quantized on the devices of the mesh.
+        adapter: low-rank updates, which are added to the weights as they are read, before they are quantized.
 
     Raises:
         CheckpointError: as `checkpoint.load_llm`.
+        AdapterError: the adapter belongs to other weights.
     """
     wanted = network.sharded_abstract_params(config, mesh)
-    if not int8 and not network.runs_llama_cpu(mesh):
+    if adapter is not None:
+        adapter.check_base(directory)
+    if not int8 and adapter is None and not network.runs_llama_cpu(mesh):
         return checkpoint.load_llm(directory, wanted)
     stored = checkpoint.open_llm(directory, wanted)
     size = sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(stored))
     with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {directory}", disable=None, delay=2) as bar:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, array, like: _StoredParameter(path, array, like, int8, bar), stored, wanted
+            lambda path, array, like: _StoredParameter(path, array, like, int8, adapter, bar), stored, wanted
         )
         layers = params.pop("layers")
         others = jax.tree.map(lambda parameter: parameter[...], params)
@@ -83,6 +94,7 @@ class _StoredParameter:
     stored: checkpoint.StoredArray
     wanted: jax.ShapeDtypeStruct
     int8: bool
+    adapter: Adapter | None
     bar: tqdm.tqdm
 
     def __getitem__(self, index: int | EllipsisType) -> Array | dict[str, Array]:
@@ -93,6 +105,9 @@ class _StoredParameter:
         placement = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[len(prefix) :]))
         array = jax.make_array_from_callback(shape, placement, lambda at: self.stored[(*prefix, *(at or ()))])
         self.bar.update(array.nbytes)
+        if self.adapter is not None:
+            names = tuple(key.key for key in self.path)
+            array = self.adapter.merged(names, array, layer=None if isinstance(index, EllipsisType) else index)
         array = array.astype(self.wanted.dtype)
         return _quantize(self.path, array) if self.int8 else array
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from spirit_jax import checkpoint
+from spirit_jax.adapters import read_adapter
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.paths import local_path
 from spirit_jax.inference import literals, network, scoring
@@ -79,6 +80,7 @@ class SpiritLM:
         mesh: Mesh | None = None,
         int8: bool = False,
         f0: F0Extractor | None = None,
+        adapter: str | os.PathLike | None = None,
     ) -> "SpiritLM":
         """Load a converted checkpoint, or any step of a training run.
 
@@ -90,9 +92,12 @@ class SpiritLM:
             mesh: devices to spread the model over; weights are read straight into their shards. None means one device.
             int8: keep matrices in 8 bits, half the memory of bfloat16; they are quantized as they are read.
             f0: pitch extractor for the audio of prompts, as in `SpeechTokenizer.from_pretrained`.
+            adapter: directory of a low-rank adapter that is merged into the weights: a step of a run with a section
+                `lora`, or an adapter in PEFT's format.
 
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
+            AdapterError: the adapter cannot be read, does not fit the network, or belongs to other weights.
             PathError: the directory is in a bucket.
             SamplingError: the checkpoint recommends an invalid decoding option.
         """
@@ -101,7 +106,8 @@ class SpiritLM:
         config = model_config(settings, os.path.join(directory, checkpoint.CONFIG), dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
         mesh = _first_device() if mesh is None else mesh
-        params = load_params(directory, config, mesh, int8)
+        updates = None if adapter is None else read_adapter(adapter, config)
+        params = load_params(directory, config, mesh, int8, updates)
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
         except CheckpointError:

@@ -35,6 +35,10 @@ Params = dict[str, Any]
 
 DTYPES: Mapping[str, Any] = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
+ADAPTER = "lora"
+"""The collection of variables that holds low-rank updates of projections, by the names of their weights
+(`models.lora`)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -221,6 +225,30 @@ def _weight(
     return _parameter(module, config, name, init, shape, axes).astype(DTYPES[config.dtype])
 
 
+def _projection(
+    module: nn.Module,
+    config: LlamaConfig,
+    name: str,
+    x: Float[Array, "B T ..."],
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    contracted: int = 1,
+) -> Float[Array, "B T ..."]:
+    """The product of x with a weight matrix, which sums over the last `contracted` axes of x.
+
+    If the collection `ADAPTER` holds a low-rank update of the weight, its product with x is added (`models.lora`).
+    """
+    y = kernels.matmul(x, _weight(module, config, name, shape, axes), contracted)
+    if not module.has_variable(ADAPTER, name):
+        return y
+    update = cast(Mapping[str, Array], module.get_variable(ADAPTER, name))
+    if module.has_rng("dropout"):
+        kept = jax.random.bernoulli(module.make_rng("dropout"), update["keep"], x.shape)
+        x = jnp.where(kept, x / update["keep"].astype(x.dtype), 0)
+    narrow_btr = kernels.matmul(x, update["a"].astype(x.dtype), contracted)
+    return y + kernels.matmul(narrow_btr, update["b"].astype(x.dtype), 1)
+
+
 class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) * weight in float32, returned in the dtype of x (arXiv 1910.07467)."""
 
@@ -257,17 +285,15 @@ class Attention(nn.Module):
         """
         c = self.config
         d, n, k, h = c.hidden_size, c.num_attention_heads, c.num_key_value_heads, c.head_size
-        wq = _weight(self, c, "q_proj", (d, n, h), ("embed", "heads", "head_dim"))
-        wk = _weight(self, c, "k_proj", (d, k, h), ("embed", "kv_heads", "head_dim"))
-        wv = _weight(self, c, "v_proj", (d, k, h), ("embed", "kv_heads", "head_dim"))
-        wo = _weight(self, c, "o_proj", (n, h, d), ("heads", "head_dim", "embed"))
+        q_btnh = _projection(self, c, "q_proj", x_btd, (d, n, h), ("embed", "heads", "head_dim"))
+        k_btkh = _projection(self, c, "k_proj", x_btd, (d, k, h), ("embed", "kv_heads", "head_dim"))
+        v_btkh = _projection(self, c, "v_proj", x_btd, (d, k, h), ("embed", "kv_heads", "head_dim"))
 
         kv_axes = ("batch", "sequence", "activation_kv_heads", "head_dim")
-        q_btnh = apply_rotary(kernels.matmul(x_btd, wq), *rotary)
+        q_btnh = apply_rotary(q_btnh, *rotary)
         q_btnh = with_logical_constraint(q_btnh, ("batch", "sequence", "activation_heads", "head_dim"))
-        k_btkh = apply_rotary(kernels.matmul(x_btd, wk), *rotary)
-        k_btkh = with_logical_constraint(k_btkh, kv_axes)
-        v_btkh = with_logical_constraint(kernels.matmul(x_btd, wv), kv_axes)
+        k_btkh = with_logical_constraint(apply_rotary(k_btkh, *rotary), kv_axes)
+        v_btkh = with_logical_constraint(v_btkh, kv_axes)
         q_btnh, k_btkh, v_btkh = map(checkpoint_name, (q_btnh, k_btkh, v_btkh), ("query", "key", "value"))
 
         with jax.named_scope("attention"):
@@ -276,7 +302,7 @@ class Attention(nn.Module):
             else:
                 cache = cache.write(layer, positions_bt, k_btkh, v_btkh)
                 out_btnh = kernels.cached_attention(q_btnh, cache.k_lbskh[layer], cache.v_lbskh[layer], positions_bt)
-        return kernels.matmul(out_btnh, wo, 2), cache
+        return _projection(self, c, "o_proj", out_btnh, (n, h, d), ("heads", "head_dim", "embed"), 2), cache
 
 
 class MLP(nn.Module):
@@ -288,14 +314,12 @@ class MLP(nn.Module):
     def __call__(self, x_btd: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         c = self.config
         d, f = c.hidden_size, c.intermediate_size
-        gate = _weight(self, c, "gate_proj", (d, f), ("embed", "mlp"))
-        up = _weight(self, c, "up_proj", (d, f), ("embed", "mlp"))
-        down = _weight(self, c, "down_proj", (f, d), ("mlp", "embed"))
-        gate_btf = checkpoint_name(kernels.matmul(x_btd, gate), "gate")
-        up_btf = checkpoint_name(kernels.matmul(x_btd, up), "up")
+        gate_btf = _projection(self, c, "gate_proj", x_btd, (d, f), ("embed", "mlp"))
+        up_btf = _projection(self, c, "up_proj", x_btd, (d, f), ("embed", "mlp"))
+        gate_btf, up_btf = checkpoint_name(gate_btf, "gate"), checkpoint_name(up_btf, "up")
         hidden_btf = kernels.swiglu(gate_btf, up_btf)
         hidden_btf = with_logical_constraint(hidden_btf, ("batch", "sequence", "activation_mlp"))
-        return kernels.matmul(hidden_btf, down)
+        return _projection(self, c, "down_proj", hidden_btf, (f, d), ("mlp", "embed"))
 
 
 class Block(nn.Module):
@@ -338,8 +362,8 @@ class Llama(nn.Module):
         self.embed_tokens = _weight(self, c, "embed_tokens", (c.vocab_size, c.hidden_size), ("vocab", "embed"))
         self.layers = nn.scan(
             remat.rematerialized(Block, c.remat, scanned=c.scan_layers),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
+            variable_axes={"params": 0, ADAPTER: 0},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, *[nn.broadcast] * 3),  # pyright: ignore[reportArgumentType] - flax says int
             length=c.num_hidden_layers,
             unroll=1 if c.scan_layers else c.num_hidden_layers,

@@ -9,6 +9,8 @@ from spirit_jax import checkpoint
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json
 from spirit_jax.data.config import DataConfig, SourceConfig
+from spirit_jax.data.pairs import LineFile, PairRecords, split_file
+from spirit_jax.data.preferences import PreferenceData
 from spirit_jax.data.records import RecordError, RecordSource, read_metadata
 from spirit_jax.speech import speech_fingerprints
 from spirit_jax.vocabulary import Variant
@@ -80,7 +82,7 @@ def check_resumable(
         )
 
 
-def check_units(data: DataConfig, directory: pathlib.Path) -> None:
+def check_units(data: DataConfig, directory: pathlib.Path, preferences: PreferenceData | None = None) -> None:
     """Check that one speech tokenizer, the run's if it has one, encoded all unit records of the sources.
 
     Raises:
@@ -88,10 +90,15 @@ def check_units(data: DataConfig, directory: pathlib.Path) -> None:
     """
     sources: dict[str, str] = {}  # by fingerprint of the speech tokenizer
     for name in data.source_names:
-        path = data.sources[name].path
-        units = read_metadata(path).get("units")
+        source = data.sources[name]
+        path = source.path
+        units = PairRecords(path, source.split).units if source.recipe == "pairs" else read_metadata(path).get("units")
         if units:
             sources.setdefault(units, f"{name} ({path})")
+    if preferences is not None:
+        units = LineFile(split_file(preferences.path, preferences.split)).units
+        if units:
+            sources.setdefault(units, f"preferences ({preferences.path})")
     if len(sources) > 1:
         raise RunError(
             f"data.sources: {' and '.join(sources.values())} hold units of different speech tokenizers: "
@@ -116,7 +123,7 @@ def check_streams(data: DataConfig, variant: Variant) -> None:
     for name in data.source_names:
         source = data.sources[name]
         for split in (source.split, source.held_out_split):
-            if source.recipe != "text" and split is not None and _lacks_prosody(source, split):
+            if source.recipe not in ("text", "pairs") and split is not None and _lacks_prosody(source, split):
                 raise RunError(
                     f"data.sources.{name} ({source.path}, split {split}): its records have no pitch and style units, "
                     "which variant expressive needs: encode them again with --variant expressive, or train with "

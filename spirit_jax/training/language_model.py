@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,26 +44,31 @@ def abstract_batch(layout: BatchLayout, length: int) -> dict[str, jax.ShapeDtype
     }
 
 
-class LanguageModelObjective:
-    """Next-token prediction by a Llama, summed over tokens and divided by their number; implements `step.Objective`.
+class TrainedWeights(Protocol):
+    """Which weights of a Llama a run trains: all of them (`AllWeights`) or an adapter (`lora.AdapterWeights`)."""
 
-    A batch holds `inputs`, `targets`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` bool [B, T].
+    def init(self, key: Array) -> Params:
+        """Fresh values of what is trained."""
+        ...
 
-    Args:
-        model: the network.
-        token_kinds: the kind of each id, an index into `vocabulary.TOKEN_KINDS`; losses are reported by kind.
-        z_loss: coefficient of the squared log-partition.
-    """
+    def logical_axes(self) -> Any:
+        """The logical axes of each trained array, as a tree of tuples."""
+        ...
 
-    def __init__(self, model: llama.LlamaConfig, token_kinds: Int[np.ndarray, " V"], z_loss: float = 0.0):
-        self.model, self.z_loss = model, z_loss
-        self._kinds_v = jnp.asarray(token_kinds, jnp.int32)
-        self._kinds_count = int(token_kinds.max()) + 1
+    def variables(self, params: Params) -> Params:
+        """The variables of `llama.Llama` with these values; its collection "params" holds all weights."""
+        ...
 
-    @property
-    def dtype(self) -> str:
-        """Data type of the computation."""
-        return self.model.dtype
+    def random_keys(self, batch: DeviceBatch) -> dict[str, Array]:
+        """The random keys that a forward pass in training needs, by name."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class AllWeights:
+    """All weights of a Llama are trained; implements `TrainedWeights`."""
+
+    model: llama.LlamaConfig
 
     def init(self, key: Array) -> Params:
         """Fresh parameters."""
@@ -73,13 +78,61 @@ class LanguageModelObjective:
         """The logical axes of each parameter, as a tree of tuples."""
         return llama.logical_axes(self.model)
 
+    def variables(self, params: Params) -> Params:
+        """The parameters are the variables."""
+        return {"params": params}
+
+    def random_keys(self, batch: DeviceBatch) -> dict[str, Array]:
+        """Nothing is random."""
+        del batch
+        return {}
+
+
+class LanguageModelObjective:
+    """Next-token prediction by a Llama, summed over tokens and divided by their number; implements `step.Objective`.
+
+    A batch holds `inputs`, `targets`, `segment_ids`, `positions` int32 [B, T] and `loss_mask` bool [B, T].
+
+    Args:
+        model: the network.
+        token_kinds: the kind of each id, an index into `vocabulary.TOKEN_KINDS`; losses are reported by kind.
+        z_loss: coefficient of the squared log-partition.
+        trained: which weights are trained; None for all.
+    """
+
+    def __init__(
+        self,
+        model: llama.LlamaConfig,
+        token_kinds: Int[np.ndarray, " V"],
+        z_loss: float = 0.0,
+        trained: TrainedWeights | None = None,
+    ):
+        self.model, self.z_loss = model, z_loss
+        self.trained: TrainedWeights = AllWeights(model) if trained is None else trained
+        self._kinds_v = jnp.asarray(token_kinds, jnp.int32)
+        self._kinds_count = int(token_kinds.max()) + 1
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the computation."""
+        return self.model.dtype
+
+    def init(self, key: Array) -> Params:
+        """Fresh values of the trained parameters."""
+        return self.trained.init(key)
+
+    def logical_axes(self) -> Any:
+        """The logical axes of each trained parameter, as a tree of tuples."""
+        return self.trained.logical_axes()
+
     def loss_scale(self, batch: DeviceBatch) -> Float[Array, ""]:
         """One over the number of tokens of the whole batch."""
         return 1 / jnp.maximum(batch["loss_mask"].sum(), 1).astype(jnp.float32)
 
     def loss(self, params: Params, batch: DeviceBatch, scale: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
         """The summed loss times `scale`; `nll`, `correct` and `tokens` are sums by kind, float32 [kinds]."""
-        metrics = self._forward(params, batch, scale)[1]
+        variables, keys = self.trained.variables(params), self.trained.random_keys(batch)
+        metrics = self._forward(variables, batch, scale, keys)[1]
         return metrics["loss"], metrics
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
@@ -89,8 +142,9 @@ class LanguageModelObjective:
         counts how often each id is a target.
         """
         mask_bt = batch["loss_mask"].astype(jnp.float32)
-        hidden_btd, metrics = self._forward(params, batch)
-        head_dv = llama.head_weight(self.model, params)
+        variables = self.trained.variables(params)
+        hidden_btd, metrics = self._forward(variables, batch)
+        head_dv = llama.head_weight(self.model, variables["params"])
         kinds_v = self._kinds_v
 
         def loss_within_kind(row: tuple[Array, Array]) -> Float[Array, " T"]:
@@ -110,13 +164,18 @@ class LanguageModelObjective:
         }
 
     def _forward(
-        self, params: Params, batch: DeviceBatch, scale: Float[Array, ""] | float = 1.0
+        self,
+        variables: Params,
+        batch: DeviceBatch,
+        scale: Float[Array, ""] | float = 1.0,
+        keys: Mapping[str, Array] | None = None,
     ) -> tuple[Float[Array, "B T D"], Metrics]:
         """Hidden states, the summed loss times `scale`, and sums by kind."""
         network = llama.Llama(self.model)
-        hidden_btd, _ = network.apply({"params": params}, batch["inputs"], batch["positions"], batch["segment_ids"])
+        inputs = (batch["inputs"], batch["positions"], batch["segment_ids"])
+        hidden_btd, _ = network.apply(variables, *inputs, rngs=dict(keys or {}))
         weights_bt = batch["loss_mask"].astype(jnp.float32) * scale
-        head_dv = llama.head_weight(self.model, params)
+        head_dv = llama.head_weight(self.model, variables["params"])
         losses = next_token_losses(hidden_btd, head_dv, batch["targets"], weights_bt, self.z_loss)
         return hidden_btd, {
             "loss": losses.loss,

@@ -1,7 +1,6 @@
 """One optimizer step of any objective, compiled for a mesh: initialize, train on a batch, evaluate a batch."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -109,6 +108,9 @@ class UpdateRule:
         Returns:
             The state after the step, and the objective's metrics with `gradient_norm`, `learning_rate` and `bad`.
         """
+        # Each row carries the number of the update, which random choices within a step depend on (dropout).
+        rows = jax.tree.leaves(batch)[0].shape[0]
+        batch = {**batch, "step": jnp.broadcast_to(state.step, (rows,))}
         metrics, grads = self.gradients(state.params, batch, accumulate)
         norm = optax.global_norm(grads)
         bad, recent = detect_bad_step(state.recent, metrics["loss"], norm, self.spike_sigmas)
@@ -143,8 +145,28 @@ class UpdateRule:
         return shapes.replace(step=replicated, params=params, opt_state=opt_state, recent=recent)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frozen:
+    """Parameters that an objective reads and that no step changes, such as the base of an adapter.
+
+    They are arguments of the compiled functions and no part of the train state, so that neither the optimizer nor a
+    checkpoint holds them.
+    """
+
+    params: Params
+    """Arrays, or abstract arrays with shardings, with which a step can only be lowered."""
+    bind: Callable[[Params], Objective]
+    """Returns the objective that reads these parameters."""
+
+
 class TrainStep:
     """The compiled functions of a run on one mesh. Nothing is compiled before the first call of each function.
+
+    Args:
+        rule: how a batch changes the state.
+        layout: how a batch is split over the mesh.
+        frozen: parameters that the objective reads; its `bind` then takes the place of the rule's objective in the
+            compiled functions.
 
     Attributes:
         layout: how a batch is split over the mesh.
@@ -155,24 +177,36 @@ class TrainStep:
         ShardingError: the mesh does not divide a parameter; names it.
     """
 
-    def __init__(self, rule: UpdateRule, layout: BatchLayout):
+    def __init__(self, rule: UpdateRule, layout: BatchLayout, frozen: Frozen | None = None):
         mesh = layout.mesh
+        self._frozen = {} if frozen is None else frozen.params
+
+        def bound(params: Params) -> UpdateRule:
+            return rule if frozen is None else dataclasses.replace(rule, objective=frozen.bind(params))
+
+        def train_step(state: TrainState, batch: DeviceBatch, params: Params) -> tuple[TrainState, Metrics]:
+            return bound(params).train_step(state, batch, accumulate=layout.accumulate)
+
+        def eval_step(trained: Params, batch: DeviceBatch, params: Params) -> Metrics:
+            return bound(params).eval_step(trained, batch)
+
         shapes = jax.eval_shape(rule.init, jax.random.key(0))
         self.layout = layout
         self.shardings = rule.shardings(mesh, shapes)
         self.abstract_state: TrainState = with_shardings(shapes, self.shardings)
         self._dtype = rule.objective.dtype
         replicated, by_row, state = NamedSharding(mesh, PartitionSpec()), layout.sharding, self.shardings
+        kept = jax.tree.map(lambda array: array.sharding, self._frozen)
         self._init = jax.jit(rule.init, in_shardings=replicated, out_shardings=state)
         self._start_from = jax.jit(rule.start_from, in_shardings=(state.params,), out_shardings=state)
         self._train_step = jax.jit(
-            functools.partial(rule.train_step, accumulate=layout.accumulate),
-            in_shardings=(state, by_row),
+            train_step,
+            in_shardings=(state, by_row, kept),
             out_shardings=(state, replicated),
             donate_argnums=0,
             compiler_options=compiler_options(mesh),
         )
-        self._eval_step = jax.jit(rule.eval_step, in_shardings=(state.params, by_row), out_shardings=replicated)
+        self._eval_step = jax.jit(eval_step, in_shardings=(state.params, by_row, kept), out_shardings=replicated)
 
     def _traced(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with tracing(self.layout.mesh, self._dtype):
@@ -192,12 +226,12 @@ class TrainStep:
 
     def train_step(self, state: TrainState, batch: DeviceBatch) -> tuple[TrainState, Metrics]:
         """Run `UpdateRule.train_step`; the state that is passed in is consumed."""
-        return self._traced(self._train_step, state, batch)
+        return self._traced(self._train_step, state, batch, self._frozen)
 
     def eval_step(self, params: Params, batch: DeviceBatch) -> Metrics:
         """Compute metrics of a held-out batch that add up over batches."""
-        return self._traced(self._eval_step, params, batch)
+        return self._traced(self._eval_step, params, batch, self._frozen)
 
     def lower_train_step(self, state: Any, batch: Any) -> jax.stages.Lowered:
         """Lower `train_step` for abstract arguments without running it."""
-        return self._traced(self._train_step.lower, state, batch)
+        return self._traced(self._train_step.lower, state, batch, self._frozen)

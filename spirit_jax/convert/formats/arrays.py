@@ -2,7 +2,7 @@
 
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -55,8 +55,8 @@ class StackedArray:
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    pieces: tuple[tuple[tuple[int | slice, ...], np.ndarray], ...]
-    """(index in this array, values at that index)."""
+    pieces: Iterable[tuple[tuple[int | slice, ...], np.ndarray]]
+    """(index in this array, values at that index); read anew each time."""
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         whole = np.empty(self.shape, self.dtype if dtype is None else dtype)

@@ -1,0 +1,170 @@
+"""Fine-tuning runs from pairs and preferences to adapters that generate; resumed runs end like uninterrupted ones."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from spirit_jax import SpiritLM, train
+from spirit_jax.adapters import AdapterError, base_fingerprint, read_adapter
+from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.config import from_dict
+from spirit_jax.convert.command import main as convert
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.data.records import RecordError
+from spirit_jax.models.llama import LlamaConfig
+from tests.support import checkpoints
+from tests.support.runs import newest_step
+
+STEPS = 4
+IDS = [1, 40, 7, 305, 12]
+QUESTIONS = ("one", "two", "three", "four", "five")
+
+
+@pytest.fixture(scope="module")
+def base():
+    return checkpoints.converted("small_expressive")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Pairs of a word and its answer in units, and preferences between two answers."""
+    directory = tmp_path_factory.mktemp("finetuning")
+    pairs, preferences = [], []
+    for number, word in enumerate(QUESTIONS * 4):
+        good, bad = f"units:[Hu{number % 5}][Hu7]", "units:[Hu9][Hu9][Hu2]"
+        pairs.append({"input": [f"text:{word}"], "output": [good]})
+        preferences.append({"input": [f"text:{word}"], "chosen": [good], "rejected": [bad]})
+    for name, lines in (("pairs", pairs), ("preferences", preferences)):
+        (directory / name).mkdir()
+        for split in ("train", "validation"):
+            (directory / name / f"{split}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return directory
+
+
+def _config(run: pathlib.Path, base: pathlib.Path, files: pathlib.Path, **changes) -> train.TrainConfig:
+    values = {
+        "run_directory": str(run),
+        "init_from": str(base),
+        "lora": {"rank": 4, "dropout": 0.1, "rows_from": 300},
+        "sequence_length": 64,
+        "global_batch_size": 2,
+        "data": {
+            "sources": {"pairs": {"path": str(files / "pairs"), "recipe": "pairs", "held_out_split": "validation"}}
+        },
+        "optimizer": {"learning_rate": 1e-2},
+        "loop": {"steps": STEPS, "log_every": 1, "evaluate_every": STEPS, "sample_every": STEPS},
+        "sample": {"prompts": [{"prompt": "[Text]one[Speech]"}], "max_new_tokens": 4},
+        "checkpoint": {"every": 2},
+    }
+    return from_dict(train.TrainConfig, values | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(base, data, tmp_path_factory):
+    run = tmp_path_factory.mktemp("runs") / "pairs"
+    train.run(_config(run, base, data))
+    return run
+
+
+def _adapter(run):
+    return jax.tree.map(np.asarray, ocp.load_checkpointables(str(newest_step(run))))
+
+
+def _losses(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+
+def test_steps_hold_the_adapter_alone_and_generate_with_their_base(base, finished):
+    step = newest_step(finished)
+    assert sorted(path.name for path in step.iterdir() if path.is_dir()) == ["adapter", "optimizer"]
+    found = SpiritLM.from_pretrained(base, dtype="float32", adapter=step).logits(IDS)
+    plain = SpiritLM.from_pretrained(base, dtype="float32").logits(IDS)
+    assert np.abs(np.asarray(found) - np.asarray(plain)).max() > 1e-2
+    assert (finished / "samples" / str(STEPS) / "0.txt").is_file()
+    described = json.loads((finished / "adapter.json").read_text())
+    assert described["base"] == base_fingerprint(base)  # the base is as it was
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(base, data, finished, tmp_path):
+    """The adapter, the optimizer and the losses are equal bit for bit; dropout repeats too."""
+    run = tmp_path / "run"
+    loop = {"log_every": 1, "evaluate_every": 0, "sample_every": 0}
+    train.run(_config(run, base, data, loop={"steps": 2, **loop}))
+    train.run(_config(run, base, data, loop={"steps": STEPS, **loop}))
+    jax.tree.map(np.testing.assert_array_equal, _adapter(run), _adapter(finished))
+    assert _losses(run) == _losses(finished)
+
+
+def test_a_run_that_is_resumed_with_another_base_is_refused(base, data, finished, tmp_path):
+    merged = tmp_path / "merged"
+    convert(["merge", "--source", str(base), "--adapter", str(newest_step(finished)), "--target", str(merged)])
+    with pytest.raises(SpiritError, match="holds adapters of other weights"):
+        train.run(_config(finished, merged, data))
+    with pytest.raises(AdapterError, match="belongs to other weights"):
+        SpiritLM.from_pretrained(merged, adapter=newest_step(finished))
+
+
+def test_a_step_without_its_base_is_refused(finished):
+    with pytest.raises(CheckpointError, match="it holds an adapter: name the adapter's base"):
+        SpiritLM.from_pretrained(newest_step(finished))
+    with pytest.raises(AdapterError, match="it is a training run: name one of its steps"):
+        read_adapter(finished, LlamaConfig())
+
+
+def test_a_step_is_exported_to_peft(base, finished, tmp_path):
+    step, target = newest_step(finished), tmp_path / "peft"
+    convert(["export-adapter", "--source", str(base), "--adapter", str(step), "--target", str(target)])
+    found, expected = (
+        np.asarray(SpiritLM.from_pretrained(base, dtype="float32", adapter=path).logits(IDS)) for path in (target, step)
+    )
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_preferences_begin_at_log_2_and_are_learned(base, data, tmp_path):
+    """A fresh adapter equals its reference, so that both answers are as likely as before."""
+    preferences = {"data": {"path": str(data / "preferences"), "held_out_split": "validation"}, "beta": 0.5}
+    run = tmp_path / "run"
+    train.run(_config(run, base, data, data={}, preferences=preferences, lora={"rank": 4}, sample={}))
+    losses = _losses(run)
+    np.testing.assert_allclose(losses[1], np.log(2), atol=1e-5)
+    assert losses[STEPS] < losses[1] - 0.05
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    evaluated = [line for line in lines if "validation/loss" in line]
+    np.testing.assert_allclose(evaluated[0]["validation/loss"], np.log(2), atol=1e-5)
+    assert evaluated[-1]["validation/accuracy"] > 0.9
+
+
+def test_an_answer_that_is_cut_by_the_row_is_refused_or_counted(base, data, tmp_path, capsys):
+    long = {"input": ["text:five"], "output": [f"units:{'[Hu1][Hu2]' * 40}"]}
+    directory = tmp_path / "long"
+    directory.mkdir()
+    (directory / "train.jsonl").write_text((data / "pairs" / "train.jsonl").read_text() + "\n" + json.dumps(long))
+    sources = {"pairs": {"path": str(directory), "recipe": "pairs"}}
+    loop = {"steps": 3, "evaluate_every": 0, "sample_every": 0}
+    with pytest.raises(RecordError, match=r"pair 21: it takes \d+ tokens, a row has 65: the answer would be cut"):
+        train.run(_config(tmp_path / "a", base, data, data={"sources": sources}, loop=loop))
+    train.run(_config(tmp_path / "b", base, data, data={"sources": sources, "on_bad_record": "skip"}, loop=loop))
+    assert "records could not be used and were skipped" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": None}, "lora: name the weights to begin with as init_from"),
+        ({"lora": {"rank": 0}}, "nothing to train"),
+        ({"lora": {"targets": ["qkv"]}}, "qkv: no such weights"),
+    ],
+)
+def test_configs_that_train_nothing_are_refused(base, data, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _config(tmp_path, base, data, **changes)
+
+
+def test_rows_beyond_the_base_are_refused(base, data, tmp_path):
+    with pytest.raises(SpiritError, match="rows_from 99999 lies beyond"):
+        train.run(_config(tmp_path, base, data, lora={"rows_from": 99999}))
