@@ -136,7 +136,8 @@ def test_the_suggested_next_command_works(uninterrupted):
 def test_the_same_seed_gives_the_same_run(uninterrupted, corpora, tmp_path):
     again = tmp_path / "run"
     compiles = {name: value for name, value in ENVIRONMENT.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    _train(again, corpora, environment=compiles)  # compiles again; the other runs use the cache
+    # It compiles again; the other runs use the cache. Samples are not in the log and change nothing.
+    _train(again, corpora, "--loop.sample_every", "0", environment=compiles)
     assert _curve(again) == _curve(uninterrupted[0])
     first, second = _weights(uninterrupted[0]), _weights(again)
     assert first.keys() == second.keys()
@@ -173,7 +174,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(ending, uninterrupted, cor
 
 
 def _job(run, corpora, *more, devices=1):
-    """Two processes of `devices` devices each, slow enough to be interrupted in the middle."""
+    """Two processes of `devices` devices each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -183,10 +184,9 @@ def _job(run, corpora, *more, devices=1):
         "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
         "JAX_NUM_PROCESSES": "2",
     }
-    slow = ("--loop.sample_every", "6", "--sample.max_new_tokens", "100")
     return [
         subprocess.Popen(
-            _command(run, corpora, *slow, *more),
+            _command(run, corpora, "--loop.sample_every", "0", *more),
             env={**environment, "JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -250,27 +250,23 @@ def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted,
     _prepared(run, uninterrupted)
     shutil.copyfile(uninterrupted[0] / "metrics.jsonl", run / "metrics.jsonl")
     shutil.copytree(uninterrupted[0] / "checkpoints" / "18", run / "checkpoints" / "18")
-    mesh = ("--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", "--loop.sample_every", "1")
-    processes = _job(run, corpora, *mesh, "--checkpoint.every", "100", devices=2)
-
-    def begun():
-        log = (run / "metrics.jsonl").read_text()
-        return '"step": 19,' in log and '"step": 30,' not in log
-
-    _wait(processes, begun)
+    mesh = ("--mesh.data", "2", "--mesh.fsdp", "1", "--mesh.tensor", "2", "--checkpoint.every", "1000")
+    longer = ("--loop.steps", "1000", "--optimizer.schedule_steps", str(STEPS))  # so that it does not end by itself
+    processes = _job(run, corpora, *mesh, *longer, devices=2)
+    _wait(processes, lambda: '"step": 19,' in (run / "metrics.jsonl").read_text())
     processes[random.SystemRandom().randrange(2)].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=TIMEOUT)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert "4 cpu device(s) (data 2 x fsdp 1 x tensor 2)" in outputs[0]
-    assert "at step 18 of 30" in outputs[0]
+    assert "at step 18 of 1000" in outputs[0]
     saving = re.search(r"SIGTERM to one of the processes: saving step (\d+) and stopping", outputs[0])
     assert saving is not None
     step = int(saving[1])
-    assert 19 <= step < STEPS
+    assert step >= 19
     assert int(newest_step(run).name) == step
     assert read_checksums(newest_step(run)) is not None
     expected = [line for line in _curve(uninterrupted[0]) if line["step"] <= step]
-    _assert_same_curve(_curve(run), expected)
+    _assert_same_curve([line for line in _curve(run) if line["step"] <= STEPS], expected)
 
 
 def test_resuming_with_another_config_is_an_error(uninterrupted, corpora):
@@ -299,7 +295,7 @@ def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)
-    assert (run / "samples" / "1" / "0.wav").exists()
+    assert list((run / "samples" / "1").glob("*.wav"))
     assert speech_fingerprints(run) == speech_fingerprints(uninterrupted[0])
 
 

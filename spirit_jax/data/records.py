@@ -4,6 +4,7 @@ A directory holds `{split}-00000-of-0000N.array_record` and `metadata.json`. Uni
 deduplication: HuBERT as uint16, pitch and style as uint8. Word times are in milliseconds.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,7 +21,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
 from jaxtyping import Int
 
-from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.core.files import is_encodable, plain_name, read_json, staging_directory, write_file
 from spirit_jax.core.locks import hold
 from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
@@ -42,6 +43,10 @@ _LOCK_SECONDS = 60
 
 class RecordError(SpiritError):
     """A record, record file or record directory that cannot be used; the message names it and the reason."""
+
+
+class RecordWriteError(JobError, RecordError):
+    """A record file that cannot be written, as on a full disk; the message names it."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -300,15 +305,21 @@ class RecordWriter:
         self.write_bytes(record.to_bytes())
 
     def write_bytes(self, data: bytes) -> None:
-        """Add a serialized record without checking it."""
-        self._writers[self.count % len(self._writers)].write(data)
+        """Add a serialized record without checking it.
+
+        Raises:
+            RecordWriteError: it cannot be written.
+        """
+        with self._writing():
+            self._writers[self.count % len(self._writers)].write(data)
         self.count += 1
 
     def close(self) -> None:
         """Put the split in place: first the files, then `metadata.json`, each by one rename.
 
         Raises:
-            RecordError: a file could not be written, or another process added units of other encoders.
+            RecordWriteError: a file could not be written.
+            RecordError: another process added units of other encoders.
         """
         try:
             for writer in self._writers:
@@ -346,26 +357,36 @@ class RecordWriter:
         reader = array_record_module.ArrayRecordReader(str(spool), _READER_OPTIONS)
         for shard, path in enumerate(self._paths):
             writer = self._open(path)
-            for index in range(shard, self.count, len(self._paths)):
-                writer.write(reader.read([index])[0])
+            with self._writing():
+                for index in range(shard, self.count, len(self._paths)):
+                    writer.write(reader.read([index])[0])
             self._finish(writer)
 
     def _open(self, path: pathlib.Path) -> array_record_module.ArrayRecordWriter:
-        try:
+        with self._writing():
             return array_record_module.ArrayRecordWriter(str(path), _WRITER_OPTIONS)
-        except Exception as error:  # pybind raises RuntimeError, ValueError, ...
-            raise RecordError(f"{self.directory}: cannot write split {self.split!r} ({error})") from error
 
     def _finish(self, writer: array_record_module.ArrayRecordWriter) -> None:
-        whole = writer.ok()
-        writer.close()
+        with self._writing():
+            whole = writer.ok()
+            writer.close()
         if not whole:
-            raise RecordError(f"{self.directory}: could not write split {self.split!r}; is the disk full?")
+            raise RecordWriteError(f"{self.directory}: could not write split {self.split!r}; is the disk full?")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Name the split in the errors of the library, which have no common base."""
+        try:
+            yield
+        except Exception as error:  # pybind raises RuntimeError, ValueError, ...
+            reason = " ".join(str(error).split())[:200]
+            raise RecordWriteError(f"{self.directory}: cannot write split {self.split!r} ({reason})") from error
 
     def abort(self) -> None:
         """Discard all records written."""
         for writer in self._writers:
-            writer.close()
+            with contextlib.suppress(Exception):  # its file may be on a full disk, and is removed
+                writer.close()
         shutil.rmtree(self._part, ignore_errors=True)
 
     def __enter__(self) -> "RecordWriter":

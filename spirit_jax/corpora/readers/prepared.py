@@ -1,9 +1,10 @@
 """Corpora that `write_corpus` prepared, the bundled ones among them, read without TensorFlow."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,25 +37,21 @@ class Corpus(Sequence[Utterance]):
         import tensorflow_datasets as tfds  # takes a second to import; reading needs no TensorFlow
 
         self.location, self.split = version_directory(pathlib.Path(directory)), split
-        try:
+        with _naming(self.location):
             builder = tfds.builder_from_directory(self.location)
-        except Exception as error:  # TFDS raises what its files and features raise
-            raise CorpusError(
-                f"{self.location}: cannot be opened as a TFDS directory ({' '.join(str(error).split())})"
-            ) from error
-        if split not in builder.info.splits:
-            raise CorpusError(
-                f"{self.location} has no split {split!r}; it has {', '.join(sorted(builder.info.splits))}"
-            )
-        features: Any = builder.info.features or {}  # TFDS has no type for a mapping of features
-        missing = {"id", "text"} - set(features)
+            self.name, self.splits = builder.info.name, tuple(sorted(builder.info.splits))
+            features: Any = builder.info.features or {}  # TFDS has no type for a mapping of features
+            names = set(features)
+        if split not in self.splits:
+            raise CorpusError(f"{self.location} has no split {split!r}; it has {', '.join(self.splits)}")
+        missing = {"id", "text"} - names
         if missing:
-            raise CorpusError(f"{self.location}: features {sorted(missing)} are missing; found {sorted(features)}")
-        self.name = builder.info.name
-        self.splits = tuple(sorted(builder.info.splits))
-        self.has_speech = "audio" in features
-        # TFDS decorates the method in a way that hides its parameters from type checkers
-        self._source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+            raise CorpusError(f"{self.location}: features {sorted(missing)} are missing; found {sorted(names)}")
+        self.has_speech = "audio" in names
+        with _naming(self.location):
+            # TFDS decorates the method in a way that hides its parameters from type checkers
+            self._source: Any = builder.as_data_source(split)  # pyright: ignore[reportCallIssue]
+            len(self._source)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -93,6 +90,16 @@ class Corpus(Sequence[Utterance]):
                 while block := file.read(1 << 20):
                     digest.update(block)
         return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _naming(directory: pathlib.Path) -> Iterator[None]:
+    """Name a directory in the errors of TFDS, which raises what its files and features raise."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CorpusError(f"{directory}: cannot be opened as a TFDS directory ({reason})") from error
 
 
 def is_prepared(source: InputPath) -> bool:

@@ -6,18 +6,19 @@ of an audio file.
 """
 
 import bisect
+import contextlib
 import io
 import itertools
 import os
 import pathlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import soundfile
 
-from spirit_jax.core.files import read_json
+from spirit_jax.core.files import plain_name, read_json
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import position, stat_fingerprint
 from spirit_jax.corpora.readers.prepared import version_directory
@@ -53,30 +54,40 @@ class TFDSSpeech(Sequence[Utterance]):
                 files are missing or damaged.
         """
         self.location, self.split = directory, split
-        info = read_json(directory / "dataset_info.json", CorpusError)
         features = top_level_features(directory)
-        self.name = info["name"]
         audio = [name for name, feature in features.items() if "audio" in feature]
         if len(audio) != 1:
             raise CorpusError(f"{directory}: exactly one audio feature expected, found {', '.join(audio)}")
-        self._audio, self._format = audio[0], features[audio[0]]["audio"]
-        self._holds_files = bool(self._format.get("lazyDecode"))
-        self._rate = int(self._format.get("sampleRate") or 0)
+        self._audio = audio[0]
+        with _as_tfds_writes_it(directory / "features.json"):
+            content = features[self._audio]["audio"]
+            dimensions = content["shape"].get("dimensions", ["-1"])
+            self._holds_files, self._rate = bool(content.get("lazyDecode")), int(content.get("sampleRate") or 0)
+            self._channels = int(dimensions[1]) if len(dimensions) > 1 else 1
+            if self._rate < 0 or self._channels < 1:
+                raise ValueError(f"sample rate {self._rate}, {self._channels} channels")
         if not self._rate and not self._holds_files:
             raise CorpusError(f"{directory}: features.json does not say the sample rate of {self._audio!r}")
-        splits = {found["name"]: list(map(int, found["shardLengths"])) for found in info["splits"]}
+        path = directory / "dataset_info.json"
+        info = read_json(path, CorpusError)
+        with _as_tfds_writes_it(path):
+            self.name = plain_name(info["name"], path, CorpusError)
+            splits = {plain_name(one["name"], path, CorpusError): len(one["shardLengths"]) for one in info["splits"]}
+            file_format = info.get("fileFormat", "tfrecord")
+            known = file_format in _RECORD_FILES
         self.splits = tuple(sorted(splits))
         if split not in splits:
-            raise CorpusError(f"{directory} has no split {split!r}; it has {', '.join(sorted(splits))}")
-        file_format = info.get("fileFormat", "tfrecord")
-        if file_format not in _RECORD_FILES:
+            raise CorpusError(f"{directory} has no split {split!r}; it has {', '.join(self.splits)}")
+        if not known:
             raise CorpusError(f"{directory}: files are {file_format}; known are {', '.join(_RECORD_FILES)}")
-        shards = len(splits[split])
+        shards = splits[split]
+        if not shards:
+            raise CorpusError(f"{directory}: split {split!r} has no files")
         self.files = [directory / f"{self.name}-{split}.{file_format}-{i:05d}-of-{shards:05d}" for i in range(shards)]
         for file in self.files:
             if not file.is_file():
                 raise CorpusError(f"{file}: no such file; the split is incomplete")
-        self._shards = [_RECORD_FILES[file_format](file) for file in self.files]
+        self._shards = [_open_file(file_format, file) for file in self.files]
         self._ends = list(itertools.accumulate(map(len, self._shards)))
 
     def __len__(self) -> int:
@@ -110,14 +121,19 @@ class TFDSSpeech(Sequence[Utterance]):
             return None
         if self._holds_files:
             return values[0]
-        samples, dimensions = np.asarray(values), self._format["shape"].get("dimensions", ["-1"])
+        samples = np.asarray(values)
         if samples.dtype.kind == "i":
             if np.abs(samples).max() > 32768:
                 raise CorpusError(f"utterance {name!r}: samples of more than 16 bits, whose scale is not stored")
             samples = samples.clip(-32768, 32767).astype(np.int16)
-        channels = int(dimensions[1]) if len(dimensions) > 1 else 1
         file, subtype = io.BytesIO(), "PCM_16" if samples.dtype == np.int16 else "FLOAT"
-        soundfile.write(file, samples.reshape(-1, channels), self._rate, format="WAV", subtype=subtype)
+        try:
+            frames = samples.reshape(-1, self._channels)
+            soundfile.write(file, frames, self._rate, format="WAV", subtype=subtype)
+        except (ValueError, OverflowError, soundfile.LibsndfileError) as error:
+            raise CorpusError(
+                f"utterance {name!r}: {samples.size} samples at {self._rate} Hz in {self._channels} channels ({error})"
+            ) from error
         return file.getvalue()
 
     @property
@@ -145,10 +161,34 @@ def top_level_features(directory: pathlib.Path) -> dict[str, dict[str, Any]]:
         CorpusError: the file is missing or describes something else; names it.
     """
     path = directory / "features.json"
+    content = read_json(path, CorpusError)
+    with _as_tfds_writes_it(path):
+        features = content["featuresDict"]["features"]
+        if not all(isinstance(feature, dict) for feature in features.values()):
+            raise TypeError("a feature that is no object")
+        return features
+
+
+@contextlib.contextmanager
+def _as_tfds_writes_it(path: pathlib.Path) -> Iterator[None]:
+    """Name the file of an entry that is missing or of another type."""
     try:
-        return read_json(path, CorpusError)["featuresDict"]["features"]
-    except (KeyError, TypeError) as error:
-        raise CorpusError(f"{path}: a FeaturesDict expected ({error!r})") from error
+        yield
+    except CorpusError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        reason = " ".join(repr(error).split())[:100]
+        raise CorpusError(f"{path}: an entry is not as TFDS writes it ({reason})") from error
+
+
+def _open_file(file_format: str, path: pathlib.Path) -> Sequence[bytes]:
+    """Open a file of records; array_record has no error class of its own."""
+    try:
+        return _RECORD_FILES[file_format](path)
+    except CorpusError:
+        raise
+    except Exception as error:
+        raise CorpusError(f"{path}: cannot be opened ({' '.join(str(error).split())[:200]})") from error
 
 
 def _values(feature: Any) -> Any:
