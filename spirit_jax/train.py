@@ -7,6 +7,7 @@ The run lives in one directory: config, tokenizers, metrics, samples and checkpo
 
 import contextlib
 import dataclasses
+import logging
 import math
 import os
 import pathlib
@@ -200,6 +201,9 @@ class TrainConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
     settings = config.parse(TrainConfig, arguments, PROG, __doc__)
+    logging.getLogger("absl").addFilter(
+        lambda record: not record.exc_info
+    )  # Orbax raises what it logs with a traceback
     again = "interrupted; the same command starts the run again, or resumes it"
     with exit_codes(PROG, again), end_at_once(PROG, again), leave_on_error(PROG):
         if settings.compile_topology is not None:

@@ -85,7 +85,7 @@ def test_failed_writer_leaves_the_directory_as_it_was(tmp_path, records):
 def test_units_of_two_tokenizers_do_not_mix(tmp_path, records):
     with RecordWriter(tmp_path, "train", units="one") as writer:
         writer.write(records[0])
-    with pytest.raises(RecordError, match="units of one there, these are of two"):
+    with pytest.raises(RecordError, match="holds units of one, these are of two"):
         RecordWriter(tmp_path, "test", units="two")
 
 
