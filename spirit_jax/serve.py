@@ -17,18 +17,18 @@ import os
 import pathlib
 import sys
 from collections.abc import Sequence
-from typing import Literal
-
-import jax
+from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.files import read_text
-from spirit_jax.inference.sampling import SamplingFeatures
-from spirit_jax.inference.scheduler import Capacity
-from spirit_jax.inference.spiritlm import SpiritLM
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.serving.limits import Limits
+
+if TYPE_CHECKING:
+    from spirit_jax.inference.scheduler import Capacity
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.serve"
 API_KEY = "SPIRIT_JAX_API_KEY"
@@ -100,8 +100,11 @@ class ServeConfig:
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ServeError("--tls-certificate and --tls-key belong together")
 
-    def capacity(self, context: int) -> Capacity:
+    def capacity(self, context: int) -> "Capacity":
         """Return what the scheduler has room for, for a model with this context."""
+        from spirit_jax.inference.sampling import SamplingFeatures
+        from spirit_jax.inference.scheduler import Capacity
+
         length = min(self.length or 4096, context)
         features = SamplingFeatures(shortlist=None if self.any_top_k else _SHORTLIST)
         return Capacity(self.slots, length, min(self.max_new_tokens, length - 1), features)
@@ -148,6 +151,11 @@ def run(settings: ServeConfig) -> None:
         from spirit_jax.serving.warm_up import warm_up
     except ImportError as error:
         raise ServeError(f"{error.name} is not installed; run: pip install 'spirit_jax[serve]'") from error
+    import jax
+
+    from spirit_jax.inference.spiritlm import SpiritLM
+    from spirit_jax.parallel.mesh import make_mesh
+
     logging.basicConfig(format="%(levelname)s: %(message)s")
     key = settings.api_key()
     local = settings.host in LOOPBACK

@@ -12,14 +12,14 @@ import dataclasses
 import pathlib
 import shutil
 from collections.abc import Sequence
+from typing import Literal
 
 from spirit_jax import checkpoint, config
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.paths import local_path
-from spirit_jax.corpora import open_input
-from spirit_jax.corpora.prepare import Joined, train_text_tokenizer
-from spirit_jax.speech import SpeechTokenizerConfig, train_speech_tokenizer
-from spirit_jax.vocabulary import Variant
+from spirit_jax.speech.config import SpeechTokenizerConfig
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.train_tokenizers"
 
@@ -38,7 +38,7 @@ class TrainTokenizersConfig:
     """Directory of `tokenizer/` and, if there is speech, `speech_tokenizer/`."""
     split: str = "train"
     """Split to learn from of corpora that have splits."""
-    variant: Variant = "expressive"
+    variant: Literal["base", "expressive"] = "expressive"
     """base: the text tokenizer knows phonetic units only; expressive: also pitch and style units."""
     text_pieces: int = 512
     """Number of pieces of the text tokenizer."""
@@ -62,6 +62,10 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
         CorpusError: an input cannot be used.
         SpiritError: the directory has tokenizers, or there is too little speech or text for the sizes.
     """
+    from spirit_jax.corpora import open_input
+    from spirit_jax.corpora.prepare import Joined, train_text_tokenizer
+    from spirit_jax.speech import train_speech_tokenizer
+
     output = pathlib.Path(local_path(settings.output, "--output"))
     parts = [output / name for name in (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)]
     present = [part for part in parts if part.exists()]
