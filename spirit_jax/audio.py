@@ -31,11 +31,12 @@ AUDIO_SUFFIXES = (
 )
 """Suffixes, in lower case, of audio files."""
 
-_KERNEL_LIMIT = 1 << 20
+KERNEL_LIMIT = 1 << 20
 """Elements of the polyphase kernel up to which it is built; the kernel of rates without a common factor is larger."""
+LEAST_SECONDS, FRAMES_A_BYTE = 600, 300
+"""A file may decode to as many seconds, and to as many samples for each of its bytes; more is a hostile file."""
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 _BLOCK_SAMPLES = 1 << 20
-_LEAST_SECONDS, _FRAMES_A_BYTE = 600, 300
 _PEAK = 4.0
 
 
@@ -192,7 +193,7 @@ def _mix(blocks: Iterator[np.ndarray], rate: int, size: int, name: str, limits: 
     """
     if not RATES[0] <= rate <= RATES[1]:
         raise AudioError(f"{name}: a sample rate of {rate} Hz is not plausible; {RATES[0]} to {RATES[1]} Hz are read")
-    most = _LEAST_SECONDS * rate + _FRAMES_A_BYTE * size
+    most = LEAST_SECONDS * rate + FRAMES_A_BYTE * size
     mono, count, peak, energy, mixed = [], 0, 0.0, 0.0, 0.0
     channels = 1
     for block in blocks:
@@ -268,8 +269,8 @@ def resample_sinc(audio: Float[np.ndarray, " R"], original: int, target: int) ->
     if original == target:
         return audio
     length = math.ceil(target * audio.size / original)
-    if target * (original + 2 * _kernel_width(original, target)) > _KERNEL_LIMIT:
-        return _resample_each_sample(audio, original, target, length)
+    if target * (original + 2 * _kernel_width(original, target)) > KERNEL_LIMIT:
+        return resample_each_sample(audio, original, target, length)
     kernel, width = _sinc_kernel(original, target)
     padded = np.pad(audio, (width, width + original))
     windows = np.lib.stride_tricks.sliding_window_view(padded, kernel.shape[1])[::original]
@@ -301,10 +302,10 @@ def _windowed_sinc(time: np.ndarray) -> np.ndarray:
     return (sinc * window).astype(np.float32)
 
 
-def _resample_each_sample(
+def resample_each_sample(
     audio: Float[np.ndarray, " R"], original: int, target: int, length: int
 ) -> Float[np.ndarray, " R2"]:
-    """Resample with the formula of `_sinc_kernel` at the time of each output, in blocks of bounded memory."""
+    """Resample with the formula of `resample_sinc` at the time of each output, in blocks of bounded memory."""
     width, base = _kernel_width(original, target) + 1, min(original, target) * _ROLLOFF
     offsets = np.arange(-width, width + 1)
     padded = np.pad(audio, (width, 2 * width + 1))

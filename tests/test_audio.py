@@ -133,7 +133,7 @@ def test_rates_without_a_common_factor_take_little_memory(rate):
 def test_each_sample_by_itself_equals_the_polyphase_filters(original, target):
     noise = np.random.default_rng(0).standard_normal(3000).astype(np.float32)
     expected = resample_sinc(noise, original, target)
-    found = audio_module._resample_each_sample(noise, original, target, expected.size)
+    found = audio_module.resample_each_sample(noise, original, target, expected.size)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
@@ -160,8 +160,8 @@ def test_a_flac_that_claims_more_samples_than_it_holds_is_refused(claimed):
 
 
 def test_a_file_that_decodes_to_very_many_samples_is_refused(monkeypatch):
-    monkeypatch.setattr(audio_module, "_LEAST_SECONDS", 1)
-    monkeypatch.setattr(audio_module, "_FRAMES_A_BYTE", 2)
+    monkeypatch.setattr(audio_module, "LEAST_SECONDS", 1)
+    monkeypatch.setattr(audio_module, "FRAMES_A_BYTE", 2)
     silence = io.BytesIO()
     soundfile.write(silence, np.zeros(200_000), 16_000, format="FLAC")
     with pytest.raises(AudioError, match="decodes to more than"):

@@ -1,6 +1,7 @@
 """`spirit-jax COMMAND` and `python -m spirit_jax COMMAND`."""
 
 import importlib
+import subprocess
 import sys
 import types
 
@@ -41,6 +42,25 @@ def test_help_lists_every_command_and_version_is_the_packages(capsys):
     assert all(f"  {name} " in shown for name in command_line.COMMANDS)
     command_line.main(["--version"])
     assert capsys.readouterr().out == f"spirit_jax {spirit_jax.__version__}\n"
+
+
+def test_help_and_bad_arguments_need_no_jax():
+    """They are there at once because nothing is imported that takes long."""
+    heavy = ("jax", "flax", "scipy", "sentencepiece", "tensorstore")
+    script = f"""
+import contextlib, io, sys
+from spirit_jax.__main__ import COMMANDS, main
+for command in COMMANDS:
+    for option in ("--help", "--nonsense"):
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            try:
+                main([command, option])
+            except SystemExit:
+                pass
+    print(command, *(name for name in {heavy} if name in sys.modules))
+"""
+    shown = subprocess.run([sys.executable, "-c", script], check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert shown.split() == list(command_line.COMMANDS)
 
 
 @pytest.mark.parametrize(("arguments", "message"), [([], "name a command"), (["trian"], "'trian' is not a command")])

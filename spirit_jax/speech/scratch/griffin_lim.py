@@ -187,8 +187,8 @@ class GriffinLim:
         )
         padded = np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge")
         log_amplitude = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]  # no steps between units
-        source = _source(self.log2_f0[voice] + octaves, self.voicing[hubert])
-        target = _stft(source) * np.exp(np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge") @ _bands_to_bins().T)
+        source = voice_source(self.log2_f0[voice] + octaves, self.voicing[hubert])
+        target = stft(source) * np.exp(np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge") @ _bands_to_bins().T)
         audio = _griffin_lim(target, source.size)
         return (audio * (_LOUDNESS / max(_LOUDNESS, np.abs(audio).max()))).astype(np.float32)
 
@@ -323,7 +323,9 @@ def _bands_to_bins() -> Float[np.ndarray, "bins bands"]:
     return np.stack([np.interp(bins, mel_centers(), row) for row in np.eye(MEL_BANDS)], axis=1).astype(np.float32)
 
 
-def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " frames"]) -> Float[np.ndarray, " R"]:
+def voice_source(
+    log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " frames"]
+) -> Float[np.ndarray, " R"]:
     """Harmonics of F0 where voiced and noise elsewhere, 640 samples a frame. Both have unit power and flat spectra."""
     samples = len(log2_f0) * UNIT_HOP
     place = (np.arange(samples) + 0.5) / UNIT_HOP - 0.5
@@ -339,15 +341,15 @@ def _source(log2_f0: Float[np.ndarray, " frames"], voicing: Float[np.ndarray, " 
     return (np.sqrt(voiced) * harmonics + np.sqrt(1 - voiced) * noise).astype(np.float32)
 
 
-def _stft(audio: Float[np.ndarray, " R"]) -> Complex[np.ndarray, "frames bins"]:
+def stft(audio: Float[np.ndarray, " R"]) -> Complex[np.ndarray, "frames bins"]:
     """Spectra of frames of 30 ms every 10 ms, [R / 160 + 2, bins]. Each sample lies in three frames."""
     padded = np.pad(audio, 2 * MEL_HOP)
     frames = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::MEL_HOP]
     return np.asarray(scipy.fft.rfft(frames * hann(_WINDOW), MEL_FFT, axis=1))
 
 
-def _istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
-    """The least-squares inverse of `_stft`."""
+def istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
+    """The least-squares inverse of `stft`."""
     frames = np.asarray(scipy.fft.irfft(spectrum, MEL_FFT, axis=1))[:, :_WINDOW] * hann(_WINDOW)
     parts = frames.reshape(len(frames), 3, MEL_HOP)
     weights = (hann(_WINDOW) ** 2).reshape(3, MEL_HOP)
@@ -360,8 +362,8 @@ def _istft(spectrum: Complex[np.ndarray, "frames bins"], samples: int) -> Float[
 
 def _griffin_lim(target: Complex[np.ndarray, "frames bins"], samples: int) -> Float[np.ndarray, " R"]:
     """A signal with amplitudes close to those of `target`, starting from its phases (Griffin and Lim 1984)."""
-    amplitude, audio = np.abs(target), _istft(target, samples)
+    amplitude, audio = np.abs(target), istft(target, samples)
     for _ in range(_ITERATIONS):
-        rebuilt = _stft(audio)
-        audio = _istft(amplitude * rebuilt / np.maximum(np.abs(rebuilt), 1e-9), samples)
+        rebuilt = stft(audio)
+        audio = istft(amplitude * rebuilt / np.maximum(np.abs(rebuilt), 1e-9), samples)
     return audio

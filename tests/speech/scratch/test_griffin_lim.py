@@ -113,12 +113,12 @@ def test_the_default_speaker_exists_in_a_corpus_with_few_speakers(scratch_tokeni
 
 def test_istft_inverts_stft():
     audio = np.random.default_rng(0).normal(size=640 * 7).astype(np.float32)
-    np.testing.assert_allclose(griffin_lim._istft(griffin_lim._stft(audio), audio.size), audio, atol=1e-5)
+    np.testing.assert_allclose(griffin_lim.istft(griffin_lim.stft(audio), audio.size), audio, atol=1e-5)
 
 
 def test_source_is_flat_and_of_unit_power():
     for voicing in (0.0, 1.0):
-        source = griffin_lim._source(np.full(50, np.log2(97.0)), np.full(50, voicing))
+        source = griffin_lim.voice_source(np.full(50, np.log2(97.0)), np.full(50, voicing))
         assert abs(np.mean(source.astype(np.float64) ** 2) - 1) < 0.05
         bands = np.abs(np.fft.rfft(source)) ** 2
         quarters = [part.sum() for part in np.array_split(bands, 4)]
