@@ -111,6 +111,8 @@ class SpiritLM:
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
         except CheckpointError:
+            if f0 is not None:
+                raise
             speech_tokenizer = None
         else:
             speech_tokenizer = SpeechTokenizer.from_pretrained(directory, vocabulary.variant, f0)
