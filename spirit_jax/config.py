@@ -27,7 +27,7 @@ import yaml
 
 from spirit_jax import __version__
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
-from spirit_jax.core.errors import FAILED_JOB, SpiritError, fail
+from spirit_jax.core.errors import SpiritError, fail
 from spirit_jax.core.files import is_encodable, printable
 from spirit_jax.core.yaml_text import read_yaml_text, with_text_keys
 
@@ -71,8 +71,6 @@ def parse(cls: type[Config], arguments: Sequence[str] | None, prog: str, descrip
         return _instantiate(cls, built, lambda: _with_cache(built.parse_args(_canonical(cls, arguments))))
     except ConfigError as error:
         fail(prog, error, error.exit_code)
-    except KeyboardInterrupt:
-        fail(prog, "interrupted", FAILED_JOB)
 
 
 def _with_cache(values: Any) -> Any:
