@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_a_file_of_very_many_prompts_is_read_in_linear_time(tmp_path):
         read_prompts(path)
 
 
-VALUES = (
+VALUES: tuple[Any, ...] = (
     0, 1, -1, 0.5, 2, 50, 1e-300, 1e300, 10**400, math.inf, -math.inf, math.nan, True, None, "1", "", [], ["a"], [""],
     [3], {"a": 1}, np.float32(0.5), np.int64(3), 3 + 4j, b"a", 2**31, -(2**70),
 )  # fmt: skip
