@@ -12,20 +12,17 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
-
-from tqdm import tqdm
+from typing import TYPE_CHECKING, Any, Literal
 
 from spirit_jax import config
-from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.files import atomic_file
 from spirit_jax.core.paths import local_path
-from spirit_jax.data.pairs import TOKENIZER_KEY, LineFile
-from spirit_jax.data.records import RecordError
-from spirit_jax.inference.prompts import Segment, units_string
-from spirit_jax.speech import SpeechTokenizer, speech_fingerprints
-from spirit_jax.vocabulary import Variant
+
+if TYPE_CHECKING:
+    from spirit_jax.inference.prompts import Segment
+
+# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
 PROG = "python -m spirit_jax.pairs"
 
@@ -43,7 +40,7 @@ class PairsConfig:
     """JSONL file to write: SPLIT.jsonl in the directory that a source of the training config names."""
     checkpoint: str
     """Checkpoint or run with the speech tokenizer of the model that is to be trained."""
-    variant: Variant = "expressive"
+    variant: Literal["base", "expressive"] = "expressive"
     """base: HuBERT units alone; expressive: pitch and style units too."""
     overwrite: bool = False
     """Replace an existing output."""
@@ -65,6 +62,14 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
         CheckpointError: there is no speech tokenizer.
         FileExistsError: the output exists.
     """
+    from tqdm import tqdm
+
+    from spirit_jax.checkpoint import CheckpointError
+    from spirit_jax.data.pairs import TOKENIZER_KEY, LineFile
+    from spirit_jax.data.records import RecordError
+    from spirit_jax.inference.prompts import units_string
+    from spirit_jax.speech import SpeechTokenizer, speech_fingerprints
+
     source, target = pathlib.Path(settings.input), pathlib.Path(local_path(settings.output, "--output"))
     if target.exists() and not settings.overwrite:
         raise FileExistsError(f"--output {target} exists; say --overwrite to replace it")
@@ -92,8 +97,11 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
     return len(entries), clips
 
 
-def _speech(entry: dict[str, Any], where: str, directory: pathlib.Path) -> Iterator[tuple[list[Any], int, Segment]]:
+def _speech(entry: dict[str, Any], where: str, directory: pathlib.Path) -> Iterator[tuple[list[Any], int, "Segment"]]:
     """Each `speech:FILE` of a line: the list that holds it, its index there, and its audio."""
+    from spirit_jax.data.records import RecordError
+    from spirit_jax.inference.prompts import Segment
+
     turns = entry.get("turns", [entry])
     for turn in turns if isinstance(turns, list) else []:
         for side in _SIDES:
