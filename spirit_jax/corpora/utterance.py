@@ -92,8 +92,11 @@ class Utterance:
         if self.audio is None:
             raise CorpusError(f"utterance {self.id!r} has no audio")
         try:
-            is_part = isinstance(self.audio, pathlib.Path) and (self.offset_s or self.duration_s is not None)
-            audio = _LAST_FILE.load(self.audio) if is_part else load_audio(self.audio)
+            is_part = bool(self.offset_s) or self.duration_s is not None
+            if is_part and isinstance(self.audio, pathlib.Path):
+                audio = _LAST_FILE.load(self.audio)
+            else:
+                audio = load_audio(self.audio)
         except AudioError as error:
             raise CorpusError(f"utterance {self.id!r}: {error}") from error
         start = round(self.offset_s * SAMPLE_RATE)

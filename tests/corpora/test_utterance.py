@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from spirit_jax.corpora import CorpusError
+from spirit_jax.audio import load_audio, save_audio
+from spirit_jax.corpora import CorpusError, Utterance
 from tests.support.clips import RATE, clip, flac
 
 
@@ -62,3 +63,19 @@ def test_an_utterance_may_be_a_part_of_its_file(tmp_path):
     np.testing.assert_allclose(dataclasses.replace(whole, spans_ms=part.spans_ms).load(), part.load(), atol=1e-4)
     with pytest.raises(CorpusError, match="0 samples are shorter"):
         dataclasses.replace(clip(), offset_s=9.0).load()
+
+
+def test_long_recording_is_decoded_once_for_its_parts(tmp_path, monkeypatch):
+    tone = np.sin(np.arange(48_000) / 10).astype(np.float32) * 0.5
+    save_audio(tmp_path / "long.wav", tone)
+    decoded = []
+    monkeypatch.setattr(
+        "spirit_jax.corpora.utterance.load_audio", lambda path: decoded.append(path) or load_audio(path)
+    )
+    parts = [Utterance(f"{i}", tmp_path / "long.wav", "tone", offset_s=float(i), duration_s=1.0) for i in range(3)]
+    for index, part in enumerate(parts):
+        np.testing.assert_allclose(part.load(), tone[index * 16_000 : (index + 1) * 16_000], atol=1e-4)
+    assert len(decoded) == 1
+    save_audio(tmp_path / "long.wav", tone[:40_000])  # another file at the same place is decoded again
+    assert parts[2].load().size == 8_000
+    assert len(decoded) == 2

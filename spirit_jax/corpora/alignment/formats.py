@@ -187,11 +187,11 @@ def _parse_textgrid(text: str, where: str) -> dict[str, list[TimedWord]]:
         kind, object_class = _string(tokens), _string(tokens)
         if (kind, object_class) != ("ooTextFile", "TextGrid"):
             raise CorpusError(f"{where}: not a TextGrid (its first strings are {kind!r}, {object_class!r})")
-        _real(tokens), _real(tokens)
+        _skip_bounds(tokens)
         count = int(_real(tokens)) if next(tokens)[2] == "exists" else 0
         for number in range(count):
             tier_class, name = _string(tokens), _string(tokens)
-            _real(tokens), _real(tokens)
+            _skip_bounds(tokens)
             entries = []
             for _ in range(int(_real(tokens))):
                 start = _real(tokens)
@@ -225,6 +225,12 @@ def _real(tokens: Iterator[re.Match[str]]) -> float:
     if token[1] is not None or token[2] is not None:
         raise _UnexpectedToken(f"a number expected, found {token[0][:60]!r}")
     return float(token[0])
+
+
+def _skip_bounds(tokens: Iterator[re.Match[str]]) -> None:
+    """Pass over the start and the end of a grid or a tier."""
+    for _ in range(2):
+        _real(tokens)
 
 
 def _parse_moshi(text: str, where: str) -> dict[str, list[TimedWord]] | None:
