@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spirit_jax import __version__
-from spirit_jax.convert.adapters import plan_merge, plan_peft_export
 from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.released_folder import MODEL_FOLDERS, SELECTIONS
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
@@ -85,8 +84,8 @@ example:
 }
 
 
-_OF_ADAPTERS = {"merge": plan_merge, "export-adapter": plan_peft_export}
-"""The commands that take `--adapter`, and what plans each."""
+_OF_ADAPTERS = ("merge", "export-adapter")
+"""The commands that take `--adapter`."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -166,6 +165,7 @@ def _convert(options: argparse.Namespace) -> None:
     """Import or export: plan, print the plan, and run it."""
     import tqdm
 
+    from spirit_jax.convert.adapters import plan_merge, plan_peft_export
     from spirit_jax.convert.jobs import run_jobs
     from spirit_jax.convert.plans import plan_export, plan_import
 
@@ -174,8 +174,10 @@ def _convert(options: argparse.Namespace) -> None:
         raise UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
     if options.command == "import":
         jobs = plan_import(options.source, options.only, options.model, options.layer)
-    elif options.command in _OF_ADAPTERS:
-        jobs = _OF_ADAPTERS[options.command](options.source, options.adapter)
+    elif options.command == "merge":
+        jobs = plan_merge(options.source, options.adapter)
+    elif options.command == "export-adapter":
+        jobs = plan_peft_export(options.source, options.adapter)
     else:
         jobs = plan_export(options.source, options.only)
     _print_plan(jobs)
