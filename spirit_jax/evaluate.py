@@ -66,6 +66,9 @@ class EvaluateConfig:
     """Type of weights and computation. Null: the checkpoint's."""
     int8: bool = False
     """Keep the weights in 8 bits."""
+    adapter: str | None = None
+    """Low-rank adapter of the checkpoint to evaluate: a step of a run with a section `lora`, or a directory in PEFT's
+    format."""
     mesh: MeshConfig = MeshConfig(1, 1, 1)
     """Devices: tensor spreads one model, data spreads the items."""
     overwrite: bool = False
@@ -121,7 +124,8 @@ def _load_model(checkpoint: str, settings: EvaluateConfig) -> "SpiritLM":
 
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
-    return SpiritLM.from_pretrained(checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8)
+    mesh = make_mesh(settings.mesh, devices)
+    return SpiritLM.from_pretrained(checkpoint, settings.dtype, mesh, settings.int8, adapter=settings.adapter)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

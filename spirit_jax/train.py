@@ -305,7 +305,9 @@ def run_held(
     token_kinds = padded_token_kinds(vocabulary, settings.model.vocab_size)
     trained = reference = None
     if base is not None and settings.lora is not None:
-        trained = lora.AdapterWeights(settings.model, settings.lora, lora.load_base(base, mesh), settings.seed)
+        trained = lora.AdapterWeights(
+            settings.model, settings.lora, lora.load_base(base, mesh, settings.lora.int8), settings.seed
+        )
     elif preferences is not None and preferences.reference:
         reference = initial_params(settings, vocabulary, param_shardings(settings.model, mesh))
     objectives = Objectives(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import os
 import pathlib
 from typing import Any
@@ -37,6 +38,15 @@ class Adapter:
     """Fingerprint of the base that it was trained on; None where its files do not name one."""
     arrays: Params
     """The arrays, float32, as `models.lora` describes them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 (hex) of what the adapter does: its arrays and the options that scale and place them."""
+        digest = hashlib.sha256(f"{self.config.scale} {self.config.rows_from}".encode())
+        for name, array in sorted(checkpoint.flatten(self.arrays).items()):
+            digest.update(f"{name} {list(array.shape)}\n".encode())
+            digest.update(np.ascontiguousarray(array, np.float32))
+        return digest.hexdigest()
 
     def check_base(self, directory: str | os.PathLike) -> None:
         """Check that a checkpoint directory holds the base of this adapter.

@@ -115,7 +115,7 @@ def write_results(results: Results, output: pathlib.Path) -> None:
 def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict[str, Any]:
     """The identity of a model and of the program: what a reader needs to repeat the figures.
 
-    The fingerprint is that of the parameters' files, of the vocabulary and of the speech tokenizer.
+    The fingerprint is that of the parameters' files, of an adapter, of the vocabulary and of the speech tokenizer.
     """
     speech = ""
     if model.speech_tokenizer is not None:
@@ -123,11 +123,15 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
             speech = model.speech_tokenizer.fingerprint
     weights = "" if directory is None else fingerprint_llm(directory)
     parts = [weights, model.vocabulary.fingerprint, speech, model.config.dtype]
+    adapter = None if model.adapter is None else model.adapter.fingerprint
+    if adapter is not None:
+        parts.append(adapter)
     device = model.mesh.devices.flat[0]
     return {
         "checkpoint": None if directory is None else os.fspath(directory),
         "fingerprint": hashlib.sha256(json.dumps(parts).encode()).hexdigest(),
         "weights": weights,
+        "adapter": adapter,
         "vocabulary": model.vocabulary.fingerprint,
         "speech_tokenizer": speech,
         "variant": model.vocabulary.variant,

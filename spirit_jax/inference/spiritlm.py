@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from spirit_jax import checkpoint
-from spirit_jax.adapters import read_adapter
+from spirit_jax.adapters import Adapter, read_adapter
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.paths import local_path
 from spirit_jax.inference import literals, network, scoring
@@ -39,6 +39,7 @@ class SpiritLM:
         vocabulary: its tokens, of Spirit LM Base or Expressive.
         speech_tokenizer: encodes the audio of prompts and speaks answers. Without one, prompts and answers hold units.
         sampling: default decoding options: those that the checkpoint recommends.
+        adapter: the low-rank adapter that `from_pretrained` merged into the parameters, if there is one.
         engine: runs requests; a server takes its scheduler from it.
     """
 
@@ -68,6 +69,7 @@ class SpiritLM:
             )
         self.config, self.vocabulary, self.speech_tokenizer = config, vocabulary, speech_tokenizer
         self.sampling = SamplingParams() if sampling is None else sampling
+        self.adapter: Adapter | None = None
         self.mesh = _first_device() if mesh is None else mesh
         self.params = network.arrange(config, params, self.mesh)
         self.engine = Engine(self.params, config, self.mesh, vocabulary)
@@ -117,7 +119,9 @@ class SpiritLM:
         else:
             speech_tokenizer = SpeechTokenizer.from_pretrained(directory, vocabulary.variant, f0)
         sampling = SamplingParams.from_generation_config(settings.get("generation") or {})
-        return cls(params, config, vocabulary, speech_tokenizer, mesh, sampling)
+        model = cls(params, config, vocabulary, speech_tokenizer, mesh, sampling)
+        model.adapter = updates
+        return model
 
     @property
     def prompt_encoder(self) -> PromptEncoder:

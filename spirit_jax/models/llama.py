@@ -30,6 +30,7 @@ from jaxtyping import Array, Float, Int
 
 from spirit_jax import kernels
 from spirit_jax.kernels import remat
+from spirit_jax.models import quantized
 
 Params = dict[str, Any]
 
@@ -220,9 +221,12 @@ def _parameter(
 def _weight(
     module: nn.Module, config: LlamaConfig, name: str, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> Float[Array, "..."]:
-    """Declare a weight matrix with its logical axes; returned in the type of matrix products."""
+    """Declare a weight matrix with its logical axes; returned in the type of matrix products.
+
+    The parameters may hold the weight in 8 bits (`quantized`). In a scan, only one layer of it exists in floats.
+    """
     init = nn.initializers.normal(config.initializer_range)
-    return _parameter(module, config, name, init, shape, axes).astype(DTYPES[config.dtype])
+    return quantized.to_float(_parameter(module, config, name, init, shape, axes), DTYPES[config.dtype])
 
 
 def _projection(

@@ -74,6 +74,9 @@ class LoraConfig:
     rows_from: int | None = None
     """Ids from this one on have their rows of the embedding and of the head trained in full: 32000 for the speech
     tokens that were added to a Llama 2; null for none."""
+    int8: bool = False
+    """Keep the frozen projections in 8 bits (QLoRA with integers): half the memory of bfloat16. The adapter then
+    corrects their rounding too; use it with a base in 8 bits."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.targets if name not in TARGETS]

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -10,7 +11,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from spirit_jax import checkpoint
@@ -18,7 +20,7 @@ from spirit_jax.adapters import base_fingerprint
 from spirit_jax.adapters.adapter import DESCRIPTION
 from spirit_jax.config import from_dict, to_dict
 from spirit_jax.core.files import read_json, write_file
-from spirit_jax.models import llama, lora
+from spirit_jax.models import llama, lora, quantized
 from spirit_jax.parallel.sharding import tracing, tree_shardings, with_shardings
 from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import checkpoint_weights
@@ -119,14 +121,48 @@ def check_fits(base: Base, config: lora.LoraConfig, sequence_length: int) -> Non
         raise RunError(str(error)) from error
 
 
-def load_base(base: Base, mesh: Mesh) -> Params:
+def load_base(base: Base, mesh: Mesh, int8: bool = False) -> Params:
     """Load the frozen weights directly into their shards.
+
+    Args:
+        base: the base.
+        mesh: the devices.
+        int8: keep the projections in 8 bits (`models.quantized`). They are quantized layer by layer as they are read;
+            embedding, head and norms stay in floats.
 
     Raises:
         CheckpointError: they cannot be read, or do not fit the config beside them.
     """
     shapes = with_shardings(llama.abstract_params(base.model), param_shardings(base.model, mesh))
-    return checkpoint_weights(base.directory).load(shapes)
+    if not int8:
+        return checkpoint_weights(base.directory).load(shapes)
+    stored = checkpoint.flatten(checkpoint.open_llm(base.directory, shapes))
+    wanted = checkpoint.flatten(shapes)
+    return checkpoint.unflatten({path: _load_quantized(path, stored[path], wanted[path]) for path in wanted})
+
+
+def _load_quantized(path: str, stored: checkpoint.StoredArray, wanted: jax.ShapeDtypeStruct) -> Any:
+    """One parameter, in 8 bits if it is a projection."""
+    sharding, name = wanted.sharding, path.split("/")[-1]
+    assert isinstance(sharding, NamedSharding)
+    if name not in lora.TARGETS:
+        whole = jax.make_array_from_callback(wanted.shape, sharding, lambda at: stored[at or ()])
+        return whole.astype(wanted.dtype)
+    placement = NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[1:]))
+    layers = []
+    for layer in range(wanted.shape[0]):
+        weight = jax.make_array_from_callback(
+            wanted.shape[1:], placement, functools.partial(_read_layer, stored, layer)
+        )
+        layers.append(_quantize(name, weight))
+    return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
+
+
+def _read_layer(stored: checkpoint.StoredArray, layer: int, at: tuple[slice, ...] | None) -> np.ndarray:
+    return stored[(layer, *(at or ()))]
+
+
+_quantize = jax.jit(quantized.quantize, static_argnums=0)
 
 
 def first_adapter(weights: AdapterWeights, mesh: Mesh, seed: int) -> Params:
@@ -146,7 +182,12 @@ def merging(weights: AdapterWeights, sample: Callable[[Params, int], None]) -> C
 
     The merged weights take as much memory as the base, while they are in use.
     """
-    merge = jax.jit(lambda base, adapter: lora.merge(weights.model, weights.config, base, adapter))
+
+    @jax.jit
+    def merge(base: Params, adapter: Params) -> Params:
+        whole = quantized.tree_to_float(base, llama.DTYPES[weights.model.param_dtype])
+        return lora.merge(weights.model, weights.config, whole, adapter)
+
     return lambda adapter, step: sample(merge(weights.base, adapter), step)
 
 
