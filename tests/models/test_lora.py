@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from spirit_jax.models import llama, lora
+from spirit_jax.models import llama, lora, quantized
 from spirit_jax.models.lora import LoraConfig
 from tests.support.adapters import random_adapter
 from tests.support.steps import MODEL, VOCABULARY
@@ -74,6 +74,22 @@ def test_dropout_leaves_out_inputs_of_updates_and_keeps_their_mean(base, tokens_
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - other).max() > 1e-3
     assert np.abs(first - without).max() > 1e-3
+
+
+def test_a_base_in_8_bits_computes_what_its_values_in_floats_compute(base, tokens_bt):
+    layers = {
+        group: {
+            name: quantized.quantize(name, weight) if name in lora.TARGETS else weight
+            for name, weight in weights.items()
+        }
+        for group, weights in base["layers"].items()
+    }
+    small = {**base, "layers": layers}
+    adapter = random_adapter(MODEL, CONFIG)
+    found = _logits(lora.variables(MODEL, CONFIG, small, adapter), tokens_bt)
+    floats = quantized.tree_to_float(small, jnp.float32)
+    np.testing.assert_allclose(found, _logits(lora.variables(MODEL, CONFIG, floats, adapter), tokens_bt), atol=1e-5)
+    assert 0 < np.abs(np.asarray(floats["layers"]["mlp"]["up_proj"]) - base["layers"]["mlp"]["up_proj"]).max() < 1e-3
 
 
 @pytest.mark.parametrize(

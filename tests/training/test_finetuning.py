@@ -15,11 +15,16 @@ from spirit_jax.config import from_dict
 from spirit_jax.convert.command import main as convert
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.records import RecordError
+from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.models.lora import TARGETS
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.training import lora
 from tests.support import checkpoints
 from tests.support.runs import newest_step
 
 STEPS = 4
+SMALL = {"rank": 2, "int8": True}  # the base in 8 bits
 IDS = [1, 40, 7, 305, 12]
 QUESTIONS = ("one", "two", "three", "four", "five")
 
@@ -109,6 +114,17 @@ def test_a_run_that_is_resumed_with_another_base_is_refused(base, data, finished
         SpiritLM.from_pretrained(merged, adapter=newest_step(finished))
 
 
+def test_the_base_is_quantized_as_it_is_read(base):
+    opened = lora.open_base(base, LlamaConfig())
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found, plain = lora.load_base(opened, mesh, int8=True), lora.load_base(opened, mesh)
+    np.testing.assert_array_equal(found["lm_head"], plain["lm_head"])
+    for group, weights in plain["layers"].items():
+        for name, weight in weights.items():
+            expected = jax.jit(quantized.quantize, static_argnums=0)(name, weight) if name in TARGETS else weight
+            jax.tree.map(np.testing.assert_array_equal, found["layers"][group][name], expected)
+
+
 def test_a_step_without_its_base_is_refused(finished):
     with pytest.raises(CheckpointError, match="it holds an adapter: name the adapter's base"):
         SpiritLM.from_pretrained(newest_step(finished))
@@ -148,7 +164,9 @@ def test_an_answer_that_is_cut_by_the_row_is_refused_or_counted(base, data, tmp_
     loop = {"steps": 3, "evaluate_every": 0, "sample_every": 0}
     with pytest.raises(RecordError, match=r"pair 21: it takes \d+ tokens, a row has 65: the answer would be cut"):
         train.run(_config(tmp_path / "a", base, data, data={"sources": sources}, loop=loop))
-    train.run(_config(tmp_path / "b", base, data, data={"sources": sources, "on_bad_record": "skip"}, loop=loop))
+    train.run(
+        _config(tmp_path / "b", base, data, data={"sources": sources, "on_bad_record": "skip"}, loop=loop, lora=SMALL)
+    )
     assert "could not be used and left out" in capsys.readouterr().out
 
 
