@@ -5,17 +5,16 @@ from collections.abc import Iterator
 import pytest
 
 from spirit_jax import SpiritLM
-from spirit_jax.inference.sampling import SamplingParams
 from tests.support import checkpoints
+from tests.support.plain_speech import plain_speech_tokenizer
 from tests.support.servers import Server, running
 
 
 @pytest.fixture(scope="session")
 def lm() -> SpiritLM:
-    """A small Spirit LM Base that hears with HuBERT and speaks with HiFi-GAN."""
-    lm = SpiritLM.from_pretrained(checkpoints.with_speech("small_base"), dtype="float32")
-    lm.sampling = SamplingParams()
-    return lm
+    """A small Spirit LM Base with a speech tokenizer that hears and speaks without networks."""
+    lm = checkpoints.load("small_base")
+    return SpiritLM(lm.params, lm.config, lm.vocabulary, plain_speech_tokenizer(), lm.mesh)
 
 
 @pytest.fixture(scope="session")

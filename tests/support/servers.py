@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import threading
 import time
@@ -9,17 +10,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import numpy as np
 import uvicorn
 
-from spirit_jax import SpiritLM
-from spirit_jax.inference.sampling import SamplingFeatures
-from spirit_jax.inference.scheduler import Capacity
+from spirit_jax import Segment, SpiritLM
+from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt
+from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.scheduler import Capacity, Request, Scheduler
 from spirit_jax.serving.app import make_app
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.security import Access
 from spirit_jax.serving.service import Service
 
-CAPACITY = Capacity(slots=4, length=256, new_tokens=128, features=SamplingFeatures(shortlist=64))
+CAPACITY = Capacity(slots=2, length=256, new_tokens=128, features=SamplingFeatures(shortlist=64))
 LIMITS, OPEN = Limits(), Access()
 NAME = "small"
 
@@ -51,6 +54,31 @@ class Server:
         while self.service._admitted or self.service.engine._tickets:
             assert time.monotonic() < end, "requests are left"
             time.sleep(0.01)
+
+
+@functools.cache
+def _scheduler(lm: SpiritLM) -> Scheduler:
+    return lm.engine.scheduler(CAPACITY)
+
+
+def ids_alone(
+    lm: SpiritLM, prompt: Prompt, modality: Modality = "any", **options: Any
+) -> tuple[EncodedPrompt, list[int]]:
+    """A prompt and the ids of its answer when nothing else runs, on the steps that the server has compiled."""
+    encoded, scheduler = lm.encode_prompt(prompt, modality), _scheduler(lm)
+    scheduler.submit(Request(encoded, SamplingParams(**options)))
+    ids: list[int] = []
+    while scheduler.busy:
+        ids = scheduler.step()[-1].new_ids.tolist()
+    return encoded, ids
+
+
+def alone(
+    lm: SpiritLM, prompt: Prompt, modality: Modality = "any", speaker: int | str = 2, **options: Any
+) -> list[Segment]:
+    """The answer to a prompt when nothing else runs: that of `SpiritLM.generate`, without compiling for its shapes."""
+    encoded, ids = ids_alone(lm, prompt, modality, **options)
+    return lm.decode_answer(encoded, np.array(ids, np.int32), options.get("stop", ()), speaker)
 
 
 def parse_events(text: str) -> list[dict[str, Any]]:

@@ -88,7 +88,7 @@ function renderTurns() {
 function renderTurn(turn, index) {
   const who = turn.who === "you" ? "You" : "Model";
   const bar = element("div", { className: "bar" }, element("b", { textContent: who }));
-  if (turn.parts.some(playable)) {
+  if (turn.parts.filter(playable).length > 1) {
     bar.append(button("Play all", () => play(turn.parts.filter(playable)), { className: "plain", "aria-label": `Play all of turn ${index + 1}` }));
   }
   if (!running) {
@@ -125,12 +125,13 @@ function renderSpeech(turn, part) {
   const toggle = button("▶", () => togglePart(part), { "aria-label": "Play" });
   const length = element("span", { className: "quiet" });
   const code = element("code");
-  const details = element("details", {}, element("summary", { textContent: "Units" }), code);
+  const summary = element("summary", { textContent: "units" });
+  const details = element("details", {}, summary, code);
   const about = element("div", { className: "about" }, length, details);
   if (turn.editing) {
     about.append(button("Remove", () => { turn.parts = turn.parts.filter((other) => other !== part); renderTurns(); }, { className: "plain" }));
   }
-  Object.assign(part, { wave, unitRows: units, cursor, track, toggle, length, code, details });
+  Object.assign(part, { wave, unitRows: units, cursor, track, toggle, length, code, details, about: summary });
   track.onclick = (event) => {
     const box = track.getBoundingClientRect();
     if (playable(part)) play([part], ((event.clientX - box.left) / box.width) * seconds(part));
@@ -157,6 +158,8 @@ function paint(part) {
   part.unitRows.hidden = !part.units;
   if (part.units) drawUnits(part.unitRows, part.units);
   part.code.textContent = part.units ?? "";
+  part.about.textContent = [["Hu", "phonetic"], ["Pi", "pitch"], ["St", "style"]]
+    .filter(([name]) => part.units?.includes(`[${name}`)).map(([, name]) => name).join(", ") + " units";
   part.details.hidden = !part.units;
   part.length.textContent = playable(part) ? `${seconds(part).toFixed(1)} s` : "units without sound";
   part.track.setAttribute("aria-valuemax", seconds(part).toFixed(1));
@@ -416,7 +419,8 @@ async function generate() {
   $("send").hidden = false;
   $("stop").hidden = true;
   renderTurns();
-  $("text").focus({ preventScroll: true });
+  answer.element?.scrollIntoView({ block: "nearest" });
+  if (matchMedia("(pointer: fine)").matches) $("text").focus({ preventScroll: true }); // a phone's keyboard stays away
 }
 
 /** Remember the units of recordings, so that they are shown and not sent again. */
@@ -565,6 +569,10 @@ $("examples").append(
 );
 $("key").value = sessionStorage.getItem(STORED.key) ?? "";
 if (localStorage.getItem(STORED.theme)) setTheme(localStorage.getItem(STORED.theme));
+else if (matchMedia("(prefers-color-scheme: dark)").matches) $("theme").textContent = "Light";
+new ResizeObserver(() => { // what scrolls into view stays above the prompt
+  document.documentElement.style.scrollPaddingBottom = `${document.querySelector("footer").offsetHeight + 8}px`;
+}).observe(document.querySelector("footer"));
 restore();
 renderTurns();
 connect();
