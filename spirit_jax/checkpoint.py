@@ -17,7 +17,8 @@ import safetensors.numpy
 
 from spirit_jax.core.checksums import CHECKSUMS, check_seal, find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.files import printable, read_json, reading, shown, write_file
+from spirit_jax.core.paths import check_links
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -26,6 +27,9 @@ ADAPTER = "adapter"
 """In the place of `llm/` in the steps of a run that trains an adapter (`spirit_jax.adapters`)."""
 SPEECH_TOKENIZER = "speech_tokenizer"
 STEPS = "checkpoints"
+
+_SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+"""Fields of a Llama without which its config could be any network's."""
 
 _ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/
 _ARRAYS = "params.safetensors"
@@ -40,6 +44,7 @@ def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
 
     Raises:
         CheckpointError: no such directory, or no such part in it; the message lists the parts that are there.
+        PathError: a symbolic link in the part leads out of the checkpoint or run.
     """
     directory = pathlib.Path(directory)
     if not directory.is_dir():
@@ -48,6 +53,8 @@ def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
     if directory.resolve().parent.name == STEPS:
         places.append(directory.resolve().parents[1])
     for place in places:
+        if os.path.lexists(place / part):
+            check_links(place / part, places[-1])
         if (place / part).exists():
             return place / part
     present = sorted(path.name for path in directory.iterdir() if not path.name.startswith((".", "_")))
@@ -75,10 +82,13 @@ def _is_complete(step: pathlib.Path) -> bool:
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:
-    """The config of a checkpoint directory: at least `model` (the Llama's fields) and `variant`.
+    """The config of a checkpoint directory.
+
+    Its keys are at least `model`, the Llama's fields with every size among them. `variant` (see `vocabulary.Variant`)
+    and `generation`, recommended sampling settings, may be there.
 
     Raises:
-        CheckpointError: there is none, or it is damaged, not JSON, or lacks `model`.
+        CheckpointError: there is none, or it is damaged, not JSON, or not the config of a language model.
     """
     path = find(directory, CONFIG)
     check_seal(path.parent, CheckpointError, within=CONFIG)
@@ -87,8 +97,16 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
         found = ", ".join(map(str, config)) if isinstance(config, dict) else f"a {type(config).__name__}"
         raise CheckpointError(
             f"{path}: not the config of a language model: model with the sizes of the network expected, "
-            f"found {found[:200] or 'nothing'}"
+            f"found {printable(found[:200]) or 'nothing'}"
         )
+    absent = [name for name in _SIZES if name not in config["model"]]
+    if absent:
+        found = shown(", ".join(config["model"]) or "nothing")
+        raise CheckpointError(f"{path}: model lacks {', '.join(absent)}, so the network is not known; it holds {found}")
+    if config.get("variant") not in (None, "base", "expressive"):
+        raise CheckpointError(f"{path}: variant is {shown(config['variant'])}: base or expressive expected")
+    if not isinstance(config.get("generation") or {}, dict):
+        raise CheckpointError(f"{path}: generation is {shown(config['generation'])}: sampling settings expected")
     return config
 
 
@@ -142,18 +160,31 @@ def intact_llm(directory: str | os.PathLike) -> pathlib.Path:
     return directory
 
 
-def stored_tree(directory: pathlib.Path) -> Any:
-    """The tree of `llm/` as Orbax lists it; every leaf has a shape and a dtype.
+def stored_tree(directory: pathlib.Path) -> dict[str, Any]:
+    """The tree of `StoredArray` in `llm/`. Orbax lists the names, which are checked here because Orbax trusts them.
 
     Raises:
-        CheckpointError: the metadata of Orbax are missing or damaged.
+        CheckpointError: the metadata of Orbax are missing or damaged, or an array is missing.
     """
-    from orbax.checkpoint import v1 as ocp
-
+    llm = directory / LLM
+    try:
+        found = read_json(llm / "_METADATA", CheckpointError)
+    except CheckpointError as error:
+        raise _unreadable(llm, error) from error
+    entries = found.get("tree_metadata") if isinstance(found, dict) else None
+    paths = []
+    for entry in entries.values() if isinstance(entries, dict) and entries else [None]:
+        keys = entry.get("key_metadata") if isinstance(entry, dict) else None
+        names = [key.get("key") if isinstance(key, dict) else None for key in keys] if isinstance(keys, list) else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise _unreadable(llm, f"{shown(entry)} in _METADATA does not name an array")
+        paths.append("/".join(names))
     with _reading(directory):
-        tree = ocp.metadata(str(directory.resolve()), LLM).metadata
-        flatten(tree)
-        return tree
+        return unflatten(open_arrays(directory, paths))
+
+
+def _unreadable(llm: pathlib.Path, reason: object) -> CheckpointError:
+    return CheckpointError(f"{llm}: cannot be read ({reason}); it is damaged or not complete")
 
 
 @contextlib.contextmanager
@@ -164,10 +195,7 @@ def _reading(directory: pathlib.Path) -> Iterator[None]:
     except CheckpointError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise CheckpointError(
-            f"{directory / LLM}: cannot be read ({type(error).__name__}: {reason}); it is damaged or not complete"
-        ) from error
+        raise _unreadable(directory / LLM, f"{type(error).__name__}: {shown(error)}") from error
 
 
 def _checked_llm(directory: str | os.PathLike, abstract_params: Any) -> pathlib.Path:
@@ -279,6 +307,7 @@ def load_arrays(directory: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     try:
-        return unflatten(safetensors.numpy.load_file(path))
+        with reading(path, "a safetensors file", CheckpointError):
+            return unflatten(safetensors.numpy.load_file(path))
     except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: not a whole safetensors file ({shown(error)})") from error

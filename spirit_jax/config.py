@@ -79,6 +79,18 @@ def _with_cache(values: Any) -> Any:
     return values
 
 
+def named_options(cls: type, arguments: Sequence[str] | None) -> set[str]:
+    """Dotted names of the fields that a command line names, itself or in its config files.
+
+    Args:
+        cls: the command's config, a frozen dataclass.
+        arguments: as for `parse`, which accepted them.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    found = _parser(cls, "config", "").parse_args(_canonical(cls, arguments), defaults=False)
+    return {name for name, _ in found.items() if name not in _OWN_OPTIONS}
+
+
 def load(cls: type[Config], path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:
     """Read a config file, with overrides as on the command line (`["--steps", "10"]`).
 
@@ -198,7 +210,7 @@ def _instantiate(cls: type[Config], built: jsonargparse.ArgumentParser, read: Ca
     try:
         values = built.instantiate(read())
         return cls(**{field.name: getattr(values, field.name) for field in dataclasses.fields(cls)})
-    except (argparse.ArgumentError, ValueError, TypeError, yaml.YAMLError) as error:
+    except (argparse.ArgumentError, ValueError, TypeError, OverflowError, yaml.YAMLError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
 
 

@@ -12,14 +12,14 @@ import math
 import os
 import pathlib
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import yaml
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face
+from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face, read_hugging_face_config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import write_file
 from spirit_jax.core.interrupts import end_at_once
@@ -52,7 +52,7 @@ from spirit_jax.training.checks import (
 )
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.faults import FaultConfig
-from spirit_jax.training.initialize import Weights, load_initial_params
+from spirit_jax.training.initialize import Weights, adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import (
     padded_token_kinds,
     param_shardings,
@@ -126,7 +126,8 @@ class TrainConfig:
     """Train a low-rank adapter of `init_from` instead of all weights. Sizes of the network, the variant and, unless
     named, the tokenizers are then those of `init_from`, a checkpoint directory. null: train all weights."""
     model: llama.LlamaConfig = llama.LlamaConfig()
-    """The network. With `lora`, only dtype, param_dtype, remat and scan_layers are used."""
+    """The network. Sizes that are not named are those of `init_from`, or else those of Llama 2 7B. With `lora`, only
+    dtype, param_dtype, remat and scan_layers are used."""
     data: DataConfig = DataConfig()
     """The training mixture."""
     preferences: PreferenceConfig | None = None
@@ -206,11 +207,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )  # Orbax raises what it logs with a traceback
     again = "interrupted; the same command starts the run again, or resumes it"
     with exit_codes(PROG, again), end_at_once(PROG, again), leave_on_error(PROG):
+        settings = with_sizes(settings, config.named_options(TrainConfig, arguments))
         if settings.compile_topology is not None:
             print(compile_run(settings))
             return
         join_processes(settings.faults.heartbeat_timeout)
         run(settings)
+
+
+def with_sizes(settings: TrainConfig, named: Collection[str]) -> TrainConfig:
+    """Return the config with the sizes of the network that it does not name taken from the weights of `init_from`.
+
+    A run that resumes has the network of its own config.
+
+    Args:
+        named: dotted names of the options that the user gave.
+
+    Raises:
+        SpiritError: there are no such weights or no such tokenizer, or their sizes do not fit those that are named.
+    """
+    found, fields = settings.resolved(), {name.split(".")[1] for name in named if name.startswith("model.")}
+    if found.init_from is None or found.lora is not None:  # an adapter has the network of its base
+        return settings
+    if found.compile_topology is not None and not pathlib.Path(found.init_from).exists():
+        return settings
+    directory = checkpoint.latest_step(found.run_directory) or pathlib.Path(found.init_from)
+    network = read_hugging_face_config(directory) if is_hugging_face(directory) else checkpoint_config(directory)
+    tokens = 0 if "vocab_size" in fields else vocabulary_size(found)
+    try:
+        model = adopt_sizes(settings.model, network, named=fields, vocabulary_size=tokens)
+        return dataclasses.replace(settings, model=model)
+    except ValueError as error:
+        raise RunError(f"the sizes of {directory} and those of this config do not go together: {error}") from error
 
 
 def compile_run(settings: TrainConfig) -> Report:

@@ -6,6 +6,7 @@ Spirit LM Expressive, `[Pi0]`..`[Pi63]` and `[St0]`..`[St99]`. With Llama 2's 32
 the tokenizer and gives the same ids.
 """
 
+import contextlib
 import hashlib
 import io
 import itertools
@@ -13,8 +14,8 @@ import json
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import sentencepiece
@@ -25,7 +26,7 @@ from spirit_jax import units as speech_units
 from spirit_jax.core.arithmetic import round_up
 from spirit_jax.core.checksums import check_seal, write_checksums
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import atomic_directory
+from spirit_jax.core.files import atomic_directory, decode_text, parse_json, read_bytes, shown
 from spirit_jax.units import SpeechUnits
 
 TEXT_TOKEN, SPEECH_TOKEN = "[Text]", "[Speech]"
@@ -35,18 +36,21 @@ ASR, TTS = "[ASR]", "[TTS]"
 
 Variant = Literal["base", "expressive"]
 """Base has HuBERT units; Expressive has pitch and style units too."""
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
 TOKEN_KINDS = ("text", "hubert", "pitch", "style", "control")
 """The kinds of token ids; `Vocabulary.token_kinds` holds an index into this for each id."""
 
 _STREAMS = {"base": (speech_units.HUBERT,), "expressive": (speech_units.HUBERT, speech_units.PITCH, speech_units.STYLE)}
-_ROUND_TO = (
-    128  # rows of the embedding: 32503 -> 32512 and 32667 -> 32768, the released sizes; a TPU's matrix unit is as wide
-)
+ROW_MULTIPLE = 128
+"""Rows of an embedding are a multiple of this: 32503 -> 32512 and 32667 -> 32768 are the released sizes, and a TPU's
+matrix unit is as wide."""
+_MAX_GAP = 1000  # ids without a token
 _LINE_BYTES = 4192
 """Bytes of a line of training text; SentencePiece drops longer ones."""
 _SENTENCEPIECE_FILE, _TOKENIZERS_FILE = "tokenizer.model", "tokenizer.json"
-_OTHER_FILES = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+_CONFIG_FILE = "tokenizer_config.json"
+_OTHER_FILES = (_CONFIG_FILE, "special_tokens_map.json", "added_tokens.json")
 
 # protobuf makes the class when the module is imported, which type checkers do not see
 _ModelProto: Any = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
@@ -57,6 +61,10 @@ _ADDED_PATTERN = r"\[(?:Text|Speech|(?:Hu|Pi|St)\d+)\]"
 
 class VocabularyError(SpiritError):
     """A tokenizer that cannot be read or does not fit; the message names the file and what was expected."""
+
+
+class PlainTokenizerError(VocabularyError):
+    """A text tokenizer without speech tokens, and no variant was named to extend it to."""
 
 
 def added_tokens(variant: Variant) -> list[str]:
@@ -91,11 +99,31 @@ class _TextTokenizer(Protocol):
     def decode(self, ids: list[int]) -> str: ...
 
 
+@contextlib.contextmanager
+def _library(name: str) -> Iterator[None]:
+    """Turn what the libraries of tokenizers raise on a damaged file into a `VocabularyError`.
+
+    Their exceptions have no common base: protobuf's and Rust's derive from `Exception`, and a panic of Rust does not.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise VocabularyError(f"{name} is damaged, or not a tokenizer ({shown(str(error))})") from error
+
+
+def _parse_model(content: bytes) -> Any:
+    """A SentencePiece model as a protobuf message."""
+    with _library(_SENTENCEPIECE_FILE):
+        return _ModelProto.FromString(content)
+
+
 class _SentencePiece:
     """A tokenizer like Llama 2's, whose added tokens are user-defined pieces at the end of the SentencePiece model."""
 
     def __init__(self, model: bytes, variant: Variant):
-        proto = _ModelProto.FromString(model)
+        proto = _parse_model(model)
         tokens = added_tokens(variant)
         pieces = [piece.piece for piece in proto.pieces]
         if TEXT_TOKEN not in pieces:
@@ -111,11 +139,17 @@ class _SentencePiece:
             )
         self.model = proto.SerializeToString(deterministic=True)
         self.fingerprint = hashlib.sha256(self.model).hexdigest()
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
-        self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
         self.specials = re.compile(_ADDED_PATTERN)
-        # SentencePiece puts its dummy space before a leading special piece: `[Text]` -> `▁ [Text]`
-        self.dummy_prefix = self.encode(TEXT_TOKEN)[:-1]
+        with _library(_SENTENCEPIECE_FILE):
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=self.model)
+            self.bos_id, self.eos_id = self._processor.bos_id(), self._processor.eos_id()
+            # SentencePiece puts its dummy space before a leading special piece: `[Text]` -> `▁ [Text]`
+            self.dummy_prefix = self.encode(TEXT_TOKEN)[:-1]
+            ids = self.encode("".join(tokens))
+        if min(self.bos_id, self.eos_id) < 0:
+            raise VocabularyError(f"{_SENTENCEPIECE_FILE} has no pieces that begin and end a document (<s> and </s>)")
+        if ids != [*self.dummy_prefix, *range(self.text_size, len(pieces))]:
+            raise VocabularyError(f"{_SENTENCEPIECE_FILE} does not read the tokens of Spirit LM as user-defined pieces")
 
     def encode(self, string: str) -> list[int]:
         return self._processor.encode(string)
@@ -137,13 +171,23 @@ class _ByteLevelBPE:
             import tokenizers
         except ImportError as error:
             raise VocabularyError(f"{_TOKENIZERS_FILE} needs the package tokenizers: pip install tokenizers") from error
-        self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
         self._added = added_tokens(variant)
-        known = self._tokenizer.token_to_id(TEXT_TOKEN)
-        self.text_size = self._tokenizer.get_vocab_size() if known is None else known
+        with _library(_TOKENIZERS_FILE):
+            self._tokenizer = tokenizers.Tokenizer.from_str(serialized)
+            known = self._tokenizer.token_to_id(TEXT_TOKEN)
+            ids = self._tokenizer.get_vocab()
+            own = [token.content for token in self._tokenizer.get_added_tokens_decoder().values()]
+            self._tokenizer.encode("the cat")
+        self.text_size = max(ids.values(), default=-1) + 1 if known is None else known
+        if self.text_size > 2 * len(ids) + _MAX_GAP:  # every id gets a row of the embedding
+            raise VocabularyError(f"{_TOKENIZERS_FILE}: an id of {self.text_size - 1} for {len(ids)} tokens")
         self._ids = {token: self.text_size + index for index, token in enumerate(self._added)}
+        if known is not None and any(ids.get(token) != index for token, index in self._ids.items()):
+            raise VocabularyError(
+                f"{_TOKENIZERS_FILE}: the ids from {TEXT_TOKEN} ({known}) on are not those of Spirit LM {variant}'s "
+                f"{len(self._added)} tokens"
+            )
         self._split = re.compile("(" + "|".join(map(re.escape, self._added)) + ")")
-        own = (token.content for token in self._tokenizer.get_added_tokens_decoder().values())
         self.specials = re.compile("|".join([_ADDED_PATTERN, *(re.escape(token) for token in own if len(token) > 1)]))
         self.bos_id = self._special(special.get("bos_token") or "<|begin_of_text|>")
         self.eos_id = self._special(special.get("eos_token") or "<|end_of_text|>")
@@ -153,7 +197,7 @@ class _ByteLevelBPE:
         index = self._tokenizer.token_to_id(token)
         if index is None:
             raise VocabularyError(
-                f"{_TOKENIZERS_FILE} has no token {token!r}; name bos_token and eos_token in tokenizer_config.json"
+                f"{_TOKENIZERS_FILE} has no token {token!r}; name bos_token and eos_token in {_CONFIG_FILE}"
             )
         return index
 
@@ -209,10 +253,11 @@ class Vocabulary:
         token_kinds: int8 [padded_size], an index into `TOKEN_KINDS` for each id.
         specials: pattern that matches the strings that `encode` takes for special tokens.
         fingerprint: sha256 (hex) of everything that decides the ids; vocabularies with equal fingerprints are equal.
+        is_plain: whether the files hold a text tokenizer alone, so that the speech tokens are added as they are read.
     """
 
-    def __init__(self, tokenizer: _TextTokenizer, variant: Variant, files: dict[str, bytes]):
-        self._tokenizer, self._files = tokenizer, files
+    def __init__(self, tokenizer: _TextTokenizer, variant: Variant, files: dict[str, bytes], *, is_plain: bool = False):
+        self._tokenizer, self._files, self.is_plain = tokenizer, files, is_plain
         self.variant: Variant = variant
         self.text_size = tokenizer.text_size
         self.text_id, self.speech_id = self.text_size, self.text_size + 1
@@ -220,7 +265,7 @@ class Vocabulary:
         sizes = [speech_units.SIZES[stream] for stream in self.streams]
         starts = self.text_size + 2 + np.concatenate([[0], np.cumsum(sizes)])
         self.size = int(starts[-1])
-        self.padded_size = round_up(self.size, _ROUND_TO)
+        self.padded_size = round_up(self.size, ROW_MULTIPLE)
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
         self.prefix = [self.bos_id, *tokenizer.dummy_prefix]
         self.specials, self.fingerprint = tokenizer.specials, tokenizer.fingerprint
@@ -242,41 +287,43 @@ class Vocabulary:
             variant: required for a plain Llama tokenizer; by default the variant of the files.
 
         Raises:
-            VocabularyError: names the directory; there is no tokenizer, or its added tokens are not the variant's.
+            PlainTokenizerError: a plain tokenizer, and no `variant`.
+            VocabularyError: names the directory; there is no tokenizer, it is damaged, or its added tokens are not the
+                variant's.
         """
         directory = pathlib.Path(directory)
         check_seal(directory, VocabularyError)
         files = {}
         for name in (_SENTENCEPIECE_FILE, _TOKENIZERS_FILE, *_OTHER_FILES):
             if (directory / name).is_file():
-                files[name] = (directory / name).read_bytes()
+                files[name] = read_bytes(directory / name, VocabularyError)
         if _SENTENCEPIECE_FILE not in files and _TOKENIZERS_FILE not in files:
             raise VocabularyError(f"{directory}: neither {_SENTENCEPIECE_FILE} nor {_TOKENIZERS_FILE} there")
         try:
             return cls._from_files(files, variant)
-        except (ValueError, RuntimeError) as error:
-            raise VocabularyError(f"{directory}: {error}") from error
+        except VocabularyError as error:
+            raise type(error)(f"{directory}: {error}") from error
 
     @classmethod
     def _from_files(cls, files: dict[str, bytes], variant: Variant | None) -> "Vocabulary":
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        config = _parse_json(files, _CONFIG_FILE) if _CONFIG_FILE in files else {}
         found = _variant_of(files, config)
         if None not in (variant, found) and variant != found:
             raise VocabularyError(f"the tokenizer is Spirit LM {found}'s, asked for was {variant}")
+        is_plain = found is None
         variant = found or variant
         if variant is None:
-            raise VocabularyError("a tokenizer without speech tokens: say variant='base' or 'expressive' to extend it")
+            raise PlainTokenizerError(
+                "a tokenizer without speech tokens: say variant='base' or 'expressive' to extend it"
+            )
         if _SENTENCEPIECE_FILE in files:
             tokenizer = _SentencePiece(files[_SENTENCEPIECE_FILE], variant)
             _check_added_ids(config, tokenizer.text_size, variant)
         else:
-            names = {
-                key: value["content"] if isinstance(value, dict) else value
-                for key, value in config.items()
-                if key in ("bos_token", "eos_token")
-            }
-            tokenizer = _ByteLevelBPE(files[_TOKENIZERS_FILE].decode(), names, variant)
-        return cls(tokenizer, variant, files)
+            names = {key: _token_name(config, key) for key in ("bos_token", "eos_token")}
+            serialized = decode_text(files[_TOKENIZERS_FILE], _TOKENIZERS_FILE, VocabularyError)
+            tokenizer = _ByteLevelBPE(serialized, names, variant)
+        return cls(tokenizer, variant, files, is_plain=is_plain)
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int, variant: Variant = "expressive") -> "Vocabulary":
@@ -322,7 +369,7 @@ class Vocabulary:
             "clean_up_tokenization_spaces": False,
             "legacy": False,
         }
-        files = {_SENTENCEPIECE_FILE: tokenizer.model, "tokenizer_config.json": json.dumps(config, indent=1).encode()}
+        files = {_SENTENCEPIECE_FILE: tokenizer.model, _CONFIG_FILE: json.dumps(config, indent=1).encode()}
         return cls(tokenizer, variant, files)
 
     def save(self, directory: str | os.PathLike) -> None:
@@ -403,16 +450,52 @@ def _short_lines(line: str) -> Iterator[str]:
     yield rest.decode()
 
 
+def _parse_json(files: dict[str, bytes], name: str) -> dict[str, Any]:
+    """The object in a JSON file of a tokenizer."""
+    content = parse_json(decode_text(files[name], name, VocabularyError), name, VocabularyError)
+    if not isinstance(content, dict):
+        raise VocabularyError(f"{name} holds a {type(content).__name__}, an object expected")
+    return content
+
+
+def _token_name(config: Mapping[str, Any], key: str) -> str | None:
+    """The text of a token that `tokenizer_config.json` names, None if it names none."""
+    value = config.get(key)
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise VocabularyError(f"{_CONFIG_FILE}: {key} is {shown(value)}: the text of a token expected")
+    return text
+
+
+def token_ids(config: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of the added tokens that a `tokenizer_config.json` lists.
+
+    Raises:
+        VocabularyError: the list is not one of tokens by id.
+    """
+    entries = config.get("added_tokens_decoder") or {}
+    ids: dict[str, int] = {}
+    for index, entry in entries.items() if isinstance(entries, dict) else [("", entries)]:
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not isinstance(content, str) or not re.fullmatch("[0-9]{1,9}", index):
+            raise VocabularyError(
+                f"{_CONFIG_FILE}: added_tokens_decoder has {shown(index)}: {shown(entry)}, tokens by their ids expected"
+            )
+        ids[content] = int(index)
+    return ids
+
+
 def _variant_of(files: dict[str, bytes], config: dict[str, Any]) -> Variant | None:
     """The variant whose tokens the files hold, None for a plain text tokenizer."""
-    tokens = {entry["content"] for entry in config.get("added_tokens_decoder", {}).values()}
+    tokens = {*token_ids(config)}
     if _SENTENCEPIECE_FILE in files:
-        model = _ModelProto.FromString(files[_SENTENCEPIECE_FILE])
-        tokens |= {piece.piece for piece in model.pieces[-speech_units.SIZES[0] :]} | {
-            TEXT_TOKEN for piece in model.pieces if piece.piece == TEXT_TOKEN
-        }
-    elif _TOKENIZERS_FILE in files:
-        tokens |= {entry["content"] for entry in json.loads(files[_TOKENIZERS_FILE]).get("added_tokens", [])}
+        pieces = [piece.piece for piece in _parse_model(files[_SENTENCEPIECE_FILE]).pieces]
+        tokens |= {*pieces[-speech_units.SIZES[0] :], *({TEXT_TOKEN} & set(pieces))}
+    else:
+        added = _parse_json(files, _TOKENIZERS_FILE).get("added_tokens") or []
+        if not isinstance(added, list) or not all(isinstance(entry, dict) for entry in added):
+            raise VocabularyError(f"{_TOKENIZERS_FILE}: added_tokens is {shown(added)}: a list of tokens expected")
+        tokens |= {entry["content"] for entry in added if isinstance(entry.get("content"), str)}
     if TEXT_TOKEN not in tokens:
         return None
     return "expressive" if "[Pi0]" in tokens else "base"
@@ -421,8 +504,6 @@ def _variant_of(files: dict[str, bytes], config: dict[str, Any]) -> Variant | No
 def _check_added_ids(config: dict[str, Any], text_size: int, variant: Variant) -> None:
     """Check that the ids of added tokens in a Hugging Face config are those that arithmetic gives."""
     expected = {token: text_size + index for index, token in enumerate(added_tokens(variant))}
-    for index, entry in config.get("added_tokens_decoder", {}).items():
-        if expected.get(entry["content"], int(index)) != int(index):
-            raise VocabularyError(
-                f"tokenizer_config.json gives {entry['content']} id {index}, expected {expected[entry['content']]}"
-            )
+    for token, index in token_ids(config).items():
+        if expected.get(token, index) != index:
+            raise VocabularyError(f"{_CONFIG_FILE} gives {token} id {index}, expected {expected[token]}")

@@ -124,3 +124,11 @@ def test_units_out_of_range_are_refused():
         SpeechUnits(np.array([1]), np.array([0, 64]))
     with pytest.raises(UnitError, match="1-D array of integers"):
         SpeechUnits(np.zeros((2, 2), int))
+
+
+@pytest.mark.parametrize("digits", ["9" * 4301, "9" * 100_000, "0" * 5000 + "501", "501"])
+def test_a_number_that_no_unit_has_is_an_error_however_long(digits):
+    with pytest.raises(UnitError, match=r"\[Hu.* at position 5: Hu units go up to 500") as caught:
+        SpeechUnits.from_string(f"[Hu3][Hu{digits}]")
+    assert len(str(caught.value)) < 100
+    assert SpeechUnits.from_string("[Hu" + "0" * 5000 + "7]").hubert.tolist() == [7]

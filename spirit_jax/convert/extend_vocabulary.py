@@ -1,64 +1,54 @@
-"""Extends a plain Llama for speech: its tokenizer, embedding and head get the tokens of Spirit LM."""
+"""Extends a plain Llama for speech: its embedding and head get rows for the tokens of Spirit LM."""
 
-import json
-import pathlib
-import shutil
 from collections.abc import Mapping
 
 import numpy as np
-from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.arrays import ReadableArray, StackedArray
-from spirit_jax.core.files import read_json, write_file
-from spirit_jax.vocabulary import TEXT_TOKEN, Variant, Vocabulary, added_tokens
+from spirit_jax.core.arithmetic import round_up
+from spirit_jax.vocabulary import ROW_MULTIPLE, VARIANTS, Vocabulary, added_tokens
 
-MODEL_FILES = ("tokenizer.model", "tokenizer.json")
-"""Files of a tokenizer's model, of which a tokenizer has at least one."""
-
-TOKENIZER_FILES = (*MODEL_FILES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""All files of a Hugging Face tokenizer."""
+_SPREAD = 2.0
+"""How much more than those of random rows the squared norms of rows may differ, before the rows count as trained."""
+_MIN_ROWS = 4
 
 
-def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copy a tokenizer's files unchanged into the directory `target`, which need not exist."""
-    target.mkdir(exist_ok=True)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
+def check_unused_rows(embedding: ReadableArray, vocabulary: Vocabulary, where: object) -> None:
+    """Check that the rows of a plain Llama's embedding beyond its tokenizer's pieces only pad it.
 
-
-def extend_tokenizer(source: pathlib.Path, target: pathlib.Path, variant: Variant) -> None:
-    """Copy a plain Llama's tokenizer and add the tokens of Spirit LM in the form that the released tokenizers have.
-
-    A `tokenizer.model` gets user-defined pieces, and a `tokenizer.json` beside it, which would lack them, is not
-    copied. A Llama 3's `tokenizer.json` gets added tokens.
+    An extension gives these rows to the tokens of Spirit LM. A model that has trained rows there has lost a part of its
+    tokenizer.
 
     Raises:
-        ConversionError: the result does not give the ids that `Vocabulary` gives for the source.
+        ConversionError: there are as many rows as a Spirit LM of this tokenizer has, or they differ in norm by more
+            than rows that were only initialized.
     """
-    copy_tokenizer(source, target)
-    tokens = added_tokens(variant)
-    model, serialized = (target / name for name in MODEL_FILES)
-    if model.is_file():
-        # protobuf creates its classes when the module loads, where a type checker does not see them.
-        message = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-        proto = message.FromString(model.read_bytes())
-        for token in tokens:
-            proto.pieces.add(piece=token, score=0.0, type=proto.SentencePiece.USER_DEFINED)
-        proto.trainer_spec.vocab_size = len(proto.pieces)
-        write_file(model, proto.SerializeToString(deterministic=True))
-        serialized.unlink(missing_ok=True)
+    known, count = vocabulary.text_size, int(embedding.shape[0])
+    sizes = {round_up(known + len(added_tokens(variant)), ROW_MULTIPLE) for variant in VARIANTS}
+    if count in sizes:
+        what = f"as many as Spirit LM's, with rows for the speech tokens from {known} on, which the tokenizer lacks"
+    elif count >= known + _MIN_ROWS and _spread(np.asarray(embedding[known:])) > _SPREAD:
+        what = f"trained from row {known} on, where the tokenizer has no tokens"
     else:
-        content = read_json(serialized, ConversionError)
-        start = Vocabulary.load(source, variant).text_size
-        flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
-        content["added_tokens"] += [{"id": start + i, "content": token, **flags} for i, token in enumerate(tokens)]
-        write_file(serialized, json.dumps(content, ensure_ascii=False, indent=1))
-    before, after = Vocabulary.load(source, variant), Vocabulary.load(target)
-    sample = "The quick brown fox: 12 jumps, caf\u00e9!\n" + TEXT_TOKEN + "a[Speech][Hu3]"
-    if (before.size, before.variant, before.encode(sample)) != (after.size, after.variant, after.encode(sample)):
-        raise ConversionError(f"{source}: the extended tokenizer does not give the ids it should")
+        return
+    raise ConversionError(
+        f"{where}: the embedding's {count} rows are {what}. To extend the vocabulary would replace them: put the "
+        f"model's own tokenizer there, or cut the rows if nothing uses them: model.resize_token_embeddings({known})"
+    )
+
+
+def _spread(rows: np.ndarray) -> float:
+    """Standard deviation of the squared norms of rows around their mean, in units of that of Gaussian rows.
+
+    It is about 1 for rows that were drawn at random, whatever their scale, also after weight decay, and far below 1 for
+    equal rows.
+    """
+    centered = rows.astype(np.float64)
+    centered -= centered.mean(0)
+    squares = (centered**2).sum(1)
+    mean = squares.mean()
+    return float(squares.std() / mean / np.sqrt(2 / rows.shape[1])) if mean > 0 else 0.0
 
 
 def extend_rows(array: ReadableArray, axis: int, known: int, size: int, seed: int) -> StackedArray:

@@ -13,17 +13,29 @@ import numpy as np
 from spirit_jax.checkpoint import flatten, unflatten
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.errors import ConversionError
-from spirit_jax.convert.extend_vocabulary import MODEL_FILES
+from spirit_jax.convert.extend_vocabulary import check_unused_rows
 from spirit_jax.convert.formats import hf_weights
 from spirit_jax.convert.formats.arrays import StackedArray
 from spirit_jax.convert.table import to_jax
+from spirit_jax.convert.tokenizer_files import MODEL_FILES
 from spirit_jax.core.files import read_json
+from spirit_jax.core.paths import check_links
 from spirit_jax.models.llama import LlamaConfig
+from spirit_jax.vocabulary import PlainTokenizerError, Vocabulary
 
 
 def is_hugging_face(directory: pathlib.Path) -> bool:
     """Whether this is a Hugging Face directory and not a checkpoint directory of this package."""
     return any((directory / name).is_file() for name in hf_weights.WEIGHT_NAMES) and not (directory / "llm").exists()
+
+
+def read_hugging_face_config(directory: pathlib.Path) -> LlamaConfig:
+    """The network of a Hugging Face Llama.
+
+    Raises:
+        ConversionError: not the config of a Llama.
+    """
+    return llama.from_hf_config(read_json(directory / "config.json", ConversionError), f"{directory}/config.json")
 
 
 def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Path | None, Callable[[Any], Any]]:
@@ -34,13 +46,20 @@ def open_hugging_face(directory: pathlib.Path) -> tuple[LlamaConfig, pathlib.Pat
         abstract parameters, each with a sharding, and returns the parameters.
 
     Raises:
-        ConversionError: not a Llama, or tensors that do not fit its config; names them.
+        ConversionError: not a Llama, tensors that do not fit its config, a link that leaves the directory, or trained
+            rows of the embedding that the tokenizer does not name.
     """
-    config = llama.from_hf_config(read_json(directory / "config.json", ConversionError), f"{directory}/config.json")
+    check_links(directory, directory, ConversionError)
+    config = read_hugging_face_config(directory)
     # Every process would read all files to check them, and needs only its own shards.
     tensors, _ = hf_weights.load_weights(directory, check_content=False)
     arrays, _ = to_jax(llama.rows(config), tensors, llama.shapes(config), str(directory))
     has_tokenizer = any((directory / name).is_file() for name in MODEL_FILES)
+    try:
+        if has_tokenizer:
+            Vocabulary.load(directory)
+    except PlainTokenizerError:
+        check_unused_rows(arrays["embed_tokens"], Vocabulary.load(directory, "base"), directory)
 
     def load(abstract: Any) -> Any:
         def one(path: str, wanted: jax.ShapeDtypeStruct) -> jax.Array:

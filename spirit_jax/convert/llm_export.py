@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert import extend_vocabulary
+from spirit_jax.convert import tokenizer_files
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats import hf_weights, orbax_file
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, counted, nbytes
 from spirit_jax.convert.jobs import Job
-from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, ReleasedFolder, state_keys
+from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, ReleasedFolder, check_keys, state_keys
 from spirit_jax.convert.table import to_torch
 from spirit_jax.core.checksums import check_seal
 from spirit_jax.core.files import write_file
@@ -49,8 +49,11 @@ class StoredLlm:
         hf_weights.save_weights(folder, tensors, self.shards)
         for path in self.files:
             shutil.copyfile(path, folder / path.name)
-        if self.tokenizer is not None:
-            extend_vocabulary.copy_tokenizer(self.tokenizer, folder)
+        if self.tokenizer is not None and self.vocabulary is not None:
+            if self.files and not self.vocabulary.is_plain:  # a released tokenizer is written back as it was
+                tokenizer_files.copy_tokenizer(self.tokenizer, folder)
+            else:
+                tokenizer_files.write_tokenizer(self.tokenizer, folder, self.variant)
         if (folder / "config.json").is_file():
             return
         if self.vocabulary is None:
@@ -109,6 +112,8 @@ def open_stored_llm(source: pathlib.Path) -> StoredLlm:
     unused = {key: tensor for state in released.unused.values() for key, tensor in state.items()}
     names = [name for names in keys.values() for name in names]
     tensors = to_torch(llama.rows(network), checkpoint.open_arrays(directory, expected), unused, names)
+    if folder is not None and keys:
+        check_keys(folder, names, tensors)
     shards = keys or hf_weights.default_shards(tensors)
     generation = stored.get("generation", {})
     return StoredLlm(source, network, variant, tokenizer, vocabulary, tensors, shards, released.files, generation)

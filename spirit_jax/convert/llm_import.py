@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from spirit_jax import checkpoint, config
-from spirit_jax.convert import extend_vocabulary
+from spirit_jax.convert import extend_vocabulary, tokenizer_files
 from spirit_jax.convert.components import llama
 from spirit_jax.convert.errors import ConversionError, UsageError, reading
 from spirit_jax.convert.formats import hf_weights, orbax_file
@@ -18,19 +19,10 @@ from spirit_jax.convert.table import to_jax
 from spirit_jax.core.checksums import write_checksums
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.models.llama import LlamaConfig
-from spirit_jax.vocabulary import Variant, Vocabulary, VocabularyError
+from spirit_jax.vocabulary import PlainTokenizerError, Variant, Vocabulary
 
 _SEALED_APART = (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)
 """Directories of a checkpoint whose parts have checksums of their own."""
-
-
-@dataclass(frozen=True)
-class _Tokenizer:
-    """The tokenizer beside a Llama."""
-
-    vocabulary: Vocabulary
-    is_plain: bool
-    """Whether the files lack the tokens of Spirit LM, so that the import adds them."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +33,8 @@ class _ImportedLlm:
     config: dict[str, Any]
     """The config.json of the checkpoint directory."""
     arrays: dict[str, ReadableArray]
-    tokenizer: _Tokenizer | None
+    vocabulary: Vocabulary | None
+    """The tokenizer beside the Llama; None without one."""
     rest: ReleasedFolder | None
     """What an export needs to write the released files back; None for an extended Llama, which has no released form."""
 
@@ -53,10 +46,10 @@ class _ImportedLlm:
         (staged / "orbax").rmdir()
         write_file(staged / checkpoint.CONFIG, json.dumps(self.config, indent=1) + "\n")
         target = staged / checkpoint.TOKENIZER
-        if self.tokenizer is not None and self.tokenizer.is_plain:
-            extend_vocabulary.extend_tokenizer(self.folder, target, self.tokenizer.vocabulary.variant)
-        elif self.tokenizer is not None:
-            extend_vocabulary.copy_tokenizer(self.folder, target)
+        if self.vocabulary is not None and self.vocabulary.is_plain:
+            tokenizer_files.write_tokenizer(self.folder, target, self.vocabulary.variant)
+        elif self.vocabulary is not None:
+            tokenizer_files.copy_tokenizer(self.folder, target)
         if target.is_dir():
             write_checksums(target)
         if self.rest is not None:
@@ -75,60 +68,82 @@ def plan_llm_import(folder: pathlib.Path, model: Variant | None) -> Job:
         UsageError: a plain Llama without `model`, or `model` differs from the tokenizer's variant.
         ConversionError: a Llama that `models.llama` does not implement, or weights that do not fit its config.
     """
-    network = llama.from_hf_config(read_json(folder / "config.json", ConversionError), f"{folder}/config.json")
+    released_config = read_json(folder / "config.json", ConversionError)
+    network = llama.from_hf_config(released_config, f"{folder}/config.json")
     tensors, shards = hf_weights.load_weights(folder)
     with reading(folder / "config.json", "the config of a Llama"):
         shapes = llama.shapes(network)
     arrays, unused = to_jax(llama.rows(network), tensors, shapes, str(folder))
-    tokenizer = _read_tokenizer(folder, model)
+    vocabulary = _read_vocabulary(folder, model)
     stored: dict[str, Any] = {"variant": model}
-    if tokenizer is not None:
-        vocabulary = tokenizer.vocabulary
+    notes: list[str] = []
+    if vocabulary is not None:
         stored = {"variant": vocabulary.variant, "vocabulary": vocabulary.fingerprint}
-        _check_embedding(folder, network, tokenizer)
-    if tokenizer is not None and tokenizer.is_plain:
-        known, size = tokenizer.vocabulary.text_size, tokenizer.vocabulary.padded_size
+        _check_embedding(folder, network, vocabulary)
+    if vocabulary is not None and vocabulary.is_plain:
+        known, size = vocabulary.text_size, vocabulary.padded_size
+        extend_vocabulary.check_unused_rows(arrays["embed_tokens"], vocabulary, folder)
         arrays = extend_vocabulary.extend_arrays(arrays, known, size)
         network = dataclasses.replace(network, vocab_size=size)
-        rest, notes = None, [f"vocabulary extended from {known} to {size}"]
+        rest = None
+        notes.append(f"vocabulary extended from {known} to {size}")
+        if left_out := tokenizer_files.other_tokens(folder, known):
+            notes.append(f"added tokens are left out, because speech tokens take their ids: {', '.join(left_out)}")
     else:
         # An index of weights in the format that is not carried would name files that are not there.
         stem = "model." if next(iter(shards)).endswith(".safetensors") else "pytorch_model."
         left_out = {*shards, *(name for name in hf_weights.WEIGHT_NAMES if not name.startswith(stem))}
-        if tokenizer is not None:
-            left_out |= {*extend_vocabulary.TOKENIZER_FILES}
-        files, notes = carried_files(folder, but=left_out)
+        if vocabulary is not None:
+            left_out |= {*tokenizer_files.TOKENIZER_FILES}
+        files, left_behind = carried_files(folder, but=left_out)
+        notes += left_behind
         descriptions = {name: describe(state := dict.fromkeys(keys), state) for name, keys in shards.items()}
         unused_by_file = {name: {key: unused[key] for key in keys if key in unused} for name, keys in shards.items()}
         rest = ReleasedFolder(files, descriptions, unused_by_file)
-    if tokenizer is None:
+    if vocabulary is None:
         notes.append(f"no tokenizer in {folder}: put one into {checkpoint.TOKENIZER}/ before use")
     stored["model"] = config.to_dict(network)
     if (folder / llama.GENERATION_CONFIG).is_file():
         stored["generation"] = read_json(folder / llama.GENERATION_CONFIG, ConversionError)
-    imported = _ImportedLlm(folder, stored, {**arrays}, tokenizer, rest)
+        if not isinstance(stored["generation"], dict):
+            raise ConversionError(f"{folder / llama.GENERATION_CONFIG}: an object of sampling settings expected")
+    if vocabulary is not None:
+        notes += _eos_notes(folder, (released_config, stored.get("generation", {})), vocabulary)
+    imported = _ImportedLlm(folder, stored, {**arrays}, vocabulary, rest)
     size = sum(nbytes(array) for array in arrays.values())
     return Job("llm", folder, checkpoint.LLM, len(tensors), size, notes, imported.write)
 
 
-def _read_tokenizer(folder: pathlib.Path, model: Variant | None) -> _Tokenizer | None:
+def _read_vocabulary(folder: pathlib.Path, model: Variant | None) -> Vocabulary | None:
     """The tokenizer of a Llama, None if there is none. A plain text tokenizer is to be extended to `model`."""
-    if not any((folder / name).is_file() for name in extend_vocabulary.MODEL_FILES):
+    if not any((folder / name).is_file() for name in tokenizer_files.MODEL_FILES):
         return None
     try:
         found = Vocabulary.load(folder)
-    except VocabularyError as error:
+    except PlainTokenizerError as error:
         if model is None:
             raise UsageError(f"{error}; on this command line: --model base or --model expressive") from error
-        return _Tokenizer(Vocabulary.load(folder, model), is_plain=True)
+        return Vocabulary.load(folder, model)
     if model not in (None, found.variant):
         raise UsageError(f"--model {model}: the tokenizer in {folder} is Spirit LM {found.variant}'s")
-    return _Tokenizer(found, is_plain=False)
+    return found
 
 
-def _check_embedding(folder: pathlib.Path, network: LlamaConfig, tokenizer: _Tokenizer) -> None:
+def _eos_notes(folder: pathlib.Path, configs: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> list[str]:
+    """A note if the configs end documents at other ids than the tokenizer, such as the list of a Llama 3 Instruct."""
+    named = [config.get("eos_token_id") for config in configs]
+    ids = {index for value in named for index in (value if isinstance(value, list) else [value])}
+    others = sorted(index for index in ids - {vocabulary.eos_id} if isinstance(index, int))
+    if not others:
+        return []
+    return [
+        f"{folder} also ends documents at the ids {', '.join(map(str, others))}, which is not supported: an answer "
+        f"ends at the tokenizer's {vocabulary.eos_id} alone; give the text of other ends as --stop"
+    ]
+
+
+def _check_embedding(folder: pathlib.Path, network: LlamaConfig, vocabulary: Vocabulary) -> None:
     """Check that the embedding has a row for each token that the tokenizer's files hold."""
-    vocabulary = tokenizer.vocabulary
-    needed, what = (vocabulary.text_size, "pieces") if tokenizer.is_plain else (vocabulary.size, "tokens")
+    needed, what = (vocabulary.text_size, "pieces") if vocabulary.is_plain else (vocabulary.size, "tokens")
     if network.vocab_size < needed:
         raise ConversionError(f"{folder}: {network.vocab_size} rows in the embedding, {needed} {what} in the tokenizer")

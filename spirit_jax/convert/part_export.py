@@ -8,11 +8,11 @@ from typing import Any
 
 from spirit_jax import checkpoint
 from spirit_jax.convert import released_folder
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats import hf_weights
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, counted, nbytes, same_bits
 from spirit_jax.convert.formats.torch_file import save_torch
-from spirit_jax.convert.parts import ReleasedPart
+from spirit_jax.convert.parts import ReleasedPart, check_sizes
 from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.table import to_torch
 from spirit_jax.convert.weight_files import WeightFile, open_weight_file
@@ -70,6 +70,8 @@ def export_part(part: ReleasedPart, directory: pathlib.Path) -> ExportedPart:
         )
     released = ReleasedFolder.load(folder)
     config = read_json(directory / checkpoint.CONFIG, ConversionError)
+    if not isinstance(config, dict):
+        raise ConversionError(f"{directory / checkpoint.CONFIG}: a {type(config).__name__}, a part's config expected")
     arrays = checkpoint.flatten(checkpoint.load_arrays(directory))
     verbatim = [name for name, found in released.descriptions.items() if released_folder.is_verbatim(found)]
     descriptions: dict[str, dict[str, Any]] = {part.folder: {}}
@@ -77,7 +79,9 @@ def export_part(part: ReleasedPart, directory: pathlib.Path) -> ExportedPart:
     for file in part.files:
         if file.config_key is not None and file.config_key not in config:
             continue
-        rows, shapes = file.table(config)
+        with reading(directory / checkpoint.CONFIG, "the config of a part"):
+            check_sizes(config)
+            rows, shapes = file.table(config)
         names = list(released.descriptions) if file.name is None else [file.find_name(released.descriptions, folder)]
         absent = [name for name in names if name not in released.descriptions] or sorted(shapes.keys() - arrays.keys())
         if absent:
@@ -85,7 +89,11 @@ def export_part(part: ReleasedPart, directory: pathlib.Path) -> ExportedPart:
         kept = {key: tensor for name in names for key, tensor in released.unused[name].items()}
         keys = {name: released_folder.state_keys(released.descriptions[name]) for name in names}
         ordered = [key for name in names for key in keys[name]]
+        differ = [path for path, shape in shapes.items() if tuple(arrays[path].shape) != tuple(shape)]
+        if differ:
+            raise ConversionError(f"{directory}: the shape of {', '.join(differ)} is not that of its config")
         state = to_torch(rows, {path: arrays[path] for path in shapes}, kept, ordered)
+        released_folder.check_keys(folder, ordered, state)
         for name in names:
             tensors[name] = {key: state[key] for key in keys[name]}
             if name in verbatim:

@@ -12,22 +12,20 @@ import yaml
 
 from spirit_jax import checkpoint
 from spirit_jax.convert import released_folder
-from spirit_jax.convert.errors import ConversionError, reading, shown
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, counted, nbytes
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.formats.torch_file import load_torch
-from spirit_jax.convert.parts import ReleasedPart
+from spirit_jax.convert.parts import ReleasedPart, check_sizes
 from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.table import to_jax
 from spirit_jax.convert.weight_files import OpenedFile, WeightFile, open_weight_file
 from spirit_jax.core.checksums import write_checksums
-from spirit_jax.core.files import read_json, read_text, write_file
+from spirit_jax.core.files import read_json, read_text, shown, write_file
 
 _CONFIG_FILES = ("config.json", "config.yaml", "speakers.txt", "styles.txt")
 """Released files that `parts.py` reads configs from."""
 _MAX_CONFIG_BYTES = 100_000
-_LAYER_COUNTS = ("num_layers", "stages", "depth")
-_MAX_LAYERS = 200
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ def import_part(part: ReleasedPart, folder: pathlib.Path, layer: int | None = No
         left_behind = [note for note in left_behind if not note.startswith(f"{extra_path} ")]
     with _naming(folder):
         config = part.config(contents)
-        _check_sizes(config)
+        check_sizes(config)
 
     arrays: dict[str, ReadableArray] = {}
     unused: dict[str, dict[str, ReadableArray]] = {}
@@ -136,19 +134,6 @@ def _naming(folder: pathlib.Path) -> Iterator[None]:
         if str(error).startswith(str(folder)):
             raise
         raise ConversionError(f"{folder}: {error.message}", error.details) from error
-
-
-def _check_sizes(config: dict[str, Any]) -> None:
-    """Check that a network has no more layers than can be handled before they are found missing in the weights.
-
-    Raises:
-        ConversionError: names the field of the part's config.
-    """
-    for network in (value for value in config.values() if isinstance(value, dict)):
-        for name, value in network.items():
-            layers = len(value) if isinstance(value, list | tuple) else value if name in _LAYER_COUNTS else 0
-            if not isinstance(layers, int) or not 0 <= layers <= _MAX_LAYERS:
-                raise ConversionError(f"{name} is {shown(value)}: at most {_MAX_LAYERS} layers expected")
 
 
 class _PlainLoader(yaml.SafeLoader):

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from spirit_jax.convert.components import fcpe, hifigan, hubert, style, vqvae
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Shapes
 from spirit_jax.convert.weight_files import FCPE_FILE, WeightFile
+from spirit_jax.core.files import shown
 
 HUBERT_FILE, QUANTIZER_FILE = "mhubert_base_25hz.pt", "L11_quantizer_500.pt"
 VQVAE_FILE, GENERATOR_FILE = "model.pt", "generator.pt"
@@ -21,6 +23,9 @@ VQVAE_FILE, GENERATOR_FILE = "model.pt", "generator.pt"
 # mhubert_base_25hz_cp_mls_cv_sp_fisher_L11_km500.bin and km.bin.
 _KMEANS = r"(.*[-_.])?(km\d*|kmeans|quantizer|centroids|centers)([-_.].*)?\.(bin|pt|pkl|joblib|npy)"
 _ENCODER = rf"(?!{_KMEANS}$)(?!.*(hifigan|generator)).*\.pt"
+
+_LAYER_COUNTS = ("num_layers", "stages", "depth")
+_MAX_LAYERS = 200
 
 Contents = Mapping[str, Any]
 """The content of each file of a released folder, by its released name."""
@@ -68,6 +73,19 @@ def _speaker_stats(contents: Contents) -> str | None:
     """Name of the file of the speakers' statistics, whose path in the config is the one at training time."""
     found = contents["config.yaml"].get("speaker_stats")
     return pathlib.PurePosixPath(found).name or None if isinstance(found, str) else None
+
+
+def check_sizes(config: Mapping[str, Any]) -> None:
+    """Check that a network has no more layers than can be handled before they are found missing in the weights.
+
+    Raises:
+        ConversionError: names the field of the part's config.
+    """
+    for network in (value for value in config.values() if isinstance(value, dict)):
+        for name, value in network.items():
+            layers = len(value) if isinstance(value, list | tuple) else value if name in _LAYER_COUNTS else 0
+            if not isinstance(layers, int) or not 0 <= layers <= _MAX_LAYERS:
+                raise ConversionError(f"{name} is {shown(value)}: at most {_MAX_LAYERS} layers expected")
 
 
 def _vocoder(name: str, folder: str) -> ReleasedPart:

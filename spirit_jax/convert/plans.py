@@ -18,7 +18,8 @@ from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
 from spirit_jax.convert.parts import RELEASED_PARTS, ReleasedPart
 from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, SELECTIONS, SPEECH_FOLDER
-from spirit_jax.core.files import read_json
+from spirit_jax.core.files import read_json, shown
+from spirit_jax.core.paths import check_links
 from spirit_jax.vocabulary import Variant
 
 
@@ -38,7 +39,7 @@ def plan_import(
 
     Raises:
         UsageError: the arguments name something that is not there, or leave a choice open.
-        ConversionError: a checkpoint that is not as its table expects.
+        ConversionError: a checkpoint that is not as its table expects, or a link that leaves the source.
     """
     only = _checked(only)
     if not source.is_dir():
@@ -47,21 +48,40 @@ def plan_import(
     jobs = []
     folder = _find_llm(source, model) if "llm" in selected else None
     if folder is not None:
+        check_links(folder, source, ConversionError)
         jobs.append(plan_llm_import(folder, model))
     for part in RELEASED_PARTS:
         places = [source / SPEECH_FOLDER / part.folder, source / part.folder]
         places += [source] if source.name == part.folder or selected == {part.name} else []
         place = next((path for path in places if path.is_dir()), None)
         if part.name in selected and place is not None:
+            check_links(place, source, ConversionError)
+            for name in filter(None, (file.folder for file in part.files)):
+                beside = place.parent / name
+                check_links(beside, beside if place == source else source, ConversionError)
             jobs.append(_plan_part_import(part, place, layer))
     return _complete(jobs, source, only)
 
 
 def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | None:
-    """The folder of the language model, None if there is none."""
+    """The folder of the language model, None if there is none.
+
+    Raises:
+        UsageError: `model` is not there, or there are two.
+        ConversionError: a language model of another kind.
+    """
     if (source / "config.json").is_file():
+        check_links(source / "config.json", source, ConversionError)
         found = read_json(source / "config.json", ConversionError)
-        return source if isinstance(found, dict) and found.get("model_type") == "llama" else None
+        if not isinstance(found, dict):
+            raise ConversionError(f"{source}/config.json: a {type(found).__name__}, the fields of a model expected")
+        kind = found.get("model_type", "" if "num_hidden_layers" in found else None)
+        if kind is not None and kind != "llama" and source.name not in {part.folder for part in RELEASED_PARTS}:
+            raise ConversionError(
+                f"{source}/config.json: model_type {shown(kind)} is not supported: the language models that can be "
+                "imported are Spirit LM and Llamas (model_type 'llama', such as Llama 2, Llama 3 and TinyLlama)"
+            )
+        return source if kind == "llama" else None
     folders = {
         variant: folder
         for variant, name in MODEL_FOLDERS.items()

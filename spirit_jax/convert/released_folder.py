@@ -19,7 +19,7 @@ from typing import Any
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.arrays import ReadableArray
 from spirit_jax.convert.formats.safetensors_file import load_safetensors, save_safetensors
-from spirit_jax.core.files import plain_name, read_json, write_file
+from spirit_jax.core.files import plain_name, read_json, shown, write_file
 
 FOLDER = "released"
 """Name of the folder inside an imported part."""
@@ -82,6 +82,9 @@ class ReleasedFolder:
         if not isinstance(found, dict):
             raise ConversionError(f"{path}: {type(found).__name__} found, a description of each weight file expected")
         descriptions = {plain_name(name, path, ConversionError): description for name, description in found.items()}
+        for name, description in descriptions.items():
+            if not _is_description(description):
+                raise ConversionError(f"{path}: {name} is {shown(description)}: not the description of a weight file")
         unused: dict[str, dict[str, ReadableArray]] = {name: {} for name in descriptions}
         if (folder / _UNUSED).is_file():
             for name, tensor in load_safetensors(folder / _UNUSED).items():
@@ -131,6 +134,45 @@ def rebuild(description: Any, tensors: Mapping[str, Any]) -> Any:
         case list():
             return [rebuild(item, tensors) for item in description]
     return description
+
+
+def _is_description(value: Any) -> bool:
+    """Whether `rebuild` and `state_keys` accept a value from a file."""
+    match value:
+        case {"$state": "dict" | "OrderedDict" | "file", "keys": [*keys]}:
+            return all(isinstance(key, str) for key in keys)
+        case {"$type": "tuple", "items": [*items]}:
+            return all(map(_is_description, items))
+        case {"$type": "dict" | "OrderedDict", "items": [*items]}:
+            pairs = [pair for pair in items if isinstance(pair, list) and len(pair) == 2]
+            keys, values = [key for key, _ in pairs], [item for _, item in pairs]
+            return len(pairs) == len(items) and all(map(_is_key, keys)) and all(map(_is_description, values))
+        case dict():
+            return not any(key.startswith("$") for key in value) and all(map(_is_description, value.values()))
+        case list():
+            return all(map(_is_description, value))
+    return True
+
+
+def _is_key(value: Any) -> bool:
+    """Whether a description is that of a key: text, a number, or a tuple of such."""
+    match value:
+        case {"$type": "tuple", "items": [*items]}:
+            return all(map(_is_key, items))
+    return not isinstance(value, dict | list)
+
+
+def check_keys(folder: pathlib.Path, keys: Iterable[str], tensors: Iterable[str]) -> None:
+    """Check that the keys that descriptions hold are those of the tensors.
+
+    Raises:
+        ConversionError: names the keys that differ.
+    """
+    different = sorted({*keys} ^ {*tensors})
+    if different:
+        raise ConversionError(
+            f"{folder / _WEIGHTS} does not list the tensors of the released files: {shown(', '.join(different))}"
+        )
 
 
 def describe_verbatim(keys: Iterable[str]) -> dict[str, Any]:

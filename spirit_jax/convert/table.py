@@ -39,7 +39,7 @@ config around whole rows.
 import fnmatch
 import itertools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +51,7 @@ from spirit_jax.checkpoint import flatten
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.arrays import LazyArray, ReadableArray, SliceableArray, StackedArray, same_bits
 from spirit_jax.convert.layout import Layout
+from spirit_jax.core.files import shown
 
 _INDEX = re.compile(r"\{(\w+)(?::([^}]*))?\}")
 
@@ -173,12 +174,15 @@ def to_jax(
         The JAX arrays by path, and the kept tensors by name.
 
     Raises:
-        ConversionError: lists every missing, unused and mis-shaped tensor, with expected and found shapes.
+        ConversionError: lists every missing, unused and mis-shaped tensor, with expected and found shapes; or every
+            name has a prefix that a wrapper put before it.
     """
     problems: list[str] = []
     pieces: dict[str, list[tuple[tuple[int | slice, ...], np.ndarray]]] = {path: [] for path in shapes}
     used: set[str] = set()
-    for mapping in tensor_mappings(rows, shapes):
+    mappings = tensor_mappings(rows, shapes)
+    _check_prefix(mappings, tensors, where)
+    for mapping in mappings:
         present = [name for name in mapping.names if name in tensors]
         if len(present) != 1:
             what = "missing" if not present else f"{len(present)} names of one tensor:"
@@ -210,6 +214,25 @@ def to_jax(
     if problems:
         raise ConversionError(f"{where} does not match the component ({len(problems)} tensors):", problems)
     return {path: _join(shapes[path], parts) for path, parts in pieces.items()}, kept
+
+
+def _check_prefix(mappings: Sequence[TensorMapping], tensors: Mapping[str, np.ndarray], where: str) -> None:
+    """Check that no wrapper of the network, such as `torch.nn.DataParallel`, put its name before every tensor's.
+
+    Raises:
+        ConversionError: names the prefix.
+    """
+    first = mappings[0].names if mappings else ()
+    for name, known in itertools.product(tensors, first):
+        prefix = name.removesuffix(known)
+        if prefix in ("", name):
+            continue
+        if all(any(prefix + other in tensors for other in mapping.names) for mapping in mappings):
+            raise ConversionError(
+                f"{where}: the names of all tensors begin with {shown(prefix)}, as a wrapper of the network such as "
+                "torch.nn.DataParallel saves them, which is not supported: save the wrapped network, as in "
+                "torch.save(model.module.state_dict(), FILE)"
+            )
 
 
 def _join(

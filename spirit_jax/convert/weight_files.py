@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError, reading, shown
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats import hf_weights
 from spirit_jax.convert.formats.numpy_pickle import CENTERS, is_torch_file, load_centers
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.table import Rows, Shapes
+from spirit_jax.core.files import shown
 
 FCPE_FILE = "fcpe_c_v001.pt"
 """The pitch extractor's weights. The torchfcpe package holds them too."""

@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Iterable
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import FileFormatError, open_regular, read_json, write_file
+from spirit_jax.core.files import FileFormatError, open_regular, read_json, shown, write_file
 
 CHECKSUMS = "checksums-00000-of-00001.json"
 """The file of checksums that a single process writes."""
@@ -84,7 +84,8 @@ def find_damage(
     names = [name for name in sorted(checksums) if name.startswith(within)][index::count]
     for name, found in zip(names, _checksums(directory / name for name in names), strict=True):
         if found != checksums[name]:
-            return f"{directory / name}: is not as it was written (size and CRC-32 {found}, not {checksums[name]})"
+            expected = shown(checksums[name])
+            return f"{directory / name}: is not as it was written (size and CRC-32 {found}, not {expected})"
     return None
 
 
@@ -126,7 +127,7 @@ def _checksums(paths: Iterable[pathlib.Path]) -> list[list]:
 def _checksum(path: pathlib.Path) -> list:
     """Size and CRC-32 of a file; both are zero if there is no file."""
     size = crc = 0
-    if not path.exists():
+    if not os.path.exists(path):  # also where the name is too long for a file
         return [0, "00000000"]
     with open_regular(path) as file:
         while block := file.read(2**22):

@@ -29,8 +29,13 @@ class SpiritError(ValueError):
     exit_code = BAD_ARGUMENT
 
     def __init__(self, message: object = "", details: Iterable[str] = ()):
-        self.message, self.details = str(message), tuple(details)
+        self.message, self.details = _printable(str(message)), tuple(map(_printable, details))
         super().__init__("\n  ".join((self.message, *self.details)))
+
+
+def _printable(text: str) -> str:
+    r"""Text that every terminal and log takes: a lone surrogate, which JSON can spell, becomes `\udXXX`."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 class JobError(SpiritError):

@@ -9,7 +9,10 @@ import re
 import shutil
 import socket
 import stat
+import struct
 import tempfile
+import tokenize
+import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -18,6 +21,25 @@ from spirit_jax.core.interrupts import removed_when_ended
 
 MAX_JSON_DEPTH = 100
 """Lists and objects inside each other that `parse_json` accepts; Python's own parser ends the process far beyond it."""
+
+_MAX_NAME = 255  # bytes in the name of a file
+_MAX_SHOWN = 200  # characters of a value from a file in a message
+
+DAMAGE = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    EOFError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    tokenize.TokenError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+"""What Python and its libraries raise when they read damaged or hostile data."""
 
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]')  # strings are matched so that brackets in them are passed over
 
@@ -83,18 +105,26 @@ def staging_directory(parent: str | os.PathLike, name: str) -> pathlib.Path:
     """Make a hidden directory `.NAME.part-HOST-PID-RANDOM` in `parent`, to be renamed or removed by the caller.
 
     Directories of the same name whose process was killed on this host are removed.
+
+    Raises:
+        OSError: names the path that the directory was to be renamed to.
     """
     parent = pathlib.Path(parent)
     parent.mkdir(parents=True, exist_ok=True)
     host = re.sub(r"[^A-Za-z0-9.]", "_", socket.gethostname())
     prefix = f".{name}.part-{host}-"
     pattern = re.compile(re.escape(prefix) + r"(\d+)-")
-    for left in parent.iterdir():
-        owner = pattern.match(left.name)
-        if owner and not process_exists(int(owner[1])):
-            shutil.rmtree(left, ignore_errors=True)
-    part = pathlib.Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
-    part.chmod(0o755)
+    with contextlib.suppress(OSError):  # a directory that may be written and not listed
+        for left in parent.iterdir():
+            owner = pattern.match(left.name)
+            if owner and not process_exists(int(owner[1])):
+                shutil.rmtree(left, ignore_errors=True)
+    try:
+        part = pathlib.Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-", dir=parent))
+        part.chmod(0o755)
+    except OSError as problem:
+        problem.filename = str(parent / name)
+        raise
     return part
 
 
@@ -189,6 +219,40 @@ def parse_json(text: str, where: Any, error: type[SpiritError] = FileFormatError
         raise error(f"{where}: not JSON ({problem})") from problem
 
 
+@contextlib.contextmanager
+def reading(where: object, expected: str, error: type[SpiritError] = FileFormatError) -> Iterator[None]:
+    """Read a file that others wrote: whatever damage in it raises becomes one line in one type of error.
+
+    Example::
+
+        with reading(path, "a PyTorch file"):
+            ...
+
+    Args:
+        where: the file.
+        expected: what the file should be, such as "a PyTorch file".
+        error: raised in place of the exceptions of `DAMAGE`; a `SpiritError` stays as it is.
+    """
+    try:
+        yield
+    except SpiritError:
+        raise
+    except DAMAGE as problem:
+        raise error(
+            f"{where}: not {expected}, or damaged or cut short ({type(problem).__name__}: {shown(problem)})"
+        ) from problem
+
+
+def shown(value: Any) -> str:
+    """A value from a file as text for a message: short, printable, in one line."""
+    try:
+        text = str(value) if isinstance(value, Exception) else repr(value)
+    except DAMAGE:  # an integer of more than 4300 digits has no text
+        text = f"a {type(value).__name__}"
+    text = printable(" ".join(text.split()))
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
 def plain_name(name: Any, where: Any, error: type[SpiritError] = FileFormatError) -> str:
     """Return `name` if it names a file in the same directory; names read from data are never paths.
 
@@ -200,8 +264,9 @@ def plain_name(name: Any, where: Any, error: type[SpiritError] = FileFormatError
         or name in ("", ".", "..")
         or pathlib.Path(name).name != name
         or {"\\", "\0"} & set(name)
+        or len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME
     ):
-        raise error(f"{where}: {name!r} is not the name of a file beside it: refused")
+        raise error(f"{where}: {shown(name)} is not the name of a file beside it: refused")
     return name
 
 

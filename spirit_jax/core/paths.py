@@ -1,4 +1,7 @@
-"""Paths and names that a user types: the one place that expands `~`, refuses buckets and walks folders."""
+"""Paths that a user types, and links in trees that others made.
+
+The one place that expands `~`, refuses buckets, walks folders, and refuses links that leave a tree.
+"""
 
 import fnmatch
 import os
@@ -7,6 +10,7 @@ import re
 from collections.abc import Iterator
 
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import printable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
@@ -69,6 +73,45 @@ def walk_files(root: str | os.PathLike) -> Iterator[pathlib.Path]:
                     seen.add(target)
                     yield path
         pending += reversed(below)
+
+
+def check_links(path: str | os.PathLike, tree: str | os.PathLike, error: type[SpiritError] = PathError) -> None:
+    """Check that no symbolic link at or below a path leads out of the tree that a user named.
+
+    A tree that others made could otherwise name any file of the user's, which a conversion would copy into its result.
+    `tree` itself may be a link. In the cache of Hugging Face, `REPOSITORY/snapshots/REVISION`, links into the blobs of
+    the same repository are followed.
+
+    Raises:
+        error: names the link, its target, and what to do.
+    """
+    real_tree = os.path.realpath(tree)
+    trees = [real_tree, *_blobs(real_tree)]
+    seen: set[str] = set()
+    pending = [os.fspath(path)]
+    while pending:
+        place = pending.pop()
+        real = os.path.realpath(place)
+        if not any(real == root or real.startswith(os.path.join(root, "")) for root in trees):
+            raise error(
+                f"{printable(place)}: is or lies behind a link to {printable(real)}, outside "
+                f"{printable(os.fspath(tree))}: refused; put a copy in its place if you trust it"
+            )
+        if real in seen:
+            continue
+        seen.add(real)
+        try:
+            with os.scandir(place) as entries:
+                pending += [entry.path for entry in entries if entry.is_symlink() or _is(entry.is_dir)]
+        except OSError:  # a file, or a folder that readers cannot open either
+            continue
+
+
+def _blobs(tree: str) -> list[str]:
+    """The folder of file contents in Hugging Face's cache, if a tree is a snapshot of a repository there."""
+    place = pathlib.Path(tree)
+    snapshots = [parent for parent in place.parents if parent.name == "snapshots" and "--" in parent.parent.name]
+    return [str(snapshots[0].parent / "blobs")] if snapshots else []
 
 
 def match_files(pattern: str) -> list[pathlib.Path]:

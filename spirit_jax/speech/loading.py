@@ -14,6 +14,7 @@ from typing import Any, TypeVar, get_args
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.core.checksums import is_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import shown
 from spirit_jax.speech.protocols import F0Extractor, PhoneticEncoder, PitchEncoder, StyleEncoder, Vocoder
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.released.pitch import VQVAEPitch
@@ -151,8 +152,8 @@ def _load(directory: str | os.PathLike, name: str, loaders: Mapping[str, _Loader
     arrays = load_arrays(path)
     try:
         return loaders[config["kind"]](config, arrays)
-    except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: incomplete {config['kind']!r} part ({error})") from error
+    except (LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(f"{path}: incomplete {config['kind']!r} part ({shown(error)})") from error
 
 
 def fingerprint(directory: str | os.PathLike, variant: Variant, f0: F0Extractor) -> str:

@@ -5,7 +5,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -13,10 +13,14 @@ import jax.numpy as jnp
 
 from spirit_jax import checkpoint
 from spirit_jax.config import from_dict
+from spirit_jax.core.arithmetic import round_up
 from spirit_jax.models import llama
 from spirit_jax.parallel.sharding import axis_names, with_shardings
 from spirit_jax.training.state import Params
-from spirit_jax.vocabulary import Vocabulary, VocabularyError
+from spirit_jax.vocabulary import ROW_MULTIPLE, PlainTokenizerError, Variant, Vocabulary, VocabularyError
+
+_NOT_TAKEN = ("vocab_size", "initializer_range", "dtype", "param_dtype", "remat", "scan_layers")
+"""Fields of a LlamaConfig that a run does not take from the checkpoint that it starts from."""
 
 # Fields of a LlamaConfig that decide what its weights mean, except for the size of the vocabulary. RoPE is not among
 # them: the paper itself continues from Llama 2 with another base.
@@ -41,6 +45,37 @@ class Weights:
     """Directory of the tokenizer that belongs to them, if there is one."""
     load: Callable[[Any], Params]
     """Reads them: abstract parameters, each with a sharding -> parameters in those shards."""
+    variant: Variant | None = None
+    """The tokens that the weights may know beyond a plain tokenizer's; None if they are not known."""
+
+
+def adopt_sizes(
+    model: llama.LlamaConfig, found: llama.LlamaConfig, *, named: Collection[str], vocabulary_size: int
+) -> llama.LlamaConfig:
+    """Return a run's network with the fields that its config does not name taken from the weights that it starts from.
+
+    The vocabulary has as many rows as the weights, or as the run's tokens need. What decides memory and speed, such as
+    `dtype` and `remat`, stays as it is.
+
+    Args:
+        model: the run's network.
+        found: the network of the weights.
+        named: fields that the run's config names.
+        vocabulary_size: number of tokens of the run's vocabulary.
+    """
+    rows = max(found.vocab_size, round_up(vocabulary_size, ROW_MULTIPLE))
+    taken = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    taken = {name: value for name, value in taken.items() if name not in _NOT_TAKEN} | {"vocab_size": rows}
+    return dataclasses.replace(model, **{name: value for name, value in taken.items() if name not in named})
+
+
+def checkpoint_config(directory: str | os.PathLike) -> llama.LlamaConfig:
+    """Return the network of a spirit_jax checkpoint directory.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or its config is not that of a language model.
+    """
+    return from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
 
 
 def checkpoint_weights(directory: str | os.PathLike) -> Weights:
@@ -49,12 +84,14 @@ def checkpoint_weights(directory: str | os.PathLike) -> Weights:
     Raises:
         CheckpointError: there is no such checkpoint.
     """
-    config = from_dict(llama.LlamaConfig, checkpoint.read_config(directory)["model"])
+    config = checkpoint_config(directory)
     try:
         tokenizer = checkpoint.find(directory, checkpoint.TOKENIZER)
     except checkpoint.CheckpointError:
         tokenizer = None
-    return Weights(config=config, tokenizer=tokenizer, load=functools.partial(checkpoint.load_llm, directory))
+    load = functools.partial(checkpoint.load_llm, directory)
+    variant = checkpoint.read_config(directory).get("variant")
+    return Weights(config=config, tokenizer=tokenizer, load=load, variant=variant)
 
 
 def load_initial_params(
@@ -139,10 +176,11 @@ def _known_ids(directory: str | os.PathLike, weights: Weights, vocabulary: Vocab
         )
     try:
         other = Vocabulary.load(path)
-        known = min(other.size, vocabulary.size)
-    except VocabularyError:
-        other = Vocabulary.load(path, vocabulary.variant)  # A text tokenizer without speech tokens.
-        known = other.text_size
+        has_speech = True
+    except PlainTokenizerError:
+        other = Vocabulary.load(path, weights.variant or vocabulary.variant)
+        has_speech = weights.variant is not None and rows >= other.size  # a run keeps a plain tokenizer as it was
+    known = min(other.size, vocabulary.size) if has_speech else other.text_size
     sample = "The quick brown fox: 12 jumps, caf\u00e9!\n"
     if other.text_size != vocabulary.text_size or other.encode_text(sample) != vocabulary.encode_text(sample):
         raise VocabularyError(

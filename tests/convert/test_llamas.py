@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tokenizers
 import torch
 import transformers
-from sentencepiece import sentencepiece_model_pb2
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert import extend_vocabulary
@@ -23,7 +21,7 @@ from spirit_jax.convert.plans import plan_import
 from spirit_jax.convert.verification.verify import verify
 from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling, abstract_params
 from spirit_jax.vocabulary import Vocabulary
-from tests.support.goldens import golden
+from tests.support.tokenizers import plain_byte_level, plain_sentencepiece
 from tests.support.trees import LLAMAS, check_tree, run_export, run_import
 
 
@@ -100,35 +98,7 @@ def test_a_repeated_tied_head_must_equal_the_embedding_and_is_exported(tmp_path)
         plan_import(tmp_path / "hf")
 
 
-def plain_sentencepiece(folder):
-    """A Llama-2 like tokenizer: the pieces of the golden one without the tokens of Spirit LM."""
-    # protobuf creates its classes when the module loads, where a type checker does not see them.
-    proto = sentencepiece_model_pb2.ModelProto.FromString(  # pyright: ignore[reportAttributeAccessIssue]
-        golden("tokenizers/small_base_userdef/tokenizer.model").read_bytes()
-    )
-    names = [piece.piece for piece in proto.pieces]
-    del proto.pieces[names.index("[Text]") :]
-    proto.trainer_spec.vocab_size = len(proto.pieces)
-    (folder / "tokenizer.model").write_bytes(proto.SerializeToString())
-    return len(proto.pieces)
-
-
-def plain_bpe(folder):
-    """A Llama-3 like tokenizer."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=300,
-        special_tokens=["<|begin_of_text|>", "<|end_of_text|>"],
-        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
-    )
-    tokenizer.train_from_iterator(["the cat sat on the mat and the dog sat on the log"] * 4, trainer)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return tokenizer.get_vocab_size()
-
-
-@pytest.mark.parametrize(("make", "tied"), [(plain_sentencepiece, False), (plain_bpe, True)])
+@pytest.mark.parametrize(("make", "tied"), [(plain_sentencepiece, False), (plain_byte_level, True)])
 def test_a_plain_llama_is_extended_by_the_speech_tokens(make, tied, tmp_path):
     source = tmp_path / "hf"
     source.mkdir()

@@ -11,14 +11,17 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax import checkpoint
-from spirit_jax.config import to_dict
+from spirit_jax import checkpoint, train
+from spirit_jax.config import named_options, parse, to_dict
+from spirit_jax.convert.components.llama import to_hf_config
 from spirit_jax.core.files import write_file
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
-from spirit_jax.training.initialize import load_initial_params
+from spirit_jax.training.checks import RunError
+from spirit_jax.training.initialize import adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import param_shardings
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
+from tests.support.tokenizers import plain_sentencepiece
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!"] * 30
 MODEL = llama.LlamaConfig(
@@ -106,3 +109,62 @@ def test_weights_are_read_directly_into_the_shards_of_eight_devices(tmp_path):
     command = [sys.executable, "-m", "tests.support.load_on_eight_devices", str(tmp_path)]
     result = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, timeout=290)
     assert result.returncode == 0, result.stderr[-3000:]
+
+
+def test_a_run_with_a_plain_tokenizer_keeps_its_speech_rows(tmp_path):
+    """The run's own directory holds the tokenizer that the user named, without the speech tokens."""
+    plain_sentencepiece(tmp_path)
+    base, expressive = (Vocabulary.load(tmp_path, variant) for variant in ("base", "expressive"))
+    old = _checkpoint(tmp_path / "old", dataclasses.replace(MODEL, vocab_size=base.padded_size), base)
+    assert Vocabulary.load(tmp_path / "old/tokenizer", "base").is_plain
+    model = dataclasses.replace(MODEL, vocab_size=expressive.padded_size)
+    new = _load(tmp_path / "old", model, expressive)
+    np.testing.assert_array_equal(new["embed_tokens"][: base.size], old["embed_tokens"][: base.size])
+    text = _checkpoint(tmp_path / "text", dataclasses.replace(MODEL, vocab_size=base.text_size), base)
+    new = _load(tmp_path / "text", model, expressive)
+    np.testing.assert_array_equal(new["embed_tokens"][: base.text_size], text["embed_tokens"])
+
+
+def test_sizes_that_a_config_does_not_name_are_those_of_the_weights():
+    found = dataclasses.replace(MODEL, vocab_size=700, head_dim=24, rope_theta=5e5, rms_norm_eps=1e-6, dtype="bfloat16")
+    run = llama.LlamaConfig(hidden_size=64, remat="full")
+    adopted = adopt_sizes(run, found, named={"hidden_size", "rms_norm_eps"}, vocabulary_size=503)
+    expected = dataclasses.replace(
+        found, hidden_size=64, rms_norm_eps=run.rms_norm_eps, remat="full", dtype="float32", vocab_size=700
+    )
+    assert adopted == expected
+    grown = adopt_sizes(run, found, named={"hidden_size"}, vocabulary_size=901)
+    assert grown.vocab_size == 1024
+    assert adopt_sizes(run, found, named={"vocab_size"}, vocabulary_size=901).vocab_size == run.vocab_size
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "hugging_face"])
+def test_the_command_takes_sizes_from_the_weights(source, tmp_path, vocabularies):
+    vocabularies["base"].save(tmp_path / "tokenizer")
+    network = dataclasses.replace(MODEL, vocab_size=vocabularies["base"].padded_size, max_position_embeddings=64)
+    directory = tmp_path / source
+    if source == "checkpoint":
+        directory.mkdir()
+        checkpoint.write_config(directory, {"model": to_dict(network), "variant": "base"})
+    else:
+        directory.mkdir()
+        hf_config = to_hf_config(network, np.dtype(np.float32), 1, 2)
+        write_file(directory / "config.json", json.dumps(hf_config))
+        write_file(directory / "model.safetensors", b"")
+    arguments = ["--run_directory", str(tmp_path / "run"), "--init_from", str(directory), "--variant", "base"]
+    arguments += ["--tokenizer", str(tmp_path / "tokenizer"), "--sequence_length", "32", "--model.remat", "dots"]
+    settings = parse(train.TrainConfig, arguments, "train", None)
+    named = named_options(train.TrainConfig, arguments)
+    assert "model.remat" in named
+    assert "model.hidden_size" not in named
+    model = train.with_sizes(settings, named).model
+    assert model == dataclasses.replace(network, remat="dots", head_dim=model.head_dim)
+    with pytest.raises(RunError, match="sequence_length 128 is longer than the model's max_position_embeddings 64"):
+        train.with_sizes(dataclasses.replace(settings, sequence_length=128), named)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"variant": "base"}', '{"model": {}}', '{"model": []}', "3"])
+def test_a_config_without_sizes_is_never_taken_for_a_7b(content, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(checkpoint.CheckpointError, match=r"config\.json: (not the config|model lacks vocab_size)"):
+        checkpoint_config(tmp_path)

@@ -7,18 +7,21 @@ publish beside their encoders, may replace the linear quantizer.
 
 import ast
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from spirit_jax.convert.errors import ConversionError, shown
+from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import shown
 from spirit_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer
-from spirit_jax.units import HUBERT, SIZES
+from spirit_jax.units import HUBERT, HUBERT_RATE, SIZES
 
 RELEASED_LAYER = 11
 """The layer, counted from 1, whose output the released quantizer reads."""
@@ -80,6 +83,14 @@ def part_config(
         position_norm="batch" if model_cfg.get("conv_pos_batch_norm") else "weight",
         **fields,
     )
+    sample_rate = task_cfg.get("sample_rate", SAMPLE_RATE)
+    hop = math.prod(stride for _, _, stride in conv_layers)
+    if sample_rate != SAMPLE_RATE or SAMPLE_RATE != HUBERT_RATE * hop:
+        raise ConversionError(
+            f"this HuBERT gives a unit every {hop} samples at {shown(sample_rate)} Hz, by its conv_feature_layers: "
+            f"Spirit LM has {HUBERT_RATE:g} units a second, every {SAMPLE_RATE / HUBERT_RATE:g} samples at "
+            f"{SAMPLE_RATE} Hz; use a 25 Hz HuBERT, such as mhubert_base_25hz.pt of TWIST or Spirit LM"
+        )
     if layer is None:
         raise ConversionError("the quantizer's file name has no layer, as in L11_km500: say --layer N")
     if not 1 <= layer <= encoder.num_layers:

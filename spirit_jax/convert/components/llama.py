@@ -72,6 +72,11 @@ def from_hf_config(config: Mapping[str, Any], where: str = "config.json") -> Lla
     for field, expected in _FIXED:
         if config.get(field, expected) != expected:
             raise ConversionError(f"{where}: {field} is {config[field]!r}: only {expected!r} is supported")
+    if config.get("quantization_config"):
+        raise ConversionError(
+            f"{where}: quantization_config: quantized weights are not supported; use the model that they were made "
+            "from, in float32, float16 or bfloat16"
+        )
     config = _DEFAULTS | dict(config)
     missing = [field for field in _SHAPE_FIELDS if field not in config]
     if missing:

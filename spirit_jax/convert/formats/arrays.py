@@ -8,8 +8,8 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError, shown
-from spirit_jax.core.files import open_regular
+from spirit_jax.convert.errors import ConversionError
+from spirit_jax.core.files import open_regular, shown
 
 _MAX_RANK = 32  # axes of an array, as in NumPy before 2.0
 

@@ -49,7 +49,7 @@ def _read_index(index: pathlib.Path) -> dict[str, str]:
     """The file of each tensor; every file lies beside the index."""
     content = read_json(index, ConversionError)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(weight_map, dict):
+    if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(
             f"{index}: not an index of shards, because it has no weight_map with the file of each tensor"
         )

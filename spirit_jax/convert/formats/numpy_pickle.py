@@ -13,9 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from spirit_jax.convert.errors import reading, shown
+from spirit_jax.convert.errors import reading
 from spirit_jax.convert.formats.arrays import checked_shape, map_file, open_map
 from spirit_jax.convert.formats.unpickle import AllowedNames, PickledObject, data_classes, unpickle
+from spirit_jax.core.files import shown
 
 CENTERS = "cluster_centers_"
 """Name of the centroids, [K, D], in scikit-learn's models."""

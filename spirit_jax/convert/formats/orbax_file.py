@@ -6,6 +6,8 @@ block by block. This relies on the names that Orbax gives arrays in its store (`
 the result with Orbax.
 """
 
+import contextlib
+import errno
 import pathlib
 from collections.abc import Iterator, Mapping
 
@@ -15,6 +17,7 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import LLM, array_spec, flatten, stored_tree, unflatten
 from spirit_jax.convert.formats.arrays import Progress, ReadableArray, StackedArray
+from spirit_jax.core.files import shown
 
 CHUNK_BYTES = 64 * 2**20
 """Largest block that is copied and written at once, if a row of the array is not larger."""
@@ -27,20 +30,35 @@ def save_llm(directory: pathlib.Path, arrays: Mapping[str, ReadableArray], progr
 
     Raises:
         FileExistsError: `directory` exists.
+        OSError: the arrays cannot be written, as on a full disk.
     """
     placeholders = unflatten({path: np.zeros(1, array.dtype) for path, array in arrays.items()})
     directory = directory.resolve()  # Orbax takes absolute paths only
-    ocp.save_checkpointables(str(directory), {LLM: placeholders})
+    with _writing(directory):
+        ocp.save_checkpointables(str(directory), {LLM: placeholders})
     for path, array in arrays.items():
-        store = _create(directory, path, array)
+        with _writing(directory):
+            store = _create(directory, path, array)
         for index, piece in _pieces(array):
             place = store[index]
             if place.rank:  # a slice keeps the indices it had, and blocks count from zero
                 place = place[tensorstore.d[:].translate_to[0]]
             for block in _blocks(piece.shape, piece.dtype.itemsize):
                 values = np.asarray(piece[block], order="C")
-                place[block].write(values).result()
+                with _writing(directory):
+                    place[block].write(values).result()
                 progress(values.nbytes)
+
+
+@contextlib.contextmanager
+def _writing(directory: pathlib.Path) -> Iterator[None]:
+    """Turn the errors of TensorStore and Orbax, which have no common base, into an `OSError` that names `llm/`."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"cannot be written ({shown(error)})", str(directory / LLM)) from error
 
 
 def _pieces(array: ReadableArray) -> Iterator[tuple[tuple[int | slice, ...], np.ndarray]]:

@@ -14,9 +14,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError, reading, shown
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, checked_shape, map_file, nbytes
-from spirit_jax.core.files import atomic_file, parse_json
+from spirit_jax.core.files import atomic_file, parse_json, shown
 
 DTYPES = {
     "F64": np.dtype(np.float64),

@@ -23,11 +23,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from spirit_jax.convert.errors import ConversionError, reading, shown
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.formats.arrays import ReadableArray, as_bytes, checked_shape, open_map
 from spirit_jax.convert.formats.numpy_pickle import NUMPY_NAMES
 from spirit_jax.convert.formats.unpickle import AllowedNames, Stream, data_classes, pairs_as_dict, unpickle
-from spirit_jax.core.files import atomic_file
+from spirit_jax.core.files import atomic_file, shown
 
 STORAGE_DTYPES = {
     "DoubleStorage": np.dtype(np.float64),
@@ -132,18 +132,19 @@ def _zip_members(data: memoryview, where: str) -> Iterator[tuple[str, memoryview
     for member in members:
         if member.compress_type != zipfile.ZIP_STORED or member.flag_bits & 1:
             raise ConversionError(
-                f"{where}: {member.filename} is compressed or encrypted; PyTorch stores its records plainly"
+                f"{where}: {' '.join(member.filename.split())} is compressed or encrypted; PyTorch stores its records "
+                "plainly"
             )
     if sum(member.file_size for member in members) > len(data):
         raise ConversionError(f"{where}: the members of the archive overlap or are cut short")
     for member in members:
         head = member.header_offset
         if bytes(data[head : head + 4]) != b"PK\x03\x04":
-            raise ConversionError(f"{where}: {member.filename} has no header at byte {head}")
+            raise ConversionError(f"{where}: {shown(member.filename)} has no header at byte {head}")
         name_length, extra_length = struct.unpack_from("<HH", data, head + 26)
         start = head + 30 + name_length + extra_length
         if start + member.file_size > len(data):
-            raise ConversionError(f"{where}: {member.filename} reaches past the end of the file")
+            raise ConversionError(f"{where}: {shown(member.filename)} reaches past the end of the file")
         yield member.filename, data[start : start + member.file_size], member.CRC
 
 

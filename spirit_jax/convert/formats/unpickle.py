@@ -142,8 +142,7 @@ def unpickle(
     def known(name: str) -> _Global:
         if name not in allowed:
             raise ConversionError(
-                f"{where}: the file asks for {name[:200]}, which is neither a tensor nor a plain container: refused, "
-                "nothing was run"
+                f"{where}: the file asks for {name[:200]}, which is {_description(name)}: refused, nothing was run"
             )
         return _Global(name)
 
@@ -232,6 +231,15 @@ def unpickle(
                     f"{where}: the pickle uses {name} at byte {position}, which no plain checkpoint needs: refused"
                 )
     raise ConversionError(f"{where}: the pickle has no end")
+
+
+def _description(name: str) -> str:
+    """What a name that is not allowed is, and what to do about it."""
+    if name.startswith(("torch.nn.", "torch.jit.")):
+        return "a whole network; save its weights alone, as in torch.save(network.state_dict(), FILE)"
+    if name.startswith("torch."):
+        return "a tensor of a type that is not supported (8-bit float, quantized or sparse); save it as bfloat16"
+    return "neither a tensor nor a plain container"
 
 
 def _expect(value: Any, kind: type) -> Any:
