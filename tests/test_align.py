@@ -238,6 +238,19 @@ def test_recording_without_a_transcript_is_cut_where_nobody_speaks(chapter, tmp_
     assert sorted(loaded) == pytest.approx(sorted(heard.lengths), abs=1)
 
 
+def test_piece_that_cannot_be_cut_is_left_out(tmp_path):
+    save_audio(tmp_path / "clips/a.wav", np.zeros(16_000 * 14, np.float32))
+    (tmp_path / "clips/a.txt").write_text("yes")
+    save_audio(tmp_path / "clips/b.wav", np.zeros(16_000 * 5, np.float32))
+    (tmp_path / "clips/b.txt").write_text("yes")
+    corpus = open_input(str(tmp_path / "clips"), "train")
+    align_corpus(corpus, Heard(), tmp_path / "out", AlignmentSettings(max_seconds=6), progress=False)
+    assert [line["id"] for line in lines(tmp_path / "out/train.jsonl")] == ["b"]
+    (left_out,) = lines(tmp_path / "out/train.left_out.jsonl")
+    assert left_out["id"] == "a-0001"
+    assert "cannot be cut to 6 s" in left_out["reason"]
+
+
 def test_word_times_of_other_tools_are_kept_and_cut(chapter, tmp_path):
     folder, text, spans = chapter
     rows = "".join(

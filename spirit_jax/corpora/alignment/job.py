@@ -247,13 +247,21 @@ class _BlockWork:
             else:
                 words = [_word(word.text, time) for word, time in zip(spelled[index], found, strict=True)]
             for line in self._lines(clip, text, words):
-                score = line.get("score", 1.0)
-                if score < self.settings.min_score:
-                    fields = {name: line[name] for name in line if name not in ("words", "score", "seconds")}
-                    reason = f"mean word score {score:.3f} is below {self.settings.min_score}"
-                    result.left_out.append({**fields, "reason": reason})
-                else:
+                reason = self._fault(line)
+                if reason is None:
                     result.lines.append(line)
+                else:
+                    fields = {name: line[name] for name in line if name not in ("words", "score", "seconds")}
+                    result.left_out.append({**fields, "reason": reason})
+
+    def _fault(self, line: dict[str, Any]) -> str | None:
+        """Why an aligned utterance is left out; None for one that is kept."""
+        score, longest = line.get("score", 1.0), self.settings.max_seconds
+        if score < self.settings.min_score:
+            return f"mean word score {score:.3f} is below {self.settings.min_score}"
+        if longest is not None and line["seconds"] > longest:
+            return f"{line['seconds']:.1f} s cannot be cut to {longest:g} s: the times of its words leave no place"
+        return None
 
     def _lines(self, clip: "_Clip", text: str, words: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         """The manifest line of a clip, or those of its pieces if it is too long."""
