@@ -369,7 +369,12 @@ def run_held(
         held_out=lambda: held_out(settings, vocabulary, share),
     )
     sample = sampler if trained is None or not samples.prompts else lora.merging(trained, sampler)
-    outputs = RunOutputs(directory=directory, log=log, checkpoints=checkpoints, sample=sample, check=check)
+    measure = task_metrics(settings, vocabulary, directory, layout)
+    if trained is not None and settings.loop.evaluate_tasks:
+        measure = lora.merging(trained, measure)
+    outputs = RunOutputs(
+        directory=directory, log=log, checkpoints=checkpoints, sample=sample, measure=measure, check=check
+    )
     report_start(settings, directory, int(state.step), layout)
     warn_of_no_evaluation(settings)
     with loader:
@@ -400,6 +405,25 @@ def open_batches(
         host_count=share.count,
         state=streams,
     )
+
+
+def task_metrics(
+    settings: TrainConfig, vocabulary: Vocabulary, directory: pathlib.Path, layout: BatchLayout
+) -> Callable[[llama.Params, int], Mapping[str, float]]:
+    """What measures `loop.evaluate_tasks` after a step.
+
+    Raises:
+        RunError: there are several processes.
+        BenchmarkError: an unknown task.
+    """
+    if not settings.loop.evaluate_tasks:
+        return lambda params, step: {}
+    if jax.process_count() > 1:
+        raise RunError("loop.evaluate_tasks needs a run of one process; evaluate the steps of a larger run afterwards")
+    from spirit_jax.evaluation.during_training import TaskMetrics
+
+    names, items = settings.loop.evaluate_tasks, settings.loop.evaluate_items
+    return TaskMetrics(names, items, settings.model, vocabulary, directory, layout.mesh)
 
 
 @contextlib.contextmanager

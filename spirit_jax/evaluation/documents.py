@@ -78,7 +78,7 @@ class Score(NamedTuple):
     @classmethod
     def of(cls, document: Document, scores: TokenScores) -> "Score":
         """Sum the scores of a document's tokens, in float64."""
-        everything, modality = (np.asarray(score, np.float64) for score in scores)
+        everything, modality = (np.asarray(score, np.float64) for score in (scores.all, scores.modality))
         start = document.start
         return cls(
             tokens=len(document.ids) - start,

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import pathlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
@@ -133,15 +134,18 @@ class Job:
         output: pathlib.Path,
         model_fingerprint: str = "",
         overwrite: bool = False,
+        units: UnitCache | None = None,
     ):
         """
         Args:
             model_fingerprint: identifies the model in logs.
             overwrite: replace the logs of other evaluations in the same directory.
+            units: encodes clips; None makes a cache in the output directory.
         """
         self.model, self.settings, self.output = model, settings, output
         self._fingerprint, self._overwrite = model_fingerprint, overwrite
-        self.units = UnitCache(model.speech_tokenizer, model.vocabulary, output / "units.jsonl")
+        path = output / "units.jsonl"
+        self.units = UnitCache(model.speech_tokenizer, model.vocabulary, path) if units is None else units
 
     def log(self, task: str, direction: str, depends_on: Mapping[str, Any]) -> ItemLog:
         """Open the log of a task and direction.
@@ -155,6 +159,10 @@ class Job:
         name = f"{task}.{direction.replace('>', '_to_')}" if direction else task
         job = {"model": self._fingerprint, **depends_on}
         return ItemLog(self.output / "items" / f"{name}.jsonl", job, self._overwrite)
+
+    def report(self, message: str) -> None:
+        """Print a line on standard error, above a progress bar if there is one."""
+        tqdm.write(message, file=sys.stderr)
 
     def in_chunks(self, items: Sequence[Item], size: int, name: str, work: Callable[[Sequence[Item]], None]) -> None:
         """Call `work` on chunks of items, with a progress bar on terminals."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from spirit_jax.core.arithmetic import ceil_div, next_power_of_two
 from spirit_jax.inference import network
@@ -30,6 +30,8 @@ class TokenScores(NamedTuple):
     """Among all tokens."""
     modality: Float[np.ndarray, " N"]
     """Among the tokens of its own modality: text pieces, or speech units. Modality tokens are as in `all`."""
+    best: Bool[np.ndarray, " N"]
+    """Whether no other token has a higher score; True for the first."""
 
 
 class Modalities(NamedTuple):
@@ -144,9 +146,11 @@ def _batch_shape(lengths: Sequence[int], batch_tokens: int, mesh: Mesh) -> tuple
     return padded_rows(min(rows, next_power_of_two(len(lengths))), mesh), length
 
 
-def _document_scores(scores: Float[np.ndarray, "2 N"]) -> TokenScores:
+def _document_scores(scores: Float[np.ndarray, "3 N"]) -> TokenScores:
     """Return the scores of a document from those of its tokens after the first."""
-    return TokenScores(*np.pad(scores, ((0, 0), (1, 0))))
+    everything, modality, best = np.pad(scores, ((0, 0), (1, 0)))
+    best[0] = 1
+    return TokenScores(everything, modality, best > 0)
 
 
 def _score_shared(
@@ -216,8 +220,8 @@ def _log_likelihoods(config: LlamaConfig, mesh: Mesh, params: Params, tokens_bt,
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _token_scores(
     config: LlamaConfig, mesh: Mesh, modalities: Modalities, params: Params, tokens_bt: Int[Array, "B T"]
-) -> Float[Array, "2 B T"]:
-    """Return both scores of the token after each; the last of a row is undefined."""
+) -> Float[Array, "3 B T"]:
+    """Return the scores of the token after each; those of the last of a row are undefined."""
     hidden_btd, _ = network.forward(config, params, tokens_bt)
     return _next_scores(config, mesh, modalities, params, hidden_btd, tokens_bt)
 
@@ -234,8 +238,8 @@ def _shared_scores(
     tails_bt: Int[Array, "B T"],
     places_bt: Int[Array, "B T"],
     group_b: Int[Array, " B"],
-) -> tuple[Float[Array, "2 G P"], Float[Array, "2 B T"]]:
-    """Return both scores of the token after each, for the common beginnings of groups and for what follows them.
+) -> tuple[Float[Array, "3 G P"], Float[Array, "3 B T"]]:
+    """Return the scores of the token after each, for the common beginnings of groups and for what follows them.
 
     Args:
         slots: of the cache; as many as the longest document needs.
@@ -258,8 +262,8 @@ def _next_scores(
     params: Params,
     hidden_btd: Float[Array, "B T D"],
     tokens_bt: Int[Array, "B T"],
-) -> Float[Array, "2 B T"]:
-    """Return the log-probability of the token after each, among all tokens and among those of its modality."""
+) -> Float[Array, "3 B T"]:
+    """Return the fields of `TokenScores` for the token after each, `best` as 1 and 0."""
     head_dv = network.head_weight(config, params)
     targets_bt = jnp.roll(tokens_bt, -1, axis=1)
     everywhere_bt = jnp.ones(tokens_bt.shape)
@@ -272,7 +276,8 @@ def _next_scores(
     losses = next_token_losses(hidden_btd, head_dv, targets_bt, everywhere_bt)
     own_bt = jnp.where(targets_bt < text_end, normalizer(0, text_end), losses.logsumexp_bt)
     own_bt = jnp.where(targets_bt >= units_start, normalizer(units_start, units_end), own_bt)
-    scores = jnp.stack([-losses.nll_bt, losses.logsumexp_bt - losses.nll_bt - own_bt])
+    best_bt = losses.correct_bt.astype(jnp.float32)
+    scores = jnp.stack([-losses.nll_bt, losses.logsumexp_bt - losses.nll_bt - own_bt, best_bt])
     return jax.lax.with_sharding_constraint(scores, network.replicated(mesh))
 
 

@@ -42,6 +42,11 @@ class LoopConfig:
     """Steps between evaluations on held-out data, which also run before the first and after the last step. 0: never."""
     evaluate_batches: int | None = None
     """Batches of each held-out source; null for all."""
+    evaluate_tasks: list[str] = dataclasses.field(default_factory=list)
+    """Tasks of `python -m spirit_jax.evaluate` whose figures are logged with every evaluation, such as mini_sblimp:T.
+    Their data must be bundled; one process only."""
+    evaluate_items: int | None = 50
+    """Items of each of these tasks and directions; null for all."""
     sample_every: int = 1000
     """Steps between sets of samples, which are also made after the last step. 0: never."""
     profile_start: int | None = None
@@ -53,6 +58,8 @@ class LoopConfig:
         for name in ("steps", "log_every", "profile_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop.{name} must be positive, found {getattr(self, name)}")
+        if self.evaluate_items is not None and self.evaluate_items < 1:
+            raise ValueError(f"loop.evaluate_items must be positive, found {self.evaluate_items}")
         for name in ("evaluate_every", "sample_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loop.{name} must not be negative, found {getattr(self, name)}")
@@ -72,6 +79,8 @@ class RunOutputs:
     checkpoints: RunCheckpoints
     sample: Callable[[Params, int], None]
     """Writes samples of these parameters after this step."""
+    measure: Callable[[Params, int], Mapping[str, float]] = lambda params, step: {}
+    """Returns further values of these parameters after this step, which are logged with every evaluation."""
     check: Callable[[], None] = lambda: None
     """Raises an error if the run directory was removed. The loop calls it before it writes."""
 
@@ -114,6 +123,9 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
                 outputs.log.write(step, values, prefix)
             if records and is_primary():
                 tqdm.write(f"step {step}: {_evaluation_line(task.summary, records)}")
+            if config.evaluate_tasks and not stop.poll():
+                watchdog.alive(f"measuring {', '.join(config.evaluate_tasks)} after step {step}")
+                outputs.log.write(step, outputs.measure(params, step), "evaluation")
 
         if config.evaluate_every and (step == 0 or _evaluation_is_missing(step, config, outputs)):
             evaluate_after(step, state.params)

@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,8 @@ from spirit_jax.training.initialize import checkpoint_weights
 from spirit_jax.training.language_model import param_shardings
 from spirit_jax.training.state import DeviceBatch, Params
 from spirit_jax.vocabulary import Variant
+
+Result = TypeVar("Result")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -177,8 +179,8 @@ def first_adapter(weights: AdapterWeights, mesh: Mesh, seed: int) -> Params:
         return jax.jit(build, out_shardings=shardings)(jax.random.key(seed), weights.base)
 
 
-def merging(weights: AdapterWeights, sample: Callable[[Params, int], None]) -> Callable[[Params, int], None]:
-    """What samples with an adapter, from what samples with all parameters of a Llama.
+def merging(weights: AdapterWeights, use: Callable[[Params, int], Result]) -> Callable[[Params, int], Result]:
+    """What samples or measures an adapter, from what does so with all parameters of a Llama.
 
     The merged weights take as much memory as the base, while they are in use.
     """
@@ -188,7 +190,7 @@ def merging(weights: AdapterWeights, sample: Callable[[Params, int], None]) -> C
         whole = quantized.tree_to_float(base, llama.DTYPES[weights.model.param_dtype])
         return lora.merge(weights.model, weights.config, whole, adapter)
 
-    return lambda adapter, step: sample(merge(weights.base, adapter), step)
+    return lambda adapter, step: use(merge(weights.base, adapter), step)
 
 
 def describe_adapter(directory: pathlib.Path, config: lora.LoraConfig, base: Base) -> None:

@@ -27,6 +27,7 @@ def lm():
 
 def test_scores_are_hugging_faces_log_likelihoods_of_the_same_ids(lm):
     documents = _documents(lm, (5, 40, 70))
+    documents.append(np.append(documents[0], lm.generate_ids(documents[0], max_new_tokens=3)).astype(np.int32))
     scores = lm.token_scores([[ids] for ids in documents])
     for ids, (score,) in zip(documents, scores, strict=True):
         with torch.no_grad():
@@ -34,6 +35,8 @@ def test_scores_are_hugging_faces_log_likelihoods_of_the_same_ids(lm):
         want = torch.log_softmax(logits, -1).numpy()[np.arange(len(ids) - 1), ids[1:]]
         np.testing.assert_allclose(score.all[1:], want, atol=1e-4)
         assert score.all[0] == score.modality[0] == 0
+        best = logits.argmax(-1).numpy()[:-1]
+        np.testing.assert_array_equal(score.best[1:], best == ids[1:])
 
 
 def test_the_softmax_over_a_modality_masks_the_other_one(lm):

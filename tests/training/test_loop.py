@@ -1,5 +1,6 @@
 """The training loop under real faults: NaN in the weights, signals while it waits or evaluates, missing batches."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -219,3 +220,13 @@ def test_watchdog_kills_a_hung_run():
     assert result.returncode == 1
     assert "process 0 of 1: in step 7 for 1 s, more than faults.hang_timeout; ending the job" in result.stderr
     assert "time.sleep" in result.stderr or "line 5" in result.stderr  # the stack of the hung thread
+
+
+def test_tasks_are_measured_and_logged_with_every_evaluation(train_step, tmp_path):
+    run = Run(train_step, tmp_path, Numbered(), evaluate_every=6, evaluate_tasks=["mini_sblimp:T"])
+    measured = []
+    outputs = dataclasses.replace(run.outputs, measure=lambda params, step: measured.append(step) or {"x/T": step})
+    train(_state(train_step), run.task, outputs, config=run.config, faults=run.faults)
+    assert measured == [0, 6, 12]
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["evaluation/x/T"] for record in records if "evaluation/x/T" in record] == measured
