@@ -18,6 +18,7 @@ COMMANDS = {
     "train_tokenizers": ("spirit_jax.train_tokenizers", "Train a speech and a text tokenizer on your own corpora."),
     "encode": ("spirit_jax.encode", "Encode speech and text into the unit records that training reads."),
     "pairs": ("spirit_jax.pairs", "Encode the speech of pairs and preferences for fine-tuning."),
+    "rank": ("spirit_jax.rank", "Generate several answers to each prompt and keep the best and the worst."),
     "generate": ("spirit_jax.generate", "Continue prompts of text and speech."),
     "serve": ("spirit_jax.serve", "Serve a model: a page to talk to it, and APIs over HTTP and WebSocket."),
     "decode": ("spirit_jax.decode", "Turn speech units into audio files."),
