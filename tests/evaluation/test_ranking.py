@@ -5,14 +5,15 @@ import json
 import numpy as np
 import pytest
 
-from spirit_jax import rank
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.preferences import PreferenceData, Preferences
+from spirit_jax.evaluation import ranking
+from spirit_jax.evaluation.ranking_config import RankConfig
 from spirit_jax.vocabulary import Vocabulary
 from tests.support import checkpoints
 
 
-def _settings(tmp_path, **changes) -> rank.RankConfig:
+def _settings(tmp_path, **changes) -> RankConfig:
     lines = [{"id": "a", "input": ["text:The old engine"]}, {"input": ["units:[Hu3][Hu7]", "text:It is"]}]
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     values = {
@@ -26,17 +27,17 @@ def _settings(tmp_path, **changes) -> rank.RankConfig:
         "top_p": 1.0,
         "dtype": "float32",
     }
-    return rank.RankConfig(**{**values, **changes})
+    return RankConfig(**{**values, **changes})
 
 
 def test_the_most_likely_answer_is_chosen_and_training_reads_the_file(tmp_path, monkeypatch):
     """The small model hardly ever ends an answer, so that two given answers take the place of its own."""
     model = checkpoints.load("small_expressive")
     texts = (" aaaa", " the end")
-    monkeypatch.setattr(rank.SpiritLM, "from_pretrained", lambda *_, **__: model)
+    monkeypatch.setattr(ranking.SpiritLM, "from_pretrained", lambda *_, **__: model)
     ids = [np.array(model.vocabulary.encode_text(text), np.int32) for text in texts]
-    monkeypatch.setattr(rank, "_answers", lambda model, settings, prompts: [ids, ids[:1]])
-    message = rank.rank(_settings(tmp_path))
+    monkeypatch.setattr(ranking, "_answers", lambda model, settings, prompts: [ids, ids[:1]])
+    message = ranking.rank(_settings(tmp_path))
     assert "1 preferences" in message
     assert "1 prompts whose answers are equally good" in message
     (line,) = map(json.loads, (tmp_path / "preferences" / "train.jsonl").read_text().splitlines())
@@ -53,7 +54,7 @@ def test_ids_become_segments():
     model = checkpoints.load("small_expressive")
     string = "[Speech][St3][Pi2][Hu7][Hu9][Text] and so[Speech][Hu1]"
     ids = model.vocabulary.encode(string)[len(model.vocabulary.prefix) :]
-    assert rank.strings(model, ids) == ["units:[St3][Pi2][Hu7][Hu9]", "text: and so", "units:[Hu1]"]
+    assert ranking.strings(model, ids) == ["units:[St3][Pi2][Hu7][Hu9]", "text: and so", "units:[Hu1]"]
 
 
 @pytest.mark.parametrize(
@@ -62,4 +63,4 @@ def test_ids_become_segments():
 )
 def test_prompts_and_options_that_cannot_be_ranked_are_refused(tmp_path, changes, message):
     with pytest.raises((SpiritError, ValueError), match=message):
-        rank.rank(_settings(tmp_path, **changes))
+        ranking.rank(_settings(tmp_path, **changes))
