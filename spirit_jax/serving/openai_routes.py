@@ -4,7 +4,7 @@ import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Annotated, Any, Literal
 
 import anyio.to_thread
@@ -166,7 +166,7 @@ def make_router(service: Service, name: str) -> APIRouter:
     return router
 
 
-async def started(service: Service, generation: Generation) -> AsyncIterator[Event]:
+async def started(service: Service, generation: Generation) -> AsyncGenerator[Event]:
     """Return the events of a generation after the engine has taken it. Errors before that are raised here."""
     events = service.events(generation)
     first = await anext(events)
@@ -208,13 +208,13 @@ def _message(segments: Sequence[Segment], sound: str) -> dict[str, Any]:
 
 
 async def _completion_stream(
-    events: AsyncIterator[Event], head: dict[str, Any], echo: str, include_usage: bool
-) -> AsyncIterator[bytes]:
+    events: AsyncGenerator[Event], head: dict[str, Any], echo: str, include_usage: bool
+) -> AsyncGenerator[bytes]:
     def chunk(text: str, reason: str | None = None) -> bytes:
         choice = {"index": 0, "text": text, "finish_reason": reason, "logprobs": None}
         return sse.message({**head, "choices": [choice]})
 
-    async with contextlib.aclosing(events):  # pyright: ignore[reportArgumentType]  an asynchronous generator
+    async with contextlib.aclosing(events):
         if echo:
             yield chunk(echo)
         async for event in events:
@@ -228,12 +228,14 @@ async def _completion_stream(
         yield _DONE
 
 
-async def _chat_stream(events: AsyncIterator[Event], head: dict[str, Any], include_usage: bool) -> AsyncIterator[bytes]:
+async def _chat_stream(
+    events: AsyncGenerator[Event], head: dict[str, Any], include_usage: bool
+) -> AsyncGenerator[bytes]:
     def chunk(delta: dict[str, Any], reason: str | None = None) -> bytes:
         return sse.message({**head, "choices": [{"index": 0, "delta": delta, "finish_reason": reason}]})
 
     pcm, units = sound_files.PcmStream(), ""
-    async with contextlib.aclosing(events):  # pyright: ignore[reportArgumentType]  an asynchronous generator
+    async with contextlib.aclosing(events):
         yield chunk({"role": "assistant", "content": ""})
         async for event in events:
             if isinstance(event, Segment) and isinstance(event.content, str):
@@ -262,9 +264,9 @@ async def _chat_stream(events: AsyncIterator[Event], head: dict[str, Any], inclu
         yield _DONE
 
 
-async def _pcm_pieces(events: AsyncIterator[Event]) -> AsyncIterator[np.ndarray | Finished]:
+async def _pcm_pieces(events: AsyncGenerator[Event]) -> AsyncGenerator[np.ndarray | Finished]:
     """Yield the audio of a generation in speech, then its end."""
-    async with contextlib.aclosing(events):  # pyright: ignore[reportArgumentType]  an asynchronous generator
+    async with contextlib.aclosing(events):
         async for event in events:
             if isinstance(event, Segment) and isinstance(event.content, np.ndarray) and event.content.size:
                 yield event.content
@@ -272,7 +274,7 @@ async def _pcm_pieces(events: AsyncIterator[Event]) -> AsyncIterator[np.ndarray 
                 yield event
 
 
-async def _speech_bytes(events: AsyncIterator[Event], sound: str) -> AsyncIterator[bytes]:
+async def _speech_bytes(events: AsyncGenerator[Event], sound: str) -> AsyncGenerator[bytes]:
     pcm = sound_files.PcmStream()
     async with contextlib.aclosing(_pcm_pieces(events)) as pieces:
         if sound == "wav":
@@ -284,7 +286,7 @@ async def _speech_bytes(events: AsyncIterator[Event], sound: str) -> AsyncIterat
                 yield pcm.push(np.zeros(0, np.float32), last=True)
 
 
-async def _speech_events(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _speech_events(events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
     """Yield raw samples at 24 kHz as OpenAI's events."""
     pcm = sound_files.PcmStream()
 
@@ -300,9 +302,9 @@ async def _speech_events(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
                 yield sse.message({"type": "speech.audio.done", "usage": _token_usage(piece)})
 
 
-async def _transcript_events(events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _transcript_events(events: AsyncGenerator[Event]) -> AsyncGenerator[bytes]:
     text = ""
-    async with contextlib.aclosing(events):  # pyright: ignore[reportArgumentType]  an asynchronous generator
+    async with contextlib.aclosing(events):
         async for event in events:
             if isinstance(event, Segment) and isinstance(event.content, str):
                 text += event.content

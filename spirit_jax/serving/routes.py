@@ -3,7 +3,7 @@
 import base64
 import contextlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import anyio.to_thread
@@ -172,7 +172,7 @@ async def stream(service: Service, generation: Generation, request_id: str) -> R
     first = await anext(events)
     assert isinstance(first, Started)
 
-    async def content() -> AsyncIterator[bytes]:
+    async def content() -> AsyncGenerator[bytes]:
         async with contextlib.aclosing(events):
             yield sse.message(describe_start(first, request_id))
             async for event in events:

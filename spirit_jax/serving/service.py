@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -114,6 +114,8 @@ class Service:
         sampling: decoding options of requests that name none: the checkpoint's, within the capacity.
         metrics: what the server counts.
         engine: the thread that runs the model.
+        has_vocoder: whether answers in speech come with audio.
+        voices: names of the voices that the vocoder names.
         created: when the service was made, in seconds of Unix time.
     """
 
@@ -126,6 +128,10 @@ class Service:
         self.lm, self.limits, self.metrics = lm, limits, ServerMetrics()
         self.engine = EngineThread(lm.engine, capacity, self.metrics, tokens_per_step)
         self.sampling = lm.sampling.override(max_new_tokens=min(lm.sampling.max_new_tokens, capacity.new_tokens))
+        # Parts of the speech tokenizer are loaded when they are first needed; many threads will need the vocoder at once.
+        vocoder = None if lm.speech_tokenizer is None else lm.speech_tokenizer.vocoder
+        self.has_vocoder = vocoder is not None
+        self.voices: list[str] = list(getattr(vocoder, "speakers", ()))
         self.created = int(time.time())
         self._most = capacity.slots + limits.pending
         self._admitted = 0
@@ -141,17 +147,6 @@ class Service:
         """Whether requests can be answered."""
         return self.engine.alive and not self._closing
 
-    @property
-    def voices(self) -> list[str]:
-        """Names of the voices that the vocoder names; empty without one."""
-        tokenizer = self.lm.speech_tokenizer
-        return list(getattr(tokenizer.vocoder, "speakers", ())) if tokenizer is not None else []
-
-    @property
-    def has_vocoder(self) -> bool:
-        """Whether answers in speech come with audio."""
-        return self.lm.speech_tokenizer is not None and self.lm.speech_tokenizer.vocoder is not None
-
     def start(self) -> None:
         """Start the engine's thread."""
         self.engine.start()
@@ -164,7 +159,7 @@ class Service:
             job.cancel()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    async def events(self, generation: Generation) -> AsyncIterator[Event]:
+    async def events(self, generation: Generation) -> AsyncGenerator[Event]:
         """Yield the events of a generation. Closing the iterator early cancels the request.
 
         Raises:

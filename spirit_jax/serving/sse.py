@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -31,7 +31,7 @@ class Stream(Response):
     An error of the iterator after the first bytes becomes a last event.
     """
 
-    def __init__(self, content: AsyncIterator[bytes], media_type: str = "text/event-stream"):
+    def __init__(self, content: AsyncGenerator[bytes], media_type: str = "text/event-stream"):
         self.content, self.media_type, self.status_code, self.background = content, media_type, 200, None
         self.init_headers({"cache-control": "no-store", "x-accel-buffering": "no"})
 
@@ -45,7 +45,7 @@ class Stream(Response):
             for task in (sending, leaving):
                 task.cancel()
             await asyncio.gather(sending, leaving, return_exceptions=True)
-            await self.content.aclose()  # pyright: ignore[reportAttributeAccessIssue]  an asynchronous generator
+            await self.content.aclose()
         if not sending.cancelled() and sending.exception() is not None:
             logging.warning("a response ended early: %s", sending.exception())
 

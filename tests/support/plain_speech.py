@@ -15,6 +15,8 @@ _FRAME = 640
 class LoudnessEncoder:
     """Phonetic units from the loudness of each frame."""
 
+    unit_count = 500
+
     def encode_batch(self, clips: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Units of each clip, int32 [(R - 720) // 640 + 1]."""
         return [
@@ -39,23 +41,39 @@ class ToneVocoder:
             return self.speakers.index(str(speaker))
         raise VoiceError(f"speaker {speaker!r}: this vocoder has {', '.join(self.speakers)}")
 
-    def decode(self, units: SpeechUnits, speaker=2, style=None, predict_durations=True) -> np.ndarray:
+    def decode(
+        self,
+        units: SpeechUnits,
+        speaker: int | str = 2,
+        style: int | str | None = None,
+        predict_durations: bool = True,
+    ) -> np.ndarray:
         """The tones of all units."""
         steps = (1 + self.speaker_index(speaker)) * np.repeat(0.002 * (units.hubert + 20), _FRAME)
         return (0.5 * np.sin(np.tile(np.arange(_FRAME), units.hubert.size) * steps)).astype(np.float32)
 
-    def decode_batch(self, batch, speaker=2, style=None, predict_durations=True) -> list[np.ndarray]:
+    def decode_batch(
+        self,
+        batch: Sequence[SpeechUnits],
+        speaker: int | str = 2,
+        style: int | str | None = None,
+        predict_durations: bool = True,
+    ) -> list[np.ndarray]:
         """The tones of each utterance."""
         return [self.decode(units, speaker) for units in batch]
 
     def stream(
-        self, pieces: Iterable[SpeechUnits], speaker=2, style=None, predict_durations=True
+        self,
+        pieces: Iterable[SpeechUnits],
+        speaker: int | str = 2,
+        style: int | str | None = None,
+        predict_durations: bool = True,
     ) -> Iterator[np.ndarray]:
         """The tones of each piece."""
         for piece in pieces:
             yield self.decode(piece, speaker)
 
-    def latency(self, predict_durations=True) -> tuple[int, int]:
+    def latency(self, predict_durations: bool = True) -> tuple[int, int]:
         """No unit waits for another."""
         return 0, 0
 
