@@ -128,7 +128,7 @@ class Service:
         self.lm, self.limits, self.metrics = lm, limits, ServerMetrics()
         self.engine = EngineThread(lm.engine, capacity, self.metrics, tokens_per_step)
         self.sampling = lm.sampling.override(max_new_tokens=min(lm.sampling.max_new_tokens, capacity.new_tokens))
-        # Parts of the speech tokenizer are loaded when they are first needed; many threads will need the vocoder at once.
+        # Parts of the speech tokenizer are loaded when first needed; many threads will need the vocoder at once.
         vocoder = None if lm.speech_tokenizer is None else lm.speech_tokenizer.vocoder
         self.has_vocoder = vocoder is not None
         self.voices: list[str] = list(getattr(vocoder, "speakers", ()))
