@@ -2,7 +2,8 @@
 
     python -m benchmarks.startup [--checkpoint runs/tiny/checkpoints/500] [--repeats 3] [--json FILE]
 
-Every figure is the best of several new processes. The first answer is timed twice: with an empty cache of compiled
+Every figure is the best of several new processes, in seconds of the clock and of all CPU cores together; the second is
+less disturbed by other programs. The first answer is timed twice: with an empty cache of compiled
 programs, as at the first start on a machine, and with the programs of the run before. Its parts are timed inside the
 process; the rest is the start of Python and its end.
 """
@@ -11,10 +12,12 @@ import argparse
 import json
 import os
 import pathlib
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from typing import NamedTuple
 
 from spirit_jax.__main__ import COMMANDS
 
@@ -27,31 +30,30 @@ IMPORTS = (
     "scipy.fft",
     "jax",
     "flax.linen",
-    "orbax.checkpoint.v1",
+    "orbax.checkpoint",
     "spirit_jax.inference.spiritlm",
 )
 """Modules whose import is timed in this order in one process, so that each figure leaves out what came before it."""
 
-_TIME_IMPORTS = """
+_LAPS = """
 import importlib, json, sys, time
-seconds = {}
-for name in sys.argv[1:]:
-    start = time.perf_counter()
-    importlib.import_module(name)
-    seconds[name] = time.perf_counter() - start
-print(json.dumps(seconds))
-"""
-
-_TIME_ANSWER = """
-import json, sys, time
-start = time.perf_counter()
-seconds = {}
+now = lambda: (time.perf_counter(), time.process_time())
+start, laps = now(), {}
 
 def lap(name):
     global start
-    now = time.perf_counter()
-    seconds[name], start = now - start, now
+    end = now()
+    laps[name], start = (end[0] - start[0], end[1] - start[1]), end
+"""
 
+_TIME_IMPORTS = """
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+    lap(name)
+print(json.dumps(laps))
+"""
+
+_TIME_ANSWER = """
 from spirit_jax import generate
 from spirit_jax.core.compilation_cache import use_compilation_cache
 use_compilation_cache(None)
@@ -72,36 +74,48 @@ lm.generate_ids(prompt.ids, "speech", SamplingParams(max_new_tokens=100))
 lap("100 tokens again")
 lm.generate(prompt, sampling=SamplingParams(max_new_tokens=100))
 lap("100 tokens and their sound")
-print(json.dumps(seconds))
+print(json.dumps(laps))
 """
 
-
-def seconds_of(command: list[str], environment: dict[str, str]) -> float:
-    """Wall time of one process that must succeed."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return time.perf_counter() - start
+WHOLE = "whole process"
 
 
-def timed(script: str, arguments: list[str], environment: dict[str, str]) -> dict[str, float]:
-    """What a script prints as JSON, with the wall time of its process."""
-    start = time.perf_counter()
-    command = [sys.executable, "-c", script, *arguments]
-    result = subprocess.run(command, check=True, env=environment, stdout=subprocess.PIPE, text=True)
-    parts = json.loads(result.stdout.strip().splitlines()[-1])
-    return {**parts, "whole process": time.perf_counter() - start}
+class Seconds(NamedTuple):
+    """Time of a process or of a part of it."""
+
+    clock: float
+    cpu: float
+    """Of all cores together."""
 
 
-def best(runs: list[dict[str, float]]) -> dict[str, float]:
+def run(command: list[str], environment: dict[str, str]) -> tuple[Seconds, str]:
+    """Time one process, and return what it prints; ends with its errors if it fails."""
+    start, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        sys.exit(f"{' '.join(command[:4])}: {result.stderr}")
+    clock, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Seconds(clock, cpu), result.stdout
+
+
+def timed(script: str, arguments: list[str], environment: dict[str, str]) -> dict[str, Seconds]:
+    """The parts that a script prints, and its whole process."""
+    seconds, printed = run([sys.executable, "-c", _LAPS + script, *arguments], environment)
+    parts = json.loads(printed.strip().splitlines()[-1])
+    return {**{name: Seconds(*part) for name, part in parts.items()}, WHOLE: seconds}
+
+
+def best(runs: list[dict[str, Seconds]]) -> dict[str, Seconds]:
     """The run whose process took least."""
-    return min(runs, key=lambda run: run["whole process"])
+    return min(runs, key=lambda run: run[WHOLE])
 
 
-def show(title: str, seconds: dict[str, float]) -> None:
+def show(title: str, seconds: dict[str, Seconds]) -> None:
     """Print one table."""
-    print(title)
+    print(f"{title:38}  clock     CPU")
     for name, value in seconds.items():
-        print(f"  {name:36} {value:6.2f} s")
+        print(f"  {name:36} {value.clock:6.2f}  {value.cpu:6.2f}")
 
 
 def main() -> None:
@@ -114,7 +128,7 @@ def main() -> None:
     repeats = range(options.repeats)
     figures = {
         "--help": {
-            name: min(seconds_of([sys.executable, "-m", "spirit_jax", name, "--help"], environment) for _ in repeats)
+            name: min(run([sys.executable, "-m", "spirit_jax", name, "--help"], environment)[0] for _ in repeats)
             for name in COMMANDS
         },
         "imports": best([timed(_TIME_IMPORTS, list(IMPORTS), environment) for _ in repeats]),
@@ -131,7 +145,10 @@ def main() -> None:
     for title, seconds in figures.items():
         show(title, seconds)
     if options.json is not None:
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        named = {
+            title: {name: value._asdict() for name, value in seconds.items()} for title, seconds in figures.items()
+        }
+        options.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
