@@ -110,7 +110,7 @@ def _announce(run: BatchFunction, shape: tuple[int, ...], what: str) -> None:
     shapes = _compiled.setdefault(run, set())
     if shape not in shapes:
         shapes.add(shape)
-        _LOG.info("compiling: %s of %d x %g s of audio", what, shape[0], shape[1] / SAMPLE_RATE)
+        _LOG.info("compiling or loading: %s of %d x %g s of audio", what, shape[0], shape[1] / SAMPLE_RATE)
 
 
 @functools.cache
