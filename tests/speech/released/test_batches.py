@@ -52,7 +52,8 @@ def test_a_folder_of_short_clips_compiles_few_programs(monkeypatch, caplog, core
     assert {count for count, _ in shapes} == rows
     assert len(set(shapes)) <= programs
     logged = sorted(record.getMessage() for record in caplog.records)
-    assert logged == sorted(f"compiling or loading: units of {count} x {n / 16_000:g} s of audio" for count, n in set(shapes))
+    said = (f"compiling or loading: units of {rows} x {samples / 16_000:g} s of audio" for rows, samples in set(shapes))
+    assert logged == sorted(said)
 
 
 def test_rows_are_split_over_the_local_devices():
