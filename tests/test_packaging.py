@@ -67,3 +67,8 @@ def test_extras_that_the_text_names_exist(folder):
 
 def test_the_console_script_is_the_command_line():
     assert PROJECT["scripts"] == {"spirit-jax": "spirit_jax.__main__:main"}
+
+
+def test_license_files_exist_and_are_named_in_the_expression():
+    assert all((ROOT / path).is_file() for path in PROJECT["license-files"])
+    assert PROJECT["license"] == "Apache-2.0 AND CC-BY-SA-3.0"

@@ -176,3 +176,21 @@ def test_human_recordings_carry_their_license_and_attribution():
     assert "Attribution-ShareAlike" in (directory / "NOTICE.md").read_text()
     assert "Allison Smith" in (directory / "NOTICE.md").read_text()
     assert "creativecommons.org" in (directory / "LICENSE").read_text()
+
+
+@pytest.mark.parametrize(
+    ("published", "text"),
+    [
+        ("... for ...", "for"),
+        ("at [@]", "at"),
+        ("press * to toggle pause,  press # to exit", "press star to toggle pause, press pound to exit"),
+        ('IAX (note: does not say "2")', "IAX"),
+        ("[ascending tones]", ""),
+    ],
+)
+def test_script_takes_remarks_out_of_published_transcripts(published, text, monkeypatch):
+    pytest.importorskip("av", reason="decodes the recordings; in the extra `corpus`")
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import make_human_corpus
+
+    assert make_human_corpus.spoken_text(published) == text
