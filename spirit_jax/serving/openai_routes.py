@@ -20,7 +20,7 @@ from spirit_jax.serving.errors import ApiError
 from spirit_jax.serving.openai_schemas import ChatBody, CompletionBody, SpeechBody, audio_id
 from spirit_jax.serving.routes import check_model, collect, new_id, unit_string, usage
 from spirit_jax.serving.service import Event, Finished, Generation, Service, Started
-from spirit_jax.serving.uploads import decode_recording
+from spirit_jax.serving.uploads import Recordings
 
 _AUDIO_LIFETIME = 24 * 3600
 """Seconds that OpenAI's clients are told an answer's audio can be referred to; its id never expires here."""
@@ -147,7 +147,7 @@ def make_router(service: Service, name: str) -> APIRouter:
         if not is_encodable(prompt):
             raise ApiError("prompt holds half a character, which UTF-8 cannot hold", 400, "prompt")
         content = await file.read()
-        recording = await anyio.to_thread.run_sync(decode_recording, content, service.limits)
+        recording = await anyio.to_thread.run_sync(Recordings(service.limits).decode, content)
         parts = [recording, Segment.text(prompt)] if prompt else [recording]
         sampling = service.sampling.override(temperature=temperature, max_new_tokens=max_tokens)
         generation = Generation(parts, "text", sampling, stream=stream)

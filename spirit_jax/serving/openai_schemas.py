@@ -14,7 +14,7 @@ from spirit_jax.inference.sampling import SamplingParams
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.schemas import Body, Stop, Text, Units
 from spirit_jax.serving.service import Generation
-from spirit_jax.serving.uploads import decode_base64
+from spirit_jax.serving.uploads import Recordings
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
 from spirit_jax.units import SpeechUnits
 
@@ -179,7 +179,7 @@ class Message(Body):
     name: Any = None
     refusal: None = None
 
-    def segments(self, limits: Limits) -> list[Segment]:
+    def segments(self, recordings: Recordings) -> list[Segment]:
         """Return the text and speech of the message.
 
         Raises:
@@ -194,7 +194,7 @@ class Message(Body):
             elif isinstance(part, UnitsPart):
                 found.append(units_segment(part.units))
             else:
-                found.append(decode_base64(part.input_audio.data, limits))
+                found.append(recordings.decode_base64(part.input_audio.data))
         if self.audio is not None:
             found.append(units_segment(units_of_audio_id(self.audio.id)))
         return found
@@ -252,7 +252,8 @@ class ChatBody(CommonBody):
             AudioError, UnitError: a part cannot be read.
         """
         document: list[Segment] = []
-        for segment in (segment for message in self.messages for segment in message.segments(limits)):
+        recordings = Recordings(limits)
+        for segment in (segment for message in self.messages for segment in message.segments(recordings)):
             last = document[-1].content if document else None
             if isinstance(segment.content, str) and isinstance(last, str) and last and not last[-1].isspace():
                 segment = Segment.text(segment.content if segment.content[:1].isspace() else f" {segment.content}")

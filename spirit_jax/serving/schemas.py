@@ -10,7 +10,7 @@ from spirit_jax.inference.prompts import Segment, unit_tokens
 from spirit_jax.inference.sampling import SamplingParams
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.service import Generation
-from spirit_jax.serving.uploads import decode_base64
+from spirit_jax.serving.uploads import Recordings
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
 from spirit_jax.units import SpeechUnits
 
@@ -90,7 +90,7 @@ class SegmentBody(Body):
             raise ValueError("give one of text, audio and units")
         return self
 
-    def segment(self, limits: Limits) -> Segment:
+    def segment(self, recordings: Recordings) -> Segment:
         """Return the segment.
 
         Raises:
@@ -102,7 +102,7 @@ class SegmentBody(Body):
         if self.units is not None:
             return Segment("speech", SpeechUnits.from_string(self.units), unit_tokens(self.units))
         assert self.audio is not None
-        return decode_base64(self.audio, limits)
+        return recordings.decode_base64(self.audio)
 
 
 class GenerateBody(SamplingBody):
@@ -133,5 +133,6 @@ class GenerateBody(SamplingBody):
         Raises:
             AudioError, UnitError, SamplingError: a field cannot be used.
         """
-        prompt = self.prompt if self.prompt is not None else [part.segment(limits) for part in self.segments or []]
+        recordings = Recordings(limits)
+        prompt = self.prompt if self.prompt is not None else [part.segment(recordings) for part in self.segments or []]
         return Generation(prompt, self.output_modality, self.sampling(defaults), self.voice, self.stream)

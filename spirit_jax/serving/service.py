@@ -17,7 +17,7 @@ import numpy as np
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.inference.answers import answer_text, find_stop
-from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, Segment, segments_of
+from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, PromptError, Segment, segments_of
 from spirit_jax.inference.sampling import SamplingParams
 from spirit_jax.inference.scheduler import Capacity, Request
 from spirit_jax.inference.spiritlm import SpiritLM
@@ -27,6 +27,9 @@ from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.metrics import ServerMetrics
 from spirit_jax.serving.stop_filter import StopFilter
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
+
+_MOST_CHARACTERS = 64
+"""Characters a token of the slot, beyond which a prompt is refused before it is tokenized."""
 
 
 class BusyError(JobError):
@@ -256,6 +259,10 @@ class Service:
     def _encode(self, generation: Generation) -> tuple[EncodedPrompt, list[Segment]]:
         """Return the prompt as ids, and its segments with their units."""
         prompt = generation.prompt
+        parts = [prompt] if isinstance(prompt, str) else [segment.content for segment in segments_of(prompt)]
+        length = sum(len(part) for part in parts if isinstance(part, str))
+        if length > _MOST_CHARACTERS * self.engine.capacity.length:
+            raise PromptError(f"a prompt of {length} characters does not fit {self.engine.capacity.length} tokens")
         if isinstance(prompt, str):
             return self.lm.encode_prompt(prompt, generation.output_modality), []
         with self._speech_lock:

@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from spirit_jax.audio import AudioError, AudioLimits, load_audio
-from spirit_jax.core.constants import MINIMUM_SAMPLES
+from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 from spirit_jax.inference.prompts import Segment
 from spirit_jax.serving.limits import Limits
 
@@ -22,37 +22,42 @@ _FORMATS = re.compile(
 """How WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 and WebM files begin."""
 
 
-def decode_recording(content: bytes, limits: Limits) -> Segment:
-    """Return the segment of a recording.
+class Recordings:
+    """Decodes the recordings of one request, which together may be as long as one recording may be."""
 
-    Args:
-        content: a sound file.
+    def __init__(self, limits: Limits):
+        self._limits, self._seconds = limits, limits.audio_seconds
 
-    Raises:
-        AudioError: it is no sound file, or is too short, too long, or has too many channels.
-    """
-    if not _FORMATS.match(content):
-        raise AudioError("the audio is not WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 or WebM")
-    most = AudioLimits(seconds=limits.audio_seconds, channels=limits.channels)
-    audio = load_audio(content, limits=most)
-    if audio.size < MINIMUM_SAMPLES:
-        raise AudioError(f"the audio has {audio.size} samples (16 kHz), at least {MINIMUM_SAMPLES} (80 ms) are needed")
-    return Segment.speech(audio)
+    def decode(self, content: bytes) -> Segment:
+        """Return the segment of a sound file.
 
+        Raises:
+            AudioError: it is no sound file, or is too short, too long, or has too many channels.
+        """
+        if not _FORMATS.match(content):
+            raise AudioError("the audio is not WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 or WebM")
+        most = AudioLimits(seconds=self._seconds, channels=self._limits.channels)
+        audio = load_audio(content, limits=most)
+        if audio.size < MINIMUM_SAMPLES:
+            raise AudioError(
+                f"the audio has {audio.size} samples (16 kHz), at least {MINIMUM_SAMPLES} (80 ms) are needed"
+            )
+        self._seconds -= audio.size / SAMPLE_RATE
+        return Segment.speech(audio)
 
-def decode_base64(text: str, limits: Limits) -> Segment:
-    """Return the segment of a recording in base64, with or without the head of a data address.
+    def decode_base64(self, text: str) -> Segment:
+        """Return the segment of a sound file in base64, with or without the head of a data address.
 
-    Raises:
-        AudioError: as `decode_recording`, or the text is not base64.
-    """
-    if text.startswith("data:"):
-        _, _, text = text.partition(",")
-    try:
-        content = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise AudioError(f"the audio is not base64: {error}") from error
-    return decode_recording(content, limits)
+        Raises:
+            AudioError: as `decode`, or the text is not base64.
+        """
+        if text.startswith("data:"):
+            _, _, text = text.partition(",")
+        try:
+            content = base64.b64decode(text, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise AudioError(f"the audio is not base64: {error}") from error
+        return self.decode(content)
 
 
 def pcm_segment(pcm: bytes, limits: Limits) -> Segment:
@@ -62,7 +67,7 @@ def pcm_segment(pcm: bytes, limits: Limits) -> Segment:
         AudioError: too few or too many samples.
     """
     audio = np.frombuffer(pcm[: len(pcm) // 2 * 2], "<i2").astype(np.float32) / 32768
-    if not MINIMUM_SAMPLES <= audio.size <= limits.audio_seconds * 16_000:
+    if not MINIMUM_SAMPLES <= audio.size <= limits.audio_seconds * SAMPLE_RATE:
         raise AudioError(
             f"the audio has {audio.size} samples (16 kHz); from {MINIMUM_SAMPLES} (80 ms) to "
             f"{limits.audio_seconds:g} s are read"

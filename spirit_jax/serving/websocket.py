@@ -189,6 +189,9 @@ class Conversation:
         if self._recording:
             recorded = bytes(self._recording)
             self._recording.clear()
+            kept = sum(s.content.size for s in self._segments if isinstance(s.content, np.ndarray))
+            if 2 * kept + len(recorded) > self._most_bytes:
+                raise LimitError(f"a turn may have {self._service.limits.audio_seconds:g} s of recordings")
             self._segments.append(pcm_segment(recorded, self._service.limits))
 
     async def _generate(self, options: StartMessage, message: GenerateMessage) -> None:
@@ -207,7 +210,9 @@ class Conversation:
             async with contextlib.aclosing(self._service.events(generation)) as events:
                 async for event in events:
                     if isinstance(event, Started):
-                        self._segments[: len(event.segments)] = event.segments  # with units, not encoded again
+                        # Units take the place of recordings, so that none is kept or encoded again.
+                        units = [segment if segment.kind == "text" else as_units(segment) for segment in event.segments]
+                        self._segments[: len(units)] = units
                         await self._send(describe_start(event, new_id("gen")))
                     elif isinstance(event, Segment):
                         answer.append(event)
@@ -254,6 +259,11 @@ def joined(pieces: list[Segment]) -> list[Segment]:
         if content:
             result.append(Segment.text(content) if piece.kind == "text" else units_segment(content))
     return result
+
+
+def as_units(segment: Segment) -> Segment:
+    """Return speech without its samples."""
+    return units_segment(segment.tokens or "")
 
 
 def error_event(error: BaseException) -> dict[str, Any]:

@@ -135,6 +135,7 @@ def test_health_models_and_metrics(server):
         ({"prompt": "a", "top_k": 1000, "temperature": 1}, 400, "the steps are compiled for"),
         ({"prompt": "[Pi3]"}, 400, "has no pitch units"),
         ({"prompt": "a" * 5000}, 400, "tokens"),
+        ({"prompt": "a" * 50_000}, 400, "50000 characters"),
         ({"prompt": "a", "nonsense": 1}, 400, "nonsense"),
         ({"prompt": "a", "voice": "nobody"}, 400, "nobody"),
         ({"prompt": "\ud800"}, 400, "surrogate"),

@@ -12,7 +12,7 @@ import soundfile
 from spirit_jax.audio import AudioError, AudioLimits, encode_wav, load_audio
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.security import Access, Guard
-from spirit_jax.serving.uploads import decode_base64, decode_recording, pcm_segment
+from spirit_jax.serving.uploads import Recordings, pcm_segment
 
 
 async def _echo(scope, receive, send):
@@ -103,7 +103,7 @@ TONE = (0.3 * np.sin(np.arange(8000) / 20)).astype(np.float32)
 
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG", "MP3", "AIFF", "CAF"])
 def test_sound_files_are_read(kind):
-    assert decode_recording(sound(TONE, kind), Limits()).audio.size == pytest.approx(8000, abs=1200)
+    assert Recordings(Limits()).decode(sound(TONE, kind)).audio.size == pytest.approx(8000, abs=1200)
 
 
 @pytest.mark.parametrize(
@@ -120,19 +120,23 @@ def test_sound_files_are_read(kind):
 )
 def test_nothing_but_sound_files_is_decoded(content):
     with pytest.raises(AudioError, match="is not WAV"):
-        decode_recording(content, Limits())
+        Recordings(Limits()).decode(content)
 
 
 def test_recordings_are_limited():
     limits = Limits(audio_seconds=1, channels=2)
     with pytest.raises(AudioError, match="longer than 1 s"):
-        decode_recording(sound(np.zeros(16_001, np.float32), "FLAC"), limits)
+        Recordings(limits).decode(sound(np.zeros(16_001, np.float32), "FLAC"))
     with pytest.raises(AudioError, match="3 channels; at most 2"):
-        decode_recording(sound(np.zeros((8000, 3), np.float32), "WAV"), limits)
+        Recordings(limits).decode(sound(np.zeros((8000, 3), np.float32), "WAV"))
     with pytest.raises(AudioError, match="at least 1280"):
-        decode_recording(encode_wav(TONE[:1000]), limits)
+        Recordings(limits).decode(encode_wav(TONE[:1000]))
     with pytest.raises(AudioError, match="not base64"):
-        decode_base64("$$$", limits)
+        Recordings(limits).decode_base64("$$$")
+    both = Recordings(limits)
+    both.decode(encode_wav(TONE))
+    with pytest.raises(AudioError, match=r"longer than 0\.5 s"):  # what the first recording left
+        both.decode(encode_wav(np.zeros(8001, np.float32)))
     with pytest.raises(AudioError, match="16001 samples"):
         pcm_segment(b"\0\0" * 16_001, limits)
 
