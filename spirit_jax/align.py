@@ -1,6 +1,8 @@
 """Find the times of words in recordings, so that training can interleave text and speech at word boundaries.
 
     python -m spirit_jax.align --input clips/ --output aligned
+    python -m spirit_jax.align --input clips/ --output aligned --aligner train --language de
+    python -m spirit_jax.align --input clips/ --output aligned --aligner wav2vec2-base-960h/
     python -m spirit_jax.align --input manifest.jsonl --output aligned --min-score 0.3 --write textgrid
     python -m spirit_jax.align --input clips/ --output aligned --transcribe moonshine
     python -m spirit_jax.align --input chapters/ --output aligned --max-seconds 20
@@ -14,22 +16,32 @@ same command resumes a job that was killed.
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Sequence
 
-from spirit_jax import config
+import numpy as np
+
+from spirit_jax import checkpoint, config
+from spirit_jax.convert.part_import import import_part
+from spirit_jax.convert.parts import ALIGNER_PART
 from spirit_jax.core.errors import exit_codes
-from spirit_jax.corpora.alignment.aligner import Aligner
+from spirit_jax.core.files import read_json
+from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
+from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
+from spirit_jax.corpora.alignment.mel_network import MelNetwork
 from spirit_jax.corpora.alignment.sphinx import SphinxAligner
+from spirit_jax.corpora.alignment.training import AlignerTraining, load_network, trained_network
+from spirit_jax.corpora.alignment.wav2vec2_network import Wav2Vec2Network
 from spirit_jax.corpora.alignment.writers import WRITERS
-from spirit_jax.corpora.inputs import open_input
-from spirit_jax.speech.asr import open_recognizer
+from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.speech.asr import Recognizer, open_recognizer
 
 PROG = "python -m spirit_jax.align"
 
-ALIGNERS: dict[str, Callable[[], Aligner]] = {"pocketsphinx": SphinxAligner}
-"""Aligners by the name that `--aligner` takes."""
+SPHINX, TRAIN = "pocketsphinx", "train"
+"""What `--aligner` may be, besides the directory of a network."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +60,9 @@ class AlignConfig:
     split: str = "train"
     """Split of the corpus to align; also the name of the manifest."""
     aligner: str = "pocketsphinx"
-    """pocketsphinx (English, no download)."""
+    """pocketsphinx (English, no download); train (any language: learns from this input first, a few minutes an hour of
+    speech); or the directory of a network with a CTC head: one that `train` left, a Hugging Face Wav2Vec2ForCTC or
+    HubertForCTC, MMS_FA's file, or a converted one."""
     transcribe: str | None = None
     """Recognizer that transcribes clips without a transcript: moonshine (English, no download) or whisper:DIR. Their
     words are flagged in the manifest."""
@@ -66,13 +80,17 @@ class AlignConfig:
     them there keep them, as with `keep_times`."""
     keep_times: bool = False
     """Clips whose words have times in the input keep them; only the others are aligned."""
+    seed: int = 0
+    """Seed of the training of an aligner."""
     overwrite: bool = False
     """Replace a finished alignment of another input, aligner or setting."""
 
     def __post_init__(self) -> None:
         self.alignment()
-        if self.aligner not in ALIGNERS:
-            raise ValueError(f"aligner {self.aligner!r} is unknown; choose among {', '.join(ALIGNERS)}")
+        if self.aligner not in (SPHINX, TRAIN) and not pathlib.Path(self.aligner).is_dir():
+            raise ValueError(
+                f"aligner {self.aligner!r} is unknown; choose among {SPHINX}, {TRAIN} and the directory of a network"
+            )
         unknown = [name for name in self.write if name not in WRITERS]
         if unknown:
             raise ValueError(f"write: {unknown[0]!r} is unknown; choose among {', '.join(WRITERS)}")
@@ -83,11 +101,47 @@ class AlignConfig:
         return AlignmentSettings(self.language, self.min_score, self.max_seconds, keep_times)
 
 
+def open_aligner(settings: AlignConfig, corpus: Input, recognizer: Recognizer | None) -> Aligner:
+    """The aligner that `--aligner` names; `train` trains it, or reads it where it was trained before.
+
+    Raises:
+        AlignmentError, CheckpointError, ConversionError: it cannot be trained or read.
+    """
+    if settings.aligner == SPHINX:
+        return SphinxAligner()
+    if settings.aligner == TRAIN:
+        directory = f"{settings.output}/{settings.split}.aligner"
+        training = AlignerTraining(seed=settings.seed)
+        return CTCAligner(trained_network(corpus, directory, settings.language, training, recognizer=recognizer))
+    return CTCAligner(_open_network(pathlib.Path(settings.aligner)))
+
+
+def _open_network(directory: pathlib.Path) -> MelNetwork | Wav2Vec2Network:
+    """A network with a CTC head: trained here, converted, or as released."""
+    converted = directory / ALIGNER_PART.place
+    path = (converted if converted.is_dir() else directory) / checkpoint.CONFIG
+    stored = read_json(path, AlignmentError) if path.is_file() else {}
+    kind = stored.get("kind") if isinstance(stored, dict) else None
+    if kind == MelNetwork.kind:
+        return load_network(path.parent)
+    if kind == Wav2Vec2Network.kind:
+        found, arrays = stored, checkpoint.load_arrays(path.parent)
+    else:
+        imported = import_part(ALIGNER_PART, directory)
+        found = imported.config
+        arrays = checkpoint.unflatten({path: np.asarray(array) for path, array in imported.arrays.items()})
+    try:
+        return Wav2Vec2Network(directory.resolve().name, found, arrays)
+    except (KeyError, TypeError) as error:
+        raise AlignmentError(f"{path}: not as a network's of the converter: {error}") from error
+
+
 def align(settings: AlignConfig) -> None:
     """Run the job, print its summary and draw its histogram.
 
     Raises:
-        CorpusError, AlignmentError, RecognizerError: the input, the aligner or the recognizer cannot be used.
+        CorpusError, AlignmentError, CheckpointError, ConversionError, RecognizerError: the input, the aligner or the
+            recognizer cannot be used.
         JobError: no clip could be aligned.
     """
     corpus = open_input(settings.input, settings.split)
@@ -96,7 +150,7 @@ def align(settings: AlignConfig) -> None:
     recognizer = open_recognizer(settings.transcribe) if settings.transcribe else None
     summary = align_corpus(
         corpus,
-        ALIGNERS[settings.aligner](),
+        open_aligner(settings, corpus, recognizer),
         settings.output,
         settings.alignment(),
         recognizer=recognizer,

@@ -23,9 +23,12 @@ from spirit_jax.convert.weight_files import OpenedFile, WeightFile, open_weight_
 from spirit_jax.core.checksums import write_checksums
 from spirit_jax.core.files import read_json, read_text, shown, write_file
 
-_CONFIG_FILES = ("config.json", "config.yaml", "speakers.txt", "styles.txt")
+_CONFIG_FILES = (
+    *("config.json", "config.yaml", "speakers.txt", "styles.txt"),
+    *("vocab.json", "tokenizer_config.json", "preprocessor_config.json"),
+)
 """Released files that `parts.py` reads configs from."""
-_MAX_CONFIG_BYTES = 100_000
+_MAX_CONFIG_BYTES = 1_000_000
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The parts of the released speech tokenizer: their folders, weight files, mapping tables and configs.
+"""The parts of the released speech tokenizer, and CTC networks for alignment: folders, files, tables and configs.
 
 An imported part, `speech_tokenizer/<name>/`, holds `config.json` (`kind` and the sizes of the network),
 `params.safetensors` (arrays by JAX path) and `released/` (`released_folder.py`).
@@ -9,9 +9,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from spirit_jax.convert.components import fcpe, hifigan, hubert, style, vqvae
+from spirit_jax import checkpoint
+from spirit_jax.convert.components import ctc, fcpe, hifigan, hubert, style, vqvae
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
+from spirit_jax.convert.released_folder import SPEECH_FOLDER
 from spirit_jax.convert.table import Shapes
 from spirit_jax.convert.weight_files import FCPE_FILE, WeightFile
 from spirit_jax.core.files import shown
@@ -33,17 +35,29 @@ Contents = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class ReleasedPart:
-    """A part of the released speech tokenizer."""
+    """A part of the released speech tokenizer, or the network of an aligner."""
 
     name: str
     """Name of the part in a checkpoint directory."""
     folder: str
-    """Released folder under `speech_tokenizer/`."""
+    """Released folder."""
     files: tuple[WeightFile, ...]
     config: Callable[[Contents], dict[str, Any]]
     """The part's config.json, from the contents of the released files."""
     extra_file: Callable[[Contents], str | None] = lambda _: None
     """Name of a further file that a released config refers to; its content joins the others if the file is there."""
+    in_speech_tokenizer: bool = True
+    """Whether it is a part of the speech tokenizer, on both sides."""
+
+    @property
+    def place(self) -> str:
+        """Where the part is in a checkpoint directory."""
+        return f"{checkpoint.SPEECH_TOKENIZER}/{self.name}" if self.in_speech_tokenizer else self.name
+
+    @property
+    def released_parent(self) -> str:
+        """Folder of a released tree that holds the released folder."""
+        return SPEECH_FOLDER if self.in_speech_tokenizer else "."
 
 
 def _with_prefix(prefix: str, shapes: Shapes) -> Shapes:
@@ -147,4 +161,27 @@ RELEASED_PARTS = (
     _vocoder("vocoder_base", "hifigan_spiritlm_base"),
     _vocoder("vocoder_expressive", "hifigan_spiritlm_expressive_w2v2"),
 )
-"""Every part, in the order in which jobs are listed."""
+"""Every part of the speech tokenizer, in the order in which jobs are listed."""
+
+
+def _aligner_config(contents: Contents) -> dict[str, Any]:
+    if "config.json" not in contents:
+        (tensors,) = contents.values()
+        return ctc.torchaudio_part_config(tensors)
+    if "vocab.json" not in contents:
+        raise ConversionError("vocab.json is missing: it gives the character of each output")
+    others = (contents.get(name, {}) for name in ("tokenizer_config.json", "preprocessor_config.json"))
+    return ctc.hf_part_config(contents["config.json"], contents["vocab.json"], *others)
+
+
+ALIGNER_PART = ReleasedPart(
+    "aligner",
+    "aligner",
+    (WeightFile(None, lambda c: (ctc.rows(c), ctc.shapes(c))),),
+    _aligner_config,
+    in_speech_tokenizer=False,
+)
+"""A network with a CTC head: the directory of a Hugging Face `Wav2Vec2ForCTC` or `HubertForCTC`, or MMS_FA's file."""
+
+PARTS = (*RELEASED_PARTS, ALIGNER_PART)
+"""Every part that can be converted, besides the language model."""

@@ -16,8 +16,8 @@ from spirit_jax.convert.llm_export import find_part, plan_llm_export
 from spirit_jax.convert.llm_import import plan_llm_import
 from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
-from spirit_jax.convert.parts import RELEASED_PARTS, ReleasedPart
-from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, SELECTIONS, SPEECH_FOLDER
+from spirit_jax.convert.parts import PARTS, ReleasedPart
+from spirit_jax.convert.released_folder import FOLDER, LM_FOLDER, MODEL_FOLDERS, SELECTIONS
 from spirit_jax.core.files import read_json, shown
 from spirit_jax.core.paths import check_links
 from spirit_jax.vocabulary import Variant
@@ -50,8 +50,8 @@ def plan_import(
     if folder is not None:
         check_links(folder, source, ConversionError)
         jobs.append(plan_llm_import(folder, model))
-    for part in RELEASED_PARTS:
-        places = [source / SPEECH_FOLDER / part.folder, source / part.folder]
+    for part in PARTS:
+        places = [source / part.released_parent / part.folder, source / part.folder]
         places += [source] if source.name == part.folder or selected == {part.name} else []
         place = next((path for path in places if path.is_dir()), None)
         if part.name in selected and place is not None:
@@ -97,13 +97,12 @@ def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | Non
 
 def _plan_part_import(part: ReleasedPart, folder: pathlib.Path, layer: int | None) -> Job:
     imported = import_part(part, folder, layer)
-    place = f"{checkpoint.SPEECH_TOKENIZER}/{part.name}"
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
-        (staged / place).mkdir(parents=True)
-        imported.write(staged / place, progress)
+        (staged / part.place).mkdir(parents=True)
+        imported.write(staged / part.place, progress)
 
-    return Job(part.name, folder, place, len(imported.tensors), imported.nbytes, imported.notes, write)
+    return Job(part.name, folder, part.place, len(imported.tensors), imported.nbytes, imported.notes, write)
 
 
 def plan_export(source: pathlib.Path, only: Iterable[str] | None = None) -> list[Job]:
@@ -123,8 +122,8 @@ def plan_export(source: pathlib.Path, only: Iterable[str] | None = None) -> list
     jobs, notes = [], []
     if "llm" in selected and find_part(source, checkpoint.LLM) is not None:
         jobs.append(plan_llm_export(source))
-    for part in RELEASED_PARTS:
-        place = find_part(source, f"{checkpoint.SPEECH_TOKENIZER}/{part.name}") if part.name in selected else None
+    for part in PARTS:
+        place = find_part(source, part.place) if part.name in selected else None
         if place is None:
             continue
         if only is None and not (place / FOLDER).is_dir():
@@ -140,11 +139,19 @@ def _plan_part_export(part: ReleasedPart, directory: pathlib.Path) -> Job:
     exported = export_part(part, directory)
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
-        (staged / SPEECH_FOLDER).mkdir(exist_ok=True)
-        exported.write(staged / SPEECH_FOLDER, progress)
+        (staged / part.released_parent).mkdir(exist_ok=True)
+        exported.write(staged / part.released_parent, progress)
 
     count = sum(map(len, exported.tensors.values()))
-    return Job(part.name, directory, f"{SPEECH_FOLDER}/{part.folder}", count, exported.nbytes, (), write)
+    return Job(
+        part.name,
+        directory,
+        str(pathlib.PurePosixPath(part.released_parent, part.folder)),
+        count,
+        exported.nbytes,
+        (),
+        write,
+    )
 
 
 def _checked(only: Iterable[str] | None) -> list[str] | None:

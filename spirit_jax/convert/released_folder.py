@@ -36,6 +36,7 @@ SELECTIONS = {
     "pitch": ("pitch",),
     "style": ("style",),
     "vocoder": ("vocoder_base", "vocoder_expressive"),
+    "aligner": ("aligner",),
 }
 """The parts that each value of `--only` selects."""
 

@@ -25,7 +25,8 @@ class WeightFile:
     """A weight file of a released part."""
 
     name: str | None
-    """Released name; None for the weights of a Hugging Face directory, whatever their format."""
+    """Released name; None for the weights of a Hugging Face directory, whatever their format, or for a state dict that is
+    the only .pt file of a folder without a config."""
     table: Callable[[Mapping[str, Any]], tuple[Rows, Shapes]]
     """Mapping table and JAX shapes, from the part's config."""
     state_keys: tuple[str, ...] = ()
@@ -79,6 +80,9 @@ def open_weight_file(
         ConversionError: a file that is missing or damaged, or in which the tensors are not where they should be.
     """
     if file.name is None:
+        alone = [path for path in sorted(folder.glob("*.pt")) if not (folder / "config.json").exists()]
+        if len(alone) == 1:
+            return [_state_dict(alone[0])], []
         tensors, shards = hf_weights.load_weights(folder)
         states = {name: {key: tensors[key] for key in keys} for name, keys in shards.items()}
         return [OpenedFile(folder / name, state, state) for name, state in states.items()], []
@@ -105,6 +109,18 @@ def open_weight_file(
     if not isinstance(state, dict):
         raise ConversionError(f"{path}: no {'.'.join(file.state_keys)} in it, only {shown(list(content))}")
     return [OpenedFile(path, content, state)], notes
+
+
+def _state_dict(path: pathlib.Path) -> OpenedFile:
+    """A PyTorch file that holds names and tensors and nothing else.
+
+    Raises:
+        ConversionError: it holds something else.
+    """
+    content = load_torch(path)
+    if not isinstance(content, dict) or not all(isinstance(tensor, np.ndarray) for tensor in content.values()):
+        raise ConversionError(f"{path}: a state dict (names and tensors) expected")
+    return OpenedFile(path, content, content)
 
 
 def installed_fcpe() -> pathlib.Path | None:

@@ -1,4 +1,4 @@
-"""What turns the frames of a HuBERT or wav2vec 2.0 encoder into units: the quantizers and the style classifier."""
+"""What turns the frames of a HuBERT or wav2vec 2.0 encoder into symbols: quantizers, style classifier, CTC head."""
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -78,3 +78,23 @@ class WindowClassifier(nn.Module):
         x = total / count[:, :, None]
         self.sow("intermediates", "pooled", x)
         return nn.Dense(self.num_labels, name="classifier")(x), -(-frames_b // self.window)
+
+
+class Wav2Vec2CTC(nn.Module):
+    """Waveform to logits of the symbols at each frame: `Wav2Vec2ForCTC` and `HubertForCTC` of transformers.
+
+    `apply({"params": params}, audio_br, lengths_b)` gives logits [B, T, symbols] and how many frames belong to each
+    clip. Networks that expect normalized audio get it so: the caller knows the whole clip, of which this may be a
+    window.
+    """
+
+    config: Wav2Vec2Config
+    symbols: int
+    parts: EncoderParts = EncoderParts()
+
+    @nn.compact
+    def __call__(
+        self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B T symbols"], Int[Array, " B"]]:
+        x, frames_b = Wav2Vec2Model(self.config, parts=self.parts, name="encoder")(audio_br, lengths_b)
+        return nn.Dense(self.symbols, name="head")(x), frames_b

@@ -1,4 +1,4 @@
-"""Forced alignment against every path of small cases, and against a Viterbi search written with loops."""
+"""Forced alignment and the loss against every path of small cases, a Viterbi search written with loops, and PyTorch."""
 
 import itertools
 
@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 
-from spirit_jax.models.ctc import IMPOSSIBLE, forced_alignment
+from spirit_jax.models.ctc import IMPOSSIBLE, ctc_loss, forced_alignment
 
 
 def collapse(path, blank=0):
@@ -117,3 +118,54 @@ def test_long_rows_equal_a_search_that_keeps_every_move():
     alignment = forced_alignment(jnp.asarray(log_probs), jnp.array([997]), jnp.asarray(labels[None]), jnp.array([120]))
     states, _ = viterbi_with_loops(log_probs[0].astype(np.float64), labels)
     np.testing.assert_array_equal(alignment.labels_bt[0], np.where(states % 2, states // 2, -1))
+
+
+def test_loss_and_its_gradient_are_pytorchs():
+    rng = np.random.default_rng(4)
+    logits = rng.normal(size=(3, 30, 6)).astype(np.float32)
+    frames, lengths = np.array([30, 21, 9]), np.array([8, 5, 0])
+    labels = rng.integers(1, 6, (3, 8))
+    given = torch.tensor(logits, requires_grad=True)
+    expected = torch.nn.functional.ctc_loss(
+        given.log_softmax(-1).transpose(0, 1), *map(torch.tensor, (labels, frames, lengths)), reduction="none"
+    )
+    expected.sum().backward()
+    assert given.grad is not None
+
+    def loss(logits):
+        return ctc_loss(jax.nn.log_softmax(logits), *map(jnp.asarray, (frames, labels, lengths)))
+
+    found, gradient = loss(logits), jax.grad(lambda logits: loss(logits).sum())(logits)
+    np.testing.assert_allclose(found, expected.detach(), rtol=1e-5)
+    np.testing.assert_allclose(gradient, given.grad, atol=1e-5)
+
+
+def paths_with_pauses(labels, pauses, time):
+    """Every path that visits the labels in order, with blanks only where a pause may be, as states 0 to 2N."""
+    states = [s for s in range(2 * len(labels) + 1) if s % 2 or pauses[s // 2]]
+    for path in itertools.combinations_with_replacement(states, time):
+        if {s for s in path if s % 2} == {2 * n + 1 for n in range(len(labels))}:
+            yield path
+
+
+def test_blanks_stand_only_where_pauses_may_be():
+    """Equal labels need no blank between them, and every path is counted once."""
+    rng, labels, pauses = np.random.default_rng(5), (1, 2, 2, 1), (True, False, False, True, True)
+    scores = random_log_probs(rng, 1, 7, 3)
+    symbols = [labels[s // 2] if s % 2 else 0 for s in range(9)]
+    totals = {
+        path: float(sum(scores[0, t, symbols[s]] for t, s in enumerate(path)))
+        for path in paths_with_pauses(labels, pauses, 7)
+    }
+    given = (jnp.asarray(scores), jnp.array([7]), jnp.array([labels]), jnp.array([4]))
+    loss = ctc_loss(*given, pauses_bm=jnp.array([pauses]))
+    assert float(loss[0]) == pytest.approx(-np.logaddexp.reduce(list(totals.values())), rel=1e-5)
+    alignment = forced_alignment(*given, pauses_bm=jnp.array([pauses]))
+    best = max(totals, key=totals.__getitem__)
+    np.testing.assert_array_equal(alignment.labels_bt[0], [s // 2 if s % 2 else -1 for s in best])
+    assert float(alignment.score_b[0]) == pytest.approx(totals[best], rel=1e-5)
+
+
+def test_loss_of_too_few_frames_is_impossible():
+    scores = jnp.asarray(random_log_probs(np.random.default_rng(6), 1, 2, 4))
+    assert float(ctc_loss(scores, jnp.array([2]), jnp.array([[1, 2, 3]]), jnp.array([3]))[0]) > -IMPOSSIBLE / 2

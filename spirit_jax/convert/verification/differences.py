@@ -18,7 +18,7 @@ import numpy as np
 
 from spirit_jax import checkpoint
 from spirit_jax.convert import parts
-from spirit_jax.convert.components import style
+from spirit_jax.convert.components import ctc, style
 from spirit_jax.convert.formats.arrays import SliceableArray
 from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.part_import import ImportedPart
@@ -174,10 +174,25 @@ def _style(released: ImportedPart, config: Config, params: Params) -> float | No
     return _relative(loaded(torch.from_numpy(normalized)).logits, logits[:, 0])
 
 
+def _aligner(released: ImportedPart, config: Config, params: Params) -> float | None:
+    """The logits of one second of noise, by transformers; None if that is not installed, or for torchaudio's file."""
+    architecture = {"wav2vec2": "Wav2Vec2ForCTC", "hubert": "HubertForCTC"}.get(config["layout"])
+    network = _transformers_class(architecture) if architecture else None
+    if network is None:
+        return None
+    import torch
+
+    audio = _noise()
+    loaded = network.from_pretrained(released.folder, dtype=torch.float32).eval()
+    logits, _ = _run_jax(lambda p, x: ctc.network(config).apply({"params": p}, x), params, audio)
+    return _relative(loaded(torch.from_numpy(audio)).logits, logits)
+
+
 _COMPARISONS: dict[str, Callable[[ImportedPart, Config, Params], float | None]] = {
     "phonetic": _phonetic,
     "pitch": _pitch,
     "style": _style,
+    "aligner": _aligner,
     "vocoder_base": _vocoder,
     "vocoder_expressive": _vocoder,
 }

@@ -19,7 +19,7 @@ from spirit_jax.convert.jobs import Job
 from spirit_jax.convert.llm_export import open_stored_llm
 from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
-from spirit_jax.convert.parts import RELEASED_PARTS
+from spirit_jax.convert.parts import PARTS
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.core.files import read_json
 from spirit_jax.vocabulary import Variant
@@ -96,7 +96,7 @@ def _verify_llm(folder: pathlib.Path, converted: pathlib.Path, progress: Progres
 
 
 def _verify_part(job: Job, converted: pathlib.Path, layer: int | None, progress: Progress) -> Verified:
-    part = next(part for part in RELEASED_PARTS if part.name == job.name)
+    part = next(part for part in PARTS if part.name == job.name)
     directory = checkpoint.find(converted, job.place)
     exported = export_part(part, directory).tensors
     exported_tensors = {f"{file}:{key}": tensor for file, state in exported.items() for key, tensor in state.items()}

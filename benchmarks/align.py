@@ -1,0 +1,227 @@
+"""Accuracy and speed of the aligners.
+
+    python benchmarks/align.py [--clips 64] [--prompts /usr/share/asterisk/sounds/en_US_f_Allison] [--words 200]
+
+On the bundled corpus, whose word times are exact: distance of word starts and ends from the truth for pocketsphinx and
+for an aligner trained on the training split, on the validation split, which it has not heard, and on as many training
+clips, which it has.
+
+On real prompts (a folder or a manifest of recordings with transcripts; by default those of Debian's packages
+asterisk-core-sounds-en and asterisk-core-sounds-en-g722, one speaker): how far an aligner that is trained on them is
+from pocketsphinx, and how many words Moonshine recognizes when they are cut out at the times of each.
+
+Speed: the batched search under jit against one in plain NumPy, which treats all states of a frame at once, in
+alternating rounds on the same scores. Only this ratio can be compared between machines.
+"""
+
+import argparse
+import gzip
+import json
+import pathlib
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from spirit_jax.audio import save_audio  # noqa: E402
+from spirit_jax.core.constants import SAMPLE_RATE  # noqa: E402
+from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime  # noqa: E402
+from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner  # noqa: E402
+from spirit_jax.corpora.alignment.spelling import spell  # noqa: E402
+from spirit_jax.corpora.alignment.sphinx import SphinxAligner  # noqa: E402
+from spirit_jax.corpora.alignment.training import AlignerTraining, trained_network  # noqa: E402
+from spirit_jax.corpora.inputs import Input, open_input  # noqa: E402
+from spirit_jax.corpora.utterance import CorpusError, Utterance  # noqa: E402
+from spirit_jax.models.ctc import forced_alignment  # noqa: E402
+from spirit_jax.speech.asr import open_recognizer  # noqa: E402
+
+TRANSCRIPTS = pathlib.Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+MARGIN_MS = 30
+"""Audio on each side of a word that is cut out."""
+
+
+def spans(times: Sequence[WordTime]) -> np.ndarray:
+    """Starts and ends in milliseconds, [W, 2]."""
+    return np.array([(time.start_ms, time.end_ms) for time in times])
+
+
+def train(corpus: Input, directory: pathlib.Path) -> CTCAligner:
+    """Train an aligner and print how long it took."""
+    started = time.perf_counter()
+    aligner = CTCAligner(trained_network(corpus, directory, training=AlignerTraining()))
+    print(f"trained on {corpus.name} {corpus.split} in {time.perf_counter() - started:.0f} s")
+    return aligner
+
+
+def bundled(aligners: dict[str, Aligner], corpus: Input, clips: int) -> None:
+    """Print the boundary errors of each aligner on the bundled corpus."""
+    utterances = [corpus[index] for index in range(min(clips, len(corpus)))]
+    audio = [utterance.load() for utterance in utterances]
+    transcripts = [spell(" ".join(utterance.words)) for utterance in utterances]
+    for name, aligner in aligners.items():
+        started = time.perf_counter()
+        found = aligner.align(audio, transcripts)
+        seconds = time.perf_counter() - started
+        errors = [
+            np.abs(spans(times) - utterance.spans_ms)
+            for times, utterance in zip(found, utterances, strict=True)
+            if not isinstance(times, AlignmentError)
+        ]
+        error = np.concatenate(errors)
+        rate = sum(clip.size for clip in audio) / SAMPLE_RATE / seconds
+        print(
+            f"{corpus.split:>10}  {name:<12} {len(errors)} of {len(utterances)} clips, {len(error)} words: mean "
+            f"{error.mean():.1f} ms, 90th percentile {np.percentile(error, 90):.1f} ms, within 50 ms "
+            f"{(error <= 50).mean():.1%}; {rate:.0f} x real time"
+        )
+
+
+def asterisk_manifest(sounds: pathlib.Path, directory: pathlib.Path) -> str:
+    """A manifest of the prompts that have words, with audio that soundfile can read; returns its path."""
+    lines = []
+    for line in gzip.decompress(TRANSCRIPTS.read_bytes()).decode("utf-8", "replace").splitlines():
+        name, _, text = line.partition(": ")
+        path = sounds / f"{name}.g722"
+        if line.startswith(";") or not path.is_file() or "[" in text or "(" in text or not re.search("[a-z]", text):
+            continue
+        save_audio(directory / "audio" / f"{name.replace('/', '-')}.wav", load_g722(path))
+        lines.append(json.dumps({"audio": f"audio/{name.replace('/', '-')}.wav", "text": text.strip(), "id": name}))
+    (directory / "prompts.jsonl").write_text("\n".join(lines) + "\n")
+    return str(directory / "prompts.jsonl")
+
+
+def load_g722(path: pathlib.Path) -> np.ndarray:
+    """Decode a file of raw G.722, which has no header that names it."""
+    import av
+
+    with av.open(str(path), format="g722") as container:
+        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
+    return (np.concatenate(frames) / 32768).astype(np.float32)
+
+
+def prompts(corpus: Input, directory: pathlib.Path, words: int) -> None:
+    """Print the agreement of two aligners on real speech, and how well the words that they find are recognized."""
+    utterances: list[Utterance] = []
+    for index in range(len(corpus)):
+        try:
+            corpus[index].load()
+            utterances.append(corpus[index])
+        except CorpusError:
+            continue
+    audio = [utterance.load() for utterance in utterances]
+    transcripts = [spell(utterance.text) for utterance in utterances]
+    minutes = sum(clip.size for clip in audio) / SAMPLE_RATE / 60
+    aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory / "prompts.aligner")}
+    found = {name: aligner.align(audio, transcripts) for name, aligner in aligners.items()}
+    both = [
+        i for i in range(len(audio)) if not any(isinstance(results[i], AlignmentError) for results in found.values())
+    ]
+    aligned = {
+        name: [times for i in both if not isinstance(times := results[i], AlignmentError)]
+        for name, results in found.items()
+    }
+    differences = np.concatenate([np.abs(spans(a) - spans(b)) for a, b in zip(*aligned.values(), strict=True)])
+    print(
+        f"real prompts: {len(audio)} clips, {minutes:.1f} min, {len(both)} aligned by both; train and pocketsphinx "
+        f"differ by {np.median(differences):.1f} ms (median), {differences.mean():.1f} ms (mean), "
+        f"{(differences <= 50).mean():.1%} within 50 ms"
+    )
+    recognizer = open_recognizer("moonshine")
+    # Words long enough to be recognized alone, drawn at random.
+    candidates = [(k, w) for k, i in enumerate(both) for w, word in enumerate(transcripts[i]) if len(word.text) >= 5]
+    chosen = np.random.default_rng(0).permutation(len(candidates))[:words]
+    for name, times in aligned.items():
+        right = 0
+        for place in chosen:
+            k, w = candidates[place]
+            time_, word = times[k][w], transcripts[both[k]][w]
+            start, end = (
+                round(ms * SAMPLE_RATE / 1000) for ms in (time_.start_ms - MARGIN_MS, time_.end_ms + MARGIN_MS)
+            )
+            cut = np.pad(audio[both[k]][max(0, start) : end], SAMPLE_RATE // 4)
+            (text,) = recognizer.transcribe([cut])
+            right += [part for heard in spell(text) for part in heard.spoken] == list(word.spoken)
+        print(f"words cut out at the times of {name}: {len(chosen)}, word error rate {1 - right / len(chosen):.3f}")
+
+
+def numpy_viterbi(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The states of the best path; every frame treats its states at once."""
+    symbols = np.zeros(2 * len(labels) + 1, int)
+    symbols[1::2] = labels
+    skips = np.zeros(len(symbols), bool)
+    skips[3::2] = labels[1:] != labels[:-1]
+    score = np.full(len(symbols), -1e30)
+    score[0] = 0.0
+    moves = np.zeros((len(log_probs), len(symbols)), np.int8)
+    for frame, emission in enumerate(log_probs):
+        one = np.concatenate([[-1e30], score[:-1]])
+        two = np.where(skips, np.concatenate([[-1e30, -1e30], score[:-2]]), -1e30)
+        best = np.maximum(np.maximum(score, one), two)
+        moves[frame] = np.where(score == best, 0, np.where(one == best, 1, 2))
+        score = best + emission[symbols]
+    state = len(symbols) - 1 - int(score[-2] > score[-1])
+    path = np.zeros(len(log_probs), int)
+    for frame in range(len(log_probs) - 1, -1, -1):
+        path[frame] = state
+        state -= moves[frame, state]
+    return path
+
+
+def speed(rows: int = 32, frames: int = 1000, labels: int = 150, rounds: int = 5) -> None:
+    """Print the time of the batched search over that of NumPy, row by row, after a check that both find one path."""
+    rng = np.random.default_rng(0)
+    log_probs = np.log(rng.dirichlet(np.ones(40), (rows, frames))).astype(np.float32)
+    symbols = rng.integers(1, 40, (rows, labels))
+    search = jax.jit(forced_alignment)
+    given = (log_probs, np.full(rows, frames), symbols, np.full(rows, labels))
+    paths = np.asarray(search(*given).labels_bt)
+    same = np.array([(numpy_viterbi(log_probs[r], symbols[r]) - 1) // 2 for r in range(rows)])
+    assert ((paths == same) | (paths < 0)).all()
+    ratios = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        jax.block_until_ready(search(*given))
+        ours = time.perf_counter() - started
+        started = time.perf_counter()
+        for row in range(rows):
+            numpy_viterbi(log_probs[row], symbols[row])
+        ratios.append((time.perf_counter() - started) / ours)
+    print(
+        f"search: {rows} clips of {frames} frames with {labels} labels take {ours * 1000:.0f} ms; plain NumPy takes "
+        f"{np.median(ratios):.1f} times as long (median of {rounds} rounds)"
+    )
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=int, default=64, help="clips of each split of the bundled corpus")
+    parser.add_argument(
+        "--prompts", default="/usr/share/asterisk/sounds/en_US_f_Allison", help="real recordings with transcripts"
+    )
+    parser.add_argument("--words", type=int, default=200, help="words to cut out and recognize")
+    options = parser.parse_args()
+    speed()
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        corpus = open_input("spirit_mini", "train")
+        aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory / "aligner")}
+        for split in (open_input("spirit_mini", "validation"), corpus):
+            bundled(aligners, split, options.clips)
+        source = pathlib.Path(options.prompts)
+        if not source.exists():
+            print(f"{source}: no real prompts there; install asterisk-core-sounds-en and asterisk-core-sounds-en-g722")
+            return
+        path = asterisk_manifest(source, directory) if (source / "activated.g722").is_file() else str(source)
+        prompts(open_input(path, "train"), directory, options.words)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,319 @@
+"""Trains an aligner on the corpus that it is to align: any language, nothing to download.
+
+The network learns from transcripts alone which characters each frame may belong to, by the sum over all alignments
+(`models.ctc.ctc_loss`). Three choices make its alignments sharp:
+
+- Characters follow each other without blanks. The blank is silence and may stand only between words.
+- Scaled logarithms of label priors are subtracted (Huang et al. 2024, arXiv 2406.02560), so that no symbol, and above
+  all not silence, takes the frames of others.
+- Each output sees a fraction of a second, so that symbols stay where their sounds are.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+from jaxtyping import Float
+
+from spirit_jax.audio import AudioError
+from spirit_jax.checkpoint import CONFIG, CheckpointError, load_arrays
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.files import read_json, write_file
+from spirit_jax.corpora.alignment.aligner import AlignmentError
+from spirit_jax.corpora.alignment.alphabet import Alphabet, LabelSequence
+from spirit_jax.corpora.alignment.ctc_aligner import SILENT
+from spirit_jax.corpora.alignment.mel_network import MelNetwork, mel_features
+from spirit_jax.corpora.alignment.padding import padded_size
+from spirit_jax.corpora.alignment.spelling import SpelledWord, spell
+from spirit_jax.corpora.inputs import Input
+from spirit_jax.corpora.utterance import CorpusError
+from spirit_jax.models.ctc import ctc_loss
+from spirit_jax.models.mel_ctc import MelCTC, MelCTCConfig
+from spirit_jax.speech.asr import Recognizer
+from spirit_jax.speech.storage import save_part
+
+_FORMAT = 1  # changes when the same corpus gives another network
+_PRIOR_DECAY = 0.98  # of the running label prior, in a step
+
+LONGEST_CLIP_S = 30
+"""Longer clips are aligned, but not learned from."""
+
+MIN_MINUTES = 2.0
+"""Least speech to learn from: with less, boundaries are too far off to be of use."""
+
+RARE = 3
+"""A character in fewer clips is not learned; words that hold it are aligned by their other characters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AlignerTraining:
+    """How an aligner is trained. Equal values, corpus and machine give an equal network.
+
+    Raises:
+        ValueError: a number that is not positive.
+    """
+
+    seed: int = 0
+    """Seed of the initial weights and of the order of the clips."""
+    max_hours: float = 4.0
+    """Most speech to learn from, in clips drawn at random; more does not improve word times."""
+    passes: int = 12
+    """Passes over an hour of speech or more."""
+    min_hours_seen: float = 8.0
+    """Less speech is passed over more often, until this much was seen."""
+    prior_scale: float = 0.3
+    """Scale of the label priors, 0 to 1."""
+    learning_rate: float = 3e-3
+    """Peak of the schedule, a cycle of one cosine up and down."""
+    batch_frames: int = 6000
+    """Frames of 10 ms in a batch, padding included."""
+    width: int = 128
+    """Channels of the network."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_hours", "passes", "min_hours_seen", "learning_rate", "batch_frames", "width"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+
+
+class _Clip(NamedTuple):
+    mel_tc: Float[np.ndarray, "T bands"]
+    labels: LabelSequence
+
+
+class _State(NamedTuple):
+    params: Any
+    optimizer: Any
+    prior_v: jax.Array
+
+
+def trained_network(
+    corpus: Input,
+    directory: str | os.PathLike,
+    language: str = "en",
+    training: AlignerTraining = AlignerTraining(),
+    *,
+    recognizer: Recognizer | None = None,
+    progress: bool = True,
+) -> MelNetwork:
+    """The network trained on a split; it is trained now unless `directory` holds it.
+
+    A training that was killed resumes at its last pass.
+
+    Args:
+        corpus: a split with speech and transcripts.
+        directory: where the network is stored.
+        language: of the transcripts, as for `spell`.
+        training: how it is trained.
+        recognizer: writes transcripts for clips without one.
+        progress: whether to show a progress bar.
+
+    Raises:
+        AlignmentError: too little speech with transcripts; says how much there is.
+    """
+    directory = pathlib.Path(directory)
+    job = {
+        "format": _FORMAT,
+        "corpus": corpus.fingerprint,
+        "language": language,
+        "recognizer": recognizer.name if recognizer else "",
+        **dataclasses.asdict(training),
+    }
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    name = f"trained on {corpus.name} {corpus.split}, {digest}"
+    if (directory / CONFIG).is_file():
+        network = load_network(directory)
+        if network.name == name:
+            return network
+    clips, alphabet = _load_clips(corpus, language, training, recognizer, progress)
+    network = _train(clips, alphabet, name, training, directory.parent / f".{directory.name}.training", progress)
+    save_part(directory, network)
+    return network
+
+
+def load_network(directory: str | os.PathLike) -> MelNetwork:
+    """Read a network that `trained_network` stored.
+
+    Raises:
+        CheckpointError: a file that is missing, damaged or of another kind; names it.
+    """
+    path = pathlib.Path(directory) / CONFIG
+    config = read_json(path, CheckpointError)
+    if not isinstance(config, dict) or config.get("kind") != MelNetwork.kind:
+        raise CheckpointError(f"{path}: not a trained aligner, whose 'kind' is {MelNetwork.kind!r}")
+    try:
+        return MelNetwork.load(config, load_arrays(directory))
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: not as a trained aligner's: {error}") from error
+
+
+def _load_clips(
+    corpus: Input, language: str, training: AlignerTraining, recognizer: Recognizer | None, progress: bool
+) -> tuple[list[_Clip], Alphabet]:
+    """Features and labels of the clips to learn from, drawn at random until there are enough, and their characters."""
+    loaded: list[tuple[np.ndarray, list[SpelledWord]]] = []
+    seconds, limit = 0.0, training.max_hours * 3600
+    order = np.random.default_rng(training.seed).permutation(len(corpus)).tolist()
+    with tqdm.tqdm(order, desc=f"reading {corpus.name}", unit="clip", disable=not progress) as bar:
+        for index in bar:
+            try:
+                utterance = corpus[index]
+                audio = utterance.load()
+            except (CorpusError, AudioError):
+                continue  # the alignment names it
+            if audio.size > LONGEST_CLIP_S * SAMPLE_RATE or np.abs(audio).max() < SILENT:
+                continue
+            text = utterance.text
+            if recognizer is not None and not text.strip():
+                (text,) = recognizer.transcribe([audio])
+            words = spell(text, language)
+            if any(word.spoken for word in words):
+                loaded.append((mel_features(audio), words))
+                seconds += audio.size / SAMPLE_RATE
+                if seconds > limit:
+                    break
+    counts = collections.Counter(
+        c for _, words in loaded for c in {c for w in words for part in w.spoken for c in part}
+    )
+    alphabet = Alphabet(("", *sorted(c for c, count in counts.items() if count >= RARE)))
+    clips = []
+    for mel_tc, words in loaded:
+        labels = alphabet.label(words)
+        if alphabet.star not in labels.symbols and 0 < len(labels.symbols) <= len(mel_tc):
+            clips.append(_Clip(mel_tc, labels))
+    minutes = sum(len(clip.mel_tc) for clip in clips) / 6000
+    if minutes < MIN_MINUTES:
+        raise AlignmentError(
+            f"{corpus.location}: split {corpus.split!r} has {len(clips)} clips of at most {LONGEST_CLIP_S} s with a "
+            f"transcript, {minutes:.1f} minutes; an aligner learns from {MIN_MINUTES:g} minutes or more. "
+            "Use --aligner pocketsphinx (English) or --aligner DIR"
+        )
+    return clips, alphabet
+
+
+def _batches(clips: Sequence[_Clip], batch_frames: int, rng: np.random.Generator) -> Iterator[dict[str, np.ndarray]]:
+    """One pass over the clips, in batches of one padded length each; both are in random order."""
+    groups: dict[int, list[int]] = {}
+    for index, clip in enumerate(clips):
+        groups.setdefault(padded_size(len(clip.mel_tc), 256), []).append(index)
+    batches = []
+    for frames, group in sorted(groups.items()):
+        rows = max(1, batch_frames // frames)
+        symbols = padded_size(max(len(clips[i].labels.symbols) for i in group), 16)
+        shuffled = rng.permutation(group)
+        # The last batch is filled up, so that every batch of a group has one shape.
+        filled = np.resize(shuffled, -(-len(group) // rows) * rows)
+        batches += [(frames, symbols, part) for part in filled.reshape(-1, rows)]
+    for position in rng.permutation(len(batches)):
+        frames, symbols, part = batches[position]
+        yield _batch([clips[i] for i in part], frames, symbols)
+
+
+def _batch(clips: Sequence[_Clip], frames: int, symbols: int) -> dict[str, np.ndarray]:
+    rows = len(clips)
+    batch = {
+        "mel_btc": np.zeros((rows, frames, clips[0].mel_tc.shape[1]), np.float32),
+        "frames_b": np.zeros(rows, np.int32),
+        "labels_bn": np.zeros((rows, symbols), np.int32),
+        "lengths_b": np.zeros(rows, np.int32),
+        "pauses_bm": np.zeros((rows, symbols + 1), bool),
+    }
+    for row, (mel_tc, labels) in enumerate(clips):
+        count = len(labels.symbols)
+        batch["mel_btc"][row, : len(mel_tc)] = mel_tc
+        batch["frames_b"][row], batch["lengths_b"][row] = len(mel_tc), count
+        batch["labels_bn"][row, :count], batch["pauses_bm"][row, : count + 1] = labels.symbols, labels.pauses
+    return batch
+
+
+def _train(
+    clips: Sequence[_Clip],
+    alphabet: Alphabet,
+    name: str,
+    training: AlignerTraining,
+    unfinished: pathlib.Path,
+    progress: bool,
+) -> MelNetwork:
+    """Train a network; `unfinished` keeps the state between passes and is removed at the end."""
+    hours = sum(len(clip.mel_tc) for clip in clips) / 360_000
+    passes = max(training.passes, round(training.min_hours_seen / hours))
+    config = MelCTCConfig(symbols=len(alphabet.symbols), bands=clips[0].mel_tc.shape[1], width=training.width)
+    model = MelCTC(config)
+    per_pass = sum(1 for _ in _batches(clips, training.batch_frames, np.random.default_rng(0)))
+    schedule = optax.cosine_onecycle_schedule(passes * per_pass, training.learning_rate)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+    params = model.init(jax.random.key(training.seed), *_example(config))["params"]
+    prior_v = jnp.full(config.symbols, 1 / config.symbols)
+    state, first = _resume(unfinished, name, _State(params, optimizer.init(params), prior_v))
+    step = jax.jit(functools.partial(_step, model, optimizer, training.prior_scale), donate_argnums=0)
+    with tqdm.tqdm(total=passes * per_pass, desc="training the aligner", unit="step", disable=not progress) as bar:
+        bar.update(first * per_pass)
+        for number in range(first, passes):
+            losses = []
+            for batch in _batches(clips, training.batch_frames, np.random.default_rng((training.seed, number))):
+                state, loss = step(state, batch)
+                losses.append(loss)
+                bar.update()
+            bar.set_postfix_str(f"loss {np.mean(losses):.3f}", refresh=False)
+            content = {"name": name, "passes": number + 1, "state": flax.serialization.to_state_dict(state)}
+            write_file(unfinished, flax.serialization.msgpack_serialize(jax.device_get(content)))
+    bias_v = -training.prior_scale * np.log(np.asarray(state.prior_v))
+    unfinished.unlink(missing_ok=True)
+    return MelNetwork(name, alphabet, config, jax.device_get(state.params), bias_v.astype(np.float32))
+
+
+def _example(config: MelCTCConfig) -> tuple[jax.Array, jax.Array]:
+    """The smallest input, for the shapes of the weights."""
+    return jnp.zeros((1, config.stride, config.bands)), jnp.full(1, config.stride)
+
+
+def _step(
+    model: MelCTC,
+    optimizer: optax.GradientTransformation,
+    prior_scale: float,
+    state: _State,
+    batch: dict[str, jax.Array],
+) -> tuple[_State, jax.Array]:
+    """One update; the loss is a mean over frames. The label prior is a running mean of the network's own outputs."""
+    frames_b = batch["frames_b"]
+    valid_bt1 = (jnp.arange(batch["mel_btc"].shape[1]) < frames_b[:, None])[:, :, None]
+
+    def loss_and_prior(params):
+        logits_btv = jnp.asarray(model.apply({"params": params}, batch["mel_btc"], frames_b))
+        log_probs_btv = jax.nn.log_softmax(logits_btv)
+        losses_b = ctc_loss(
+            log_probs_btv - prior_scale * jnp.log(state.prior_v),
+            frames_b,
+            batch["labels_bn"],
+            batch["lengths_b"],
+            pauses_bm=batch["pauses_bm"],
+        )
+        return losses_b.sum() / frames_b.sum(), jnp.mean(jnp.exp(log_probs_btv), (0, 1), where=valid_bt1)
+
+    (loss, prior_v), gradient = jax.value_and_grad(loss_and_prior, has_aux=True)(state.params)
+    updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
+    params = optax.apply_updates(state.params, updates)
+    return _State(params, optimizer_state, _PRIOR_DECAY * state.prior_v + (1 - _PRIOR_DECAY) * prior_v), loss
+
+
+def _resume(unfinished: pathlib.Path, name: str, state: _State) -> tuple[_State, int]:
+    """The state that a killed training of this name left, and its finished passes; else the state given, and 0."""
+    try:
+        content = flax.serialization.msgpack_restore(unfinished.read_bytes())
+        if content["name"] == name:
+            return flax.serialization.from_state_dict(state, content["state"]), content["passes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # missing or damaged: trained from the start
+    return state, 0
