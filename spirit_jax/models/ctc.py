@@ -150,6 +150,7 @@ def ctc_loss(
     lengths_b: Int[Array, " B"],
     blank: int = 0,
     pauses_bm: Bool[Array, "B N+1"] | None = None,
+    bonus_bts: Float[Array, "B T 2N+1"] | float = 0.0,
 ) -> Float[Array, " B"]:
     """Negative logarithm of the sum over all paths of a label sequence of exp(sum of scores), the forward recursion.
 
@@ -160,6 +161,7 @@ def ctc_loss(
     Args:
         scores_btv: log-probabilities, or unnormalized scores in their place.
         frames_b, labels_bn, lengths_b, blank, pauses_bm: as for `forced_alignment`.
+        bonus_bts: added to the score of each state at each frame, such as a preference for paths of an even pace.
 
     Returns:
         Loss of each row in nats, at least `-IMPOSSIBLE / 2` where the frames are too few for the labels.
@@ -167,6 +169,7 @@ def ctc_loss(
     states = _states(labels_bn, blank, pauses_bm)
     # All frames at once: inside the loop, the gradient of each gather would be a scatter of its own.
     emitted_bts = jnp.take_along_axis(scores_btv, states.symbols_bs[:, None], axis=2) + states.entry_bs[:, None]
+    emitted_bts += bonus_bts
 
     def step(total_bs, frame):
         emitted_bs, valid_b = frame
