@@ -25,8 +25,8 @@ class WeightFile:
     """A weight file of a released part."""
 
     name: str | None
-    """Released name; None for the weights of a Hugging Face directory, whatever their format, or for a state dict that is
-    the only .pt file of a folder without a config."""
+    """Released name; None for the weights of a Hugging Face directory, whatever their format, or for a state dict that
+    is the only .pt file of a folder without a config."""
     table: Callable[[Mapping[str, Any]], tuple[Rows, Shapes]]
     """Mapping table and JAX shapes, from the part's config."""
     state_keys: tuple[str, ...] = ()

@@ -132,7 +132,7 @@ class CTCAligner:
             for row, i in enumerate(batch):
                 counts[row], lengths[row] = len(emissions[i]), len(labels[i].symbols)
                 scores[row, : counts[row], :-1] = emissions[i] + network.bias_v
-                scores[row, : counts[row], -1] = scores[row, : counts[row], :-1].max(axis=1, initial=0) - STAR_COST
+                scores[row, : counts[row], -1] = scores[row, : counts[row], :-1].max(axis=1) - STAR_COST
                 symbols[row, : lengths[row]] = labels[i].symbols
                 pauses[row, : lengths[row] + 1] = labels[i].pauses
             allowed = None if network.blanks_in_words else pauses

@@ -83,7 +83,7 @@ class MelNetwork:
             CheckpointError: the numbers of symbols differ.
         """
         alphabet = Alphabet(tuple(config["symbols"]))
-        network = MelCTCConfig(**{**config["network"], "dilations": tuple(config["network"]["dilations"])})
+        network = MelCTCConfig(**config["network"])
         bias_v = np.asarray(arrays["bias"], np.float32)
         if not len(alphabet.symbols) == network.symbols == bias_v.size:
             raise CheckpointError(

@@ -77,7 +77,7 @@ class AlignerTraining:
     """Passes over the speech, at least."""
     min_hours_seen: float = 6.0
     """Little speech is passed over more often, until this much was seen."""
-    prior_scale: float = 0.3
+    prior_scale: float = 0.4
     """Scale of the label priors, 0 to 1."""
     learning_rate: float = 3e-3
     """Peak of the schedule, a cycle of one cosine up and down."""
