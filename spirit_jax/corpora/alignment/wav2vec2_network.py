@@ -75,7 +75,8 @@ class Wav2Vec2Network:
                 windows.append((index, first, last, max(0, first - context), min(count, last + context)))
         normalized = [_normalized(clip) if self._normalize else clip for clip in clips]
         pieces = [
-            normalized[index][start * hop : (stop - 1) * hop + field].astype(np.float32)
+            # The group norm hears the samples after the last frame too.
+            normalized[index][start * hop : None if stop == counts[index] else (stop - 1) * hop + field]
             for index, _, _, start, stop in windows
         ]
         results = [np.empty((count, len(self.alphabet.symbols)), np.float32) for count in counts]

@@ -33,7 +33,7 @@ def noise(seconds, seed=0):
 @pytest.fixture(scope="module")
 def mel():
     config = MelCTCConfig(symbols=5, width=16)
-    params = MelCTC(config).init(jax.random.key(0), np.zeros((1, 2, 40)), np.array([2]))["params"]
+    params = jax.jit(MelCTC(config).init)(jax.random.key(0), np.zeros((1, 2, 40)), np.array([2]))["params"]
     return MelNetwork("random", Alphabet(("", *"abcd")), config, jax.device_get(params), np.zeros(5, np.float32))
 
 
@@ -60,7 +60,9 @@ def test_windows_and_batches_of_the_trained_network_change_nothing(mel, monkeypa
 def test_an_output_depends_on_its_context_and_on_nothing_else(mel):
     config, params = mel._network, mel._params
     mel_btc = np.random.default_rng(0).standard_normal((1, 200, 40)).astype(np.float32)
-    gradient = jax.grad(lambda x: MelCTC(config).apply({"params": params}, x, np.array([200]))[0, 100].sum())(mel_btc)
+    gradient = jax.jit(jax.grad(lambda x: MelCTC(config).apply({"params": params}, x, np.array([200]))[0, 100].sum()))(
+        mel_btc
+    )
     reached = np.flatnonzero(np.abs(gradient[0]).sum(1))
     assert 0 < 100 - reached.min() <= config.context
     assert 0 < reached.max() - 100 <= config.context
@@ -76,8 +78,14 @@ def released():
         "unused": [4],
         "normalize": True,
     }
-    params = ctc.network(config).init(jax.random.key(0), np.zeros((1, ENCODER.receptive_field), np.float32))["params"]
+    init = jax.jit(ctc.network(config).init)
+    params = init(jax.random.key(0), np.zeros((1, ENCODER.receptive_field), np.float32))["params"]
     return config, jax.device_get(params)
+
+
+def logits_of(released, audio):
+    config, params = released
+    return np.array(jax.jit(ctc.network(config).apply)({"params": params}, audio[None])[0][0])
 
 
 def test_a_clip_of_one_window_gets_the_networks_emissions(released):
@@ -85,7 +93,7 @@ def test_a_clip_of_one_window_gets_the_networks_emissions(released):
     clip = 0.3 + 0.2 * noise(1.5)
     (found,) = Wav2Vec2Network("random", config, params).log_probs([clip])
     normalized = (clip - clip.mean()) / clip.std()
-    logits = np.array(ctc.network(config).apply({"params": params}, normalized[None])[0][0])
+    logits = logits_of(released, normalized)
     logits[:, 4] = -1e30  # an output that was never trained
     np.testing.assert_allclose(found[:, :4], jax.nn.log_softmax(logits)[:, :4], atol=1e-4)
     assert (found[:, 4] < -1e9).all()
@@ -102,8 +110,7 @@ def test_windows_of_a_long_clip_lie_where_they_belong(released, monkeypatch):
     assert len(found) == ENCODER.frames(clip.size)
     normalized = (clip - clip.mean()) / clip.std()
     window = normalized[(100 - 50) * 320 : (200 + 50 - 1) * 320 + 400]  # frames 100 to 200, and 50 on each side
-    logits = ctc.network(config).apply({"params": params}, window[None])[0][0]
-    expected = jax.nn.log_softmax(np.asarray(logits)[:, :4])[50:150]
+    expected = jax.nn.log_softmax(logits_of(released, window)[:, :4])[50:150]
     np.testing.assert_allclose(found[100:200, :4], expected, atol=1e-4)
 
 
