@@ -5,11 +5,11 @@ from collections.abc import Iterator, Sequence
 from spirit_jax.core.arithmetic import ceil_div, next_power_of_two
 
 
-def padded_size(size: int, smallest: int = 64) -> int:
+def padded_size(size: int, smallest: int = 64, sizes_an_octave: int = 4) -> int:
     """The next of four sizes an octave: padding adds at most a quarter, and an eighth on average."""
     if size <= smallest:
         return smallest
-    step = next_power_of_two(size) // 8
+    step = next_power_of_two(size) // (2 * sizes_an_octave)
     return ceil_div(size, step) * step
 
 

@@ -211,7 +211,7 @@ def _batches(clips: Sequence[_Clip], batch_frames: int, rng: np.random.Generator
     """One pass over the clips, in batches of one padded length each; both are in random order."""
     groups: dict[int, list[int]] = {}
     for index, clip in enumerate(clips):
-        groups.setdefault(padded_size(len(clip.mel_tc), 256), []).append(index)
+        groups.setdefault(padded_size(len(clip.mel_tc), 384, sizes_an_octave=2), []).append(index)
     batches = []
     for frames, group in sorted(groups.items()):
         rows = max(1, batch_frames // frames)
