@@ -72,7 +72,7 @@ def save_torchaudio(folder):
 
 def logits_of(config, params, audio):
     with jax.default_matmul_precision("float32"):
-        return np.asarray(ctc.network(config).apply({"params": params}, audio)[0])
+        return np.asarray(jax.jit(ctc.network(config).apply)({"params": params}, audio)[0])
 
 
 @pytest.mark.parametrize(("hubert", "stable"), [(False, False), (False, True), (True, False), (True, True)])

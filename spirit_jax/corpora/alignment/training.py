@@ -75,7 +75,7 @@ class AlignerTraining:
     """Most speech to learn from, in clips drawn at random; more does not improve word times."""
     passes: int = 8
     """Passes over the speech, at least."""
-    min_hours_seen: float = 6.0
+    min_hours_seen: float = 4.0
     """Little speech is passed over more often, until this much was seen."""
     prior_scale: float = 0.4
     """Scale of the label priors, 0 to 1."""
