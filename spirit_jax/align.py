@@ -18,25 +18,23 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from spirit_jax import checkpoint, config
-from spirit_jax.convert.part_import import import_part
-from spirit_jax.convert.parts import ALIGNER_PART
+from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import read_json
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
-from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
-from spirit_jax.corpora.alignment.mel_network import MelNetwork
 from spirit_jax.corpora.alignment.sphinx import SphinxAligner
-from spirit_jax.corpora.alignment.training import AlignerTraining, load_network, trained_network
-from spirit_jax.corpora.alignment.wav2vec2_network import Wav2Vec2Network
 from spirit_jax.corpora.alignment.writers import WRITERS
 from spirit_jax.corpora.inputs import Input, open_input
 from spirit_jax.speech.asr import Recognizer, open_recognizer
+
+if TYPE_CHECKING:
+    from spirit_jax.corpora.alignment.ctc_aligner import CTCNetwork
+
+# Aligners are imported when they are opened: the networks of those with CTC need JAX.
 
 PROG = "python -m spirit_jax.align"
 
@@ -109,15 +107,28 @@ def open_aligner(settings: AlignConfig, corpus: Input, recognizer: Recognizer | 
     """
     if settings.aligner == SPHINX:
         return SphinxAligner()
+    from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
+
     if settings.aligner == TRAIN:
+        from spirit_jax.corpora.alignment.training import AlignerTraining, trained_network
+
         directory = f"{settings.output}/{settings.split}.aligner"
         training = AlignerTraining(seed=settings.seed)
         return CTCAligner(trained_network(corpus, directory, settings.language, training, recognizer=recognizer))
     return CTCAligner(_open_network(pathlib.Path(settings.aligner)))
 
 
-def _open_network(directory: pathlib.Path) -> MelNetwork | Wav2Vec2Network:
+def _open_network(directory: pathlib.Path) -> "CTCNetwork":
     """A network with a CTC head: trained here, converted, or as released."""
+    import numpy as np
+
+    from spirit_jax import checkpoint
+    from spirit_jax.convert.part_import import import_part
+    from spirit_jax.convert.parts import ALIGNER_PART
+    from spirit_jax.corpora.alignment.mel_network import MelNetwork
+    from spirit_jax.corpora.alignment.training import load_network
+    from spirit_jax.corpora.alignment.wav2vec2_network import Wav2Vec2Network
+
     converted = directory / ALIGNER_PART.place
     path = (converted if converted.is_dir() else directory) / checkpoint.CONFIG
     stored = read_json(path, AlignmentError) if path.is_file() else {}

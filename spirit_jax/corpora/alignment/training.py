@@ -3,8 +3,8 @@
 The network learns from transcripts alone which characters each frame may belong to, by the sum over all alignments
 (`models.ctc.ctc_loss`). Four choices make it learn fast and align sharply:
 
-- In the first updates, paths of an even pace are preferred, because all paths look alike to a network that knows
-  nothing. Without this it learns the frequencies of the characters and little else.
+- At first, paths of an even pace are preferred, because all paths look alike to a network that knows nothing. Without
+  this it learns the frequencies of the characters and little else.
 - Characters follow each other without blanks. The blank is silence and may stand only between words.
 - Scaled logarithms of label priors are subtracted (Huang et al. 2024, arXiv 2406.02560), so that no symbol, and above
   all not silence, takes the frames of others.
@@ -48,7 +48,7 @@ from spirit_jax.speech.storage import save_part
 
 _FORMAT = 1  # changes when the same corpus gives another network
 _PRIOR_DECAY = 0.98  # of the running label prior, in a step
-_EVEN_PACE = 0.3  # the part of the training in which paths of an even pace are preferred, less and less
+_GUIDED = 0.3  # the part of the training in which paths of an even pace are preferred, less and less
 _PACE_DEVIATION = 0.05  # standard deviation from the even pace, as a part of the clip
 
 LONGEST_CLIP_S = 30
@@ -268,8 +268,8 @@ def _train(
             losses = []
             rng = np.random.default_rng((training.seed, number))
             for place, batch in enumerate(_batches(clips, training.batch_frames, rng)):
-                even_pace = max(0.0, 1 - (number + place / per_pass) / (_EVEN_PACE * passes))
-                state, loss = step(state, batch, even_pace)
+                guidance = max(0.0, 1 - (number + place / per_pass) / (_GUIDED * passes))
+                state, loss = step(state, batch, guidance)
                 losses.append(loss)
                 bar.update()
             bar.set_postfix_str(f"loss {np.mean(losses):.3f}", refresh=False)
@@ -291,12 +291,12 @@ def _step(
     prior_scale: float,
     state: _State,
     batch: dict[str, jax.Array],
-    even_pace: float,
+    guidance: float,
 ) -> tuple[_State, jax.Array]:
     """One update; the loss is a mean over frames. The label prior is a running mean of the network's own outputs.
 
     Args:
-        even_pace: weight of the preference for paths of an even pace.
+        guidance: weight of the preference for paths of an even pace.
     """
     frames_b = batch["frames_b"]
     time_bt = (jnp.arange(batch["mel_btc"].shape[1]) + 0.5) / frames_b[:, None]
@@ -313,7 +313,7 @@ def _step(
             batch["labels_bn"],
             batch["lengths_b"],
             pauses_bm=batch["pauses_bm"],
-            bonus_bts=-0.5 * even_pace * jnp.square(deviation_bts),
+            bonus_bts=-0.5 * guidance * jnp.square(deviation_bts),
         )
         return losses_b.sum() / frames_b.sum(), jnp.mean(jnp.exp(log_probs_btv), (0, 1), where=valid_bt1)
 
