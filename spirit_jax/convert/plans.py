@@ -76,7 +76,7 @@ def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | Non
         if not isinstance(found, dict):
             raise ConversionError(f"{source}/config.json: a {type(found).__name__}, the fields of a model expected")
         kind = found.get("model_type", "" if "num_hidden_layers" in found else None)
-        if kind is not None and kind != "llama" and source.name not in {part.folder for part in RELEASED_PARTS}:
+        if kind is not None and kind != "llama" and source.name not in {part.folder for part in PARTS}:
             raise ConversionError(
                 f"{source}/config.json: model_type {shown(kind)} is not supported: the language models that can be "
                 "imported are Spirit LM and Llamas (model_type 'llama', such as Llama 2, Llama 3 and TinyLlama)"
