@@ -204,6 +204,13 @@ def test_empty_directory_is_named(tmp_path, name):
         open_input(f"{name}:{tmp_path}/none", "train")
 
 
+def test_unknown_name_lists_those_that_are_known(tmp_path):
+    with pytest.raises(CorpusError, match="'librispech' is not the name of a corpus: librispeech, libritts"):
+        open_input(f"librispech:{tmp_path}", "train")
+    (tmp_path / "ljspeech:x.jsonl").write_text('{"text": "a file with a colon in its name"}')
+    assert len(open_input(f"{tmp_path}/ljspeech:x.jsonl", "train")) == 1
+
+
 @pytest.fixture(scope="module")
 def wav(tmp_path_factory):
     path = tmp_path_factory.mktemp("wav") / "a.wav"

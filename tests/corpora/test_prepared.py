@@ -36,7 +36,7 @@ def test_failed_write_leaves_the_old_corpus(tmp_path):
 
 
 def test_unknown_corpora_and_splits_are_named(tmp_path):
-    with pytest.raises(CorpusError, match="bundled ones are spirit_mini, spirit_mini_text"):
+    with pytest.raises(CorpusError, match="bundled ones are asterisk_prompts, spirit_mini, spirit_mini_text"):
         open_corpus("no_such_corpus", "train")
     with pytest.raises(CorpusError, match="has no split 'dev'; it has train, validation"):
         open_corpus("spirit_mini", "dev")

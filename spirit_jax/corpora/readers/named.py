@@ -7,6 +7,7 @@ never a path that is opened.
 
 import dataclasses
 import itertools
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -40,8 +41,9 @@ class NamedCorpus:
 
 
 def is_named(source: str) -> bool:
-    """Whether an input is a name of the table with a directory, such as `librispeech:/data/LibriSpeech`."""
-    return source.partition(":")[0] in (*NAMED_CORPORA, *ARCHIVES) and ":" in source
+    """Whether an input is a name with a directory, such as `librispeech:/data/LibriSpeech`; neither a path nor an
+    address."""
+    return re.match(r"[a-z][a-z0-9_]+:(?!//)", source) is not None and not os.path.lexists(source)
 
 
 def open_named(source: str, split: str) -> AudioFiles | tar_archives.TarCorpus:
@@ -53,10 +55,13 @@ def open_named(source: str, split: str) -> AudioFiles | tar_archives.TarCorpus:
             as the name of the records.
 
     Raises:
-        CorpusError: the directory does not exist or holds no clip in this layout; names both.
+        CorpusError: an unknown name, or the directory does not exist or holds no clip in this layout; names both.
         PathError: the directory is in a bucket.
     """
     name, _, directory = source.partition(":")
+    if name not in NAMED_CORPORA and name not in ARCHIVES:
+        known = ", ".join((*NAMED_CORPORA, *ARCHIVES))
+        raise CorpusError(f"{source}: no such file, and {name!r} is not the name of a corpus: {known}")
     root = pathlib.Path(local_path(directory, "--input"))
     if not root.is_dir():
         raise CorpusError(f"{source}: {root} is not a directory")
