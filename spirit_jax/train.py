@@ -22,7 +22,7 @@ from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face, read_hugging_face_config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import write_file
-from spirit_jax.core.interrupts import end_at_once
+from spirit_jax.core.interrupts import end_at_once, leave_threads_behind
 from spirit_jax.core.locks import LockError, hold
 from spirit_jax.corpora.prepare import PrepareConfig
 from spirit_jax.corpora.run_inputs import RunInputs, put_inputs, run_vocabulary
@@ -202,11 +202,10 @@ class TrainConfig:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command; exit code 2 for a config that cannot be used, 1 for a run that failed, 130 after Ctrl-C."""
     settings = config.parse(TrainConfig, arguments, PROG, __doc__)
-    logging.getLogger("absl").addFilter(
-        lambda record: not record.exc_info
-    )  # Orbax raises what it logs with a traceback
+    # Orbax raises what it also logs with a traceback.
+    logging.getLogger("absl").addFilter(lambda record: not record.exc_info)
     again = "interrupted; the same command starts the run again, or resumes it"
-    with exit_codes(PROG, again), end_at_once(PROG, again), leave_on_error(PROG):
+    with leave_threads_behind(), exit_codes(PROG, again), end_at_once(PROG, again), leave_on_error(PROG):
         settings = with_sizes(settings, config.named_options(TrainConfig, arguments))
         if settings.compile_topology is not None:
             print(compile_run(settings))
@@ -321,7 +320,7 @@ def run_held(
         base: of the adapter that is trained; None to train all weights.
     """
     directory, mesh = pathlib.Path(settings.run_directory), layout.mesh
-    before = stored_config(directory)
+    before = with_defaults(stored_config(directory))
     check_resumable(directory, before, values, MUTABLE_ON_RESUME)
     if base is not None:
         lora.check_base(directory, base)
@@ -424,6 +423,14 @@ def task_metrics(
 
     names, items = settings.loop.evaluate_tasks, settings.loop.evaluate_items
     return TaskMetrics(names, items, settings.model, vocabulary, directory, layout.mesh)
+
+
+def with_defaults(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The stored config of a run, with the defaults of fields that an earlier version of this package did not have."""
+    try:
+        return stored if stored is None else config.to_dict(config.from_dict(TrainConfig, stored))
+    except config.ConfigError:  # it has fields or values that this version does not have
+        return stored
 
 
 @contextlib.contextmanager

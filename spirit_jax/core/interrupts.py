@@ -47,10 +47,16 @@ class _Handler:
         for path in [*_unfinished]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
-        start = "\n" if os.isatty(2) else ""  # the terminal has shown "^C"
+        start = "\n" if os.isatty(2) or _bar_is_shown() else ""  # a terminal has shown "^C"
         with contextlib.suppress(OSError):
             os.write(2, f"{start}{self.prog}: error: {self.message}\n".encode())
         os._exit(INTERRUPTED)
+
+
+def _bar_is_shown() -> bool:
+    """Whether a progress bar has left the cursor behind it."""
+    bars = getattr(sys.modules.get("tqdm"), "tqdm", None)
+    return bool(getattr(bars, "_instances", None))
 
 
 def _is_importing(frame: FrameType | None) -> bool:
@@ -135,6 +141,24 @@ def end_at_once(prog: str, message: str) -> Iterator[None]:
         thread.join()
         os.close(reader)
         signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def leave_threads_behind() -> Iterator[None]:
+    """A block after whose failure the process of a command ends without waiting for its threads.
+
+    A thread that writes to a disk that is full or gone may take minutes to give up. A caller from Python gets the
+    SystemExit as usual.
+    """
+    try:
+        yield
+    except SystemExit as end:
+        if not end.code or command_name(sys.orig_argv) is None:
+            raise
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(end.code if isinstance(end.code, int) else 1)
 
 
 @contextlib.contextmanager

@@ -17,7 +17,9 @@ from spirit_jax.vocabulary import Variant
 
 _LISTED = 5  # Differences that a message lists.
 _TRIED = 20  # Records that are looked at.
-_PLACES = re.compile(r"data/sources/.+/path")  # The state of the data streams knows the records themselves.
+_PLACES = re.compile(
+    r"data/sources/.+/path|preferences/data/path"
+)  # The state of the data streams knows the records themselves.
 
 
 class RunError(SpiritError):

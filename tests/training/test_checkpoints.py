@@ -1,7 +1,9 @@
 """Damage to a checkpoint is found before it is restored."""
 
+import contextlib
 import pathlib
 import random
+import resource
 import shutil
 
 import jax
@@ -11,7 +13,8 @@ import pytest
 from spirit_jax import checkpoint
 from spirit_jax.core.checksums import find_damage, write_checksums
 from spirit_jax.models import llama
-from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
+from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints, SaveError
+from spirit_jax.training.metrics import MetricsLog
 from tests.support.steps import language_model_step, one_device
 
 MODEL = llama.LlamaConfig(
@@ -58,6 +61,39 @@ def _flip(path, rng=random):
 
 def _weights(train_step, checkpoints, step):
     return jax.device_get(checkpoints.restore(step, train_step.abstract_state).params)
+
+
+@contextlib.contextmanager
+def _small_files(size):
+    """A block in which no file grows beyond a size, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def _save(checkpoints, state):
+    checkpoints.save(state.replace(step=state.step + 9), {"0": 9})
+    checkpoints.wait()
+
+
+def test_a_step_that_cannot_be_saved_is_one_line_and_leaves_the_others(train_step, run):
+    checkpoints = RunCheckpoints(run, CheckpointConfig())
+    state = train_step.init(jax.random.key(0))
+    with _small_files(1000), pytest.raises(SaveError, match=f"{run}/checkpoints/9: could not be saved") as failed:
+        _save(checkpoints, state)
+    assert "\n" not in str(failed.value)
+    assert failed.value.exit_code == 1
+    assert RunCheckpoints(run, CheckpointConfig()).steps == [1, 2, 3]
+
+
+def test_a_log_that_cannot_be_written_is_named(tmp_path):
+    log = MetricsLog(tmp_path, 0)
+    with _small_files(1000), pytest.raises(OSError, match="File too large") as failed:
+        log.write(1, {f"loss_{number}": 1.0 for number in range(100)})
+    assert failed.value.filename == str(tmp_path / "metrics.jsonl")
 
 
 def test_an_intact_run_is_left_alone(train_step, run):

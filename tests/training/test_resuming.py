@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import train
+from spirit_jax.checkpoint import write_config
 from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.runs import newest_step
@@ -81,6 +82,9 @@ def test_a_moved_run_with_moved_records_resumes_and_a_stretched_schedule_is_warn
     data, run, tmp_path, capsys, monkeypatch
 ):
     shutil.copytree(data, tmp_path / "elsewhere")
+    stored = json.loads((run / "config.json").read_text())
+    del stored["optimizer"]["schedule_steps"], stored["data"]["sources"]["2024"]["fraction"]  # as of an earlier version
+    write_config(run, stored)
     (tmp_path / "link").symlink_to(run)
     monkeypatch.chdir(tmp_path)
     places = {"data.sources.2024.path": "./elsewhere/records/", "tokenizer": "elsewhere/tokenizer", "data.prefetch": 3}
