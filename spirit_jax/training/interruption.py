@@ -25,6 +25,7 @@ class Interruption:
         self._joined = jax.distributed.is_initialized()
         self._polls = 0
         self._previous: dict[int, Any] = {}
+        self._received: set[int] = set()
 
     def __enter__(self) -> "Interruption":
         if not self._joined:
@@ -51,9 +52,20 @@ class Interruption:
         return self.signal is not None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        signal.signal(number, self._previous[number])
+        if number in self._received:
+            self._end(number, frame)
+            return
+        self._received.add(number)
         if self._joined:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
             self.signal = signal.Signals(number).name
+
+    def _end(self, number: int, frame: FrameType | None) -> None:
+        """Do at the second signal what the process would have done without this context."""
+        previous = self._previous[number]
+        if callable(previous):
+            previous(number, frame)
+        else:
+            signal.signal(number, previous)
+            os.kill(os.getpid(), number)

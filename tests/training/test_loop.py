@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from spirit_jax.core.interrupts import end_at_once
 from spirit_jax.models import llama
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
 from spirit_jax.training.faults import FaultConfig, TrainingError, detect_bad_step, no_recent_steps
@@ -183,6 +184,30 @@ def test_a_signal_while_waiting_for_data_saves_and_stops(train_step, tmp_path):
     saved = RunCheckpoints(tmp_path, CheckpointConfig())
     assert saved.steps == [4, 5]
     assert saved.read_metadata(5)["data"] == {"0": 5}
+
+
+def test_ctrl_c_ends_a_run_that_has_done_no_step_and_saves_one_that_has(train_step, tmp_path):
+    """Inside the command's block, whose watching thread must leave the first Ctrl-C after a step to the loop."""
+    with pytest.raises(KeyboardInterrupt):
+        _interrupted_run(train_step, tmp_path / "early", blocked_from=1)
+    with end_at_once("prog", "must not end here"):
+        state = _interrupted_run(train_step, tmp_path / "late", blocked_from=4)
+    assert int(state.step) == 3
+    assert RunCheckpoints(tmp_path / "late", CheckpointConfig()).steps == [3]
+
+
+def _interrupted_run(train_step, directory, blocked_from):
+    """Train until the batch that never comes, and interrupt the process there."""
+    run = Run(train_step, directory, Numbered(blocked_from=blocked_from), log_every=1)
+
+    def interrupt():
+        while f'"step": {blocked_from - 1}' not in (directory / "metrics.jsonl").read_text() and blocked_from > 1:
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    return run.train(_state(train_step))
 
 
 def test_an_evaluation_that_a_signal_ends_is_repeated(train_step, tmp_path):

@@ -121,7 +121,9 @@ def _distinct(clips: Sequence[Utterance], root: pathlib.Path | None) -> Iterator
             if len(group) > 1 and from_path:
                 clip = dataclasses.replace(clip, id=name + pathlib.PurePath(path).suffix)
             if clip.id in first:
-                yield CorpusError(f"two clips have the id {clip.id!r}: {first[clip.id].audio} and {path}")
+                yield CorpusError(
+                    f"two clips have the id {clip.id!r}: {first[clip.id].audio} and {path}; give each an id of its own"
+                )
                 continue
             first[clip.id] = clip
             yield clip
