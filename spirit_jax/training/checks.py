@@ -17,9 +17,8 @@ from spirit_jax.vocabulary import Variant
 
 _LISTED = 5  # Differences that a message lists.
 _TRIED = 20  # Records that are looked at.
-_PLACES = re.compile(
-    r"data/sources/.+/path|preferences/data/path"
-)  # The state of the data streams knows the records themselves.
+# Where data are, which the state of the data streams knows, and what is evaluated, which changes nothing.
+_FREE = re.compile(r"(data/sources/.+|preferences/data)/(path|held_out_split)")
 
 
 class RunError(SpiritError):
@@ -74,7 +73,7 @@ def check_resumable(
     changed = [
         key
         for key in changed
-        if not any(f"{key}/".startswith(f"{free}/") for free in mutable) and not _PLACES.fullmatch(key)
+        if not any(f"{key}/".startswith(f"{free}/") for free in mutable) and not _FREE.fullmatch(key)
     ]
     if changed:
         listed = ", ".join(f"{key.replace('/', '.')} {old.get(key)} -> {now.get(key)}" for key in changed[:_LISTED])
