@@ -11,8 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from spirit_jax.core.errors import JobError
 
-_WINDOW = 128  # Recent steps that a step is compared with, at least half of them; as in OLMo-core's SkipStepAdamW.
-_OUTLIERS = 4  # The greatest values of the window, which count for the deviation like the next smaller one.
+_WINDOW = 128  # Recent steps that are kept; half of them are needed, as in OLMo-core's SkipStepAdamW.
+_LEVEL = 32  # Steps whose median a step is compared with.
+_OUTLIERS = 8  # The greatest differences between steps, two a spike, which count like the next smaller one.
 _LEAST_RATIOS = ((1.25,), (2.0,))  # Of a loss and of a gradient norm to the median: less is no spike.
 _LASTING = 8  # Values in a row that are all above the limit are a lasting change; fewer than end a run.
 
@@ -30,7 +31,7 @@ class FaultConfig:
     continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back),
     or ends (stop). The data of the step are kept in RUN/faults."""
     spike_sigmas: float = 6.0
-    """A spike is a loss or gradient norm this many standard deviations above the median of the last 128 steps, and at
+    """A spike is a loss or gradient norm this many standard deviations above the median of the last 32 steps, and at
     least 1.25 times (loss) or twice (gradient norm) that median; 0 disables the check."""
     hang_timeout: int = 1800
     """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be
@@ -63,9 +64,9 @@ def detect_bad_step(
 
     A spike is far above recent steps by two measures, because each alone fails on healthy runs. Gradient norms have a
     heavy tail, in which a step of a small batch exceeds six standard deviations now and then; and where steps hardly
-    differ, a small change is many deviations. A median, and a deviation in which the few greatest values are cut down,
-    keep a spike from hiding the next one. Values that stay above the limit for some steps are a lasting change and are
-    accepted.
+    differ, a small change is many deviations. The deviation is taken from the differences between consecutive steps, so
+    that the fall of the loss at the start of a run does not count. Their few greatest are cut down, so that a spike
+    does not hide the next one. Values that stay above the limit for some steps are a lasting change and are accepted.
 
     Args:
         recent: statistics of the steps before.
@@ -90,13 +91,15 @@ def _is_spike(
 ) -> Bool[Array, ""]:
     """Whether the loss or the gradient norm of a step is a spike."""
     slots, total = jnp.arange(_WINDOW), jnp.clip(count, 1, _WINDOW)
-    ascending = jnp.sort(jnp.where(slots < total, values, jnp.inf), axis=1)
-    median = jnp.take(ascending, (total - 1) // 2, axis=1)[:, None]
-    greatest = jnp.take(ascending, jnp.maximum(total - 1 - _OUTLIERS, 0), axis=1)[:, None]
-    squares = jnp.where(slots < total, (jnp.minimum(ascending, greatest) - median) ** 2, 0)
-    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / total)
+    newest_first = values[:, (count - 1 - slots) % _WINDOW]
+    median = jnp.median(newest_first[:, :_LEVEL], axis=1, keepdims=True)
+    changes = jnp.abs(newest_first[:, :-1] - newest_first[:, 1:])
+    ascending = jnp.sort(jnp.where(slots[:-1] < total - 1, changes, jnp.inf), axis=1)
+    greatest = jnp.take(ascending, jnp.maximum(total - 2 - _OUTLIERS, 0), axis=1)[:, None]
+    squares = jnp.where(slots[:-1] < total - 1, jnp.minimum(ascending, greatest) ** 2, 0)
+    deviation = jnp.sqrt(squares.sum(1, keepdims=True) / (2 * jnp.maximum(total - 1, 1)))
     limit = jnp.maximum(median + sigmas * deviation, jnp.asarray(_LEAST_RATIOS) * median)
-    lasting = (values[:, (count - 1 - jnp.arange(_LASTING)) % _WINDOW] > limit).all(1)
+    lasting = (newest_first[:, :_LASTING] > limit).all(1)
     return (count >= _WINDOW // 2) & ((now > limit[:, 0]) & ~lasting).any()
 
 
