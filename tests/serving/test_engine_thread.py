@@ -8,7 +8,7 @@ import time
 import pytest
 
 from spirit_jax.inference.sampling import SamplingParams
-from spirit_jax.inference.scheduler import CapacityError, Request
+from spirit_jax.inference.scheduler import CapacityError, Request, Scheduler
 from spirit_jax.serving.engine_thread import EngineError, EngineThread
 from spirit_jax.serving.limits import LimitError, Limits
 from spirit_jax.serving.metrics import Counter, Histogram, ServerMetrics
@@ -92,9 +92,11 @@ def test_closing_finishes_what_runs_and_refuses_the_rest(lm):
         engine.submit(request(lm, "hello"), soon())
 
 
-def test_the_queue_is_bounded_and_a_client_that_leaves_frees_its_place(lm):
+def test_the_queue_is_bounded_and_a_client_that_leaves_frees_its_place(lm, monkeypatch):
     """Two run, the third is refused; when the first client leaves, another is admitted."""
-    service = Service(lm, CAPACITY, Limits(pending=0))
+    step = Scheduler.step
+    monkeypatch.setattr(Scheduler, "step", lambda self, tokens: time.sleep(0.01) or step(self, tokens))
+    service = Service(lm, CAPACITY, Limits(pending=0), tokens_per_step=1)
     service.start()
     long = Generation("[Text]hello", "text", SamplingParams(max_new_tokens=120), stream=True)
 
@@ -122,6 +124,7 @@ def test_the_queue_is_bounded_and_a_client_that_leaves_frees_its_place(lm):
     finally:
         service.close()
     assert service.metrics.refused._values[()] == 1
+    assert service.metrics.requests._values["cancelled",] == 2
     assert not service.healthy
 
 

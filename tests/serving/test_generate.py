@@ -11,7 +11,9 @@ import soundfile
 
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import encode_wav
+from spirit_jax.inference.answers import answer_text
 from spirit_jax.inference.prompts import unit_tokens
+from spirit_jax.serving.stop_filter import StopFilter
 from tests.support import checkpoints
 from tests.support.servers import NAME, alone, ids_alone, running
 
@@ -112,6 +114,20 @@ def test_a_stop_string_ends_an_answer(lm, server, stream):
         assert response["finish_reason"] == "stop"
     assert found.strip() == expected.content
     assert stop not in found
+
+
+def test_nothing_of_a_stop_string_is_handed_out(lm):
+    """Whatever arrives together: the ids passed on, and the rest, are the text before the stop string."""
+    prompt, ids = ids_alone(lm, "[Text]hello", "text", max_new_tokens=60, temperature=1.0, seed=5)
+    text = answer_text(lm.vocabulary, prompt, np.array(ids))
+    for start in range(20, 40):
+        stop = text[start : start + 6]
+        for together in (1, 3, 60):
+            passed = StopFilter(lm.vocabulary, prompt, [stop, "nowhere"])
+            arrivals = [ids[at : at + together] for at in range(0, len(ids), together)]
+            given = [i for part in passed.filter(arrivals) for i in part]
+            found = answer_text(lm.vocabulary, prompt, np.array(given)) + passed.rest
+            assert (passed.stopped, found) == (True, text[: text.find(stop)])
 
 
 def test_health_models_and_metrics(server):
