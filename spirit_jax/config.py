@@ -86,9 +86,23 @@ def named_options(cls: type, arguments: Sequence[str] | None) -> set[str]:
         cls: the command's config, a frozen dataclass.
         arguments: as for `parse`, which accepted them.
     """
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    found = _parser(cls, "config", "").parse_args(_canonical(cls, arguments), defaults=False)
-    return {name for name, _ in found.items() if name not in _OWN_OPTIONS}
+    names: set[str] = set()
+    for word in _canonical(cls, list(sys.argv[1:] if arguments is None else arguments)):
+        name, _, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name not in _OWN_OPTIONS:
+            names.add(name)
+        if name == "config" or ("{" in value and _holds_names(_field(cls, name)[1])):
+            names |= _names_in(yaml.safe_load(value), "" if name == "config" else f"{name}.")
+    return names
+
+
+def _names_in(value: Any, prefix: str) -> set[str]:
+    """Dotted names of the entries of a mapping and of the mappings in it."""
+    if not isinstance(value, dict):
+        return set()
+    return {f"{prefix}{key}" for key in value}.union(
+        *(_names_in(child, f"{prefix}{key}.") for key, child in value.items())
+    )
 
 
 def load(cls: type[Config], path: str | os.PathLike, overrides: Sequence[str] = ()) -> Config:

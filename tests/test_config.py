@@ -182,3 +182,18 @@ def test_eval_shape_needs_no_memory_for_7b():
     model = llama.LlamaConfig(vocab_size=32768)
     assert llama.parameter_count(model) == 6_744_707_072  # as tests/golden/FULL_SIZE.json has it
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(llama.abstract_params(model)))
+
+
+def test_named_options_are_those_of_the_file_and_of_the_command_line(tmp_path):
+    (tmp_path / "some.yaml").write_text("loop: {steps: 3}\nseed: 1\n")
+    words = [
+        "--config",
+        str(tmp_path / "some.yaml"),
+        "--data.sources.2024.path",
+        "{run}/x",
+        "--model",
+        "{head_size: 8}",
+    ]
+    assert config.named_options(TrainConfig, [*words, "--mesh.fsdp=2"]) == {
+        "loop", "loop.steps", "seed", "data.sources.2024.path", "model", "model.head_size", "mesh.fsdp",
+    }  # fmt: skip
