@@ -2,7 +2,6 @@
 
 import bisect
 import collections
-import dataclasses
 import itertools
 import os
 import pathlib
@@ -14,39 +13,14 @@ from spirit_jax.core.files import atomic_directory
 from spirit_jax.corpora.encoding import encode_split
 from spirit_jax.corpora.held_out import VALIDATION, hold_out
 from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.corpora.readers import position
 from spirit_jax.corpora.utterance import CorpusError, Utterance
-from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
+from spirit_jax.speech import SpeechTokenizer, train_speech_tokenizer
 from spirit_jax.vocabulary import Variant, Vocabulary
 
 RECORDS = "records"
 """Folder of a run that holds a directory of unit records for each corpus."""
-
-
-@dataclasses.dataclass(frozen=True)
-class PrepareConfig:
-    """Tokenizers and records to build from the corpora before training. Existing outputs are kept.
-
-    Raises:
-        ValueError: no corpus is named, or a fraction outside 0 to 1.
-    """
-
-    corpora: list[str] = dataclasses.field(default_factory=list)
-    """Everything that `encode` takes as input: manifests, folders, text, prepared TFDS directories, names of bundled
-    corpora. The records of each go to {run}/records/NAME; the name is that of the corpus, the folder, or the file
-    without its suffix."""
-    validation_fraction: float = 0.05
-    """Share to hold out as split validation of a corpus that has no such split; 0 holds nothing out."""
-    text_pieces: int = 512
-    """Number of pieces of the SentencePiece model that is trained on the text of the corpora."""
-    speech_tokenizer: SpeechTokenizerConfig = SpeechTokenizerConfig()
-    """Sizes of the speech tokenizer that is trained on the audio of the corpora."""
-
-    def __post_init__(self) -> None:
-        if not self.corpora:
-            raise ValueError("prepare.corpora: name at least one corpus")
-        if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"prepare.validation_fraction must be in [0, 1), found {self.validation_fraction}")
 
 
 def adopt_tokenizers(

@@ -6,10 +6,9 @@ Segments, templates and what is learned are those of `data.pairs`. Each row hold
 with either answer: arrays of a batch are [rows, 2, sequence_length], the chosen one first.
 """
 
-import dataclasses
 import logging
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
@@ -21,11 +20,11 @@ from spirit_jax.data.pairs import (
     Pair,
     PairSequencer,
     Turn,
-    check_template,
     has_content,
     segments,
     split_file,
 )
+from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.records import RecordError
 from spirit_jax.data.sampling import Shuffle
 from spirit_jax.vocabulary import Vocabulary
@@ -33,30 +32,6 @@ from spirit_jax.vocabulary import Vocabulary
 _log = logging.getLogger(__name__)
 _NAME = "preferences"  # of the source, which decides the order and names the values in the log
 _MAX_LOGGED = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class PreferenceData:
-    """The preferences of a run.
-
-    Raises:
-        ValueError: an unknown template.
-    """
-
-    path: str
-    """Directory of `SPLIT.jsonl` files."""
-    split: str = "train"
-    """Split to train on."""
-    held_out_split: str | None = None
-    """Split to evaluate on; null for none."""
-    template: str = "plain"
-    """Text around inputs and answers: plain, asr, tts, intent, emotion, answer, chat."""
-    on_bad_record: Literal["error", "skip"] = "error"
-    """Reaction to a preference that cannot be used, such as one with an answer that is longer than a row: stop, or
-    count it and leave it out."""
-
-    def __post_init__(self) -> None:
-        check_template(self.template)
 
 
 class Preferences:

@@ -21,7 +21,6 @@ The rows replace those of the base: new tokens have no meaning in the base, and 
 of them one.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -32,75 +31,7 @@ from jaxtyping import Array
 
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig, Params
-
-
-class Target(NamedTuple):
-    """A weight that an adapter can update."""
-
-    group: str
-    """The part of a layer that holds it."""
-    inputs: int
-    """Axes of the weight, after that of the layers, which its product sums over."""
-
-
-TARGETS = {
-    "q_proj": Target("self_attn", 1),
-    "k_proj": Target("self_attn", 1),
-    "v_proj": Target("self_attn", 1),
-    "o_proj": Target("self_attn", 2),
-    "gate_proj": Target("mlp", 1),
-    "up_proj": Target("mlp", 1),
-    "down_proj": Target("mlp", 1),
-}
-"""The weights that an adapter can update, by Hugging Face's names."""
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraConfig:
-    """Which weights an adapter updates, and how.
-
-    Raises:
-        ValueError: a name that is no weight, or a value out of range.
-    """
-
-    rank: int = 16
-    """Columns of A and rows of B; 0 for no updates of projections."""
-    alpha: float = 32.0
-    """Updates are multiplied by alpha / rank."""
-    dropout: float = 0.0
-    """Probability that training leaves out an input of an update, in 0..1; 1 is excluded."""
-    targets: list[str] = dataclasses.field(default_factory=lambda: list(TARGETS))
-    """Projections to update, in every layer, by Hugging Face's names."""
-    rows_from: int | None = None
-    """Ids from this one on have their rows of the embedding and of the head trained in full: 32000 for the speech
-    tokens that were added to a Llama 2; null for none."""
-    int8: bool = False
-    """Keep the frozen projections in 8 bits (QLoRA with integers): half the memory of bfloat16. The adapter then
-    corrects their rounding too; use it with a base in 8 bits."""
-
-    def __post_init__(self) -> None:
-        unknown = [name for name in self.targets if name not in TARGETS]
-        if unknown:
-            raise ValueError(f"lora.targets: {', '.join(unknown)}: no such weights, choose among {', '.join(TARGETS)}")
-        if len(set(self.targets)) < len(self.targets):
-            raise ValueError(f"lora.targets: a name comes twice in {', '.join(self.targets)}")
-        if self.rank < 0:
-            raise ValueError(f"lora.rank must not be negative, found {self.rank}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"lora.dropout must lie in 0..1 without 1, found {self.dropout}")
-        if not math.isfinite(self.alpha):
-            raise ValueError(f"lora.alpha must be a number, found {self.alpha}")
-        if self.rows_from is not None and self.rows_from < 0:
-            raise ValueError(f"lora.rows_from must not be negative, found {self.rows_from}")
-
-    @property
-    def scale(self) -> float:
-        """The factor of the updates."""
-        return self.alpha / self.rank if self.rank else 0.0
-
-    def trains_nothing(self) -> bool:
-        """Whether an adapter has no parameters."""
-        return not (self.rank and self.targets) and self.rows_from is None
+from spirit_jax.models.lora_config import TARGETS, LoraConfig
 
 
 class _Leaf(NamedTuple):

@@ -16,7 +16,8 @@ from spirit_jax.core.files import naming
 from spirit_jax.data.packing import HostBatch
 from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.training.checkpoints import RunCheckpoints
-from spirit_jax.training.faults import FaultConfig, TrainingError
+from spirit_jax.training.config import FaultConfig
+from spirit_jax.training.faults import TrainingError
 from spirit_jax.training.state import Metrics, TrainState
 
 MAX_CONSECUTIVE_BAD_STEPS = 10

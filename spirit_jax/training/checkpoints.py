@@ -8,7 +8,6 @@ Orbax does not notice when a disk has changed a file.
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import os
 import pathlib
 import time
@@ -23,29 +22,12 @@ from spirit_jax.core.checksums import find_damage, read_checksums, write_checksu
 from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.training import faults
+from spirit_jax.training.config import CheckpointConfig
 from spirit_jax.training.state import TrainState
 
 _OPTIMIZER = "optimizer"
 _DAMAGED = "damaged"
 _SEAL_TIMEOUT = 600  # Seconds until a step that is written must be visible to all hosts.
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When a run saves a step, and which steps it keeps."""
-
-    every: int = 1000
-    """Steps between checkpoints; the last step and an interrupted one are also saved."""
-    keep: int = 3
-    """How many of the newest checkpoints are kept."""
-    keep_every: int | None = None
-    """Checkpoints of steps divisible by this are never deleted."""
-
-    def __post_init__(self) -> None:
-        for name in ("every", "keep", "keep_every"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"checkpoint.{name} must be positive, found {value}")
 
 
 class SaveError(JobError):

@@ -1,8 +1,7 @@
 """Detects bad training steps inside the compiled step: a loss or gradient that is not finite, or a spike."""
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,31 +19,6 @@ _LASTING = 8  # Values in a row that are all above the limit are a lasting chang
 
 class TrainingError(JobError):
     """A run that cannot continue; the message says at which step and why."""
-
-
-@dataclasses.dataclass(frozen=True)
-class FaultConfig:
-    """When a step or a process counts as faulty, and what the run does about it."""
-
-    on_bad_step: Literal["skip", "roll_back", "stop"] = "skip"
-    """A step with a loss or gradient that is not finite, or with a spike, never changes the weights. Afterwards the run
-    continues with the next batch (skip), returns to the last checkpoint and continues with the next batch (roll_back),
-    or ends (stop). The data of the step are kept in RUN/faults."""
-    spike_sigmas: float = 6.0
-    """A spike is a loss or gradient norm this many standard deviations above the median of the last 32 steps, and at
-    least 1.25 times (loss) or twice (gradient norm) that median; 0 disables the check."""
-    hang_timeout: int = 1800
-    """Seconds without progress (a batch, step, evaluation or checkpoint) after which a process ends the job. Must be
-    longer than a compilation and a save."""
-    heartbeat_timeout: int = 100
-    """Seconds without a heartbeat after which a process counts as dead, which ends the job's other processes."""
-
-    def __post_init__(self) -> None:
-        if self.spike_sigmas < 0:
-            raise ValueError(f"faults.spike_sigmas must not be negative, found {self.spike_sigmas}")
-        for name in ("hang_timeout", "heartbeat_timeout"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"faults.{name} must be positive, found {getattr(self, name)}")
 
 
 RecentSteps = dict[str, Array]

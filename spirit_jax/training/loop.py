@@ -17,8 +17,8 @@ from tqdm import tqdm
 from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.training.bad_steps import BadStepPolicy, PendingStep
 from spirit_jax.training.checkpoints import RunCheckpoints
+from spirit_jax.training.config import FaultConfig, LoopConfig
 from spirit_jax.training.evaluation import TOTAL, evaluate
-from spirit_jax.training.faults import FaultConfig
 from spirit_jax.training.feed import Feed
 from spirit_jax.training.interruption import Interruption
 from spirit_jax.training.metrics import MetricsLog
@@ -28,45 +28,6 @@ from spirit_jax.training.task import Summary, Task
 from spirit_jax.training.watchdog import Watchdog
 
 _STEPS_AHEAD = 2  # Steps that are started while an earlier one runs, so that the devices never wait for the host.
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """Run length and the intervals of evaluation, logging and sampling."""
-
-    steps: int = 100_000
-    """Updates of the whole run."""
-    log_every: int = 10
-    """Steps between lines of metrics; a line holds the values of its own step."""
-    evaluate_every: int = 1000
-    """Steps between evaluations on held-out data, which also run before the first and after the last step. 0: never."""
-    evaluate_batches: int | None = None
-    """Batches of each held-out source; null for all."""
-    evaluate_tasks: list[str] = dataclasses.field(default_factory=list)
-    """Tasks of `python -m spirit_jax.evaluate` whose figures are logged with every evaluation, such as mini_sblimp:T.
-    Their data must be bundled; one process only."""
-    evaluate_items: int | None = 50
-    """Items of each of these tasks and directions; null for all."""
-    sample_every: int = 1000
-    """Steps between sets of samples, which are also made after the last step. 0: never."""
-    profile_start: int | None = None
-    """First step that `jax.profiler` records into RUN/profile; null for no profile."""
-    profile_steps: int = 5
-    """How many steps it records."""
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "log_every", "profile_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"loop.{name} must be positive, found {getattr(self, name)}")
-        if self.evaluate_items is not None and self.evaluate_items < 1:
-            raise ValueError(f"loop.evaluate_items must be positive, found {self.evaluate_items}")
-        for name in ("evaluate_every", "sample_every"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"loop.{name} must not be negative, found {getattr(self, name)}")
-
-    def is_due(self, step: int, interval: int) -> bool:
-        """Whether something that happens at this interval, and after the last step, follows a step; 0 is never."""
-        return interval > 0 and (step == self.steps or step % interval == 0)
 
 
 @dataclasses.dataclass(frozen=True)

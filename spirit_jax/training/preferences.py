@@ -18,39 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from spirit_jax.data.preferences import PreferenceData
 from spirit_jax.models import llama
 from spirit_jax.models.losses import next_token_losses
+from spirit_jax.training.config import PreferenceConfig
 from spirit_jax.training.language_model import TrainedWeights
 from spirit_jax.training.state import DeviceBatch, Metrics, Params
-
-
-@dataclasses.dataclass(frozen=True)
-class PreferenceConfig:
-    """Training on preferences instead of documents.
-
-    Raises:
-        ValueError: a value out of range.
-    """
-
-    data: PreferenceData
-    """The preferences."""
-    beta: float = 0.1
-    """How strongly the difference of log-probabilities counts; the larger, the closer the model stays to the
-    reference. With length_normalized, useful values are around 2."""
-    label_smoothing: float = 0.0
-    """Probability that a preference is the wrong way round, below 0.5."""
-    reference: bool = True
-    """Compare with the frozen initial weights. false: take the model's log-probabilities alone, which saves a forward
-    pass."""
-    length_normalized: bool = False
-    """Divide the log-probability of an answer by its number of tokens."""
-
-    def __post_init__(self) -> None:
-        if not self.beta > 0:
-            raise ValueError(f"preferences.beta must be positive, found {self.beta}")
-        if not 0 <= self.label_smoothing < 0.5:
-            raise ValueError(f"preferences.label_smoothing must lie in 0..0.5, found {self.label_smoothing}")
 
 
 def dpo_loss(

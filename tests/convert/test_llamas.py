@@ -19,7 +19,8 @@ from spirit_jax.convert.formats.arrays import same_bits
 from spirit_jax.convert.formats.torch_file import save_torch
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.convert.verification.verify import verify
-from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling, abstract_params
+from spirit_jax.models.llama import Llama, LlamaConfig, abstract_params
+from spirit_jax.models.llama_config import RopeScaling
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.tokenizers import plain_byte_level, plain_sentencepiece
 from tests.support.trees import LLAMAS, check_tree, run_export, run_import

@@ -6,7 +6,8 @@ import json
 import pytest
 
 from spirit_jax import config
-from spirit_jax.train import TrainConfig, compile_run
+from spirit_jax.run.config import TrainConfig
+from spirit_jax.run.job import compile_run
 from tests.support.pods import CONFIGS, FIGURES, cases, compile_case, figures
 
 needs_libtpu = pytest.mark.skipif(

@@ -16,7 +16,8 @@ from transformers.models.llama import modeling_llama
 
 from spirit_jax.kernels import remat, use_kernels
 from spirit_jax.models import llama
-from spirit_jax.models.llama import Llama, LlamaConfig, RopeScaling
+from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.llama_config import RopeScaling
 from spirit_jax.models.losses import next_token_losses
 from tests.support.goldens import golden_arrays, tolerance
 from tests.support.llamas import FOLDERS, golden_llama, params_from_torch

@@ -13,7 +13,8 @@ import sys
 from spirit_jax import config
 from spirit_jax.core.constants import GIB
 from spirit_jax.costmodel.report import Report
-from spirit_jax.train import TrainConfig, compile_run
+from spirit_jax.run.config import TrainConfig
+from spirit_jax.run.job import compile_run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FIGURES = pathlib.Path(__file__).with_name("pods.json")

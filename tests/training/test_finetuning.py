@@ -19,6 +19,7 @@ from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.models.lora import TARGETS
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.run import job
 from spirit_jax.training import lora
 from tests.support import checkpoints
 from tests.support.runs import newest_step
@@ -71,7 +72,7 @@ def _config(run: pathlib.Path, base: pathlib.Path, files: pathlib.Path, **change
 @pytest.fixture(scope="module")
 def finished(base, data, tmp_path_factory):
     run = tmp_path_factory.mktemp("runs") / "pairs"
-    train.run(_config(run, base, data))
+    job.run(_config(run, base, data))
     return run
 
 
@@ -99,8 +100,8 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(base, data, finished, tmp_
     """The adapter, the optimizer and the losses are equal bit for bit; dropout repeats too."""
     run = tmp_path / "run"
     loop = {"log_every": 1, "evaluate_every": 0, "sample_every": 0}
-    train.run(_config(run, base, data, loop={"steps": 2, **loop}))
-    train.run(_config(run, base, data, loop={"steps": STEPS, **loop}))
+    job.run(_config(run, base, data, loop={"steps": 2, **loop}))
+    job.run(_config(run, base, data, loop={"steps": STEPS, **loop}))
     jax.tree.map(np.testing.assert_array_equal, _adapter(run), _adapter(finished))
     assert _losses(run) == _losses(finished)
 
@@ -109,7 +110,7 @@ def test_a_run_that_is_resumed_with_another_base_is_refused(base, data, finished
     merged = tmp_path / "merged"
     convert(["merge", "--source", str(base), "--adapter", str(newest_step(finished)), "--target", str(merged)])
     with pytest.raises(SpiritError, match="holds adapters of other weights"):
-        train.run(_config(finished, merged, data))
+        job.run(_config(finished, merged, data))
     with pytest.raises(AdapterError, match="belongs to other weights"):
         SpiritLM.from_pretrained(merged, adapter=newest_step(finished))
 
@@ -145,7 +146,7 @@ def test_preferences_begin_at_log_2_and_are_learned(base, data, tmp_path):
     """A fresh adapter equals its reference, so that both answers are as likely as before."""
     preferences = {"data": {"path": str(data / "preferences"), "held_out_split": "validation"}, "beta": 0.5}
     run = tmp_path / "run"
-    train.run(_config(run, base, data, data={}, preferences=preferences, lora={"rank": 4}, sample={}))
+    job.run(_config(run, base, data, data={}, preferences=preferences, lora={"rank": 4}, sample={}))
     losses = _losses(run)
     np.testing.assert_allclose(losses[1], np.log(2), atol=1e-5)
     assert losses[STEPS] < losses[1] - 0.05
@@ -163,8 +164,8 @@ def test_an_answer_that_is_cut_by_the_row_is_refused_or_counted(base, data, tmp_
     sources = {"pairs": {"path": str(directory), "recipe": "pairs"}}
     loop = {"steps": 3, "evaluate_every": 0, "sample_every": 0}
     with pytest.raises(RecordError, match=r"pair 21: it takes \d+ tokens, a row has 65: the answer would be cut"):
-        train.run(_config(tmp_path / "a", base, data, data={"sources": sources}, loop=loop))
-    train.run(
+        job.run(_config(tmp_path / "a", base, data, data={"sources": sources}, loop=loop))
+    job.run(
         _config(tmp_path / "b", base, data, data={"sources": sources, "on_bad_record": "skip"}, loop=loop, lora=SMALL)
     )
     assert "could not be used and left out" in capsys.readouterr().out
@@ -185,4 +186,4 @@ def test_configs_that_train_nothing_are_refused(base, data, tmp_path, changes, m
 
 def test_rows_beyond_the_base_are_refused(base, data, tmp_path):
     with pytest.raises(SpiritError, match="rows_from 99999 lies beyond"):
-        train.run(_config(tmp_path, base, data, lora={"rows_from": 99999}))
+        job.run(_config(tmp_path, base, data, lora={"rows_from": 99999}))

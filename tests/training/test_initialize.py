@@ -17,6 +17,7 @@ from spirit_jax.convert.components.llama import to_hf_config
 from spirit_jax.core.files import write_file
 from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.run import job
 from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import param_shardings
@@ -157,10 +158,10 @@ def test_the_command_takes_sizes_from_the_weights(source, tmp_path, vocabularies
     named = named_options(train.TrainConfig, arguments)
     assert "model.remat" in named
     assert "model.hidden_size" not in named
-    model = train.with_sizes(settings, named).model
+    model = job.with_sizes(settings, named).model
     assert model == dataclasses.replace(network, remat="dots", head_dim=model.head_dim)
     with pytest.raises(RunError, match="sequence_length 128 is longer than the model's max_position_embeddings 64"):
-        train.with_sizes(dataclasses.replace(settings, sequence_length=128), named)
+        job.with_sizes(dataclasses.replace(settings, sequence_length=128), named)
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"variant": "base"}', '{"model": {}}', '{"model": []}', "3"])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from spirit_jax.training.faults import FaultConfig
+from spirit_jax.training.config import FaultConfig
 from spirit_jax.training.loop import LoopConfig, RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer

@@ -8,7 +8,8 @@ import numpy as np
 
 from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.convert.table import Kept, Row, Rows, Same, shapes_of
-from spirit_jax.models.llama import DTYPES, LlamaConfig, RopeScaling, abstract_params
+from spirit_jax.models.llama import DTYPES, LlamaConfig, abstract_params
+from spirit_jax.models.llama_config import RopeScaling
 
 GENERATION_CONFIG = "generation_config.json"
 """Hugging Face's file of the sampling settings that a model's authors recommend."""
