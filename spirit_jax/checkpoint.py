@@ -175,8 +175,9 @@ def stored_tree(directory: pathlib.Path) -> dict[str, Any]:
     paths = []
     for entry in entries.values() if isinstance(entries, dict) and entries else [None]:
         keys = entry.get("key_metadata") if isinstance(entry, dict) else None
-        names = [key.get("key") if isinstance(key, dict) else None for key in keys] if isinstance(keys, list) else []
-        if not names or not all(isinstance(name, str) for name in names):
+        listed = [key.get("key") if isinstance(key, dict) else None for key in (keys if isinstance(keys, list) else ())]
+        names = [name for name in listed if isinstance(name, str)]
+        if not names or len(names) != len(listed):
             raise _unreadable(llm, f"{shown(entry)} in _METADATA does not name an array")
         paths.append("/".join(names))
     with _reading(directory):

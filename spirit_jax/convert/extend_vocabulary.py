@@ -28,7 +28,7 @@ def check_unused_rows(embedding: ReadableArray, vocabulary: Vocabulary, where: o
     sizes = {round_up(known + len(added_tokens(variant)), ROW_MULTIPLE) for variant in VARIANTS}
     if count in sizes:
         what = f"as many as Spirit LM's, with rows for the speech tokens from {known} on, which the tokenizer lacks"
-    elif count >= known + _MIN_ROWS and _spread(np.asarray(embedding[known:])) > _SPREAD:
+    elif count >= known + _MIN_ROWS and _spread(np.asarray(embedding)[known:]) > _SPREAD:
         what = f"trained from row {known} on, where the tokenizer has no tokens"
     else:
         return

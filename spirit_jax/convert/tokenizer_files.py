@@ -228,6 +228,7 @@ def _write_byte_level(source: pathlib.Path, target: pathlib.Path, vocabulary: Vo
             for index, token in enumerate(added_tokens(vocabulary.variant))
         ]
     bos = complete.id_to_token(vocabulary.bos_id)
+    assert bos is not None, "the vocabulary found its id by its name"
     opens = complete.encode("a").ids[:1] == [vocabulary.bos_id]
     if not opens:
         present = content.get("post_processor")

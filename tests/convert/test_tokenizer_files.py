@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from typing import Any
 
 import jax
 import numpy as np
@@ -179,7 +180,12 @@ def test_added_tokens_of_a_plain_tokenizer_are_noted_and_left_out(tmp_path):
     tokens = {"added_tokens_decoder": {"1": {"content": "<s>"}, str(known): {"content": "<pad>"}}}
     (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     (folder / "added_tokens.json").write_text(json.dumps({"<extra>": known + 1}))
-    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     hf_config = transformers.LlamaConfig(vocab_size=known + 2, eos_token_id=[2, known + 1], **sizes)
     transformers.LlamaForCausalLM(hf_config).save_pretrained(folder)
     (job,) = plan_import(folder, model="base")

@@ -87,9 +87,10 @@ def part_config(
     hop = math.prod(stride for _, _, stride in conv_layers)
     if sample_rate != SAMPLE_RATE or SAMPLE_RATE != HUBERT_RATE * hop:
         raise ConversionError(
-            f"this HuBERT gives a unit every {hop} samples at {shown(sample_rate)} Hz, by its conv_feature_layers: "
-            f"Spirit LM has {HUBERT_RATE:g} units a second, every {SAMPLE_RATE / HUBERT_RATE:g} samples at "
-            f"{SAMPLE_RATE} Hz; use a 25 Hz HuBERT, such as mhubert_base_25hz.pt of TWIST or Spirit LM"
+            f"this HuBERT gives {SAMPLE_RATE / hop:g} units a second, a unit every {hop} samples at "
+            f"{shown(sample_rate)} Hz (conv_feature_layers): Spirit LM has {HUBERT_RATE:g} units a second at "
+            f"{SAMPLE_RATE} Hz, and so have its records and vocoders; use a 25 Hz HuBERT, such as mhubert_base_25hz.pt "
+            "of TWIST or Spirit LM"
         )
     if layer is None:
         raise ConversionError("the quantizer's file name has no layer, as in L11_km500: say --layer N")
