@@ -132,8 +132,8 @@ def _read_vocabulary(folder: pathlib.Path, model: Variant | None) -> Vocabulary 
 def _eos_notes(folder: pathlib.Path, configs: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> list[str]:
     """A note if the configs end documents at other ids than the tokenizer, such as the list of a Llama 3 Instruct."""
     named = [config.get("eos_token_id") for config in configs]
-    ids = {index for value in named for index in (value if isinstance(value, list) else [value])}
-    others = sorted(index for index in ids - {vocabulary.eos_id} if isinstance(index, int))
+    ids = [index for value in named for index in (value if isinstance(value, list) else [value])]
+    others = sorted({index for index in ids if isinstance(index, int)} - {vocabulary.eos_id})
     if not others:
         return []
     return [

@@ -79,7 +79,8 @@ def _find_llm(source: pathlib.Path, model: Variant | None) -> pathlib.Path | Non
         if kind is not None and kind != "llama" and source.name not in {part.folder for part in PARTS}:
             raise ConversionError(
                 f"{source}/config.json: model_type {shown(kind)} is not supported: the language models that can be "
-                "imported are Spirit LM and Llamas (model_type 'llama', such as Llama 2, Llama 3 and TinyLlama)"
+                "imported are Spirit LM and Llamas (model_type 'llama', such as Llama 2, Llama 3 and TinyLlama); for a "
+                "part of a speech tokenizer say --only"
             )
         return source if kind == "llama" else None
     folders = {
