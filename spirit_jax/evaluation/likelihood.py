@@ -17,7 +17,7 @@ from spirit_jax.evaluation.rules import Contrast, Estimate
 from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory, digest
 from spirit_jax.units import SpeechUnits
 
-MAIN = {"normalization": "mean", "softmax": "all"}
+MAIN: Mapping[str, str] = {"normalization": "mean", "softmax": "all"}
 """The scoring variant of the main table: the paper's normalized log-likelihood."""
 
 _CHUNK = 256  # items between two writes of the log
@@ -63,12 +63,12 @@ class LikelihoodTask:
         return TaskResult(figures, unusable, {"scores": NORMALIZATIONS, "softmax": SOFTMAXES}, data, files)
 
     def _figures(self, lines: Sequence[Mapping[str, Any]], direction: str, unusable: int, seed: int) -> list[Figure]:
-        def figure(estimate: Estimate, group: str = "", is_main: bool = False, **variant: str) -> Figure:
+        def figure(accuracy: Estimate, variant: Mapping[str, str], group: str = "", is_main: bool = False) -> Figure:
             return Figure(
                 self.name,
                 direction,
                 "accuracy",
-                estimate,
+                accuracy,
                 group,
                 variant,
                 is_main,
@@ -83,19 +83,20 @@ class LikelihoodTask:
                 scores = {"normalization": normalization, "softmax": softmax}
                 for averaging, rule in rules.AVERAGES.items():
                     is_main = scores == MAIN and averaging == self.averaging
-                    figures.append(figure(rule(contrasts, seed), is_main=is_main, averaging=averaging, **scores))
+                    figures.append(figure(rule(contrasts, seed), {"averaging": averaging, **scores}, is_main=is_main))
         contrasts = contrasts_of(lines, **MAIN)
         groups = rules.by_group(contrasts, seed, self.averaging)
         if len(groups) > 1:
-            figures += [figure(accuracy, group, averaging=self.averaging, **MAIN) for group, accuracy in groups.items()]
+            variant = {"averaging": self.averaging, **MAIN}
+            figures += [figure(accuracy, variant, group) for group, accuracy in groups.items()]
+        variant = {"averaging": "zerospeech", **MAIN}
         for band, accuracy in rules.by_frequency(contrasts, seed).items():
-            figures.append(figure(accuracy, f"frequency {band}", averaging="zerospeech", **MAIN))
+            figures.append(figure(accuracy, variant, f"frequency {band}"))
         known = rules.in_vocabulary_accuracy(contrasts)
         if not math.isnan(known):
             inside = [c for c in contrasts if c.frequency is not None and c.frequency >= 1]
             interval = rules.zerospeech_accuracy(inside, seed)
-            in_vocab = dataclasses.replace(interval, value=known)
-            figures.append(figure(in_vocab, "in vocabulary", averaging="zerospeech", **MAIN))
+            figures.append(figure(dataclasses.replace(interval, value=known), variant, "in vocabulary"))
         return figures
 
 

@@ -176,8 +176,15 @@ class Job:
 class Task(Protocol):
     """Reads items, asks the model, and computes figures."""
 
-    name: str
-    about: About
+    @property
+    def name(self) -> str:
+        """What `--tasks` calls it."""
+        ...
+
+    @property
+    def about(self) -> About:
+        """What a user must know before running it."""
+        ...
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """Evaluate the model of a job in some of the task's directions.

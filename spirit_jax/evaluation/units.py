@@ -50,10 +50,10 @@ class UnitCache:
     def _restore(self, text: str) -> None:
         for line in text.split("\n"):
             with contextlib.suppress(ValueError, TypeError, KeyError):
-                name, key, *streams = json.loads(line)
+                name, key, hubert, *others = json.loads(line)
                 if name == self._name:
-                    arrays = (None if stream is None else np.asarray(stream, np.int32) for stream in streams)
-                    self._units[key] = SpeechUnits(*arrays)
+                    pitch, style = (None if stream is None else np.asarray(stream, np.int32) for stream in others)
+                    self._units[key] = SpeechUnits(np.asarray(hubert, np.int32), pitch, style)
 
     def encode(self, clips: Iterable[Clip]) -> dict[Clip, SpeechUnits | str]:
         """The units of each clip at their frame rates, or why there are none."""

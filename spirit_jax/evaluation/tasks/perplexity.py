@@ -80,7 +80,7 @@ class PerplexityTask:
             sums = [sum(line["kinds"].get(k, [0, 0])[0] for k in chosen) for line in lines]
             counts = [sum(line["kinds"].get(k, [0, 0])[1] for k in chosen) for line in lines]
             value = ratio_estimate(sums, counts, seed)
-            perplexity = Estimate(*(math.exp(x) for x in (value.value, value.low, value.high)), value.count)
+            perplexity = Estimate(math.exp(value.value), math.exp(value.low), math.exp(value.high), value.count)
             figures.append(
                 Figure(
                     self.name,
