@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from spirit_jax.core.arithmetic import ceil_div, next_power_of_two
+from spirit_jax.core.arithmetic import ceil_div, next_power_of_two, round_up
 from spirit_jax.inference import network
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.models.llama import LlamaConfig, Params
@@ -19,6 +19,8 @@ from spirit_jax.parallel.sharding import tracing
 from spirit_jax.vocabulary import Vocabulary
 
 _MAX_ROWS = 16
+_SHORT, _SHORT_STEP = 64, 16
+"""Documents of up to so many tokens are padded to a multiple of the second number."""
 _MIN_SHARED = 32
 """Tokens that the hypotheses of a group have in common before it pays to read them once."""
 
@@ -141,7 +143,8 @@ def _common_tokens(group: Sequence[Int[np.ndarray, " N"]]) -> int:
 
 def _batch_shape(lengths: Sequence[int], batch_tokens: int, mesh: Mesh) -> tuple[int, int]:
     """Return rows and length of the batch of the longest documents; lengths ascend."""
-    length = bucket(lengths[-1], steps=2)
+    length = lengths[-1]  # words are far shorter than the smallest bucket
+    length = round_up(length, _SHORT_STEP) if length <= _SHORT else bucket(length, steps=2)
     rows = next_power_of_two(max(batch_tokens // length, 1) + 1) // 2  # rounded down to a power of two
     return padded_rows(min(rows, next_power_of_two(len(lengths))), mesh), length
 
