@@ -104,9 +104,9 @@ def _speech(entry: dict[str, Any], where: str, directory: pathlib.Path) -> Itera
 
     turns = entry.get("turns", [entry])
     for turn in turns if isinstance(turns, list) else []:
-        for side in _SIDES:
-            parts = turn.get(side) if isinstance(turn, dict) else None
-            for index, part in enumerate(parts if isinstance(parts, list) else []):
+        sides = [turn.get(side) for side in _SIDES] if isinstance(turn, dict) else []
+        for parts in (side for side in sides if isinstance(side, list)):
+            for index, part in enumerate(parts):
                 if isinstance(part, str) and part.startswith("speech:"):
                     try:
                         yield parts, index, Segment.speech(directory / part.removeprefix("speech:"))

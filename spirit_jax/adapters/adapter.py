@@ -45,7 +45,7 @@ class Adapter:
         digest = hashlib.sha256(f"{self.config.scale} {self.config.rows_from}".encode())
         for name, array in sorted(checkpoint.flatten(self.arrays).items()):
             digest.update(f"{name} {list(array.shape)}\n".encode())
-            digest.update(np.ascontiguousarray(array, np.float32))
+            digest.update(np.ascontiguousarray(array, np.float32).data)
         return digest.hexdigest()
 
     def check_base(self, directory: str | os.PathLike) -> None:

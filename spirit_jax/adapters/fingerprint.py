@@ -29,5 +29,5 @@ def base_fingerprint(directory: str | os.PathLike) -> str:
         digest.update(f"{name} {list(array.shape)}\n".encode())
         stacked = name.startswith("layers/") and np.prod(array.shape, dtype=np.int64) > _WHOLE
         for index in (0, array.shape[0] - 1) if stacked else (...,):
-            digest.update(np.ascontiguousarray(array[index].astype(np.float32)))
+            digest.update(np.ascontiguousarray(array[index].astype(np.float32)).data)
     return digest.hexdigest()

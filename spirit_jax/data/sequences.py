@@ -223,8 +223,8 @@ class Sequencer:
         return self._cut(content, len(bounds) - 1)
 
     def _asr(self, text: str, units: SpeechUnits) -> list:
-        separated = np.array(self._encode(ASR + text), np.int32)
-        start = shared_prefix(self._separator, separated)
+        ids = self._encode(ASR + text)
+        separated, start = np.array(ids, np.int32), shared_prefix(self._separator, ids)
         speech = [[self.vocabulary.speech_id], self.vocabulary.unit_ids(units)]
         return self._second_half_learned([*speech, separated[:start]], separated[start:])
 
