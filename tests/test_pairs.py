@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from spirit_jax import pairs
+from spirit_jax import pairs, speech
 from spirit_jax.data.pairs import TOKENIZER_KEY, PairRecords
 from spirit_jax.units import SpeechUnits
 from tests.support.clips import flac
@@ -20,8 +20,8 @@ def tokenizer(monkeypatch):
         return [SpeechUnits(np.arange(1 + len(clip) // 16_000)) for clip in clips]
 
     fake = types.SimpleNamespace(fingerprint="abc", encode_batch=encode_batch)
-    monkeypatch.setattr(pairs, "speech_fingerprints", lambda _: {"abc"})
-    monkeypatch.setattr(pairs.SpeechTokenizer, "from_pretrained", lambda *_, **__: fake)
+    monkeypatch.setattr(speech, "speech_fingerprints", lambda _: {"abc"})
+    monkeypatch.setattr(speech.SpeechTokenizer, "from_pretrained", lambda *_, **__: fake)
 
 
 def _write(directory, *lines):
