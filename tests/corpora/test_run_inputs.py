@@ -1,5 +1,7 @@
 """Options for the tokenizers and records of a run: made again before the first step, refused after it."""
 
+from typing import Any
+
 import pytest
 
 from spirit_jax.config import to_dict
@@ -20,7 +22,7 @@ def corpus(tmp_path):
     return write_corpus(tmp_path, "prose", {"train": documents}, "Words.").parent
 
 
-def _inputs(corpora, *, tokenizer=None, seed=0, **options):
+def _inputs(corpora, *, tokenizer=None, seed=0, **options: Any):
     prepare = PrepareConfig([str(each) for each in corpora], **{"text_pieces": 300} | options) if corpora else None
     return RunInputs("base", seed, tokenizer and str(tokenizer), None, prepare)
 

@@ -26,7 +26,8 @@ FIRST = 64  # steps that are only collected
 @jax.jit
 def _scan(losses, norms):
     def step(recent, values):
-        bad, recent = detect_bad_step(recent, *values, SIGMAS)
+        loss, norm = values
+        bad, recent = detect_bad_step(recent, loss, norm, SIGMAS)
         return recent, bad
 
     return jax.lax.scan(step, no_recent_steps(), (losses, norms))[1]
