@@ -1,25 +1,19 @@
 """Accuracy and speed of the aligners.
 
-    python benchmarks/align.py [--clips 64] [--prompts /usr/share/asterisk/sounds/en_US_f_Allison] [--words 200]
+    python -m benchmarks.align [--parts bundled prompts search] [--clips 64] [--prompts asterisk_prompts] [--words 200]
 
-On the bundled corpus, whose word times are exact: distance of word starts and ends from the truth for pocketsphinx and
-for an aligner trained on the training split, on the validation split, which it has not heard, and on as many training
-clips, which it has.
+- bundled: on the bundled corpus, whose word times are exact, the distance of word starts and ends from the truth, for
+  pocketsphinx and for an aligner trained on the training split; on the validation split, which it has not heard.
+- prompts: on recordings of a human voice, how far an aligner that is trained on them is from pocketsphinx, and how many
+  words Moonshine recognizes when they are cut out at the times of each.
+- search: the batched search under jit against one in plain NumPy, which treats all states of a frame at once, in
+  alternating rounds on the same scores.
 
-On real prompts (a folder or a manifest of recordings with transcripts; by default those of Debian's packages
-asterisk-core-sounds-en and asterisk-core-sounds-en-g722, one speaker): how far an aligner that is trained on them is
-from pocketsphinx, and how many words Moonshine recognizes when they are cut out at the times of each.
-
-Speed: the batched search under jit against one in plain NumPy, which treats all states of a frame at once, in
-alternating rounds on the same scores. Only this ratio can be compared between machines.
+Only the ratio of the search can be compared between machines.
 """
 
 import argparse
-import gzip
-import json
 import pathlib
-import re
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -27,22 +21,18 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
+from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
+from spirit_jax.corpora.alignment.spelling import spell
+from spirit_jax.corpora.alignment.sphinx import SphinxAligner
+from spirit_jax.corpora.alignment.training import AlignerTraining, trained_network
+from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.corpora.utterance import CorpusError, Utterance
+from spirit_jax.models.ctc import forced_alignment
+from spirit_jax.speech.asr import open_recognizer
 
-from spirit_jax.audio import save_audio  # noqa: E402
-from spirit_jax.core.constants import SAMPLE_RATE  # noqa: E402
-from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime  # noqa: E402
-from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner  # noqa: E402
-from spirit_jax.corpora.alignment.spelling import spell  # noqa: E402
-from spirit_jax.corpora.alignment.sphinx import SphinxAligner  # noqa: E402
-from spirit_jax.corpora.alignment.training import AlignerTraining, trained_network  # noqa: E402
-from spirit_jax.corpora.inputs import Input, open_input  # noqa: E402
-from spirit_jax.corpora.utterance import CorpusError, Utterance  # noqa: E402
-from spirit_jax.models.ctc import forced_alignment  # noqa: E402
-from spirit_jax.speech.asr import open_recognizer  # noqa: E402
-
-TRANSCRIPTS = pathlib.Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+PARTS = ("search", "bundled", "prompts")
 MARGIN_MS = 30
 """Audio on each side of a word that is cut out."""
 
@@ -55,7 +45,7 @@ def spans(times: Sequence[WordTime]) -> np.ndarray:
 def train(corpus: Input, directory: pathlib.Path) -> CTCAligner:
     """Train an aligner and print how long it took."""
     started = time.perf_counter()
-    aligner = CTCAligner(trained_network(corpus, directory, training=AlignerTraining()))
+    aligner = CTCAligner(trained_network(corpus, directory / corpus.name, training=AlignerTraining()))
     print(f"trained on {corpus.name} {corpus.split} in {time.perf_counter() - started:.0f} s")
     return aligner
 
@@ -83,29 +73,6 @@ def bundled(aligners: dict[str, Aligner], corpus: Input, clips: int) -> None:
         )
 
 
-def asterisk_manifest(sounds: pathlib.Path, directory: pathlib.Path) -> str:
-    """A manifest of the prompts that have words, with audio that soundfile can read; returns its path."""
-    lines = []
-    for line in gzip.decompress(TRANSCRIPTS.read_bytes()).decode("utf-8", "replace").splitlines():
-        name, _, text = line.partition(": ")
-        path = sounds / f"{name}.g722"
-        if line.startswith(";") or not path.is_file() or "[" in text or "(" in text or not re.search("[a-z]", text):
-            continue
-        save_audio(directory / "audio" / f"{name.replace('/', '-')}.wav", load_g722(path))
-        lines.append(json.dumps({"audio": f"audio/{name.replace('/', '-')}.wav", "text": text.strip(), "id": name}))
-    (directory / "prompts.jsonl").write_text("\n".join(lines) + "\n")
-    return str(directory / "prompts.jsonl")
-
-
-def load_g722(path: pathlib.Path) -> np.ndarray:
-    """Decode a file of raw G.722, which has no header that names it."""
-    import av
-
-    with av.open(str(path), format="g722") as container:
-        frames = [frame.to_ndarray().reshape(-1) for frame in container.decode(audio=0)]
-    return (np.concatenate(frames) / 32768).astype(np.float32)
-
-
 def prompts(corpus: Input, directory: pathlib.Path, words: int) -> None:
     """Print the agreement of two aligners on real speech, and how well the words that they find are recognized."""
     utterances: list[Utterance] = []
@@ -118,7 +85,7 @@ def prompts(corpus: Input, directory: pathlib.Path, words: int) -> None:
     audio = [utterance.load() for utterance in utterances]
     transcripts = [spell(utterance.text) for utterance in utterances]
     minutes = sum(clip.size for clip in audio) / SAMPLE_RATE / 60
-    aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory / "prompts.aligner")}
+    aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory)}
     found = {name: aligner.align(audio, transcripts) for name, aligner in aligners.items()}
     both = [
         i for i in range(len(audio)) if not any(isinstance(results[i], AlignmentError) for results in found.values())
@@ -202,25 +169,20 @@ def speed(rows: int = 32, frames: int = 1000, labels: int = 150, rounds: int = 5
 def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=64, help="clips of each split of the bundled corpus")
-    parser.add_argument(
-        "--prompts", default="/usr/share/asterisk/sounds/en_US_f_Allison", help="real recordings with transcripts"
-    )
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
+    parser.add_argument("--clips", type=int, default=64, help="validation clips of the bundled corpus")
+    parser.add_argument("--prompts", default="asterisk_prompts", help="real recordings with transcripts; any input")
     parser.add_argument("--words", type=int, default=200, help="words to cut out and recognize")
     options = parser.parse_args()
-    speed()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
-        corpus = open_input("spirit_mini", "train")
-        aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory / "aligner")}
-        for split in (open_input("spirit_mini", "validation"), corpus):
-            bundled(aligners, split, options.clips)
-        source = pathlib.Path(options.prompts)
-        if not source.exists():
-            print(f"{source}: no real prompts there; install asterisk-core-sounds-en and asterisk-core-sounds-en-g722")
-            return
-        path = asterisk_manifest(source, directory) if (source / "activated.g722").is_file() else str(source)
-        prompts(open_input(path, "train"), directory, options.words)
+        if "search" in options.parts:
+            speed()
+        if "bundled" in options.parts:
+            aligners = {"pocketsphinx": SphinxAligner(), "train": train(open_input("spirit_mini", "train"), directory)}
+            bundled(aligners, open_input("spirit_mini", "validation"), options.clips)
+        if "prompts" in options.parts:
+            prompts(open_input(options.prompts, "train"), directory, options.words)
 
 
 if __name__ == "__main__":

@@ -103,7 +103,7 @@ def open_aligner(settings: AlignConfig, corpus: Input, recognizer: Recognizer | 
     """The aligner that `--aligner` names; `train` trains it, or reads it where it was trained before.
 
     Raises:
-        AlignmentError, CheckpointError, ConversionError: it cannot be trained or read.
+        AlignmentError, CheckpointError: it cannot be trained or read.
     """
     if settings.aligner == SPHINX:
         return SphinxAligner()
@@ -123,6 +123,7 @@ def _open_network(directory: pathlib.Path) -> "CTCNetwork":
     import numpy as np
 
     from spirit_jax import checkpoint
+    from spirit_jax.convert.errors import ConversionError
     from spirit_jax.convert.part_import import import_part
     from spirit_jax.convert.parts import ALIGNER_PART
     from spirit_jax.corpora.alignment.mel_network import MelNetwork
@@ -138,7 +139,10 @@ def _open_network(directory: pathlib.Path) -> "CTCNetwork":
     if kind == Wav2Vec2Network.kind:
         found, arrays = stored, checkpoint.load_arrays(path.parent)
     else:
-        imported = import_part(ALIGNER_PART, directory)
+        try:
+            imported = import_part(ALIGNER_PART, directory)
+        except ConversionError as error:
+            raise AlignmentError(f"--aligner {directory}: {error}") from error
         found = imported.config
         arrays = checkpoint.unflatten({path: np.asarray(array) for path, array in imported.arrays.items()})
     try:
@@ -151,8 +155,7 @@ def align(settings: AlignConfig) -> None:
     """Run the job, print its summary and draw its histogram.
 
     Raises:
-        CorpusError, AlignmentError, CheckpointError, ConversionError, RecognizerError: the input, the aligner or the
-            recognizer cannot be used.
+        CorpusError, AlignmentError, CheckpointError, RecognizerError: input, aligner or recognizer cannot be used.
         JobError: no clip could be aligned.
     """
     corpus = open_input(settings.input, settings.split)

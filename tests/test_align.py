@@ -14,6 +14,7 @@ from spirit_jax.audio import save_audio
 from spirit_jax.corpora import open_corpus, open_input, write_corpus
 from spirit_jax.corpora.alignment.aligner import WordTime
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus
+from tests.support.ctc_networks import save_network
 
 CLIPS = 6
 
@@ -139,7 +140,7 @@ def test_files_for_other_tools_hold_the_same_words(folder, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--aligner", "nobody"], "choose among pocketsphinx"),
+        (["--aligner", "nobody"], "choose among pocketsphinx, train and the directory of a network"),
         (["--write", "pdf"], "choose among textgrid"),
         (["--min_score", "2"], "between 0 and 1"),
         (["--max_seconds", "0"], "at least 1"),
@@ -268,3 +269,22 @@ def test_word_times_of_other_tools_are_kept_and_cut(chapter, tmp_path):
     ]
     np.testing.assert_allclose(found, spans, atol=1)
     assert not any("score" in word for line in manifest for word in line["words"])
+
+
+def test_a_released_network_is_an_aligner(folder, tmp_path):
+    save_network(tmp_path / "network")
+    run("--input", folder / "clip0.ogg", "--output", tmp_path / "out", "--aligner", tmp_path / "network")
+    ((first,), utterance) = lines(tmp_path / "out/train.jsonl"), open_corpus("spirit_mini", "validation")[0]
+    assert " ".join(word["word"] for word in first["words"]) == utterance.text
+    edges = [word[edge] for word in first["words"] for edge in ("start_ms", "end_ms")]
+    assert edges == sorted(edges)
+    assert 0 <= edges[0] < edges[-1] <= utterance.load().size / 16
+    assert json.loads((tmp_path / "out/train.summary.json").read_text())["job"]["aligner"].startswith("network ")
+
+
+def test_directories_without_a_network_and_too_little_speech_are_refused(folder, tmp_path, capsys):
+    for aligner, message in ((folder, "no weights there"), ("train", "an aligner learns from 2 minutes or more")):
+        with pytest.raises(SystemExit) as stopped:
+            run("--input", folder, "--output", tmp_path, "--aligner", aligner)
+        assert stopped.value.code == 2
+        assert message in capsys.readouterr().err
