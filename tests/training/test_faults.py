@@ -1,7 +1,8 @@
 """Which steps count as bad: never a step of a healthy run, always a spike, whatever else is in the window.
 
-`tiny_traces.json` holds the losses and gradient norms of runs of `configs/tiny.yaml` with different seeds, which
-`benchmarks/bad_steps.py` recorded.
+`tiny_traces.json` holds the losses (in hundredths) and gradient norms (in thousandths) of healthy runs with the model of
+`configs/tiny.yaml`, from the statistics in their checkpoints. `benchmarks/bad_steps.py` records further seeds in the
+same form.
 """
 
 import json
