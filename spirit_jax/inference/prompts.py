@@ -214,11 +214,13 @@ class PromptEncoder:
 
         Neighboring prompts of segments are joined as one list of segments, unless a prompt is a string.
         """
-        if any(isinstance(prompt, str) for prompt in prompts):
-            *before, last = prompts
-            strings = [self._marked(prompt, "any") for prompt in before]
-            return "".join([*strings, self._marked(last, output_modality)])
-        return self._marked([segment for prompt in prompts for segment in segments_of(prompt)], output_modality)
+        without_strings = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        if len(without_strings) == len(prompts):
+            segments = [segment for prompt in without_strings for segment in segments_of(prompt)]
+            return self._marked(segments, output_modality)
+        *before, last = prompts
+        strings = [self._marked(prompt, "any") for prompt in before]
+        return "".join([*strings, self._marked(last, output_modality)])
 
     def _marked(self, prompt: Prompt, output_modality: Modality) -> str:
         """Return the string form of a prompt with the literals in its text marked; a string is taken as it is."""

@@ -75,7 +75,7 @@ class SpeechTokenizer:
     ):
         """Compose a tokenizer from loaded parts; most callers use `from_pretrained`."""
         self.expressive, self.has_vocoder = pitch is not None, vocoder is not None
-        self._phonetic, self._pitch, self._style = (_always(part) for part in (phonetic, pitch, style))
+        self._phonetic, self._pitch, self._style = _always(phonetic), _always(pitch), _always(style)
         self._vocoder, self._fingerprint = _always(vocoder), _always(fingerprint)
 
     @classmethod

@@ -111,11 +111,12 @@ def test_every_value_of_a_sampling_option_is_right_or_refused(field):
     for value in VALUES:
         kind = (int, np.integer) if field in WHOLE else (int, float, np.integer, np.floating)
         right = isinstance(value, kind) and not isinstance(value, bool) and bool(RIGHT[field](value))
+        options: dict[str, Any] = {field: value}
         if right:
-            assert getattr(SamplingParams(**{field: value}), field) == value
+            assert getattr(SamplingParams(**options), field) == value
         else:
             with pytest.raises(SamplingError, match=rf"^{field} must be .{{,120}}$"):
-                SamplingParams(**{field: value})
+                SamplingParams(**options)
 
 
 def test_stop_strings_are_strings():
