@@ -19,6 +19,7 @@ from spirit_jax.core.paths import local_path
 from spirit_jax.inference.prompts import EncodedPrompt, Modality, PromptEncoder, Segment, Task
 
 _MAX_ID_BYTES = 200  # file systems take names of 255 bytes
+_MAX_PATH = 4096
 
 
 class InputError(SpiritError):
@@ -49,7 +50,7 @@ def parse_segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segmen
     kind, separator, content = text.partition(":")
     if separator and kind == "text":
         return Segment.text(content)
-    if separator and kind == "speech":
+    if separator and kind == "speech" and len(content) <= _MAX_PATH:
         return Segment.speech(directory / local_path(content, "speech"))
     if separator and kind == "units" and content.lstrip().startswith("["):
         return Segment.speech(content)
