@@ -57,7 +57,7 @@ class Stream(Response):
         except Exception as error:
             errors.respond(error)  # logs a bug
             if self.media_type == "text/event-stream":
-                part = message(errors.error_body(error))
+                part = message({"type": "error", **errors.error_body(error)})
                 await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

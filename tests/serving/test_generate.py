@@ -14,7 +14,9 @@ from spirit_jax.audio import encode_wav
 from spirit_jax.inference.answers import answer_text
 from spirit_jax.inference.prompts import unit_tokens
 from spirit_jax.serving.stop_filter import StopFilter
+from spirit_jax.units import UnitError
 from tests.support import checkpoints
+from tests.support.plain_speech import ToneVocoder
 from tests.support.servers import NAME, alone, ids_alone, running
 
 PROMPT = "[Text]hello[Speech]"
@@ -173,6 +175,18 @@ def test_unit_strings_never_open_files(server):
     for segment in ({"audio": "/etc/hostname"}, {"units": "[Hu1]/etc/hostname"}, {"audio": "file:///etc/hostname"}):
         assert server.post("/v1/generate", {"segments": [segment]}).status_code == 400
     assert unit_tokens("[Hu1]") == "[Hu1]"
+
+
+def test_an_answer_that_cannot_be_spoken_ends_with_an_error_event(server, monkeypatch):
+    def fail(*_, **__):
+        raise UnitError("none of the units is known")
+
+    monkeypatch.setattr(ToneVocoder, "decode", fail)
+    body = {"prompt": PROMPT, "output_modality": "speech", "max_new_tokens": 8}
+    last = server.events(body)[-1]
+    assert last["type"] == "error"
+    assert "cannot be spoken: none of the units" in last["error"]["message"]
+    assert server.post("/v1/generate", body).status_code == 500
 
 
 @pytest.mark.slow
