@@ -73,7 +73,7 @@ class AlignerTraining:
     """Seed of the initial weights and of the order of the clips."""
     max_hours: float = 4.0
     """Most speech to learn from, in clips drawn at random; more does not improve word times."""
-    passes: int = 8
+    passes: int = 12
     """Passes over the speech, at least."""
     min_hours_seen: float = 4.0
     """Little speech is passed over more often, until this much was seen."""
@@ -256,7 +256,7 @@ def _train(
     config = MelCTCConfig(symbols=len(alphabet.symbols), bands=clips[0].mel_tc.shape[1], width=training.width)
     model = MelCTC(config)
     per_pass = sum(1 for _ in _batches(clips, training.batch_frames, np.random.default_rng(0)))
-    schedule = optax.cosine_onecycle_schedule(passes * per_pass, training.learning_rate)
+    schedule = optax.cosine_onecycle_schedule(passes * per_pass, training.learning_rate, pct_start=0.2)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
     params = model.init(jax.random.key(training.seed), *_example(config))["params"]
     prior_v = jnp.full(config.symbols, 1 / config.symbols)
