@@ -75,8 +75,11 @@ class SpeechTokenizer:
     ):
         """Compose a tokenizer from loaded parts; most callers use `from_pretrained`."""
         self.expressive, self.has_vocoder = pitch is not None, vocoder is not None
-        self._phonetic, self._pitch, self._style = _always(phonetic), _always(pitch), _always(style)
-        self._vocoder, self._fingerprint = _always(vocoder), _always(fingerprint)
+        self._phonetic: Callable[[], PhoneticEncoder] = _always(phonetic)
+        self._pitch: Callable[[], PitchEncoder | None] = _always(pitch)
+        self._style: Callable[[], StyleEncoder | None] = _always(style)
+        self._vocoder: Callable[[], Vocoder | None] = _always(vocoder)
+        self._fingerprint: Callable[[], str] = _always(fingerprint)
 
     @classmethod
     def from_pretrained(

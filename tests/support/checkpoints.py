@@ -63,7 +63,9 @@ def with_speech(name: str) -> pathlib.Path:
 
 
 class _NoEncoder:
-    """Stands in for an encoder where every prompt holds units."""
+    """An encoder for tests in which every prompt holds units."""
+
+    unit_count = 501
 
     def encode_batch(self, clips):
         raise AssertionError("no audio has to be encoded in this test")

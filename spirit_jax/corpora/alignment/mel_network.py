@@ -54,8 +54,8 @@ class MelNetwork:
     """A `CTCNetwork` on log-mel features. Frames of 10 ms; blanks stand for pauses between words only."""
 
     kind: ClassVar[str] = "mel_ctc"
-    grid: ClassVar[FrameGrid] = FrameGrid(hop_ms=HOP_MS, offset_ms=2.5)  # the first frame is centered at 7.5 ms
-    blanks_in_words: ClassVar[bool] = False
+    grid: FrameGrid = FrameGrid(hop_ms=HOP_MS, offset_ms=2.5)  # the first frame is centered at 7.5 ms
+    blanks_in_words: bool = False
 
     def __init__(
         self,

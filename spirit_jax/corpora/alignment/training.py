@@ -19,7 +19,7 @@ import json
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.serialization
 import jax
@@ -326,9 +326,9 @@ def _step(
 def _resume(unfinished: pathlib.Path, name: str, state: _State) -> tuple[_State, int]:
     """The state that a killed training of this name left, and its finished passes; else the state given, and 0."""
     try:
-        content = flax.serialization.msgpack_restore(unfinished.read_bytes())
+        content = cast(dict[str, Any], flax.serialization.msgpack_restore(unfinished.read_bytes()))
         if content["name"] == name:
-            return flax.serialization.from_state_dict(state, content["state"]), content["passes"]
+            return cast(_State, flax.serialization.from_state_dict(state, content["state"])), int(content["passes"])
     except (OSError, ValueError, KeyError, TypeError):
         pass  # missing or damaged: trained from the start
     return state, 0

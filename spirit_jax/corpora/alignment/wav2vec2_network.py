@@ -33,7 +33,7 @@ class Wav2Vec2Network:
     """
 
     kind: ClassVar[str] = "wav2vec2_ctc"
-    blanks_in_words: ClassVar[bool] = True
+    blanks_in_words: bool = True
 
     def __init__(self, name: str, config: Mapping[str, Any], arrays: dict[str, Any]) -> None:
         """
@@ -58,7 +58,7 @@ class Wav2Vec2Network:
         def log_probs(
             params: dict, audio_br: Array, lengths_b: Int[Array, " B"]
         ) -> tuple[Float[Array, "B T V"], Int[Array, " B"]]:
-            logits_btv, frames_b = network.apply({"params": params}, audio_br, lengths_b)
+            logits_btv, frames_b = map(jnp.asarray, network.apply({"params": params}, audio_br, lengths_b))
             return jnp.maximum(jax.nn.log_softmax(logits_btv + unused), IMPOSSIBLE), frames_b
 
         self._log_probs = functools.partial(jit_float32(log_probs), replicate({**arrays, "encoder": encoder}))
