@@ -16,7 +16,11 @@ from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import MeshConfig
 from spirit_jax.train import TrainConfig, main
 
-CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+CONFIGS = [
+    path
+    for path in sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+    if path.parent.name != "evaluation"  # prompts of evaluation, which are no runs
+]
 TINY = str(pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml")
 
 
