@@ -239,7 +239,7 @@ LAUGHS = "a: &a [x, x]\n" + "".join(
         (LAUGHS, "alias"),
         ("a: " + "[" * 5000, "not YAML"),
         ("a: 2001-99-99\n", "not YAML"),
-        ("x: y\n" * 50_000, "250000 bytes"),
+        ("x: y\n" * 250_000, "1250000 bytes"),
         ("- 1\n", "the config of a released part"),
         ("features: [a]\n", "features"),
     ],
