@@ -68,10 +68,13 @@ def test_ctrl_c_ends_a_block_at_once_and_leaves_no_file(work, use, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
-@pytest.mark.parametrize("words", ["-m spirit_jax.train --seed 1", "-m spirit_jax.encode --input x --output y"])
-def test_ctrl_c_while_a_command_imports_is_one_line(words):
+@pytest.mark.parametrize(
+    "words",
+    ["-m spirit_jax.train --config tiny.yaml --run_directory run", "-m spirit_jax.encode --input x --output y"],
+)
+def test_ctrl_c_while_a_command_imports_is_one_line(words, tmp_path):
     process = subprocess.Popen(
-        [sys.executable, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, *words.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     maps = pathlib.Path(f"/proc/{process.pid}/maps")
     code, error = _interrupted(process, lambda: "jaxlib" in maps.read_text())
