@@ -18,6 +18,8 @@ from tests.support import checkpoints
 class _Pulses:
     """Phonetic units that need no network; clips of different lengths have different units."""
 
+    unit_count = 7
+
     def encode_batch(self, clips):
         return [np.arange(clip.size // 640, dtype=np.int32) % 7 for clip in clips]
 
@@ -31,7 +33,7 @@ def run_mini():
 
     def run_command(output):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(SpiritLM, "from_pretrained", lambda *args: model)
+            patch.setattr(SpiritLM, "from_pretrained", lambda *args, **options: model)
             checkpoint = str(checkpoints.converted("small_base"))
             evaluate.main(["--checkpoint", checkpoint, "--tasks", "mini", "--limit", "3", "--output", str(output)])
 
