@@ -220,7 +220,7 @@ def test_an_interrupted_run_continues(tmp_path, monkeypatch, capsys, asked):
         patched.setattr(PartialResults, "add", interrupted)
         with pytest.raises(SystemExit) as ended:
             run(*command, "--output", tmp_path / "cut")
-    assert ended.value.code == 1
+    assert ended.value.code == 130
     assert capsys.readouterr().err.strip().endswith("interrupted; the same command resumes the job")
     assert not (tmp_path / "cut" / "results.jsonl").exists()
     with (tmp_path / "cut" / "results.jsonl.part").open("a") as part:
