@@ -201,8 +201,10 @@ def _interrupted_run(train_step, directory, blocked_from):
     """Train until the batch that never comes, and interrupt the process there."""
     run = Run(train_step, directory, Numbered(blocked_from=blocked_from), log_every=1)
 
+    log = directory / "metrics.jsonl"
+
     def interrupt():
-        while f'"step": {blocked_from - 1}' not in (directory / "metrics.jsonl").read_text() and blocked_from > 1:
+        while blocked_from > 1 and not (log.exists() and f'"step": {blocked_from - 1}' in log.read_text()):
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
