@@ -9,8 +9,8 @@ and all three in a row, as encoding expressive units needs them.
 
 Each is timed on one clip, and then on a folder of clips of many lengths: PyTorch clip by clip, as the reference does,
 ours in batches (`encode_batch`). Rounds alternate between the two sides. Printed are the real-time factors of the best
-round (seconds of audio a second) and the median over rounds of ours / torch. The outputs are compared first. Only the
-ratio can be compared between machines and between runs.
+round (seconds of audio a second) and the median ratio of the rounds, ours / torch. The outputs are compared first. Only
+the ratio can be compared between machines and between runs.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def seconds_of(function: Callable[[], Any]) -> float:
 
 
 def measure(contest: Contest, clips: Sequence[np.ndarray], rounds: int) -> tuple[float, float, float]:
-    """Best real-time factors of ours and PyTorch's, and the median of ours / torch, after one round to warm up."""
+    """Best real-time factors of both sides, and the median ratio ours / torch, after one round to warm up."""
 
     def one_by_one() -> None:
         for clip in clips:

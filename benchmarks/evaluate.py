@@ -1,4 +1,4 @@
-"""python benchmarks/evaluate.py [--checkpoint DIR] [--items 64]
+"""python -m benchmarks.evaluate [--checkpoint DIR] [--items 64]
 
 Compares scoring of hypotheses in batches with scoring them one at a time, on the model of a checkpoint or on a random
 one of 20 M parameters. The hypotheses are random: pairs of endings of one story with a common beginning, and pairs

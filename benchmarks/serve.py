@@ -1,6 +1,6 @@
 """Measure the server: what it costs beside the bare engine, when the first audio comes, and how many streams it speaks.
 
-    python benchmarks/serve.py --checkpoint runs/tiny/checkpoints/500 [--hidden 768] [--layers 12] [--streams 1 4 16]
+    python -m benchmarks.serve --checkpoint runs/tiny/checkpoints/500 [--hidden 768] [--layers 12] [--streams 1 4 16]
         [--new 128] [--prompt 32] [--tokens-per-step 8] [--requests 3]
 
 The checkpoint gives the tokenizers and the vocoder. The Llama has random weights of the size asked for, because a tiny

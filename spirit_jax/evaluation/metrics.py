@@ -77,7 +77,7 @@ def versions() -> dict[str, str]:
 
 
 def before_word(text: str, word: str) -> str:
-    """The text before the first occurrence of a word, whatever its case; all of it without one, or without a word."""
+    """The text before the first occurrence of a word, in any case; all of it if there is none or `word` is empty."""
     if not word:
         return text
     match = re.search(rf"\b{re.escape(word)}\b", text, re.IGNORECASE)

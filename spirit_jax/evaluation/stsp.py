@@ -47,7 +47,7 @@ def compare(
     """Compare predictions with references by the released rule.
 
     Args:
-        references: with `id`, and the label, or an `emotion` that stands for the sentiment.
+        references: with `id`, and the label, or an `emotion` that implies the sentiment.
         predictions: label by id; ids are compared as strings.
     """
     outcomes: dict[str, bool] = {}

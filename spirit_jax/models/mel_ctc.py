@@ -1,7 +1,7 @@
 """A small convolutional network from log-mel features to CTC symbols, for aligners trained on the corpus at hand.
 
 Each output sees a fraction of a second around it and nothing else. A narrow view keeps symbols near the sounds that
-they stand for, and lets audio of any length run in windows with exact results.
+they spell, and lets audio of any length run in windows with exact results.
 """
 
 import dataclasses

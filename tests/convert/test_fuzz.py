@@ -150,7 +150,8 @@ def write_npy(folder):
 
 def write_kmeans(folder):
     points = np.random.default_rng(0).standard_normal((20, 4)).astype(np.float32)
-    joblib.dump(MiniBatchKMeans(3, n_init=1, max_iter=2, random_state=0).fit(points), folder / "km.bin")  # pyright: ignore[reportArgumentType]
+    model = MiniBatchKMeans(3, n_init=1, max_iter=2, random_state=0).fit(points)
+    joblib.dump(model, folder / "km.bin")  # pyright: ignore[reportArgumentType]
     return folder / "km.bin"
 
 

@@ -32,9 +32,9 @@ def test_the_cache_is_in_the_users_cache_directory_by_default(tmp_path):
 
 
 def test_a_directory_of_the_environment_wins_over_the_default_and_an_option_over_both(tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/theirs")
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "/from/environment")
     use_compilation_cache(None)
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/theirs"
+    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "/from/environment"
     use_compilation_cache(str(tmp_path / "mine"))
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "mine")
 

@@ -24,7 +24,7 @@ list:
 
 
 class ConfigError(SpiritError):
-    """The error that the reader is told to raise."""
+    """The error that the reader raises in these tests."""
 
 
 def _read(text):

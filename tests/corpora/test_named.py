@@ -121,7 +121,7 @@ def spotify(root):
 
 
 CASES = {
-    # name -> maker, split, (id, text, speaker, aligned words) of each clip, what is said of others
+    # name -> maker, split, (id, text, speaker, aligned words) of each clip, messages about others
     "librispeech": (
         librispeech,
         "train",

@@ -99,6 +99,15 @@ def read_alignment(path: pathlib.Path) -> dict[str, AlignedWords] | None:
 
 
 def in_milliseconds(words: Sequence[TimedWord], where: str) -> AlignedWords:
+    """Words with times in milliseconds, without silences; a word without a time shares the gap between its neighbors.
+
+    Args:
+        words: text, start and end in seconds; a missing time is None.
+        where: the file, for messages.
+
+    Raises:
+        CorpusError: a time is negative, implausibly large, or ends before it starts.
+    """
     words = [(text.strip(), start, end) for text, start, end in words if text.strip().lower() not in _SILENCES]
     times: list[WordTime | None] = []
     for text, start, end in words:

@@ -51,7 +51,7 @@ def mel_features(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "T bands"]
 
 
 class MelNetwork:
-    """A `CTCNetwork` on log-mel features. Frames of 10 ms; blanks stand for pauses between words only."""
+    """A `CTCNetwork` on log-mel features. Frames of 10 ms; blanks are pauses between words only."""
 
     kind: ClassVar[str] = "mel_ctc"
     grid: FrameGrid = FrameGrid(hop_ms=HOP_MS, offset_ms=2.5)  # the first frame is centered at 7.5 ms
