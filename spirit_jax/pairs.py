@@ -58,7 +58,8 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
     """Write the output; returns its number of lines and of encoded clips.
 
     Raises:
-        RecordError: a line is no object, or a clip of it cannot be read; names the line.
+        RecordError: a line is no object, or a clip of it cannot be read; names the line. Or the input holds units of
+            another speech tokenizer.
         CheckpointError: there is no speech tokenizer.
         FileExistsError: the output exists.
     """
@@ -80,6 +81,7 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
     fingerprints = sorted(speech_fingerprints(settings.checkpoint))
     if not fingerprints:
         raise CheckpointError(f"--checkpoint {settings.checkpoint}: it has no speech tokenizer")
+    lines.check_units(fingerprints)
     tokenizer = SpeechTokenizer.from_pretrained(settings.checkpoint, variant=settings.variant)
     clips = 0
     with atomic_file(target) as file, tqdm(total=len(entries), unit="line", disable=None) as bar:

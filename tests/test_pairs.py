@@ -49,6 +49,18 @@ def test_audio_becomes_units_and_the_rest_is_copied(tokenizer, tmp_path):
     assert (len(records), records.units, records[1].turns[0].output) == (2, "abc", ("units:[Hu0][Hu1][Hu2]",))
 
 
+def test_units_of_another_speech_tokenizer_are_refused(tokenizer, tmp_path, capsys):
+    """They would be copied under the name of this one."""
+    line = {"input": ["units:[Hu3]", "speech:1.flac"], "output": ["text:a"]}
+    pairs.main(_write(tmp_path, {TOKENIZER_KEY: "abc"}, line))
+    (tmp_path / "out/train.jsonl").unlink()
+    with pytest.raises(SystemExit) as exit_:
+        pairs.main(_write(tmp_path, {TOKENIZER_KEY: "xyz"}, line))
+    assert exit_.value.code == 2
+    assert "in.jsonl: its units are of the speech tokenizer xyz, the checkpoint has abc" in capsys.readouterr().err
+    assert not (tmp_path / "out/train.jsonl").exists()
+
+
 def test_a_clip_that_cannot_be_read_is_named_with_its_line(tokenizer, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_:
         pairs.main(_write(tmp_path, {"input": [], "output": []}, {"input": ["speech:3.flac"], "output": ["text:a"]}))

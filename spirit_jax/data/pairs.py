@@ -15,7 +15,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,6 +106,21 @@ class LineFile:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def check_units(self, known: Collection[str]) -> None:
+        """Check that one of these speech tokenizers encoded the units; a file that names none is trusted.
+
+        Args:
+            known: fingerprints of the speech tokenizers.
+
+        Raises:
+            RecordError: another one did.
+        """
+        if self.units and self.units not in known:
+            raise RecordError(
+                f"{self.path}: its units are of the speech tokenizer {self.units[:12]}, the checkpoint has "
+                f"{' or '.join(sorted(each[:12] for each in known)) or 'none'}: encode the audio again"
+            )
 
     def entry(self, index: int) -> tuple[str, dict[str, Any]]:
         """The place and the object of a line.

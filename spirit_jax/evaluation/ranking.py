@@ -44,6 +44,7 @@ def rank(settings: RankConfig) -> str:
     references = [_reference(entry, where, settings.by) for where, entry in entries]
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, adapter=settings.adapter)
+    lines.check_units([] if model.speech_tokenizer is None else [model.speech_tokenizer.fingerprint])
     prompts = [_read_prompt(model, where, entry, lines.directory) for where, entry in entries]
     encoded = [model.encode_prompt(segments, settings.output_modality) for segments in prompts]
     answers = _answers(model, settings, encoded)

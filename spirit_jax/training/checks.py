@@ -9,8 +9,8 @@ from spirit_jax import checkpoint
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json
 from spirit_jax.data.config import DataConfig, SourceConfig
-from spirit_jax.data.pairs import LineFile, PairRecords, split_file
-from spirit_jax.data.preferences import PreferenceData
+from spirit_jax.data.pairs import LineFile, split_file
+from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.records import RecordError, RecordSource, read_metadata
 from spirit_jax.speech import speech_fingerprints
 from spirit_jax.vocabulary import Variant
@@ -90,16 +90,19 @@ def check_units(data: DataConfig, directory: pathlib.Path, preferences: Preferen
         RunError: units of different speech tokenizers, whose ids mean different sounds, would be mixed.
     """
     sources: dict[str, str] = {}  # by fingerprint of the speech tokenizer
+    files: list[tuple[str, SourceConfig | PreferenceData]] = []
     for name in data.source_names:
         source = data.sources[name]
-        path = source.path
-        units = PairRecords(path, source.split).units if source.recipe == "pairs" else read_metadata(path).get("units")
-        if units:
-            sources.setdefault(units, f"{name} ({path})")
+        if source.recipe == "pairs":
+            files.append((name, source))
+        elif units := read_metadata(source.path).get("units"):  # one for all splits
+            sources.setdefault(units, f"{name} ({source.path})")
     if preferences is not None:
-        units = LineFile(split_file(preferences.path, preferences.split)).units
-        if units:
-            sources.setdefault(units, f"preferences ({preferences.path})")
+        files.append(("preferences", preferences))
+    for name, source in files:
+        for split in (source.split, source.held_out_split):
+            if split is not None and (units := LineFile(split_file(source.path, split)).units):
+                sources.setdefault(units, f"{name} ({source.path}, split {split})")
     if len(sources) > 1:
         raise RunError(
             f"data.sources: {' and '.join(sources.values())} hold units of different speech tokenizers: "

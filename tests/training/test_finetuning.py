@@ -14,6 +14,8 @@ from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import from_dict
 from spirit_jax.convert.command import main as convert
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.data.config import DataConfig, SourceConfig
+from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.records import RecordError
 from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
@@ -21,6 +23,7 @@ from spirit_jax.models.lora import TARGETS
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.run import job
 from spirit_jax.training import lora
+from spirit_jax.training.checks import RunError, check_units
 from tests.support import checkpoints
 from tests.support.runs import newest_step
 
@@ -187,3 +190,20 @@ def test_configs_that_train_nothing_are_refused(base, data, tmp_path, changes, m
 def test_rows_beyond_the_base_are_refused(base, data, tmp_path):
     with pytest.raises(SpiritError, match="rows_from 99999 lies beyond"):
         job.run(_config(tmp_path, base, data, lora={"rows_from": 99999}))
+
+
+@pytest.mark.parametrize("recipe", ["pairs", "preferences"])
+def test_held_out_units_of_another_speech_tokenizer_are_refused(recipe, tmp_path):
+    for split, fingerprint in (("train", "abc"), ("validation", "xyz")):
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"speech_tokenizer": fingerprint}) + "\n")
+    sources = {"mine": SourceConfig(str(tmp_path), "pairs", held_out_split="validation")}
+    preferences = PreferenceData(str(tmp_path), held_out_split="validation")
+    arguments = (DataConfig(sources), tmp_path) if recipe == "pairs" else (DataConfig(), tmp_path, preferences)
+    with pytest.raises(RunError, match=r"split train\) and .*split validation\) hold units of different"):
+        check_units(*arguments)
+
+
+def test_a_topology_is_refused_for_an_adapter(base, data, tmp_path):
+    """What is compiled is the training of all weights, which would be reported as the adapter's cost."""
+    with pytest.raises(RunError, match="leave out lora and preferences"):
+        job.compile_run(_config(tmp_path / "run", base, data, compile_topology="v5e:4x4"))
