@@ -86,7 +86,8 @@ class TrainConfig:
     """Tokenizers and records to build from corpora before the first step; null: the data are ready."""
     compile_topology: str | None = None
     """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not exist here, and
-    print what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer."""
+    print what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer. Not for `lora`
+    and `preferences`."""
 
     def __post_init__(self) -> None:
         if "://" in self.run_directory:
@@ -103,13 +104,22 @@ class TrainConfig:
             raise ValueError("lora: nothing to train: rank is 0 or targets is empty, and rows_from is null")
         if self.preferences is not None and self.data.sources:
             raise ValueError("preferences: a run trains on preferences or on data.sources, not on both")
-        if self.lora is None and self.sequence_length > self.model.max_position_embeddings:
+        if self.init_from is None:  # else the sizes that this config does not name are read from there
+            self.check_length()
+        if self.tokenizer is None and self.prepare is None and self.lora is None:
+            raise ValueError("tokenizer: name the directory of a tokenizer, or a section prepare that makes one")
+
+    def check_length(self) -> None:
+        """Check that a row is no longer than the model allows.
+
+        Raises:
+            ValueError: it is.
+        """
+        if self.sequence_length > self.model.max_position_embeddings:
             raise ValueError(
                 f"sequence_length {self.sequence_length} is longer than the model's max_position_embeddings "
                 f"{self.model.max_position_embeddings}"
             )
-        if self.tokenizer is None and self.prepare is None and self.lora is None:
-            raise ValueError("tokenizer: name the directory of a tokenizer, or a section prepare that makes one")
 
     def resolved(self) -> "TrainConfig":
         """The same config with `{run}` replaced in every path."""

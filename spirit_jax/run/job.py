@@ -81,7 +81,9 @@ def with_sizes(settings: TrainConfig, named: Collection[str]) -> TrainConfig:
     tokens = 0 if "vocab_size" in fields else vocabulary_size(found)
     try:
         model = adopt_sizes(settings.model, network, named=fields, vocabulary_size=tokens)
-        return dataclasses.replace(settings, model=model)
+        settings = dataclasses.replace(settings, model=model)
+        settings.check_length()
+        return settings
     except ValueError as error:
         raise RunError(f"the sizes of {directory} and those of this config do not go together: {error}") from error
 
@@ -90,10 +92,13 @@ def compile_run(settings: TrainConfig) -> Report:
     """Compile the training step of a run for `compile_topology`.
 
     Raises:
-        SpiritError: there is no such topology or no TPU compiler, or the mesh does not fit the run.
+        SpiritError: there is no such topology or no TPU compiler, the mesh does not fit the run, or the run trains an
+            adapter or on preferences.
     """
     if settings.compile_topology is None:
         raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16")
+    if settings.lora is not None or settings.preferences is not None:
+        raise RunError("compile_topology: only training of all weights on documents; leave out lora and preferences")
     return compile_step(
         Topology.parse(settings.compile_topology),
         settings.model,

@@ -164,6 +164,16 @@ def test_the_command_takes_sizes_from_the_weights(source, tmp_path, vocabularies
         job.with_sizes(dataclasses.replace(settings, sequence_length=128), named)
 
 
+def test_rows_may_be_as_long_as_the_context_of_the_weights(tmp_path):
+    """Longer than the 4096 of the default sizes, which the weights replace."""
+    network = dataclasses.replace(MODEL, max_position_embeddings=8192)
+    checkpoint.write_config(tmp_path, {"model": to_dict(network), "variant": "base"})
+    arguments = ["--run_directory", str(tmp_path / "run"), "--init_from", str(tmp_path), "--tokenizer", "unread"]
+    arguments += ["--sequence_length", "8192", "--model.vocab_size", str(network.vocab_size)]
+    settings = parse(train.TrainConfig, arguments, "train", None)
+    assert job.with_sizes(settings, named_options(train.TrainConfig, arguments)).model.max_position_embeddings == 8192
+
+
 @pytest.mark.parametrize("content", ["[]", "{}", '{"variant": "base"}', '{"model": {}}', '{"model": []}', "3"])
 def test_a_config_without_sizes_is_never_taken_for_a_7b(content, tmp_path):
     (tmp_path / "config.json").write_text(content)
