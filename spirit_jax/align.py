@@ -16,6 +16,7 @@ same command resumes a job that was killed.
 
 import dataclasses
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING
 from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import read_json
+from spirit_jax.core.paths import local_path
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
@@ -58,9 +60,9 @@ class AlignConfig:
     split: str = "train"
     """Split of the corpus to align; also the name of the manifest."""
     aligner: str = "pocketsphinx"
-    """pocketsphinx (English, no download); train (any language: learns from this input first, a few minutes an hour of
-    speech); or the directory of a network with a CTC head: one that `train` left, a Hugging Face Wav2Vec2ForCTC or
-    HubertForCTC, MMS_FA's file, or a converted one."""
+    """pocketsphinx (English, no download); train (any language: learns from this input first); or the directory of a
+    network with a CTC head: one that `train` left, a Hugging Face Wav2Vec2ForCTC or HubertForCTC, MMS_FA's file, or a
+    converted one."""
     transcribe: str | None = None
     """Recognizer that transcribes clips without a transcript: moonshine (English, no download) or whisper:DIR. Their
     words are flagged in the manifest."""
@@ -85,7 +87,7 @@ class AlignConfig:
 
     def __post_init__(self) -> None:
         self.alignment()
-        if self.aligner not in (SPHINX, TRAIN) and not pathlib.Path(self.aligner).is_dir():
+        if self.aligner not in (SPHINX, TRAIN) and not os.path.isdir(local_path(self.aligner, "--aligner")):
             raise ValueError(
                 f"aligner {self.aligner!r} is unknown; choose among {SPHINX}, {TRAIN} and the directory of a network"
             )
@@ -99,23 +101,28 @@ class AlignConfig:
         return AlignmentSettings(self.language, self.min_score, self.max_seconds, keep_times)
 
 
-def open_aligner(settings: AlignConfig, corpus: Input, recognizer: Recognizer | None) -> Aligner:
-    """The aligner that `--aligner` names; `train` trains it, or reads it where it was trained before.
+def open_aligner(settings: AlignConfig, corpus: Input, output: pathlib.Path, recognizer: Recognizer | None) -> Aligner:
+    """The aligner that `--aligner` names.
+
+    Args:
+        settings: name the aligner.
+        corpus: what an aligner learns from that is trained here.
+        output: directory that such an aligner is stored in.
+        recognizer: writes the transcripts that are missing.
 
     Raises:
-        AlignmentError, CheckpointError: it cannot be trained or read.
+        AlignmentError, CheckpointError: it cannot be read.
     """
     if settings.aligner == SPHINX:
         return SphinxAligner()
+    if settings.aligner == TRAIN:
+        from spirit_jax.corpora.alignment.training import AlignerTraining, TrainedAligner
+
+        directory, training = output / f"{settings.split}.aligner", AlignerTraining(seed=settings.seed)
+        return TrainedAligner(corpus, directory, settings.language, training, recognizer=recognizer)
     from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
 
-    if settings.aligner == TRAIN:
-        from spirit_jax.corpora.alignment.training import AlignerTraining, trained_network
-
-        directory = f"{settings.output}/{settings.split}.aligner"
-        training = AlignerTraining(seed=settings.seed)
-        return CTCAligner(trained_network(corpus, directory, settings.language, training, recognizer=recognizer))
-    return CTCAligner(_open_network(pathlib.Path(settings.aligner)))
+    return CTCAligner(_open_network(pathlib.Path(local_path(settings.aligner, "--aligner"))))
 
 
 def _open_network(directory: pathlib.Path) -> "CTCNetwork":
@@ -148,24 +155,26 @@ def _open_network(directory: pathlib.Path) -> "CTCNetwork":
     try:
         return Wav2Vec2Network(directory.resolve().name, found, arrays)
     except (KeyError, TypeError) as error:
-        raise AlignmentError(f"{path}: not as a network's of the converter: {error}") from error
+        raise AlignmentError(f"{path}: not the config of a network with a CTC head ({error})") from error
 
 
 def align(settings: AlignConfig) -> None:
     """Run the job, print its summary and draw its histogram.
 
     Raises:
+        PathError: a path is in a bucket.
         CorpusError, AlignmentError, CheckpointError, RecognizerError: input, aligner or recognizer cannot be used.
         JobError: no clip could be aligned.
     """
+    output = pathlib.Path(local_path(settings.output, "--output"))
     corpus = open_input(settings.input, settings.split)
     if settings.alignments is not None:
         corpus = attach_alignments(corpus, settings.alignments)
     recognizer = open_recognizer(settings.transcribe) if settings.transcribe else None
     summary = align_corpus(
         corpus,
-        open_aligner(settings, corpus, recognizer),
-        settings.output,
+        open_aligner(settings, corpus, output, recognizer),
+        output,
         settings.alignment(),
         recognizer=recognizer,
         write=settings.write,
@@ -173,10 +182,10 @@ def align(settings: AlignConfig) -> None:
     )
     print(summary)
     try:
-        plot_scores(summary, f"{settings.output}/{settings.split}.scores.png")
+        plot_scores(summary, output / f"{settings.split}.scores.png")
     except ImportError:
         print("no histogram of the scores: install matplotlib, pip install 'spirit_jax[plots]'")
-    manifest = f"{settings.output}/{settings.split}.jsonl"
+    manifest = output / f"{settings.split}.jsonl"
     print(f"next: python -m spirit_jax.encode --input {manifest} --checkpoint CHECKPOINT --output DIR")
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from spirit_jax.align import main
 from spirit_jax.audio import save_audio
-from spirit_jax.corpora import open_corpus, open_input, write_corpus
+from spirit_jax.core.locks import LockError, hold
+from spirit_jax.corpora import Utterance, open_corpus, open_input, write_corpus
 from spirit_jax.corpora.alignment.aligner import WordTime
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus
 from tests.support.ctc_networks import save_network
@@ -237,6 +238,61 @@ def test_recording_without_a_transcript_is_cut_where_nobody_speaks(chapter, tmp_
     assert max(heard.lengths) <= 6 * 16_000
     loaded = [each.load().size for each in open_input(str(tmp_path / "out/train.jsonl"), "train")]
     assert sorted(loaded) == pytest.approx(sorted(heard.lengths), abs=1)
+
+
+def one_word(path, *names):
+    """A folder of clips in which one word is said."""
+    for name in names:
+        save_audio(path / f"{name}.wav", np.zeros(16_000, np.float32))
+        (path / f"{name}.txt").write_text("yes")
+    return open_input(str(path), "train")
+
+
+def test_files_for_other_tools_are_written_for_a_finished_alignment_too(tmp_path):
+    corpus = one_word(tmp_path / "clips", "a")
+    for write in ((), ("ctm",)):
+        align_corpus(corpus, Heard(), tmp_path / "out", write=write, progress=False)
+    assert (tmp_path / "out/train/ctm/words.ctm").read_text().startswith("a 1 0.000 0.500 yes")
+
+
+def test_a_second_process_is_kept_out(tmp_path):
+    corpus = one_word(tmp_path / "clips", "a")
+    with hold(tmp_path / "out/.align-train.lock", "alignment"), pytest.raises(LockError):
+        align_corpus(corpus, Heard(), tmp_path / "out", progress=False)
+
+
+def test_ids_never_lead_out_of_the_output(tmp_path):
+    save_audio(tmp_path / "a.wav", np.zeros(16_000, np.float32))
+    rows = [{"id": name, "audio": "a.wav", "text": "yes"} for name in ("../../../x", str(tmp_path / "y"), "b/c")]
+    (tmp_path / "m.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    corpus = open_input(str(tmp_path / "m.jsonl"), "train")
+    align_corpus(corpus, Heard(), tmp_path / "out", write=("textgrid",), progress=False)
+    written = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.TextGrid")]
+    expected = ("x", f"{tmp_path}/y".removeprefix("/"), "b/c")
+    assert sorted(written) == sorted(f"out/train/textgrid/{name}.TextGrid" for name in expected)
+
+
+def test_clips_of_similar_ids_keep_their_own_audio(tmp_path):
+    clips = []
+    for name, samples in (("a/b", 16_000), ("a_b", 8000)):
+        save_audio(tmp_path / "clip.wav", np.zeros(samples, np.float32))
+        clips.append(Utterance(name, (tmp_path / "clip.wav").read_bytes(), "yes"))
+    write_corpus(tmp_path, "two", {"train": clips}, "Two clips.")
+    align_corpus(open_input(str(tmp_path / "two"), "train"), Heard(), tmp_path / "out", progress=False)
+    sizes = {each.id: each.load().size for each in open_input(str(tmp_path / "out/train.jsonl"), "train")}
+    assert sizes == {"a/b": 16_000, "a_b": 8000}
+
+
+def test_output_may_be_in_the_home_directory_and_not_in_a_bucket(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    run("--input", folder / "clip0.ogg", "--output", "~/out")
+    assert (tmp_path / "out/train.jsonl").exists()
+    for option, value in (("--output", "gs://b/out"), ("--aligner", "s3://b/network")):
+        with pytest.raises(SystemExit) as stopped:
+            run("--input", folder, "--output", tmp_path / "other", option, value)
+        assert stopped.value.code == 2
+        assert "mount the bucket" in capsys.readouterr().err
 
 
 def test_piece_that_cannot_be_cut_is_left_out(tmp_path):

@@ -7,10 +7,12 @@ A job stores each finished block in `DIR/.align-SPLIT/` until all are there, and
     SPLIT.summary.json     counts and the histogram of word scores
 
 Long recordings may be cut into utterances (`segmentation`); a piece has the name of its recording with a number. A job
-that was killed resumes at its first missing block.
+that was killed resumes at its first missing block. A lock keeps a second process from the same split.
 """
 
+import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -27,8 +29,9 @@ import tqdm
 from spirit_jax.audio import AudioError
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.errors import JobError
-from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.errors import JobError, SpiritError
+from spirit_jax.core.files import read_json, read_text, write_file
+from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
 from spirit_jax.corpora.alignment.segmentation import choose_pieces, ends_sentence, piece_bounds, voice_pieces
 from spirit_jax.corpora.alignment.spelling import spell
@@ -137,6 +140,7 @@ def align_corpus(
 
     Raises:
         JobError: the input holds no speech, or no utterance could be aligned.
+        LockError: another process aligns this split.
         FileExistsError: the directory holds a finished manifest that differs, and `overwrite` is false.
     """
     directory = pathlib.Path(directory)
@@ -148,30 +152,60 @@ def align_corpus(
         "recognizer": recognizer.name if recognizer else "",
         **dataclasses.asdict(settings),
     }
-    finished = directory / f"{corpus.split}.summary.json"
-    if finished.exists() and not overwrite:
-        summary = AlignmentSummary(**read_json(finished))
-        if summary.job == job:
-            return summary
-        raise FileExistsError(
-            f"{finished}: another alignment (aligner {summary.job['aligner']}) is here; choose another --output or "
-            "replace it with --overwrite"
-        )
+    with hold(directory / f".align-{corpus.split}.lock", f"alignment of split {corpus.split}") as lock:
+        summary = _finished(directory, corpus.split, job, overwrite)
+        if summary is None:
+            work = _BlockWork(corpus, aligner, settings, recognizer, directory)
+            summary = _align_blocks(work, job, lock, progress)
+        if write:
+            manifest = read_text(directory / f"{corpus.split}.jsonl").removesuffix("\n")
+            timed = [_timed(json.loads(line)) for line in manifest.split("\n")]
+            write_alignments(write, directory / corpus.split, timed)
+    return summary
+
+
+def _finished(directory: pathlib.Path, split: str, job: dict[str, Any], overwrite: bool) -> AlignmentSummary | None:
+    """The summary of this job if it is finished; None if there is work to do.
+
+    Raises:
+        FileExistsError: there is the result of another job, and `overwrite` is false.
+    """
+    path = directory / f"{split}.summary.json"
+    summary = None
+    with contextlib.suppress(SpiritError, TypeError):  # missing or damaged: aligned again
+        summary = AlignmentSummary(**read_json(path))
+    if summary is None or not (directory / f"{split}.jsonl").exists():
+        return None
+    if summary.job == job:
+        return summary
+    if overwrite:
+        return None
+    raise FileExistsError(
+        f"{path}: another alignment (aligner {summary.job['aligner']}) is here; choose another --output or replace it "
+        "with --overwrite"
+    )
+
+
+def _align_blocks(work: "_BlockWork", job: dict[str, Any], lock: Lock, progress: bool) -> AlignmentSummary:
+    """Align the blocks that are not stored yet, and write the results."""
+    corpus, directory = work.corpus, work.directory
     store = BlockStore(directory / f".align-{corpus.split}", AlignedBlock, {**job, "block": BLOCK})
     count = ceil_div(len(corpus), BLOCK)
     missing = [block for block in range(count) if store.read(block) is None]
-    work = _BlockWork(corpus, aligner, settings, recognizer, directory)
     seconds, started = 0.0, time.perf_counter()
     with tqdm.tqdm(total=len(corpus), desc=f"{corpus.name} {corpus.split}", unit="clip", disable=not progress) as bar:
         bar.update(len(corpus) - sum(len(work.indices(block)) for block in missing))
         for block in missing:
             aligned = work.align(block)
+            lock.check()
             store.write(block, aligned)
             seconds += sum(line["seconds"] for line in aligned.lines)
             bar.update(len(work.indices(block)))
             bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} x real time", refresh=False)
     blocks = [block for block in map(store.read, range(count)) if block is not None]
-    summary = _write_results(corpus, directory, blocks, job, write)
+    if len(blocks) < count:
+        raise JobError(f"{store.directory}: blocks were removed while the job ran; start the same command again")
+    summary = _write_results(corpus, directory, blocks, job)
     shutil.rmtree(store.directory)
     return summary
 
@@ -317,11 +351,15 @@ class _BlockWork:
         return fields
 
     def _audio_path(self, utterance: Utterance) -> str:
-        """Path of an utterance's file; audio inside a corpus is written beside the manifest, with a relative path."""
+        """Path of an utterance's file; audio inside a corpus is written beside the manifest, with a relative path.
+
+        The name of such a file ends in a hash of its content, so that a file with this name can be kept.
+        """
         if isinstance(utterance.audio, pathlib.Path):
             return str(utterance.audio.resolve())
         content = utterance.audio_bytes()
-        path = pathlib.PurePath("audio", self.corpus.split, _file_name(utterance.id) + _suffix(content))
+        name = f"{_file_name(utterance.id)}-{hashlib.sha256(content).hexdigest()[:12]}{_suffix(content)}"
+        path = pathlib.PurePath("audio", self.corpus.split, name)
         if not (self.directory / path).exists():
             write_file(self.directory / path, content)
         return path.as_posix()
@@ -360,7 +398,7 @@ def _kept_words(utterance: Utterance) -> list[dict[str, Any]]:
 
 
 def _write_results(
-    corpus: Input, directory: pathlib.Path, blocks: Sequence[AlignedBlock], job: dict[str, Any], write: Sequence[str]
+    corpus: Input, directory: pathlib.Path, blocks: Sequence[AlignedBlock], job: dict[str, Any]
 ) -> AlignmentSummary:
     lines = [line for block in blocks for line in block.lines]
     left_out = [line for block in blocks for line in block.left_out]
@@ -382,7 +420,6 @@ def _write_results(
         hours=sum(line["seconds"] for line in lines) / 3600,
         score_histogram=np.histogram(scores, SCORE_BINS, (0, 1))[0].tolist(),
     )
-    write_alignments(write, directory / corpus.split, [_timed(line) for line in lines])
     for name, content in (("left_out.jsonl", left_out), ("jsonl", lines)):
         write_file(
             directory / f"{corpus.split}.{name}",
@@ -430,8 +467,8 @@ def _timed(line: dict[str, Any]) -> tuple[str, float, list[str], list[WordTime]]
 
 
 def _file_name(name: str) -> str:
-    """A file name for an id, which may hold slashes."""
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")[:200] or "clip"
+    """The beginning of a file name for an id, which may hold slashes."""
+    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name).lstrip(".")[:50] or "clip"
 
 
 def _suffix(content: bytes) -> str:

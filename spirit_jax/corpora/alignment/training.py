@@ -31,11 +31,12 @@ from jaxtyping import Float
 
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CONFIG, CheckpointError, load_arrays
+from spirit_jax.core.arithmetic import round_up
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.files import read_json, write_file
-from spirit_jax.corpora.alignment.aligner import AlignmentError
+from spirit_jax.core.files import write_file
+from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime
 from spirit_jax.corpora.alignment.alphabet import Alphabet, LabelSequence
-from spirit_jax.corpora.alignment.ctc_aligner import SILENT
+from spirit_jax.corpora.alignment.ctc_aligner import SILENT, CTCAligner
 from spirit_jax.corpora.alignment.mel_network import MelNetwork, mel_features
 from spirit_jax.corpora.alignment.padding import padded_size
 from spirit_jax.corpora.alignment.spelling import SpelledWord, spell
@@ -44,7 +45,7 @@ from spirit_jax.corpora.utterance import CorpusError
 from spirit_jax.models.ctc import ctc_loss
 from spirit_jax.models.mel_ctc import MelCTC, MelCTCConfig
 from spirit_jax.speech.asr import Recognizer
-from spirit_jax.speech.storage import save_part
+from spirit_jax.speech.storage import read_part_config, save_part
 
 _FORMAT = 1  # changes when the same corpus gives another network
 _PRIOR_DECAY = 0.98  # of the running label prior, in a step
@@ -55,7 +56,7 @@ LONGEST_CLIP_S = 30
 """Longer clips are aligned, but not learned from."""
 
 MIN_MINUTES = 2.0
-"""Least speech to learn from: with less, boundaries are too far off to be of use."""
+"""Least speech to learn from."""
 
 RARE = 3
 """A character in fewer clips is not learned; words that hold it are aligned by their other characters."""
@@ -72,7 +73,7 @@ class AlignerTraining:
     seed: int = 0
     """Seed of the initial weights and of the order of the clips."""
     max_hours: float = 4.0
-    """Most speech to learn from, in clips drawn at random; more does not improve word times."""
+    """Most speech to learn from, in clips drawn at random; it bounds the time of the training."""
     passes: int = 12
     """Passes over the speech, at least."""
     min_hours_seen: float = 4.0
@@ -128,15 +129,7 @@ def trained_network(
         AlignmentError: too little speech with transcripts; says how much there is.
     """
     directory = pathlib.Path(directory)
-    job = {
-        "format": _FORMAT,
-        "corpus": corpus.fingerprint,
-        "language": language,
-        "recognizer": recognizer.name if recognizer else "",
-        **dataclasses.asdict(training),
-    }
-    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
-    name = f"trained on {corpus.name} {corpus.split}, {digest}"
+    name = _network_name(corpus, language, training, recognizer)
     if (directory / CONFIG).is_file():
         network = load_network(directory)
         if network.name == name:
@@ -147,20 +140,65 @@ def trained_network(
     return network
 
 
+class TrainedAligner:
+    """The `Aligner` of a corpus. It is trained, or read from its directory, when it aligns its first clips.
+
+    So a job that is finished, or refused, trains nothing.
+    """
+
+    def __init__(
+        self,
+        corpus: Input,
+        directory: str | os.PathLike,
+        language: str = "en",
+        training: AlignerTraining = AlignerTraining(),
+        *,
+        recognizer: Recognizer | None = None,
+    ) -> None:
+        """As `trained_network`."""
+        self.name = _network_name(corpus, language, training, recognizer)
+        self._network = functools.partial(trained_network, corpus, directory, language, training, recognizer=recognizer)
+
+    @functools.cached_property
+    def _aligner(self) -> CTCAligner:
+        return CTCAligner(self._network())
+
+    def align(
+        self, clips: Sequence[Float[np.ndarray, " R"]], transcripts: Sequence[Sequence[SpelledWord]]
+    ) -> list[list[WordTime] | AlignmentError]:
+        """As `Aligner.align`.
+
+        Raises:
+            AlignmentError, CheckpointError: the aligner cannot be trained or read.
+        """
+        return self._aligner.align(clips, transcripts)
+
+
 def load_network(directory: str | os.PathLike) -> MelNetwork:
     """Read a network that `trained_network` stored.
 
     Raises:
         CheckpointError: a file that is missing, damaged or of another kind; names it.
     """
-    path = pathlib.Path(directory) / CONFIG
-    config = read_json(path, CheckpointError)
-    if not isinstance(config, dict) or config.get("kind") != MelNetwork.kind:
-        raise CheckpointError(f"{path}: not a trained aligner, whose 'kind' is {MelNetwork.kind!r}")
+    directory = pathlib.Path(directory)
+    config = read_part_config(directory, (MelNetwork.kind,))
     try:
         return MelNetwork.load(config, load_arrays(directory))
     except (KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: not as a trained aligner's: {error}") from error
+        raise CheckpointError(f"{directory / CONFIG}: not the config of a trained aligner ({error})") from error
+
+
+def _network_name(corpus: Input, language: str, training: AlignerTraining, recognizer: Recognizer | None) -> str:
+    """Names the corpus, and by a hash everything else that the network depends on."""
+    job = {
+        "format": _FORMAT,
+        "corpus": corpus.fingerprint,
+        "language": language,
+        "recognizer": recognizer.name if recognizer else "",
+        **dataclasses.asdict(training),
+    }
+    digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()[:12]
+    return f"trained on {corpus.name} {corpus.split}, {digest}"
 
 
 def _load_clips(
@@ -218,7 +256,7 @@ def _batches(clips: Sequence[_Clip], batch_frames: int, rng: np.random.Generator
         symbols = padded_size(max(len(clips[i].labels.symbols) for i in group), 16)
         shuffled = rng.permutation(group)
         # The last batch is filled up, so that every batch of a group has one shape.
-        filled = np.resize(shuffled, -(-len(group) // rows) * rows)
+        filled = np.resize(shuffled, round_up(len(group), rows))
         batches += [(frames, symbols, part) for part in filled.reshape(-1, rows)]
     for position in rng.permutation(len(batches)):
         frames, symbols, part = batches[position]

@@ -12,7 +12,7 @@ Timed = tuple[str, float, Sequence[str], Sequence[WordTime]]
 
 
 def write_textgrids(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
-    """One `ID.TextGrid` an utterance, with a tier `words` whose gaps are empty intervals."""
+    """One `ID.TextGrid` an utterance, with a tier `words` whose gaps are empty intervals. An id may name folders."""
     for name, seconds, words, times in utterances:
         intervals, reached = [], 0.0
         for word, time in zip(words, times, strict=True):
@@ -37,7 +37,13 @@ def write_textgrids(directory: pathlib.Path, utterances: Iterable[Timed]) -> Non
                 f"        intervals [{number}]:", f"            xmin = {start}", f"            xmax = {end}",
                 f'            text = "{text}"',
             ]  # fmt: skip
-        write_file(directory / f"{name}.TextGrid", "\n".join(lines) + "\n")
+        write_file(directory / f"{_relative(name)}.TextGrid", "\n".join(lines) + "\n")
+
+
+def _relative(name: str) -> pathlib.PurePath:
+    """An id as a path that stays below the folder it is written to: ids are data of strangers."""
+    parts = [part for part in name.replace("\0", "_").split("/") if part not in ("", ".", "..")]
+    return pathlib.PurePath(*parts or ["clip"])
 
 
 def write_ctm(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:

@@ -9,11 +9,11 @@ import pytest
 
 from spirit_jax.corpora import open_corpus
 from spirit_jax.corpora.alignment import training
-from spirit_jax.corpora.alignment.aligner import AlignmentError
+from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime
 from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus
 from spirit_jax.corpora.alignment.spelling import spell
-from spirit_jax.corpora.alignment.training import AlignerTraining, load_network, trained_network
+from spirit_jax.corpora.alignment.training import AlignerTraining, TrainedAligner, load_network, trained_network
 from spirit_jax.corpora.utterance import Utterance
 
 SMALL = AlignerTraining(passes=40, min_hours_seen=0.1, width=48, batch_frames=800)
@@ -126,3 +126,17 @@ def test_wrong_transcripts_score_lower_and_are_left_out_by_the_filter(directory,
     settings = AlignmentSettings(min_score=float(threshold))
     summary = align_corpus(mixed, aligner, tmp_path, settings, progress=False)
     assert (summary.utterances, summary.left_out) == (4, 4)
+
+
+def test_a_refused_job_trains_nothing(corpus, tmp_path, monkeypatch):
+    class Sounds:
+        name = "sounds"
+
+        def align(self, clips, transcripts):
+            return [[WordTime(0, 1, 1.0)] * len(words) for words in transcripts]
+
+    few = dataclasses.replace(corpus, utterances=corpus.utterances[:2])
+    align_corpus(few, Sounds(), tmp_path, progress=False)
+    monkeypatch.setattr(training, "_load_clips", None)  # fails where it is called
+    with pytest.raises(FileExistsError, match="aligner sounds"):
+        align_corpus(few, TrainedAligner(few, tmp_path / "train.aligner"), tmp_path, progress=False)
