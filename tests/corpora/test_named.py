@@ -279,3 +279,29 @@ def test_shar_has_cuts_with_their_recordings(tmp_path, wav):
     assert corpus[0].spans_ms.tolist() == [[10, 30], [40, 60]]
     assert "cuts.000000.jsonl.gz:2: no recording of cut 'lost'" in errors[0]
     assert "cuts.000000.jsonl.gz:3: needs supervisions" in errors[1]
+
+
+def test_a_row_that_was_cut_short_costs_one_clip(tmp_path):
+    common_voice(tmp_path)
+    with (tmp_path / "cv-corpus-17.0/en/train.tsv").open("a") as file:
+        file.write("a7f\tcommon_voice_en_1.mp3\n")
+    clips, errors = read_all(open_input(f"common_voice:{tmp_path}", "train"))
+    assert [clip[0] for clip in clips] == ["common_voice_en_1"]
+    assert "train.tsv: a row lacks a column (KeyError('sentence'))" in errors[1]
+
+
+def test_a_manifest_of_cuts_keeps_their_word_times(tmp_path):
+    save_audio(tmp_path / "a.wav", SILENCE)
+    alignment = {"word": [["go", 0.01, 0.02, 0.9], ["do", 0.04, 0.02, None]]}
+    cut = {
+        "id": "a",
+        "start": 0.01,
+        "duration": 0.1,
+        "recording": {"sources": [{"type": "file", "source": "a.wav"}]},
+        "supervisions": [{"text": "Go, do!", "speaker": "jane", "alignment": alignment}],
+    }
+    text(tmp_path / "cuts.jsonl", json.dumps(cut) + "\n")
+    (one,) = open_input(str(tmp_path / "cuts.jsonl"), "train")
+    assert (one.text, one.speaker, one.words) == ("Go, do!", "jane", ("go", "do"))
+    assert one.spans_ms.tolist() == [[10, 30], [40, 60]]
+    assert one.load().size == 1600

@@ -9,6 +9,16 @@ import json
 import pathlib
 from collections.abc import Iterable
 
+SPLITS = ("train", "validation", "test")
+"""Names of the splits that `--split` takes for every corpus with splits."""
+
+_OTHER_NAMES = {"validation": ("validation", "dev", "valid")}
+
+
+def official_names(split: str) -> tuple[str, ...]:
+    """What publishers call a split; a name that is not in `SPLITS` is an official one, such as `train-clean-100`."""
+    return _OTHER_NAMES.get(split, (split,))
+
 
 def position(index: int, length: int, location: pathlib.Path) -> int:
     """The place of utterance `index`, which counts from the end if it is negative, as in any sequence.

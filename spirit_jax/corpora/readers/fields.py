@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from spirit_jax.audio import AUDIO_SUFFIXES
+from spirit_jax.core.files import shown
+from spirit_jax.corpora.alignment.formats import in_milliseconds
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
 AUDIO = ("audio", "audio_filepath", "audio_path", "wav")
@@ -57,7 +59,7 @@ def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
         CorpusError: names the file and line; the value is not an object with audio, or a field cannot be used.
     """
     if not isinstance(fields, dict):
-        raise CorpusError(f"{where}: needs an object with an 'audio' path, found {_shown(fields)}")
+        raise CorpusError(f"{where}: needs an object with an 'audio' path, found {shown(fields)}")
     if "recording" in fields:
         fields = _cut(fields, where)
     path = folder / _audio(fields, where)
@@ -104,7 +106,7 @@ def string(value: Any, name: str, where: str) -> str:
         return value or ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
-    raise CorpusError(f"{where}: {name!r} must be a string, found {_shown(value)}")
+    raise CorpusError(f"{where}: {name!r} must be a string, found {shown(value)}")
 
 
 def _string(fields: Mapping[str, Any], names: Sequence[str], where: str) -> str:
@@ -120,7 +122,7 @@ def _audio(fields: Mapping[str, Any], where: str) -> str:
     if isinstance(value, dict):
         value = value.get("path")
     if not isinstance(value, str) or not value or "\0" in value:
-        found = f"found {name!r}: {_shown(fields[name])}" if name else f"found the fields {_shown(list(fields))}"
+        found = f"found {name!r}: {shown(fields[name])}" if name else f"found the fields {shown(list(fields))}"
         raise CorpusError(f"{where}: needs an 'audio' path (or {', '.join(AUDIO[1:])}), {found}")
     return value
 
@@ -131,17 +133,40 @@ def _cut(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
         (source,) = fields["recording"]["sources"]
         if source["type"] != "file":
             raise ValueError(f"a source of type {source['type']!r}")
-        supervisions = fields.get("supervisions") or []
-        return {
-            "audio": source["source"],
-            "id": fields.get("id"),
-            "text": " ".join(one["text"] for one in supervisions if one.get("text")),
-            "speaker": supervisions[0].get("speaker") if supervisions else None,
-            "offset": fields.get("start", 0.0),
-            "duration": fields.get("duration"),
-        }
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        audio = source["source"]
+    except (KeyError, TypeError, ValueError) as error:
         raise CorpusError(f"{where}: a lhotse cut with one recording in one file is needed ({error!r})") from error
+    return {
+        "audio": audio,
+        "id": fields.get("id"),
+        "offset": fields.get("start", 0.0),
+        "duration": fields.get("duration"),
+        **supervised(fields, where),
+    }
+
+
+def supervised(cut: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Text, speaker and aligned words of the supervisions of a lhotse cut, as the fields of a manifest line.
+
+    Raises:
+        CorpusError: names the file and line; the supervisions are not as lhotse writes them.
+    """
+    try:
+        supervisions = cut.get("supervisions") or []
+        text = " ".join(each["text"] for each in supervisions if each.get("text"))
+        words = [item for each in supervisions for item in (each.get("alignment") or {}).get("word", ())]
+        timed = in_milliseconds([(item[0], float(item[1]), float(item[1]) + float(item[2])) for item in words], where)
+        speaker = supervisions[0].get("speaker") if supervisions else None
+    except CorpusError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        raise CorpusError(f"{where}: needs supervisions with text, speaker and alignments ({error!r})") from error
+    described = zip(timed.words, timed.spans_ms.tolist(), strict=True)
+    return {
+        "text": text,
+        "speaker": speaker,
+        "words": [{"word": word, "start_ms": start, "end_ms": end} for word, (start, end) in described],
+    }
 
 
 def _seconds(fields: Mapping[str, Any], name: str, where: str) -> float | None:
@@ -153,23 +178,23 @@ def _seconds(fields: Mapping[str, Any], name: str, where: str) -> float | None:
     except (TypeError, ValueError, OverflowError):
         seconds = math.nan
     if not 0 <= seconds < 1e9:
-        raise CorpusError(f"{where}: {name!r} must be seconds, found {_shown(value)}")
+        raise CorpusError(f"{where}: {name!r} must be seconds, found {shown(value)}")
     return seconds
 
 
 def _words(value: Any, where: str) -> tuple[tuple[str, ...], np.ndarray]:
     """Words and their times in milliseconds, int32 [W, 2]."""
     if not isinstance(value, list | None):
-        raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {_shown(value)}")
+        raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {shown(value)}")
     names, times = [], []
     for number, word in enumerate(value or []):
         if not isinstance(word, dict) or "word" not in word:
-            raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {_shown(word)}")
+            raise CorpusError(f"{where}: words must be a list of {{word, start_ms, end_ms}}, found {shown(word)}")
         names.append(string(word["word"], "word", where))
         for key in ("start_ms", "end_ms"):
             time = word.get(key)
             if not isinstance(time, int | float) or isinstance(time, bool) or not abs(time) < 1 << 31:
-                found = _shown(time) if key in word else "none"
+                found = shown(time) if key in word else "none"
                 raise CorpusError(
                     f"{where}: word {number} ({names[-1]!r}) needs a {key} in milliseconds, found {found}"
                 )
@@ -184,9 +209,3 @@ def _words(value: Any, where: str) -> tuple[tuple[str, ...], np.ndarray]:
 
 def _is_audio_file(value: Any) -> bool:
     return isinstance(value, str) and value.lower().endswith(AUDIO_SUFFIXES)
-
-
-def _shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:60] + "..."

@@ -11,21 +11,20 @@ import os
 import pathlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from spirit_jax.audio import AUDIO_SUFFIXES
-from spirit_jax.core.files import parse_json, read_json, read_text
+from spirit_jax.core.files import parse_json, read_json, read_text, shown
 from spirit_jax.core.paths import local_path, walk_files
 from spirit_jax.corpora.alignment.formats import AlignedWords, in_milliseconds, read_alignment, with_words
-from spirit_jax.corpora.readers import tar_archives
+from spirit_jax.corpora.readers import SPLITS, official_names, tar_archives
 from spirit_jax.corpora.readers.audio_files import AudioFiles
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 
+_Row = TypeVar("_Row")
+
 Clips = Iterator[Utterance | CorpusError]
 """The clips of a split, and why others cannot be used."""
-
-_SPLITS = ("train", "validation", "test")
-_OFFICIAL_NAMES = {"validation": ("validation", "dev", "valid")}
-"""What publishers call a split, where it is not the name that `--split` takes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +65,7 @@ def open_named(source: str, split: str) -> AudioFiles | tar_archives.TarCorpus:
     if not root.is_dir():
         raise CorpusError(f"{source}: {root} is not a directory")
     if name in ARCHIVES:
-        return ARCHIVES[name](name, root, split)
+        return ARCHIVES[name](root, split)
     corpus = NAMED_CORPORA[name]
     clips, splits = list(corpus.read(root, split)), corpus.splits(root)
     if not clips:
@@ -115,13 +114,13 @@ def _mls(root: pathlib.Path, split: str) -> Clips:
 
 
 def _voxpopuli(root: pathlib.Path, split: str) -> Clips:
-    for name in _official(split):
+    for name in official_names(split):
         for table in _find(root, f"asr_{name}.tsv"):
-            yield from _listed(
-                table,
-                table.parent,
-                ((row["id"], row.get("raw_text") or row["normalized_text"], row["speaker_id"]) for row in _rows(table)),
-            )
+            yield from _listed(table, table.parent, _rows(table), _voxpopuli_row)
+
+
+def _voxpopuli_row(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return row["id"], row.get("raw_text") or row["normalized_text"], row["speaker_id"]
 
 
 def _expresso(root: pathlib.Path, split: str) -> Clips:
@@ -137,7 +136,7 @@ def _expresso_split(root: pathlib.Path, split: str) -> set[str] | None:
     """Names of the clips of a split; None without lists of splits."""
     if not (root / "splits").is_dir():
         return None
-    lists = [root / "splits" / f"{name}.txt" for name in _official(split)]
+    lists = [root / "splits" / f"{name}.txt" for name in official_names(split)]
     lines = (line.split() for path in lists if path.is_file() for line in read_text(path, CorpusError).splitlines())
     return {line[0] for line in lines if line}
 
@@ -158,7 +157,7 @@ def _emovdb(root: pathlib.Path, split: str) -> Clips:
 def _ljspeech(root: pathlib.Path, split: str) -> Clips:
     for table in _find(root, "metadata.csv"):
         rows = (line.split("|") for line in read_text(table, CorpusError).splitlines() if "|" in line)
-        yield from _listed(table, table.parent, ((row[0], row[1], "lj") for row in rows))
+        yield from _listed(table, table.parent, rows, lambda row: (row[0], row[1], "lj"))
 
 
 def _vctk(root: pathlib.Path, split: str) -> Clips:
@@ -176,10 +175,13 @@ def _vctk(root: pathlib.Path, split: str) -> Clips:
 
 
 def _common_voice(root: pathlib.Path, split: str) -> Clips:
-    for name in _official(split):
+    for name in official_names(split):
         for table in _find(root, f"{name}.tsv"):
-            rows = ((pathlib.PurePath(row["path"]).stem, row["sentence"], row["client_id"]) for row in _rows(table))
-            yield from _listed(table, table.parent / "clips", rows)
+            yield from _listed(table, table.parent / "clips", _rows(table), _common_voice_row)
+
+
+def _common_voice_row(row: Mapping[str, str]) -> tuple[str, str, str]:
+    return pathlib.PurePath(row["path"]).stem, row["sentence"], row["client_id"]
 
 
 def _peoples_speech(root: pathlib.Path, split: str) -> Clips:
@@ -243,17 +245,28 @@ def _clip(path: pathlib.Path, text: str, speaker: str, name: str | None = None) 
     return Utterance(name or path.stem, path, text.strip(), speaker=speaker, transcript_required=False)
 
 
-def _listed(table: pathlib.Path, folder: pathlib.Path, rows: Iterable[tuple[str, str, str]]) -> Clips:
-    """The clips that a list names: rows of (name without suffix, text, speaker) for files in and below a folder."""
+def _listed(
+    table: pathlib.Path, folder: pathlib.Path, rows: Iterable[_Row], read: Callable[[_Row], tuple[str, str, str]]
+) -> Clips:
+    """The clips that a list names.
+
+    Args:
+        table: the list, for messages.
+        folder: where the audio files are, or above them.
+        rows: the rows of the list.
+        read: from a row to the name of its audio file without suffix, its text and its speaker.
+    """
     known = {path.stem: path for path in _audio(folder)}
-    try:
-        for name, text, speaker in rows:
-            if name in known:
-                yield _clip(known[name], text, speaker)
-            else:
-                yield CorpusError(f"{table}: no audio file named {name!r} in {folder}")
-    except (KeyError, IndexError) as error:
-        raise CorpusError(f"{table}: a column is missing ({error!r})") from error
+    for row in rows:
+        try:
+            name, text, speaker = read(row)
+        except (KeyError, IndexError) as error:
+            yield CorpusError(f"{table}: a row lacks a column ({error!r}): {shown(row)}")
+            continue
+        if name in known:
+            yield _clip(known[name], text, speaker)
+        else:
+            yield CorpusError(f"{table}: no audio file named {name!r} in {folder}")
 
 
 def _rows(table: pathlib.Path) -> Iterator[Mapping[str, str]]:
@@ -267,10 +280,6 @@ def _audio(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     return (path for path in walk_files(folder) if path.suffix.lower() in AUDIO_SUFFIXES)
 
 
-def _official(split: str) -> tuple[str, ...]:
-    return _OFFICIAL_NAMES.get(split, (split,))
-
-
 def _split_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
     """Folders of a split, such as train-clean-100 for train: in the root, in a folder in it, or the root itself."""
     for base in (root, *_folders(root)):
@@ -281,7 +290,7 @@ def _split_folders(root: pathlib.Path, split: str) -> list[pathlib.Path]:
 
 
 def _in_split(name: str, split: str) -> bool:
-    return any(name == each or name.startswith(f"{each}-") for each in _official(split))
+    return any(name == each or name.startswith(f"{each}-") for each in official_names(split))
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:
@@ -293,13 +302,13 @@ def _audio_in_splits(root: pathlib.Path, split: str) -> Iterator[pathlib.Path]:
 
 
 def _splits_by_folder(root: pathlib.Path) -> tuple[str, ...]:
-    return tuple(split for split in _SPLITS if _split_folders(root, split))
+    return tuple(split for split in SPLITS if _split_folders(root, split))
 
 
 def _splits_by_table(pattern: str) -> Callable[[pathlib.Path], tuple[str, ...]]:
     """The splits that have a table; `{}` in its name is the official name of the split."""
     return lambda root: tuple(
-        split for split in _SPLITS if any(_find(root, pattern.format(name)) for name in _official(split))
+        split for split in SPLITS if any(_find(root, pattern.format(name)) for name in official_names(split))
     )
 
 
@@ -346,7 +355,7 @@ NAMED_CORPORA: dict[str, NamedCorpus] = {
 }
 """Published corpora by the name that `--input NAME:DIR` takes."""
 
-ARCHIVES: dict[str, Callable[[str, pathlib.Path, str], tar_archives.TarCorpus]] = {
+ARCHIVES: dict[str, Callable[[pathlib.Path, str], tar_archives.TarCorpus]] = {
     "shar": tar_archives.open_shar,
     "webdataset": tar_archives.open_webdataset,
 }

@@ -11,17 +11,11 @@ import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from spirit_jax.audio import AUDIO_SUFFIXES
 from spirit_jax.core.files import decode_text, open_regular, parse_json, read_bytes
-from spirit_jax.corpora.alignment.formats import in_milliseconds
-from spirit_jax.corpora.readers import fields, position, stat_fingerprint
+from spirit_jax.corpora.readers import SPLITS, fields, official_names, position, stat_fingerprint
 from spirit_jax.corpora.readers.manifest import expand
 from spirit_jax.corpora.utterance import CorpusError, Utterance
-
-_SPLITS = {"train": ("train",), "validation": ("validation", "valid", "dev"), "test": ("test",)}
-"""Beginnings of the names of archives that belong to a split."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +127,7 @@ class TarCorpus(Sequence[Utterance]):
         return stat_fingerprint(self._files)
 
 
-def open_webdataset(name: str, root: pathlib.Path, split: str) -> TarCorpus:
+def open_webdataset(root: pathlib.Path, split: str) -> TarCorpus:
     """Open tar archives whose members `KEY.flac`, `KEY.json` and `KEY.txt` describe a clip.
 
     Where names of archives begin with the name of a split, those of the split are read, otherwise all.
@@ -144,7 +138,7 @@ def open_webdataset(name: str, root: pathlib.Path, split: str) -> TarCorpus:
     archives = sorted(root.rglob("*.tar"))
     if not archives:
         raise CorpusError(f"{root}: no .tar archive here")
-    splits = tuple(each for each in _SPLITS if any(_belongs(path, each) for path in archives))
+    splits = tuple(each for each in SPLITS if any(_belongs(path, each) for path in archives))
     chosen = [path for path in archives if _belongs(path, split)] if splits else archives
     clips: list[ArchivedClip | CorpusError] = []
     for archive in chosen:
@@ -163,7 +157,7 @@ def open_webdataset(name: str, root: pathlib.Path, split: str) -> TarCorpus:
     return TarCorpus(root.resolve().name, root, split, clips, chosen, splits)
 
 
-def open_shar(name: str, root: pathlib.Path, split: str) -> TarCorpus:
+def open_shar(root: pathlib.Path, split: str) -> TarCorpus:
     """Open a directory of lhotse Shar: `cuts.000000.jsonl.gz` beside `recording.000000.tar`, and so on.
 
     Raises:
@@ -201,29 +195,9 @@ def _cuts(manifest: pathlib.Path, recordings: Mapping[str, Place]) -> Iterator[A
                 raise CorpusError(f"{where}: needs a cut with an id")
             if cut["id"] not in recordings:
                 raise CorpusError(f"{where}: no recording of cut {cut['id']!r} in the archive")
-            yield ArchivedClip(cut["id"], where, recordings[cut["id"]], description=_supervised(cut, where))
+            yield ArchivedClip(cut["id"], where, recordings[cut["id"]], description=fields.supervised(cut, where))
         except CorpusError as error:
             yield error
-
-
-def _supervised(cut: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Text, speaker and words of the supervisions of a cut, as the fields of a manifest line."""
-    try:
-        supervisions = cut.get("supervisions") or []
-        text = " ".join(each["text"] for each in supervisions if each.get("text"))
-        words = [item for each in supervisions for item in (each.get("alignment") or {}).get("word", ())]
-        timed = in_milliseconds([(item[0], float(item[1]), float(item[1]) + float(item[2])) for item in words], where)
-        speaker = supervisions[0].get("speaker") if supervisions else None
-    except CorpusError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        raise CorpusError(f"{where}: needs supervisions with text, speaker and alignments ({error!r})") from error
-    described = zip(timed.words, np.asarray(timed.spans_ms).tolist(), strict=True)
-    return {
-        "text": text,
-        "speaker": speaker,
-        "words": [{"word": word, "start_ms": start, "end_ms": end} for word, (start, end) in described],
-    }
 
 
 def _members(archive: pathlib.Path) -> Iterator[tuple[str, Place]]:
@@ -248,4 +222,4 @@ def _key_and_suffix(member: str) -> tuple[str, str]:
 
 
 def _belongs(archive: pathlib.Path, split: str) -> bool:
-    return archive.name.startswith(_SPLITS.get(split, (split,)))
+    return archive.name.startswith(official_names(split))
