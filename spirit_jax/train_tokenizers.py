@@ -45,7 +45,7 @@ class TrainTokenizersConfig:
     speech_tokenizer: SpeechTokenizerConfig = SpeechTokenizerConfig()
     """Sizes of the speech tokenizer."""
     seed: int = 0
-    """Of the choice of clips and the starts of k-means."""
+    """Seed of the choice of clips and of the starts of k-means."""
     overwrite: bool = False
     """Replace tokenizers that are there; records of the old ones cannot be mixed with records of the new ones."""
 

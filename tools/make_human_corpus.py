@@ -24,6 +24,7 @@ import av
 import numpy as np
 import soundfile
 
+from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.corpora import BUNDLED, Utterance, write_corpus
 from spirit_jax.corpora.alignment.aligner import AlignmentError
 from spirit_jax.corpora.alignment.spelling import spell
@@ -33,7 +34,6 @@ from spirit_jax.speech.asr import Recognizer, open_recognizer
 
 NAME = "asterisk_prompts"
 SPEAKER = "allison_smith"
-SAMPLE_RATE = 16_000
 RECORDINGS = pathlib.Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 DOCUMENTS = pathlib.Path("/usr/share/doc/asterisk-core-sounds-en")
 COMPRESSION_LEVEL = 0.93  # of Opus in libsndfile: about 24 kbit/s

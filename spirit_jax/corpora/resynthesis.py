@@ -96,7 +96,7 @@ def check_resynthesis(
 ) -> ResynthesisReport:
     """Speak a few clips of a corpus again and compare; a poor fit is logged as a warning.
 
-    Writes `ID.recording.wav` and `ID.resynthesis.wav` of each clip and `report.json`.
+    Writes `N.recording.wav` and `N.resynthesis.wav` for clip N, counted from 0, and `report.json`, which has their ids.
 
     Args:
         corpus: a split with speech.

@@ -14,7 +14,8 @@ from typing import Any
 
 from spirit_jax import checkpoint
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.corpora.prepare import RECORDS, PrepareConfig, adopt_tokenizers, open_splits, prepare
+from spirit_jax.corpora.prepare import RECORDS, adopt_tokenizers, open_splits, prepare
+from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.corpora.summary import EncodingSummary
 from spirit_jax.data.records import METADATA
 from spirit_jax.speech import speech_fingerprints
@@ -34,7 +35,7 @@ class RunInputs:
     variant: Variant
     """Which unit streams the run uses."""
     seed: int
-    """Of the training of the speech tokenizer."""
+    """Seed of the training of the speech tokenizer."""
     tokenizer: str | None
     """Directory of a text tokenizer to copy; None if `prepare` trains one."""
     speech_tokenizer: str | None

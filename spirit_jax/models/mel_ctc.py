@@ -28,7 +28,7 @@ class MelCTCConfig:
     kernel: int = 3
     """Positions that a convolution reads."""
     layers: int = 3
-    """Residual layers. With three, an output sees 80 ms on each side; with 240 ms, boundaries are twice as far off."""
+    """Residual layers. With three, an output sees 80 ms on each side; more lets symbols drift from their sounds."""
 
     @property
     def context(self) -> int:

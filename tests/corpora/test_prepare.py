@@ -6,7 +6,8 @@ import pytest
 
 from spirit_jax.audio import load_audio
 from spirit_jax.corpora import CorpusError, open_corpus
-from spirit_jax.corpora.prepare import PrepareConfig, prepare
+from spirit_jax.corpora.prepare import prepare
+from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.corpora.resynthesis import check_resynthesis, mel_distance, pitch_errors, word_error_rate
 from spirit_jax.data.records import read_records
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig

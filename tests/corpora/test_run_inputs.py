@@ -6,7 +6,7 @@ import pytest
 
 from spirit_jax.config import to_dict
 from spirit_jax.corpora import Utterance, write_corpus
-from spirit_jax.corpora.prepare import PrepareConfig
+from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.corpora.run_inputs import RunInputError, RunInputs, put_inputs, run_vocabulary
 from spirit_jax.data.records import RecordSource
 from spirit_jax.vocabulary import Vocabulary

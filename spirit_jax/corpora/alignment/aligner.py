@@ -1,4 +1,4 @@
-"""What an aligner does, and the table of aligners by name."""
+"""What every aligner does: transcripts and clips in, a time for each word out."""
 
 import dataclasses
 from collections.abc import Sequence

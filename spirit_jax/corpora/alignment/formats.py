@@ -49,8 +49,6 @@ class AlignedWords:
 class AlignmentFormat:
     """One kind of file with word times."""
 
-    name: str
-    """Names the format in messages."""
     suffix: str
     """End of the names of its files; case does not count."""
     parse: Callable[[str, str], Mapping[str, Sequence[TimedWord]] | None]
@@ -307,13 +305,13 @@ def _json_word(word: Any, where: str) -> TimedWord:
 
 
 ALIGNMENT_FORMATS = (
-    AlignmentFormat("Praat's TextGrid", ".TextGrid", _parse_textgrid),
-    AlignmentFormat("label lines START END WORD", ".lab", _parse_lab),
-    AlignmentFormat("LibriSpeech alignments", ".alignment.txt", _parse_librispeech, several=True),
-    AlignmentFormat("CTM", ".ctm", _parse_ctm, several=True),
-    AlignmentFormat("the JSON of moshi-finetune", ".json", _parse_moshi),
-    AlignmentFormat("the JSON of Whisper and WhisperX", ".json", _parse_whisper),
-    AlignmentFormat("a JSON list of words", ".json", _parse_word_list),
+    AlignmentFormat(".TextGrid", _parse_textgrid),
+    AlignmentFormat(".lab", _parse_lab),
+    AlignmentFormat(".alignment.txt", _parse_librispeech, several=True),
+    AlignmentFormat(".ctm", _parse_ctm, several=True),
+    AlignmentFormat(".json", _parse_moshi),
+    AlignmentFormat(".json", _parse_whisper),
+    AlignmentFormat(".json", _parse_word_list),
 )
 """Formats; the first whose suffix fits and that knows the content reads a file."""
 

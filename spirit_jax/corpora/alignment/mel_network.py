@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.core.arithmetic import round_up
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.corpora.alignment.alphabet import Alphabet
 from spirit_jax.corpora.alignment.ctc_aligner import FrameGrid
@@ -103,7 +104,7 @@ class MelNetwork:
         """As `CTCNetwork.log_probs`; audio longer than 20 s is seen in windows, with the same result."""
         features = [mel_features(clip) for clip in clips]
         results = [np.empty((len(mel), self._network.symbols), np.float32) for mel in features]
-        context = -(-self._network.context // self._network.stride) * self._network.stride
+        context = round_up(self._network.context, self._network.stride)
         windows = []
         for index, mel in enumerate(features):
             for first in range(0, len(mel), _WINDOW):

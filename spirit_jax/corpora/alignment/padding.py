@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from spirit_jax.core.arithmetic import ceil_div, next_power_of_two
+from spirit_jax.core.arithmetic import next_power_of_two, previous_power_of_two, round_up
 
 
 def padded_size(size: int, smallest: int = 64, sizes_an_octave: int = 4) -> int:
@@ -10,7 +10,7 @@ def padded_size(size: int, smallest: int = 64, sizes_an_octave: int = 4) -> int:
     if size <= smallest:
         return smallest
     step = next_power_of_two(size) // (2 * sizes_an_octave)
-    return ceil_div(size, step) * step
+    return round_up(size, step)
 
 
 def padded_batches(sizes: Sequence[int], budget: int) -> Iterator[tuple[list[int], int, int]]:
@@ -28,7 +28,7 @@ def padded_batches(sizes: Sequence[int], budget: int) -> Iterator[tuple[list[int
     for index, size in enumerate(sizes):
         groups.setdefault(padded_size(size), []).append(index)
     for size, waiting in sorted(groups.items()):
-        largest = 1 << max(0, (budget // size).bit_length() - 1)
+        largest = previous_power_of_two(budget // size)
         while waiting:
             batch, waiting = waiting[:largest], waiting[largest:]
             yield batch, size, next_power_of_two(len(batch))

@@ -124,7 +124,7 @@ def piece_bounds(
 
 
 def _stretches(active: Bool[np.ndarray, " N"]) -> Int[np.ndarray, "M 2"]:
-    """First and last-but-one frame of each run of active frames."""
+    """First frame of each run of active frames, and the frame after its last."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
     return edges.reshape(-1, 2)
 
