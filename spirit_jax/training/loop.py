@@ -28,6 +28,7 @@ from spirit_jax.training.task import Summary, Task
 from spirit_jax.training.watchdog import Watchdog
 
 _STEPS_AHEAD = 2  # Steps that are started while an earlier one runs, so that the devices never wait for the host.
+_TASKS = "evaluation"  # Prefix of the figures of `evaluate_tasks`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,22 +74,24 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
     with Interruption() as stop, Watchdog(faults.hang_timeout) as watchdog, progress, contextlib.closing(feed):
 
         def evaluate_after(step: int, params: Params) -> None:
-            records = evaluate(
-                task,
-                params,
-                max_batches=config.evaluate_batches,
-                progress=lambda doing: watchdog.alive(f"{doing}, after step {step}"),
-                stop=stop.poll,
-            )
-            for prefix, values in (records or {}).items():
-                outputs.log.write(step, values, prefix)
-            if records and is_primary():
-                tqdm.write(f"step {step}: {_evaluation_line(task.summary, records)}")
-            if config.evaluate_tasks and not stop.poll():
+            """Log the values that the log does not hold yet. A resumed run lacks those that were given up."""
+            if not _is_logged(outputs.log, step, f"{TOTAL}/loss"):
+                records = evaluate(
+                    task,
+                    params,
+                    max_batches=config.evaluate_batches,
+                    progress=lambda doing: watchdog.alive(f"{doing}, after step {step}"),
+                    stop=stop.poll,
+                )
+                for prefix, values in (records or {}).items():
+                    outputs.log.write(step, values, prefix)
+                if records and is_primary():
+                    tqdm.write(f"step {step}: {_evaluation_line(task.summary, records)}")
+            if config.evaluate_tasks and not stop.poll() and not _is_logged(outputs.log, step, f"{_TASKS}/"):
                 watchdog.alive(f"measuring {', '.join(config.evaluate_tasks)} after step {step}")
-                outputs.log.write(step, outputs.measure(params, step), "evaluation")
+                outputs.log.write(step, outputs.measure(params, step), _TASKS)
 
-        if config.evaluate_every and (step == 0 or _evaluation_is_missing(step, config, outputs)):
+        if config.evaluate_every and (step == 0 or config.is_due(step, config.evaluate_every)):
             evaluate_after(step, state.params)
         while step < config.steps and not stop.poll():
             profiler.before_step(step)
@@ -141,10 +144,9 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
     return state
 
 
-def _evaluation_is_missing(step: int, config: LoopConfig, outputs: RunOutputs) -> bool:
-    """Whether the run that is resumed gave up the evaluation of this step."""
-    due = config.is_due(step, config.evaluate_every)
-    return due and not gather_json(outputs.log.has(step, f"{TOTAL}/loss"))[0]
+def _is_logged(log: MetricsLog, step: int, start: str) -> bool:
+    """Whether the log of the primary process holds a value of this step whose name starts so."""
+    return gather_json(log.has(step, start))[0]
 
 
 def _roll_back(

@@ -53,12 +53,12 @@ class MetricsLog:
         writer = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step + 1 if step else None)
         self._open = self.path.open("a"), writer
 
-    def has(self, step: int, name: str) -> bool:
-        """Whether a record of this step holds a value of this name (`prefix/name`); False if the log is inactive."""
+    def has(self, step: int, start: str) -> bool:
+        """Whether a record of this step holds a value whose `prefix/name` starts so; False if the log is inactive."""
         if not self._active:
             return False
         records = (json.loads(line) for line in read_text(self.path).splitlines())
-        return any(record["step"] == step and name in record for record in records)
+        return any(record["step"] == step and any(name.startswith(start) for name in record) for record in records)
 
     def write(self, step: int, values: Mapping[str, float], prefix: str = "train") -> None:
         """Log a record; its names are stored as `prefix/name`, values that are not finite as null."""

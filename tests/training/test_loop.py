@@ -258,3 +258,20 @@ def test_tasks_are_measured_and_logged_with_every_evaluation(train_step, tmp_pat
     assert measured == [0, 6, 12]
     records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [record["evaluation/x/T"] for record in records if "evaluation/x/T" in record] == measured
+
+
+@pytest.mark.parametrize("is_given_up", [False, True])
+def test_a_resumed_run_measures_only_the_tasks_that_were_given_up(is_given_up, train_step, tmp_path):
+    """Without held-out data, the log tells by the tasks alone whether the last step was evaluated."""
+    measured, log = [], tmp_path / "metrics.jsonl"
+    for step in (0, STEPS):
+        run = Run(train_step, tmp_path, Numbered(), step=step, evaluate_every=STEPS, evaluate_tasks=["mini_sblimp:T"])
+        outputs = dataclasses.replace(run.outputs, measure=lambda _, step: measured.append(step) or {"x/T": step})
+        state = run.checkpoints.restore(step, train_step.abstract_state) if step else _state(train_step)
+        train(state, run.task, outputs, config=run.config, faults=run.faults)
+        if is_given_up and not step:
+            log.write_text(
+                "".join(line for line in log.read_text().splitlines(True) if '"evaluation/x/T": 12' not in line)
+            )
+    assert measured == ([0, STEPS, STEPS] if is_given_up else [0, STEPS])
+    assert log.read_text().count('"evaluation/x/T": 12') == 1
