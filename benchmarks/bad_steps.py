@@ -20,7 +20,7 @@ from spirit_jax.core.files import read_json, write_file
 from spirit_jax.data.loader import Loader
 from spirit_jax.parallel.mesh import make_mesh
 from spirit_jax.parallel.sharding import BatchLayout
-from spirit_jax.train import TrainConfig
+from spirit_jax.run.config import TrainConfig
 from spirit_jax.training.language_model import LanguageModelObjective, padded_token_kinds
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import TrainStep, UpdateRule
@@ -59,20 +59,8 @@ def main() -> None:
     parser.add_argument("--output", default="traces.json")
     options = parser.parse_args()
     run, output = pathlib.Path(options.run), pathlib.Path(options.output)
-    values = read_json(run / checkpoint.CONFIG)
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    settings = config.from_dict(TrainConfig, {name: value for name, value in values.items() if name in known})
-    settings = dataclasses.replace(
-        settings,
-        run_directory=str(run),
-        data=dataclasses.replace(
-            settings.data,
-            sources={
-                name: dataclasses.replace(source, path=str(run / "records" / pathlib.Path(source.path).name))
-                for name, source in settings.data.sources.items()
-            },
-        ),
-    )
+    stored = config.from_dict(TrainConfig, read_json(run / checkpoint.CONFIG))
+    settings = dataclasses.replace(stored, run_directory=str(run)).resolved()
     vocabulary = Vocabulary.load(run / checkpoint.TOKENIZER, settings.variant)
     traces = json.loads(output.read_text()) if output.exists() else {}
     for seed in range(options.seeds):

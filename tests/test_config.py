@@ -13,8 +13,9 @@ import spirit_jax
 from spirit_jax import config
 from spirit_jax.generate import GenerateConfig
 from spirit_jax.models import llama
-from spirit_jax.parallel.mesh import MeshConfig
-from spirit_jax.train import TrainConfig, main
+from spirit_jax.parallel.mesh_config import MeshConfig
+from spirit_jax.run.config import TrainConfig
+from spirit_jax.train import main
 
 CONFIGS = [
     path

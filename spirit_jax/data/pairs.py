@@ -37,7 +37,7 @@ _UNIT = re.compile(r"\[(Hu|Pi|St)([0-9]+)\]")
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Text that stands before the input and before the output of a turn. Speech before it is followed by [Text]."""
+    """Text in front of the input and of the output of a turn. Where it follows speech, [Text] comes first."""
 
     before_input: str = ""
     before_output: str = ""
@@ -68,10 +68,11 @@ class Pair:
     """One line: a pair, or a conversation of several turns."""
 
     id: str
+    """The name of the line in messages."""
     turns: tuple[Turn, ...]
 
     def validate(self) -> None:
-        """Lines are checked when they are read; this is the protocol of records."""
+        """Does nothing: a line is checked when it is read. The loader calls this method of every record."""
 
 
 class LineFile:
@@ -123,7 +124,7 @@ class LineFile:
             )
 
     def entry(self, index: int) -> tuple[str, dict[str, Any]]:
-        """The place and the object of a line.
+        """The place of a line, for messages, and its object.
 
         Raises:
             RecordError: the line is not a JSON object; names the file and the line.
@@ -177,13 +178,18 @@ class PairRecords(LineFile):
             RecordError: it is no pair, or an output is empty; names the file and the pair.
         """
         where, entry = self.entry(index)
-        name = f"{where} (id {str(entry['id'])[:40]!r})" if "id" in entry else where
+        name = name_of(where, entry)
         if ("turns" in entry) == ("input" in entry):
             raise RecordError(f'{name}: either "input" and "output", or "turns" with both expected')
         turns = entry.get("turns", [entry])
         if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
             raise RecordError(f'{name}: "turns" must be a list of objects with input and output')
         return Pair(name, tuple(_turn(turn, name) for turn in turns))
+
+
+def name_of(where: str, entry: Mapping[str, Any]) -> str:
+    """The place of a line with its id, if it has one, for messages."""
+    return f"{where} (id {str(entry['id'])[:40]!r})" if "id" in entry else where
 
 
 def _turn(turn: Mapping[str, Any], name: str) -> Turn:

@@ -15,15 +15,7 @@ from jaxtyping import Int32
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.packing import HostBatch, empty_batch, fill_row
-from spirit_jax.data.pairs import (
-    LineFile,
-    Pair,
-    PairSequencer,
-    Turn,
-    has_content,
-    segments,
-    split_file,
-)
+from spirit_jax.data.pairs import LineFile, Pair, PairSequencer, Turn, has_content, name_of, segments, split_file
 from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.records import RecordError
 from spirit_jax.data.sampling import Shuffle
@@ -56,8 +48,7 @@ class Preferences:
         self._documents: list[tuple[Int32[np.ndarray, " _N"], Int32[np.ndarray, " _M"]]] = []
         for index in range(len(lines)):
             try:
-                where, entry = lines.entry(index)
-                chosen, rejected = read_preference(where, entry)
+                chosen, rejected = read_preference(*lines.entry(index))
                 self._documents.append((sequencer(chosen)[0], sequencer(rejected)[0]))
             except RecordError as error:
                 if config.on_bad_record == "error":
@@ -84,10 +75,14 @@ class Preferences:
 def read_preference(where: str, entry: dict[str, Any]) -> tuple[Pair, Pair]:
     """The two pairs of a line: the input with the chosen answer, and with the rejected one.
 
+    Args:
+        where: the place of the line, for messages.
+        entry: its object.
+
     Raises:
         RecordError: a side is missing, malformed or empty, or both answers are equal; names the line.
     """
-    name = f"{where} (id {str(entry['id'])[:40]!r})" if "id" in entry else where
+    name = name_of(where, entry)
     read = {key: segments(entry.get(key), key, name) for key in ("input", "chosen", "rejected")}
     for key in ("chosen", "rejected"):
         if not has_content(read[key]):

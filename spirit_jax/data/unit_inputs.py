@@ -115,7 +115,7 @@ def _items_of_text(path: pathlib.Path) -> list[UnitItem]:
 
 
 def _hint_at_numbers(source: str) -> str:
-    """What to say of units that are given as numbers alone, which other tools write."""
+    """The end of the message where the input holds bare numbers, as other tools write units; otherwise nothing."""
     numbers = source.split()
     if not all(number.isascii() and number.isdigit() for number in numbers):
         return ""

@@ -25,7 +25,8 @@ from spirit_jax.data.packing import HostBatch
 from spirit_jax.data.preferences import PreferenceBatches, Preferences, held_out_preferences
 from spirit_jax.inference.samples import SampleWriter
 from spirit_jax.models import llama
-from spirit_jax.models.lora import LoraConfig, parameter_count
+from spirit_jax.models.lora import parameter_count
+from spirit_jax.models.lora_config import LoraConfig
 from spirit_jax.parallel.mesh import make_mesh
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.parallel.sharding import BatchLayout, HostShare
@@ -42,10 +43,7 @@ from spirit_jax.training.checks import (
 )
 from spirit_jax.training.compile import compile_step
 from spirit_jax.training.initialize import Weights, adopt_sizes, checkpoint_config, load_initial_params
-from spirit_jax.training.language_model import (
-    padded_token_kinds,
-    param_shardings,
-)
+from spirit_jax.training.language_model import padded_token_kinds, param_shardings
 from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.objectives import Objectives
@@ -260,7 +258,7 @@ def open_batches(
 def task_metrics(
     settings: TrainConfig, vocabulary: Vocabulary, directory: pathlib.Path, layout: BatchLayout
 ) -> Callable[[llama.Params, int], Mapping[str, float]]:
-    """What measures `loop.evaluate_tasks` after a step.
+    """Return the function that runs `loop.evaluate_tasks` after a step and returns their figures.
 
     Raises:
         RunError: there are several processes.
@@ -311,7 +309,7 @@ def hold_run(directory: str | os.PathLike) -> Iterator[Callable[[], None]]:
 
 
 def run_inputs(settings: TrainConfig) -> RunInputs:
-    """What the tokenizers and records of a run are made from."""
+    """The part of the config from which the tokenizers and records of a run are made."""
     return RunInputs(
         variant=settings.variant,
         seed=settings.seed,

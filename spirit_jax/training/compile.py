@@ -8,10 +8,12 @@ from spirit_jax.costmodel.report import Report, make_report
 from spirit_jax.costmodel.topology import Topology
 from spirit_jax.kernels.tpu import kernel_flops
 from spirit_jax.models import llama
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.mesh import make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.parallel.sharding import BatchLayout
+from spirit_jax.training.config import OptimizerConfig
 from spirit_jax.training.language_model import LanguageModelObjective, abstract_batch
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import TrainStep, UpdateRule
 from spirit_jax.vocabulary import TOKEN_KINDS
 

@@ -141,7 +141,7 @@ class PreferenceConfig:
     """The preferences."""
     beta: float = 0.1
     """How strongly the difference of log-probabilities counts; the larger, the closer the model stays to the
-    reference. With length_normalized, useful values are around 2."""
+    reference. With length_normalized, the SimPO paper uses 2 to 2.5."""
     label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round, below 0.5."""
     reference: bool = True

@@ -180,9 +180,13 @@ def first_adapter(weights: AdapterWeights, mesh: Mesh, seed: int) -> Params:
 
 
 def merging(weights: AdapterWeights, use: Callable[[Params, int], Result]) -> Callable[[Params, int], Result]:
-    """What samples or measures an adapter, from what does so with all parameters of a Llama.
+    """Return a function of an adapter and a step that merges the weights and calls `use` with them.
 
-    The merged weights take as much memory as the base, while they are in use.
+    The merged weights, in floats, exist only during the call.
+
+    Args:
+        weights: the adapter's kind and its base.
+        use: samples or measures all parameters of a Llama.
     """
 
     @jax.jit

@@ -9,10 +9,11 @@ from jaxtyping import Int
 from spirit_jax.models import llama
 from spirit_jax.models import lora as low_rank
 from spirit_jax.parallel.sharding import BatchLayout
+from spirit_jax.training.config import PreferenceConfig
 from spirit_jax.training.language_model import AllWeights, LanguageModelObjective, LanguageModelSummary
 from spirit_jax.training.lora import AdapterWeights
 from spirit_jax.training.optimizer import Optimizer
-from spirit_jax.training.preferences import PreferenceConfig, PreferenceObjective, PreferenceSummary
+from spirit_jax.training.preferences import PreferenceObjective, PreferenceSummary
 from spirit_jax.training.state import Params
 from spirit_jax.training.step import Frozen, Objective, TrainStep, UpdateRule
 from spirit_jax.training.task import Summary

@@ -79,20 +79,15 @@ class PreferenceObjective:
         The kernel of the cross entropy has a gradient for weighted sums over tokens only. The gradient of the DPO loss
         is such a sum, whose weights follow from the log-probabilities, so that these are computed first.
         """
-        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items() if array.ndim == 3}
+        flat = _one_answer_a_row(batch)
         variables, keys = self.trained.variables(params), self.trained.random_keys(batch)
         hidden_btd = self._hidden(variables, flat, keys)
         head_dv = llama.head_weight(self.model, variables["params"])
-        # One over the number of tokens, or 1.
         weight_b = 1 / self._lengths(flat)
         sums_b = -weight_b * self._nll(jax.lax.stop_gradient(hidden_btd), jax.lax.stop_gradient(head_dv), flat)
         reference_b = self._reference(flat, weight_b)
 
-        def total(sums_b: Float[Array, " 2B"]) -> Float[Array, ""]:
-            l_b2 = (sums_b - reference_b).reshape(-1, 2)
-            return jnp.sum(jnp.where(_is_preference(batch), dpo_loss(l_b2[:, 0], l_b2[:, 1], self.config), 0))
-
-        loss, slope_b = jax.value_and_grad(total)(sums_b)
+        loss, slope_b = jax.value_and_grad(self._total)(sums_b, reference_b, batch)
         weights_bt = flat["loss_mask"] * jax.lax.stop_gradient(-scale * slope_b * weight_b)[:, None]
         weighted = next_token_losses(hidden_btd, head_dv, flat["targets"], weights_bt).loss
         value = weighted + jax.lax.stop_gradient(scale * loss - weighted)
@@ -100,22 +95,28 @@ class PreferenceObjective:
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
         """The sums of `loss`, without dropout."""
-        flat = {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items() if array.ndim == 3}
+        flat = _one_answer_a_row(batch)
         variables = self.trained.variables(params)
         weight_b = 1 / self._lengths(flat)
         head_dv = llama.head_weight(self.model, variables["params"])
         sums_b = -weight_b * self._nll(self._hidden(variables, flat, {}), head_dv, flat)
         reference_b = self._reference(flat, weight_b)
-        l_b2 = (sums_b - reference_b).reshape(-1, 2)
-        loss = jnp.sum(jnp.where(_is_preference(batch), dpo_loss(l_b2[:, 0], l_b2[:, 1], self.config), 0))
+        loss = self._total(sums_b, reference_b, batch)
         return {"loss": loss, **self._metrics(batch, flat, sums_b, reference_b)}
+
+    def _total(
+        self, sums_b: Float[Array, " 2B"], reference_b: Float[Array, " 2B"], batch: DeviceBatch
+    ) -> Float[Array, ""]:
+        """The summed DPO loss, from the log-probabilities of the answers by the model and by the reference."""
+        l_b2 = (sums_b - reference_b).reshape(-1, 2)
+        return jnp.sum(jnp.where(_is_preference(batch), dpo_loss(l_b2[:, 0], l_b2[:, 1], self.config), 0))
 
     def _hidden(self, variables: Params, flat: DeviceBatch, keys: Mapping[str, Array]) -> Float[Array, "2B T D"]:
         inputs = (flat["inputs"], flat["positions"], flat["segment_ids"])
         return llama.Llama(self.model).apply(variables, *inputs, rngs=dict(keys))[0]
 
     def _lengths(self, flat: DeviceBatch) -> Float[Array, " 2B"]:
-        """What log-probabilities are divided by: the number of tokens of each answer, or 1."""
+        """The divisor of each log-probability: the number of tokens of the answer, or 1."""
         counts_b = jnp.maximum(flat["loss_mask"].sum(-1), 1).astype(jnp.float32)
         return counts_b if self.config.length_normalized else jnp.ones_like(counts_b)
 
@@ -148,6 +149,11 @@ class PreferenceObjective:
             "wins": wins_b.sum().astype(jnp.float32),
             "tokens": (flat["segment_ids"] > 0).sum().astype(jnp.float32),
         }
+
+
+def _one_answer_a_row(batch: DeviceBatch) -> DeviceBatch:
+    """The arrays [B, 2, T] of a batch as [2B, T]."""
+    return {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items() if array.ndim == 3}
 
 
 def _is_preference(batch: DeviceBatch) -> Array:

@@ -13,7 +13,8 @@ import pytest
 from spirit_jax import checkpoint
 from spirit_jax.core.checksums import find_damage, write_checksums
 from spirit_jax.models import llama
-from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints, SaveError
+from spirit_jax.training.checkpoints import RunCheckpoints, SaveError
+from spirit_jax.training.config import CheckpointConfig
 from spirit_jax.training.metrics import MetricsLog
 from tests.support.steps import language_model_step, one_device
 

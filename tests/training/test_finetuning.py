@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax import SpiritLM, train
+from spirit_jax import SpiritLM
 from spirit_jax.adapters import AdapterError, base_fingerprint, read_adapter
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import from_dict
@@ -19,9 +19,11 @@ from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.records import RecordError
 from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
-from spirit_jax.models.lora import TARGETS
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.models.lora_config import TARGETS
+from spirit_jax.parallel.mesh import make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.run import job
+from spirit_jax.run.config import TrainConfig
 from spirit_jax.training import lora
 from spirit_jax.training.checks import RunError, check_units
 from tests.support import checkpoints
@@ -54,7 +56,7 @@ def data(tmp_path_factory):
     return directory
 
 
-def _config(run: pathlib.Path, base: pathlib.Path, files: pathlib.Path, **changes) -> train.TrainConfig:
+def _config(run: pathlib.Path, base: pathlib.Path, files: pathlib.Path, **changes) -> TrainConfig:
     values = {
         "run_directory": str(run),
         "init_from": str(base),
@@ -69,7 +71,7 @@ def _config(run: pathlib.Path, base: pathlib.Path, files: pathlib.Path, **change
         "sample": {"prompts": [{"prompt": "[Text]one[Speech]"}], "max_new_tokens": 4},
         "checkpoint": {"every": 2},
     }
-    return from_dict(train.TrainConfig, values | changes)
+    return from_dict(TrainConfig, values | changes)
 
 
 @pytest.fixture(scope="module")

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax import checkpoint, train
+from spirit_jax import checkpoint
 from spirit_jax.config import named_options, parse, to_dict
 from spirit_jax.convert.components.llama import to_hf_config
 from spirit_jax.core.files import write_file
 from spirit_jax.models import llama
-from spirit_jax.parallel.mesh import MeshConfig, make_mesh
+from spirit_jax.parallel.mesh import make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.run import job
+from spirit_jax.run.config import TrainConfig
 from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import param_shardings
@@ -154,8 +156,8 @@ def test_the_command_takes_sizes_from_the_weights(source, tmp_path, vocabularies
         write_file(directory / "model.safetensors", b"")
     arguments = ["--run_directory", str(tmp_path / "run"), "--init_from", str(directory), "--variant", "base"]
     arguments += ["--tokenizer", str(tmp_path / "tokenizer"), "--sequence_length", "32", "--model.remat", "dots"]
-    settings = parse(train.TrainConfig, arguments, "train", None)
-    named = named_options(train.TrainConfig, arguments)
+    settings = parse(TrainConfig, arguments, "train", None)
+    named = named_options(TrainConfig, arguments)
     assert "model.remat" in named
     assert "model.hidden_size" not in named
     model = job.with_sizes(settings, named).model
@@ -170,8 +172,8 @@ def test_rows_may_be_as_long_as_the_context_of_the_weights(tmp_path):
     checkpoint.write_config(tmp_path, {"model": to_dict(network), "variant": "base"})
     arguments = ["--run_directory", str(tmp_path / "run"), "--init_from", str(tmp_path), "--tokenizer", "unread"]
     arguments += ["--sequence_length", "8192", "--model.vocab_size", str(network.vocab_size)]
-    settings = parse(train.TrainConfig, arguments, "train", None)
-    assert job.with_sizes(settings, named_options(train.TrainConfig, arguments)).model.max_position_embeddings == 8192
+    settings = parse(TrainConfig, arguments, "train", None)
+    assert job.with_sizes(settings, named_options(TrainConfig, arguments)).model.max_position_embeddings == 8192
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"variant": "base"}', '{"model": {}}', '{"model": []}', "3"])

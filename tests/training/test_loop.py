@@ -17,13 +17,12 @@ import pytest
 
 from spirit_jax.core.interrupts import end_at_once
 from spirit_jax.models import llama
-from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from spirit_jax.training.config import FaultConfig
+from spirit_jax.training.checkpoints import RunCheckpoints
+from spirit_jax.training.config import CheckpointConfig, FaultConfig, LoopConfig, OptimizerConfig
 from spirit_jax.training.faults import TrainingError, detect_bad_step, no_recent_steps
 from spirit_jax.training.language_model import LanguageModelSummary
-from spirit_jax.training.loop import LoopConfig, RunOutputs, train
+from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.optimizer import OptimizerConfig
 from spirit_jax.training.task import Task
 from tests.support.steps import language_model_step, one_device
 

@@ -12,10 +12,11 @@ import torch
 import transformers
 
 from spirit_jax.models import llama, lora
-from spirit_jax.models.lora import LoraConfig
+from spirit_jax.models.lora_config import LoraConfig
+from spirit_jax.training.config import OptimizerConfig
 from spirit_jax.training.language_model import LanguageModelObjective
 from spirit_jax.training.lora import AdapterWeights, first_adapter
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import Frozen, TrainStep, UpdateRule
 from tests.support.adapters import random_adapter
 from tests.support.steps import KINDS_V, LENGTH, MODEL, ROWS, VOCABULARY, one_device, tiny_batch

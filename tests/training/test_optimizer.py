@@ -9,7 +9,8 @@ import optax
 import pytest
 import torch
 
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
+from spirit_jax.training.config import OptimizerConfig
+from spirit_jax.training.optimizer import make_optimizer, make_schedule
 
 
 def _to_jax(arrays):

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from spirit_jax.data.preferences import PreferenceData
+from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.models import llama
+from spirit_jax.training.config import OptimizerConfig, PreferenceConfig
 from spirit_jax.training.language_model import AllWeights
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
-from spirit_jax.training.preferences import PreferenceConfig, PreferenceObjective, PreferenceSummary
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.preferences import PreferenceObjective, PreferenceSummary
 from spirit_jax.training.step import UpdateRule
 
 ROWS, LENGTH, VOCABULARY = 4, 12, 40

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from spirit_jax.training.checkpoints import CheckpointConfig, RunCheckpoints
-from spirit_jax.training.config import FaultConfig
-from spirit_jax.training.loop import LoopConfig, RunOutputs, train
+from spirit_jax.training.checkpoints import RunCheckpoints
+from spirit_jax.training.config import CheckpointConfig, FaultConfig, LoopConfig, OptimizerConfig
+from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
-from spirit_jax.training.optimizer import OptimizerConfig, make_optimizer
+from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import TrainStep, UpdateRule
 from spirit_jax.training.task import Task
 from tests.support.steps import one_device
