@@ -21,7 +21,7 @@ INTERRUPTED = 130
 
 _PACKAGE = "spirit_jax"
 _SCRIPT = "spirit-jax"
-_ending = threading.Lock()
+_ending = threading.RLock()  # a second Ctrl-C interrupts the thread that ends the process
 _unfinished: set[pathlib.Path] = set()
 """Files that are being written under a temporary name."""
 

@@ -68,6 +68,24 @@ def test_ctrl_c_ends_a_block_at_once_and_leaves_no_file(work, use, tmp_path):
     assert not [*tmp_path.iterdir()]
 
 
+def test_a_second_ctrl_c_while_the_process_ends_does_not_stop_it():
+    script = (
+        "import os, signal\n"
+        "from spirit_jax.core import interrupts\n"
+        "write = os.write\n"
+        "def interrupted(*arguments):\n"
+        "    os.write = write\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    return write(*arguments)\n"
+        "os.write = interrupted\n"
+        "with interrupts.end_at_once('prog', 'interrupted'):\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert result.returncode == 130
+    assert result.stderr.startswith("prog: error: interrupted\n")
+
+
 @pytest.mark.parametrize(
     "words",
     ["-m spirit_jax.train --config tiny.yaml --run_directory run", "-m spirit_jax.encode --input x --output y"],
