@@ -21,17 +21,19 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
 from spirit_jax.adapters.errors import AdapterError
-from spirit_jax.core.files import atomic_directory, read_bytes, read_json, write_file
+from spirit_jax.core.files import atomic_directory, read_bytes, read_json, shown, write_file
 from spirit_jax.models import lora
 from spirit_jax.models.llama import LlamaConfig, Params
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_MAX_RANK = 2**16
 _BASE = "spirit_jax_base"  # in the metadata of the weights
 _PREFIX = "base_model.model."
 _UPDATE = re.compile(r"model\.layers\.(0|[1-9]\d{0,5})\.(self_attn|mlp)\.(\w+)\.lora_([AB])\.weight")
@@ -82,6 +84,10 @@ def write_peft(
     """
     if config.trains_nothing():
         raise AdapterError(f"{directory}: the adapter is empty (rank 0): there is nothing to write")
+    if not (config.rank and config.targets):  # PEFT needs an update of a projection: one that changes nothing
+        config = dataclasses.replace(config, rank=1, targets=["q_proj"])
+        updates = lora.abstract_adapter(model, config)["layers"]
+        arrays = arrays | {"layers": jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), updates)}
     tensors: dict[str, np.ndarray] = {}
     for group, weights in arrays.get("layers", {}).items():
         for name, pair in weights.items():
@@ -105,7 +111,7 @@ def write_peft(
         "r": config.rank,
         "lora_alpha": config.alpha,
         "lora_dropout": config.dropout,
-        "target_modules": list(config.targets) if config.rank else [],
+        "target_modules": list(config.targets),
         "modules_to_save": sorted(rows) or None,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -140,14 +146,13 @@ def read_peft(directory: pathlib.Path, model: LlamaConfig) -> tuple[lora.LoraCon
     for name in targets:
         group = lora.TARGETS[name].group
         wanted = expected["layers"][group][name]
-        pair = {side: np.empty(wanted[side].shape, np.float32) for side in ("lora_a", "lora_b")}
+        pair: dict[str, list[np.ndarray]] = {"lora_a": [], "lora_b": []}  # an array of each layer
         for layer in range(model.num_hidden_layers):
             for side in ("a", "b"):
                 key = (layer, name, side.upper())
                 if key not in updates:
                     raise AdapterError(f"{where}: {name} of layer {layer} has no lora_{side.upper()}")
-                place, tensor = pair[f"lora_{side}"], updates.pop(key)
-                shape = place.shape[1:]
+                tensor, shape = updates.pop(key), wanted[f"lora_{side}"].shape[1:]
                 split = len(shape) - 1 if side == "a" else 1  # between inputs and rank, or rank and outputs
                 torch_shape = (math.prod(shape[split:]), math.prod(shape[:split]))
                 if tensor.shape != torch_shape:
@@ -155,8 +160,8 @@ def read_peft(directory: pathlib.Path, model: LlamaConfig) -> tuple[lora.LoraCon
                         f"{where}: lora_{side.upper()} of {name} of layer {layer} has shape {list(tensor.shape)}, the "
                         f"network with rank {config.rank} expects {list(torch_shape)}"
                     )
-                place[layer] = tensor.T.reshape(shape)
-        layers.setdefault(group, {})[name] = pair
+                pair[f"lora_{side}"].append(tensor.T.reshape(shape))
+        layers.setdefault(group, {})[name] = {side: np.stack(arrays) for side, arrays in pair.items()}
     if updates:
         layer, name, _ = min(updates)
         raise AdapterError(f"{where}: it updates {name} of layer {layer}, the network has {model.num_hidden_layers}")
@@ -172,20 +177,20 @@ def _read_config(path: pathlib.Path, settings: Any) -> lora.LoraConfig:
     """The rank, alpha and dropout of a config of PEFT's; refuses variants of LoRA by the name of their option."""
     if not isinstance(settings, dict) or settings.get("peft_type") != "LORA":
         found = settings.get("peft_type") if isinstance(settings, dict) else type(settings).__name__
-        raise AdapterError(f'{path}: "peft_type": "LORA" expected, found {str(found)[:40]!r}')
+        raise AdapterError(f'{path}: "peft_type": "LORA" expected, found {shown(found)}')
     for name, plain in _PLAIN.items():
         if settings.get(name) not in (*plain, None):
-            raise AdapterError(f"{path}: {name} is {str(settings[name])[:60]}: only plain LoRA is supported")
+            raise AdapterError(f"{path}: {name} is {shown(settings[name])}: only plain LoRA is supported")
     rank, alpha, dropout = settings.get("r"), settings.get("lora_alpha"), settings.get("lora_dropout", 0.0)
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise AdapterError(f"{path}: r must be a whole number above 0, found {str(rank)[:40]}")
+    if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= _MAX_RANK:
+        raise AdapterError(f"{path}: r must be a whole number above 0, found {shown(rank)}; at most {_MAX_RANK}")
     if not isinstance(alpha, int | float) or not isinstance(dropout, int | float):
         raise AdapterError(f"{path}: lora_alpha and lora_dropout must be numbers")
-    if settings.get("use_rslora"):  # alpha / sqrt(rank) in place of alpha / rank
-        alpha *= math.sqrt(rank)
     try:
+        if settings.get("use_rslora"):  # alpha / sqrt(rank) in place of alpha / rank
+            alpha *= math.sqrt(rank)
         return lora.LoraConfig(rank=rank, alpha=float(alpha), dropout=float(dropout))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise AdapterError(f"{path}: {error}") from error
 
 

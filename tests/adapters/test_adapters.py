@@ -1,6 +1,7 @@
 """Adapters as files: PEFT loads what is written and the other way round; other bases, names and shapes are refused."""
 
 import copy
+import dataclasses
 import json
 
 import jax
@@ -22,6 +23,7 @@ from spirit_jax.models.lora import LoraConfig
 from tests.support import checkpoints
 from tests.support.adapters import random_adapter
 from tests.support.hugging_face import hugging_face_llama
+from tests.support.mutations import json_mutations
 
 IDS = [1, 40, 7, 305, 12, 88, 301]
 LORA = LoraConfig(rank=3, alpha=6.0, dropout=0.1)
@@ -85,6 +87,16 @@ def test_peft_loads_trained_rows(base, model, tmp_path):
     np.testing.assert_array_equal(read.arrays["rows"]["embed_tokens"][:300], _rows(base)["embed_tokens"][:300])
 
 
+@pytest.mark.parametrize("changes", [{"rank": 0}, {"targets": []}])
+def test_peft_loads_an_adapter_of_rows_alone(base, model, tmp_path, changes):
+    config = dataclasses.replace(WITH_ROWS, **changes)
+    arrays = random_adapter(model, config, size=0.05)
+    write_peft(tmp_path / "rows", model, config, arrays, base=None, base_name="base", base_rows=_rows(base))
+    expected = _peft_logits(tmp_path / "rows")
+    np.testing.assert_allclose(_own_logits(base, tmp_path / "rows"), expected, atol=2e-4)
+    assert np.abs(expected - _torch_logits(hugging_face_llama("small_expressive"))).max() > 0.1
+
+
 @pytest.mark.parametrize("rslora", [False, True])
 def test_what_peft_writes_is_read(base, tmp_path, rslora):
     config = peft.LoraConfig(
@@ -125,6 +137,10 @@ _Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
         ({"config": {"use_dora": True}}, "use_dora is True: only plain LoRA"),
         ({"config": {"rank_pattern": {"q_proj": 8}}}, "rank_pattern is"),
         ({"config": {"r": 0}}, "r must be a whole number above 0, found 0"),
+        ({"config": {"r": 10**400}}, "r must be a whole number above 0, found 10+...; at most"),
+        ({"config": {"r": 65536}}, r"expects \[65536, "),
+        ({"config": {"lora_alpha": 10**400}}, "adapter_config.json: .* too large"),
+        ({"config": {"lora_alpha": 10**400, "use_rslora": True}}, "adapter_config.json: .* too large"),
         ({"config": {"r": 5}}, r"lora_A of q_proj of layer 0 has shape \[3, "),
         ({"rename": {_Q0: _Q0.replace("q_proj", "qkv_proj")}}, "qkv_proj.* matches no weight"),
         ({"rename": {_Q0: _Q0.replace("layers.0", "layers.70")}}, "q_proj of layer 0 has no lora_A"),
@@ -135,6 +151,19 @@ _Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
 def test_an_adapter_that_does_not_fit_is_refused_by_name(model, written, tmp_path, changes, message):
     with pytest.raises(AdapterError, match=message):
         read_adapter(_changed(written, tmp_path / "changed", **changes), model)
+
+
+def test_a_mutated_config_is_read_or_refused_in_a_line(model, written, tmp_path):
+    path = _changed(written, tmp_path / "changed") / CONFIG
+    messages = []
+    for settings in json_mutations(json.loads(path.read_text()), 150, seed=0):
+        path.write_text(json.dumps(settings))
+        try:
+            read_adapter(path.parent, model)
+        except AdapterError as error:
+            messages.append(str(error))
+    assert 30 < len(messages) < 150
+    assert all(message.startswith(str(path.parent)) and "\n" not in message for message in messages)
 
 
 def test_damaged_and_missing_files_are_refused(model, written, tmp_path):
