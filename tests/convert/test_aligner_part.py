@@ -68,6 +68,7 @@ def test_mms_fa_is_read_without_a_config(tmp_path):
     [
         ("config.json", {"model_type": "wavlm"}, "model_type is 'wavlm'"),
         ("config.json", {"adapter_attn_dim": 16}, "adapter_attn_dim is 16"),
+        ("config.json", {"vocab_size": 10**15}, "vocab_size is 1000000000000000: expected 1 to"),
         ("config.json", {"pad_token_id": 99}, "pad_token_id, the blank, is 99"),
         ("vocab.json", {"é": 40}, "has the index 40: the network has 32"),
         ("vocab.json", {"eng": {"a": 1}}, "vocabularies of several languages, such as 'eng'"),

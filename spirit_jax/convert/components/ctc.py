@@ -1,7 +1,7 @@
 """Networks that transcribe with CTC: `Wav2Vec2ForCTC` and `HubertForCTC` of transformers, and torchaudio's MMS_FA.
 
 MMS_FA (Pratap et al. 2023, arXiv 2305.13516) is a file of torchaudio's own: its tensors have the names of transformers
-with other beginnings, and it has no config. What shapes do not show is the same in all of torchaudio's wav2vec 2.0
+with other prefixes, and it has no config. What the shapes do not show is the same in all of torchaudio's wav2vec 2.0
 networks, and is filled in.
 """
 
@@ -16,7 +16,7 @@ import numpy as np
 
 from spirit_jax.convert.components.style import hf_encoder_config, hf_encoder_rows
 from spirit_jax.convert.errors import ConversionError
-from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
+from spirit_jax.convert.table import Kept, Row, Rows, Same, parameter_shapes
 from spirit_jax.core.files import shown
 from spirit_jax.models.wav2vec2 import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import Wav2Vec2CTC
@@ -33,8 +33,9 @@ _FIXED = (
     ("adapter_attn_dim", None),
 )
 _MODEL_TYPES = ("wav2vec2", "hubert")
+_MAX_OUTPUTS = 100_000
 
-# The beginnings of transformers' names in torchaudio's files.
+# Prefixes of tensors' names: those of transformers, and torchaudio's in their place.
 _TORCHAUDIO = (
     ("wav2vec2.feature_extractor.", "feature_extractor."),
     ("wav2vec2.feature_projection.", "encoder.feature_projection."),
@@ -78,6 +79,8 @@ def hf_part_config(
         if config.get(field, expected) != expected:
             raise ConversionError(f"config.json: {field} is {config[field]!r}: only {expected!r} is supported")
     size = config.get("vocab_size", 32)
+    if not isinstance(size, int) or not 1 <= size <= _MAX_OUTPUTS:
+        raise ConversionError(f"config.json: vocab_size is {shown(size)}: expected 1 to {_MAX_OUTPUTS} outputs")
     symbols = [""] * size
     if not isinstance(vocabulary, Mapping) or not vocabulary:
         raise ConversionError("vocab.json: missing or empty; expected the index of each token")
@@ -162,16 +165,16 @@ def rows(config: Mapping[str, Any]) -> Rows:
     return tuple(_torchaudio_row(row) for row in table) if layout == "torchaudio" else table
 
 
-def _torchaudio_row(row: Any) -> Any:
+def _torchaudio_row(row: Row | Kept | Same) -> Row | Kept | Same:
     """A row with the tensor's name as torchaudio has it."""
 
     def rename(name: str) -> str:
-        for beginning, other in _TORCHAUDIO:
-            if name.startswith(beginning):
-                return other + name.removeprefix(beginning)
+        for prefix, other in _TORCHAUDIO:
+            if name.startswith(prefix):
+                return other + name.removeprefix(prefix)
         return name
 
-    if isinstance(row, Kept):
+    if not isinstance(row, Row):
         return row
     return dataclasses.replace(row, torch=tuple(map(rename, row.names)))
 
