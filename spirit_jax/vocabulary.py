@@ -119,18 +119,27 @@ def _parse_model(content: bytes) -> Any:
         return _ModelProto.FromString(content)
 
 
+def complete_sentencepiece(model: bytes, variant: Variant) -> Any:
+    """A SentencePiece model as a protobuf message, with the tokens of a variant as user-defined pieces at its end.
+
+    Raises:
+        VocabularyError: a damaged model.
+    """
+    proto = _parse_model(model)
+    if all(piece.piece != TEXT_TOKEN for piece in proto.pieces):
+        for token in added_tokens(variant):
+            proto.pieces.add(piece=token, score=0.0, type=_ModelProto.SentencePiece.USER_DEFINED)
+        proto.trainer_spec.vocab_size = len(proto.pieces)
+    return proto
+
+
 class _SentencePiece:
     """A tokenizer like Llama 2's, whose added tokens are user-defined pieces at the end of the SentencePiece model."""
 
     def __init__(self, model: bytes, variant: Variant):
-        proto = _parse_model(model)
+        proto = complete_sentencepiece(model, variant)
         tokens = added_tokens(variant)
         pieces = [piece.piece for piece in proto.pieces]
-        if TEXT_TOKEN not in pieces:
-            for token in tokens:
-                proto.pieces.add(piece=token, score=0.0, type=_ModelProto.SentencePiece.USER_DEFINED)
-            proto.trainer_spec.vocab_size = len(proto.pieces)
-            pieces += tokens
         self.text_size = pieces.index(TEXT_TOKEN)
         if pieces[self.text_size :] != tokens:
             raise VocabularyError(

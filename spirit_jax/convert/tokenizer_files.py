@@ -13,11 +13,10 @@ import shutil
 from typing import Any
 
 import sentencepiece
-from sentencepiece import sentencepiece_model_pb2
 
-from spirit_jax.convert.errors import ConversionError
+from spirit_jax.convert.errors import ConversionError, reading
 from spirit_jax.core.files import read_bytes, read_json, write_file
-from spirit_jax.vocabulary import TEXT_TOKEN, Variant, Vocabulary, added_tokens, token_ids
+from spirit_jax.vocabulary import TEXT_TOKEN, Variant, Vocabulary, added_tokens, complete_sentencepiece, token_ids
 
 MODEL_FILES = ("tokenizer.model", "tokenizer.json")
 """Files of a tokenizer's model, of which a tokenizer has at least one."""
@@ -43,7 +42,7 @@ def copy_tokenizer(source: pathlib.Path, target: pathlib.Path) -> None:
 def write_tokenizer(source: pathlib.Path, target: pathlib.Path, variant: Variant | None) -> None:
     """Write a tokenizer that holds every token of Spirit LM, for Hugging Face and for `Vocabulary`.
 
-    A plain Llama's tokenizer is extended. Files that are complete are copied unchanged.
+    A plain Llama's tokenizer is extended. One that holds the tokens already keeps its pieces.
 
     Args:
         source: directory of the tokenizer.
@@ -75,21 +74,14 @@ def other_tokens(source: pathlib.Path, text_size: int) -> list[str]:
         found |= token_ids(read_json(source / CONFIG_FILE, ConversionError))
     if (source / _ADDED_FILE).is_file():
         added = read_json(source / _ADDED_FILE, ConversionError)
-        found |= {token: index for token, index in added.items() if isinstance(index, int)}
+        with reading(source / _ADDED_FILE, "the ids of added tokens"):
+            found |= {token: index for token, index in added.items() if isinstance(index, int)}
     return [token for token, index in found.items() if index >= text_size]
 
 
 def _write_sentencepiece(source: pathlib.Path, target: pathlib.Path, vocabulary: Vocabulary) -> None:
-    # protobuf creates its classes when the module loads, where a type checker does not see them.
-    message = sentencepiece_model_pb2.ModelProto  # pyright: ignore[reportAttributeAccessIssue]
-    model = read_bytes(source / MODEL_FILES[0], ConversionError)
-    proto = message.FromString(model)
-    if len(proto.pieces) == vocabulary.text_size:
-        for token in added_tokens(vocabulary.variant):
-            proto.pieces.add(piece=token, score=0.0, type=proto.SentencePiece.USER_DEFINED)
-        proto.trainer_spec.vocab_size = len(proto.pieces)
-        model = proto.SerializeToString(deterministic=True)
-    write_file(target / MODEL_FILES[0], model)
+    proto = complete_sentencepiece(read_bytes(source / MODEL_FILES[0], ConversionError), vocabulary.variant)
+    write_file(target / MODEL_FILES[0], proto.SerializeToString(deterministic=True))
     if (content := _fast_tokenizer(proto, vocabulary)) is not None:
         write_file(target / MODEL_FILES[1], json.dumps(content, ensure_ascii=False))
     names = [proto.pieces[index].piece for index in (vocabulary.bos_id, vocabulary.eos_id)]
@@ -221,15 +213,15 @@ def _write_byte_level(source: pathlib.Path, target: pathlib.Path, vocabulary: Vo
     copy_tokenizer(source, target)
     path = target / MODEL_FILES[1]
     content = read_json(path, ConversionError)
-    complete = tokenizers.Tokenizer.from_str(json.dumps(content))
+    tokenizer = tokenizers.Tokenizer.from_str(json.dumps(content))
     if vocabulary.is_plain:
-        content["added_tokens"] += [
+        content["added_tokens"] = (content.get("added_tokens") or []) + [
             {"id": vocabulary.text_size + index, "content": token, **_FLAGS}
             for index, token in enumerate(added_tokens(vocabulary.variant))
         ]
-    bos = complete.id_to_token(vocabulary.bos_id)
+    bos = tokenizer.id_to_token(vocabulary.bos_id)
     assert bos is not None, "the vocabulary found its id by its name"
-    opens = complete.encode("a").ids[:1] == [vocabulary.bos_id]
+    opens = tokenizer.encode("a").ids[:1] == [vocabulary.bos_id]
     if not opens:
         present = content.get("post_processor")
         opening = _opening(bos, vocabulary.bos_id)
@@ -238,6 +230,6 @@ def _write_byte_level(source: pathlib.Path, target: pathlib.Path, vocabulary: Vo
         write_file(path, json.dumps(content, ensure_ascii=False, indent=1))
     config = read_json(target / CONFIG_FILE, ConversionError) if (target / CONFIG_FILE).is_file() else {}
     wanted = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    wanted |= {} if config else {"bos_token": bos, "eos_token": complete.id_to_token(vocabulary.eos_id)}
+    wanted |= {} if config else {"bos_token": bos, "eos_token": tokenizer.id_to_token(vocabulary.eos_id)}
     if not wanted.items() <= config.items():
         write_file(target / CONFIG_FILE, json.dumps(config | wanted, indent=1) + "\n")

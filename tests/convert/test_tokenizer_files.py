@@ -195,3 +195,16 @@ def test_added_tokens_of_a_plain_tokenizer_are_noted_and_left_out(tmp_path):
     converted = run_import(folder, tmp_path / "converted", model="base")
     reader = transformers.AutoTokenizer.from_pretrained(converted / "tokenizer")
     assert reader.convert_ids_to_tokens([known, known + 1]) == ["[Text]", "[Speech]"]
+    (folder / "added_tokens.json").write_text("[]")
+    with pytest.raises(ConversionError, match=r"added_tokens\.json: not the ids of added tokens"):
+        plan_import(folder, model="base")
+
+
+def test_a_byte_level_tokenizer_without_a_list_of_added_tokens_is_extended(tmp_path):
+    plain_byte_level(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    content = json.loads(path.read_text())
+    del content["added_tokens"]
+    path.write_text(json.dumps(content))
+    write_tokenizer(tmp_path, tmp_path / "written", "base")
+    assert Vocabulary.load(tmp_path / "written").size == Vocabulary.load(tmp_path, "base").size
