@@ -27,8 +27,8 @@ import yaml
 
 from spirit_jax import __version__
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
-from spirit_jax.core.errors import SpiritError, fail
-from spirit_jax.core.files import is_encodable, printable
+from spirit_jax.core.errors import SpiritError, fail, printable
+from spirit_jax.core.files import is_encodable
 from spirit_jax.core.yaml_text import read_yaml_text, with_text_keys
 
 jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)

@@ -27,8 +27,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
-from spirit_jax.core.errors import JobError, SpiritError, exit_codes
-from spirit_jax.core.files import printable
+from spirit_jax.core.errors import JobError, SpiritError, exit_codes, printable
 from spirit_jax.core.paths import local_path
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER

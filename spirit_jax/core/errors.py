@@ -29,11 +29,11 @@ class SpiritError(ValueError):
     exit_code = BAD_ARGUMENT
 
     def __init__(self, message: object = "", details: Iterable[str] = ()):
-        self.message, self.details = _printable(str(message)), tuple(map(_printable, details))
+        self.message, self.details = printable(str(message)), tuple(map(printable, details))
         super().__init__("\n  ".join((self.message, *self.details)))
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     r"""Text that every terminal and log takes: a lone surrogate, which JSON can spell, becomes `\udXXX`."""
     return text.encode("utf-8", "backslashreplace").decode()
 

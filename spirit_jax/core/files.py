@@ -16,7 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
-from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.errors import SpiritError, printable
 from spirit_jax.core.interrupts import removed_when_ended
 
 MAX_JSON_DEPTH = 100
@@ -277,11 +277,6 @@ def is_encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def printable(text: str) -> str:
-    r"""Text that can be printed and stored: lone surrogates become `\udXXX`."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import printable
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
 
@@ -94,8 +93,8 @@ def check_links(path: str | os.PathLike, tree: str | os.PathLike, error: type[Sp
         real = os.path.realpath(place)
         if not any(real == root or real.startswith(os.path.join(root, "")) for root in trees):
             raise error(
-                f"{printable(place)}: is or lies behind a link to {printable(real)}, outside "
-                f"{printable(os.fspath(tree))}: refused; put a copy in its place if you trust it"
+                f"{place}: is or lies behind a link to {real}, outside {os.fspath(tree)}: refused; put a copy in its "
+                "place if you trust it"
             )
         if real in seen:
             continue

@@ -15,7 +15,7 @@ import numpy as np
 
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.files import printable
+from spirit_jax.core.errors import printable
 from spirit_jax.core.threads import one_thread
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.utterance import Utterance

@@ -18,8 +18,7 @@ import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.errors import JobError, SpiritError
-from spirit_jax.core.files import printable
+from spirit_jax.core.errors import JobError, SpiritError, printable
 from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.blocks import BlockEncoder, EncodedBlock

@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
+from spirit_jax.core.errors import printable
 from spirit_jax.core.files import (
     FileFormatError,
     atomic_directory,
     atomic_file,
     is_encodable,
-    printable,
     read_bytes,
     read_json,
     staging_directory,

@@ -18,7 +18,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from spirit_jax.core.files import is_encodable, parse_json, printable, read_bytes
+from spirit_jax.core.errors import printable
+from spirit_jax.core.files import is_encodable, parse_json, read_bytes
 from spirit_jax.corpora.input_path import InputPath
 from spirit_jax.corpora.readers import fields
 from spirit_jax.corpora.readers.audio_files import AudioFiles
