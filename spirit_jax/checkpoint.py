@@ -17,7 +17,7 @@ import safetensors.numpy
 
 from spirit_jax.core.checksums import CHECKSUMS, check_seal, find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import printable, read_json, reading, shown, write_file
+from spirit_jax.core.files import read_json, reading, shown, write_file
 from spirit_jax.core.paths import check_links
 
 CONFIG = "config.json"
@@ -31,7 +31,7 @@ STEPS = "checkpoints"
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Fields of a Llama without which its config could be any network's."""
 
-_ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/
+_ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/ or adapter/
 _ARRAYS = "params.safetensors"
 
 
@@ -97,7 +97,7 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
         found = ", ".join(map(str, config)) if isinstance(config, dict) else f"a {type(config).__name__}"
         raise CheckpointError(
             f"{path}: not the config of a language model: model with the sizes of the network expected, "
-            f"found {printable(found[:200]) or 'nothing'}"
+            f"found {found[:200] or 'nothing'}"
         )
     absent = [name for name in _SIZES if name not in config["model"]]
     if absent:
@@ -143,21 +143,30 @@ def open_llm(directory: str | os.PathLike, abstract_params: Any) -> Any:
 
 
 def intact_llm(directory: str | os.PathLike) -> pathlib.Path:
-    """The directory that holds `llm/`, an absolute path, after a check of its files against their checksums.
-
-    The processes of a job share the work.
+    """The directory that holds `llm/`, an absolute path, after `check_arrays`.
 
     Raises:
         CheckpointError: no `llm/` there, or a file of it is not as it was written.
     """
+    directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths only
+    check_arrays(directory, LLM)
+    return directory
+
+
+def check_arrays(directory: pathlib.Path, part: str, error: type[SpiritError] = CheckpointError) -> None:
+    """Check the files of `llm/` or `adapter/` in a directory against their checksums, if it has any.
+
+    The processes of a job share the work.
+
+    Raises:
+        error: a file is not as it was written.
+    """
     import jax
 
-    directory = find(directory, LLM).resolve().parent  # Orbax takes absolute paths only
     if read_checksums(directory) is not None:
-        problem = find_damage(directory, jax.process_index(), jax.process_count(), within=(LLM, *_ORBAX_FILES))
+        problem = find_damage(directory, jax.process_index(), jax.process_count(), within=(part, *_ORBAX_FILES))
         if problem:
-            raise CheckpointError(f"{problem}; choose another step, or make it again")
-    return directory
+            raise error(f"{problem}; choose another step, or make it again")
 
 
 def stored_tree(directory: pathlib.Path) -> dict[str, Any]:

@@ -9,19 +9,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from spirit_jax import checkpoint
 from spirit_jax.adapters import peft_files
 from spirit_jax.adapters.errors import AdapterError
 from spirit_jax.adapters.fingerprint import base_fingerprint
 from spirit_jax.config import ConfigError, from_dict
-from spirit_jax.core.checksums import find_damage, read_checksums
-from spirit_jax.core.files import read_json
+from spirit_jax.core.files import read_json, shown
 from spirit_jax.models import lora
 from spirit_jax.models.llama import LlamaConfig, Params
 
-_ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")
 DESCRIPTION = "adapter.json"
 """The file of a run that describes its adapters: `lora` (the fields of `LoraConfig`) and `base` (a fingerprint)."""
 
@@ -72,9 +70,9 @@ class Adapter:
         """
         rows = self.arrays.get("rows", {})
         if path[-1] in rows:
-            start = self.config.rows_from
-            axis = 0 if path[-1] == "embed_tokens" else 1
-            return _replace_rows(weight, rows[path[-1]], start=start, axis=axis, sharding=weight.sharding)
+            start, axis = self.config.rows_from, 0 if path[-1] == "embed_tokens" else 1
+            assert start is not None, "an adapter with rows knows where they begin"
+            return _jit_replace(start, axis, weight.sharding)(weight, rows[path[-1]])
         pair: Any = self.arrays
         for key in path:
             pair = pair.get(key, {}) if isinstance(pair, dict) else {}
@@ -83,16 +81,12 @@ class Adapter:
         a, b = pair["lora_a"], pair["lora_b"]
         if layer is not None:
             a, b = a[layer], b[layer]
-        return _merge_one(weight, a, b, scale=self.config.scale, sharding=weight.sharding)
+        return _jit_merge(self.config.scale, weight.sharding)(weight, a, b)
 
 
 @functools.cache
 def _jit_merge(scale: float, sharding: Any) -> Any:
     return jax.jit(lambda weight, a, b: lora.merged_weight(weight, a, b, scale), out_shardings=sharding)
-
-
-def _merge_one(weight: Array, a: np.ndarray, b: np.ndarray, *, scale: float, sharding: Any) -> Array:
-    return _jit_merge(scale, sharding)(weight, a, b)
 
 
 @functools.cache
@@ -101,13 +95,6 @@ def _jit_replace(start: int, axis: int, sharding: Any) -> Any:
         lambda weight, rows: jax.lax.dynamic_update_slice_in_dim(weight, rows.astype(weight.dtype), start, axis),
         out_shardings=sharding,
     )
-
-
-def _replace_rows(
-    weight: Array, rows: Float[np.ndarray, "..."], *, start: int | None, axis: int, sharding: Any
-) -> Array:
-    assert start is not None, "an adapter with rows knows where they begin"
-    return _jit_replace(start, axis, sharding)(weight, rows)
 
 
 def read_adapter(directory: str | os.PathLike, model: LlamaConfig) -> Adapter:
@@ -145,10 +132,7 @@ def _read_step(path: pathlib.Path, model: LlamaConfig) -> Adapter:
         lora.check_fits(model, config)
     except ConfigError as error:
         raise AdapterError(f"{described}: {error}") from error
-    if read_checksums(path) is not None:
-        problem = find_damage(path, within=(checkpoint.ADAPTER, *_ORBAX_FILES))
-        if problem:
-            raise AdapterError(f"{problem}; choose another step, or make it again")
+    checkpoint.check_arrays(path, checkpoint.ADAPTER, AdapterError)
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     wanted = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), lora.abstract_adapter(model, config)
@@ -156,6 +140,5 @@ def _read_step(path: pathlib.Path, model: LlamaConfig) -> Adapter:
     try:
         arrays: Any = ocp.load(str(path.resolve()), wanted, checkpointable_name=checkpoint.ADAPTER)
     except Exception as error:  # Orbax passes on the errors of its storage.
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterError(f"{path}: its adapter does not fit the network or is damaged ({reason})") from error
+        raise AdapterError(f"{path}: its adapter does not fit the network or is damaged ({shown(error)})") from error
     return Adapter(path, config, found["base"], jax.tree.map(np.asarray, arrays))

@@ -5,6 +5,7 @@ import pathlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -26,8 +27,8 @@ _CONFIG_KEYS = ("variant", "vocabulary", "model", "generation")
 """Keys of a base's config.json that the merged checkpoint keeps; a run's config has others."""
 
 
-def _open(base: pathlib.Path, adapter: pathlib.Path) -> tuple[LlamaConfig, Adapter]:
-    """The network of a base and an adapter that belongs to it."""
+def _open(base: pathlib.Path, adapter: pathlib.Path) -> tuple[dict[str, Any], LlamaConfig, Adapter]:
+    """The config of a base, its network, and an adapter that belongs to it."""
     for option, path in (("--source", base), ("--adapter", adapter)):
         if not path.is_dir():
             raise UsageError(f"{option} {path}: no such directory")
@@ -36,7 +37,7 @@ def _open(base: pathlib.Path, adapter: pathlib.Path) -> tuple[LlamaConfig, Adapt
         network = from_dict(LlamaConfig, settings["model"])
     updates = read_adapter(adapter, network)
     updates.check_base(base)
-    return network, updates
+    return settings, network, updates
 
 
 @dataclass(frozen=True)
@@ -66,18 +67,14 @@ def plan_merge(base: pathlib.Path, adapter: pathlib.Path) -> list[Job]:
         UsageError: no such directory.
         CheckpointError, AdapterError: the base or the adapter cannot be read, or they do not belong together.
     """
-    network, updates = _open(base, adapter)
-    settings = checkpoint.read_config(base)
+    settings, network, updates = _open(base, adapter)
     shapes = checkpoint.flatten(llama.abstract_params(network))
     stored = checkpoint.open_arrays(checkpoint.intact_llm(base), shapes)
     arrays: dict[str, ReadableArray] = {path: _merged(path, array, updates) for path, array in stored.items()}
     kept = {key: settings[key] for key in _CONFIG_KEYS if key in settings}
 
     def write(staged: pathlib.Path, progress: Progress) -> None:
-        orbax_file.save_llm(staged / "orbax", arrays, progress)
-        for path in (staged / "orbax").iterdir():
-            path.rename(staged / path.name)
-        (staged / "orbax").rmdir()
+        orbax_file.add_llm(staged, arrays, progress)
         write_file(staged / checkpoint.CONFIG, json.dumps(kept, indent=1) + "\n")
         own = [str(path.relative_to(staged)) for path in staged.rglob("*") if path.is_file()]
         write_checksums(staged, names=own)
@@ -107,7 +104,7 @@ def plan_peft_export(base: pathlib.Path, adapter: pathlib.Path) -> list[Job]:
     Raises:
         As `plan_merge`.
     """
-    network, updates = _open(base, adapter)
+    _, network, updates = _open(base, adapter)
     names = lora.row_axes(network) if updates.config.rows_from is not None else {}
     opened = checkpoint.open_arrays(checkpoint.intact_llm(base), names)
 
@@ -124,6 +121,5 @@ def plan_peft_export(base: pathlib.Path, adapter: pathlib.Path) -> list[Job]:
         )
         progress(size)
 
-    count = lora.parameter_count(network, updates.config)
-    size = 4 * count
+    size = 4 * lora.parameter_count(network, updates.config)  # float32
     return [Job("adapter", adapter, ".", len(checkpoint.flatten(updates.arrays)), size, [], write)]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from spirit_jax.convert.jobs import Job
     from spirit_jax.convert.verification.verify import Verified
 
-# Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
+# Functions import what they run, so that --help and a bad argument do not wait for JAX.
 
 PROG = "python -m spirit_jax.convert"
 
@@ -162,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    """Import or export: plan, print the plan, and run it."""
+    """Run a command that writes: plan, print the plan, and run it."""
     import tqdm
 
     from spirit_jax.convert.adapters import plan_merge, plan_peft_export

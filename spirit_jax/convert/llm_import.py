@@ -40,10 +40,7 @@ class _ImportedLlm:
 
     def write(self, staged: pathlib.Path, progress: Progress) -> None:
         """Write the checkpoint's `llm/`, `config.json`, `tokenizer/` and `released/` into an existing directory."""
-        orbax_file.save_llm(staged / "orbax", self.arrays, progress)
-        for path in (staged / "orbax").iterdir():
-            path.rename(staged / path.name)
-        (staged / "orbax").rmdir()
+        orbax_file.add_llm(staged, self.arrays, progress)
         write_file(staged / checkpoint.CONFIG, json.dumps(self.config, indent=1) + "\n")
         target = staged / checkpoint.TOKENIZER
         if self.vocabulary is not None and self.vocabulary.is_plain:

@@ -50,6 +50,15 @@ def save_llm(directory: pathlib.Path, arrays: Mapping[str, ReadableArray], progr
                 progress(values.nbytes)
 
 
+def add_llm(directory: pathlib.Path, arrays: Mapping[str, ReadableArray], progress: Progress) -> None:
+    """`save_llm` into a directory that exists, which Orbax itself refuses."""
+    apart = directory / "orbax"
+    save_llm(apart, arrays, progress)
+    for path in apart.iterdir():
+        path.rename(directory / path.name)
+    apart.rmdir()
+
+
 @contextlib.contextmanager
 def _writing(directory: pathlib.Path) -> Iterator[None]:
     """Turn the errors of TensorStore and Orbax, which have no common base, into an `OSError` that names `llm/`."""
