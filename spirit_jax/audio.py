@@ -35,6 +35,7 @@ KERNEL_LIMIT = 1 << 20
 """Elements of the polyphase kernel up to which it is built; the kernel of rates without a common factor is larger."""
 LEAST_SECONDS, FRAMES_A_BYTE = 600, 300
 """A file may decode to as many seconds, and to as many samples for each of its bytes; more is a hostile file."""
+_NO_OTHER_FILES = {"protocol_whitelist": "none"}  # a playlist or SDP would make FFmpeg open files and sockets
 _ZERO_CROSSINGS, _ROLLOFF = 6, 0.99
 _BLOCK_SAMPLES = 1 << 20
 _PEAK = 4.0
@@ -171,7 +172,7 @@ def _decode_with_av(content: bytes, name: str, limits: AudioLimits) -> tuple[Flo
     except ImportError:
         return None
     try:
-        with av.open(io.BytesIO(content), mode="r", metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(content), mode="r", metadata_errors="ignore", options=_NO_OTHER_FILES) as container:
             if not container.streams.audio:
                 return None
             rate = container.streams.audio[0].rate

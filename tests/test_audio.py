@@ -208,6 +208,14 @@ def test_other_formats_are_read_with_av(form, codec, monkeypatch, tmp_path):
         load_audio(file.getvalue())
 
 
+def test_a_playlist_does_not_open_the_files_that_it_names(tmp_path, monkeypatch):
+    pytest.importorskip("av")
+    (tmp_path / "other.wav").write_bytes(encoded(8000, format="WAV"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        load_audio(b"ffconcat version 1.0\nfile other.wav\n")
+
+
 def test_mutated_files_give_audio_or_an_audio_error():
     """Thousands of damaged files of each format end within seconds, without another exception."""
     rng, refused = random.Random(0), 0

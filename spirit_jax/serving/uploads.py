@@ -1,7 +1,7 @@
 """Recordings in requests: bytes become audio, within limits, and nothing else on the machine is opened.
 
-FFmpeg picks a format by the content, and some formats make it open other files or addresses (playlists). So only
-contents that begin as one of the sound formats below are decoded.
+FFmpeg picks a format by the content, and some formats make it open other files or addresses (playlists). `load_audio`
+forbids that to all contents. Here, contents that begin as none of the sound formats below do not even reach a decoder.
 """
 
 import base64

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import struct
+import time
 
 import httpx
 import numpy as np
@@ -121,6 +122,17 @@ def test_sound_files_are_read(kind):
 def test_nothing_but_sound_files_is_decoded(content):
     with pytest.raises(AudioError, match="is not WAV"):
         Recordings(Limits()).decode(content)
+
+
+@pytest.mark.parametrize("start", [b"OggS\xff\xff", b"v=0\nftypjp2 ", b"\x1a\x45\xdf\xa3", b"caff"])
+def test_a_session_description_that_begins_as_a_sound_file_opens_no_socket(start):
+    """FFmpeg takes it for SDP, and once waited 20 s for the packets of the address in it."""
+    pytest.importorskip("av")
+    description = b"\nv=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 40122 RTP/AVP 0\n"
+    begin = time.monotonic()
+    with pytest.raises(AudioError, match="cannot be decoded"):
+        Recordings(Limits()).decode(start + description)
+    assert time.monotonic() - begin < 10
 
 
 def test_recordings_are_limited():
