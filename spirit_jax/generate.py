@@ -134,7 +134,7 @@ def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
     Raises:
         PathError: names the option.
     """
-    paths = {name: getattr(settings, name) for name in ("checkpoint", "output", "prompts", "few_shot")}
+    paths = {name: getattr(settings, name) for name in ("checkpoint", "output", "prompts", "few_shot", "adapter")}
     return dataclasses.replace(
         settings, **{name: local_path(path, f"--{name}") for name, path in paths.items() if path is not None}
     )

@@ -89,7 +89,7 @@ class SpiritLM:
         The parts of its speech tokenizer are loaded when they are first needed.
 
         Args:
-            directory: `~` is expanded.
+            directory: `~` is expanded, in `adapter` too.
             dtype: "float32" or "bfloat16", of weights and computation; None means what the checkpoint's config says.
             mesh: devices to spread the model over; weights are read straight into their shards. None means one device.
             int8: keep matrices in 8 bits, half the memory of bfloat16; they are quantized as they are read.
@@ -100,7 +100,7 @@ class SpiritLM:
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
             AdapterError: the adapter cannot be read, does not fit the network, or belongs to other weights.
-            PathError: the directory is in a bucket.
+            PathError: the directory or the adapter is in a bucket.
             SamplingError: the checkpoint recommends an invalid decoding option.
         """
         directory = local_path(os.fspath(directory), "checkpoint")
@@ -108,7 +108,7 @@ class SpiritLM:
         config = model_config(settings, os.path.join(directory, checkpoint.CONFIG), dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
         mesh = _first_device() if mesh is None else mesh
-        updates = None if adapter is None else read_adapter(adapter, config)
+        updates = None if adapter is None else read_adapter(local_path(os.fspath(adapter), "adapter"), config)
         params = load_params(directory, config, mesh, int8, updates)
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
