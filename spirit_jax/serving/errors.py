@@ -38,7 +38,7 @@ def error_status(error: BaseException) -> int:
     if isinstance(error, ApiError):
         return error.status
     if isinstance(error, BusyError):
-        return 503 if "shutting down" in str(error) else 429
+        return 429
     if isinstance(error, LimitError):
         return 413
     if isinstance(error, EngineError):

@@ -10,13 +10,12 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from spirit_jax.inference.prompts import Modality, Prompt, Segment
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.serving.limits import Limits
-from spirit_jax.serving.schemas import Body, Stop, Text, Units
+from spirit_jax.serving.schemas import Body, Stop, Text, Units, units_segment
 from spirit_jax.serving.service import Generation
 from spirit_jax.serving.uploads import Recordings
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
-from spirit_jax.units import SpeechUnits
 
 STOCK_VOICES = "alloy ash ballad cedar coral echo fable marin nova onyx sage shimmer verse".split()
 """Voices of OpenAI's own service; clients that name one get the default voice."""
@@ -296,15 +295,6 @@ class SpeechBody(Body):
         )
         voice = self.voice.get("id") if isinstance(self.voice, dict) else self.voice
         return Generation([Segment.text(self.input)], "speech", sampling, speaker_of(voice), stream)
-
-
-def units_segment(units: str) -> Segment:
-    """Return the segment of a unit string that has been checked.
-
-    Raises:
-        UnitError: a unit is out of range.
-    """
-    return Segment("speech", SpeechUnits.from_string(units), units)
 
 
 def speaker_of(voice: int | str | None) -> int | str:

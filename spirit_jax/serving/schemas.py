@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from spirit_jax.core.files import is_encodable
-from spirit_jax.inference.prompts import Segment, unit_tokens
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.prompts import Segment
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.service import Generation
 from spirit_jax.serving.uploads import Recordings
@@ -35,6 +35,15 @@ Units = Annotated[str, AfterValidator(_units)]
 """A unit string."""
 Stop = Annotated[list[Text], Field(max_length=16)]
 """Strings that end an answer."""
+
+
+def units_segment(units: str) -> Segment:
+    """Return the segment of a string of `Units`. `Segment.speech` would open the file that a string may name.
+
+    Raises:
+        UnitError: a unit is out of range.
+    """
+    return Segment("speech", SpeechUnits.from_string(units), units)
 
 
 class Body(BaseModel):
@@ -100,7 +109,7 @@ class SegmentBody(Body):
         if self.text is not None:
             return Segment.text(self.text)
         if self.units is not None:
-            return Segment("speech", SpeechUnits.from_string(self.units), unit_tokens(self.units))
+            return units_segment(self.units)
         assert self.audio is not None
         return recordings.decode_base64(self.audio)
 

@@ -18,7 +18,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.inference.answers import answer_text, find_stop
 from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt, PromptError, Segment, segments_of
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import Capacity, Request
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.inference.streaming import stream_segments
@@ -150,6 +150,11 @@ class Service:
         """Whether requests can be answered."""
         return self.engine.alive and not self._closing
 
+    @property
+    def most_characters(self) -> int:
+        """Characters that no prompt can have, whatever the tokenizer makes of them."""
+        return _MOST_CHARACTERS * self.engine.capacity.length
+
     def start(self) -> None:
         """Start the engine's thread."""
         self.engine.start()
@@ -196,7 +201,7 @@ class Service:
             self._pool.submit(work)
         except RuntimeError as error:  # the pool is shut down
             self._release(job)
-            raise BusyError("the server is shutting down") from error
+            raise EngineError("the server is shutting down") from error
         try:
             while (item := await arrivals.get()) is not None:
                 if isinstance(item, Exception):
@@ -208,7 +213,7 @@ class Service:
     def _admit(self, generation: Generation) -> _Job:
         with self._lock:
             if self._closing:
-                raise BusyError("the server is shutting down")
+                raise EngineError("the server is shutting down")
             if self._admitted >= self._most:
                 self.metrics.refused.add()
                 raise BusyError(f"{self._admitted} requests run or wait, which is as many as may; try again later")
@@ -261,7 +266,7 @@ class Service:
         prompt = generation.prompt
         parts = [prompt] if isinstance(prompt, str) else [segment.content for segment in segments_of(prompt)]
         length = sum(len(part) for part in parts if isinstance(part, str))
-        if length > _MOST_CHARACTERS * self.engine.capacity.length:
+        if length > self.most_characters:
             raise PromptError(f"a prompt of {length} characters does not fit {self.engine.capacity.length} tokens")
         if isinstance(prompt, str):
             return self.lm.encode_prompt(prompt, generation.output_modality), []

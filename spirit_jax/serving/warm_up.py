@@ -7,7 +7,7 @@ import numpy as np
 from spirit_jax.core.arithmetic import next_power_of_two
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.inference.prompts import EncodedPrompt
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import PREFILL_CHUNK, Capacity, Request
 from spirit_jax.inference.shapes import bucket
 from spirit_jax.inference.spiritlm import SpiritLM

@@ -31,9 +31,8 @@ from spirit_jax.inference.prompts import Modality, Segment
 from spirit_jax.serving import errors
 from spirit_jax.serving.errors import ApiError
 from spirit_jax.serving.limits import LimitError
-from spirit_jax.serving.openai_schemas import units_segment
 from spirit_jax.serving.routes import check_model, describe_end, describe_start, new_id, unit_string
-from spirit_jax.serving.schemas import Body, SamplingBody, Text, Units
+from spirit_jax.serving.schemas import Body, SamplingBody, Text, Units, units_segment
 from spirit_jax.serving.security import Access
 from spirit_jax.serving.service import Finished, Generation, Service, Started
 from spirit_jax.serving.sound_files import pcm16
@@ -182,7 +181,10 @@ class Conversation:
         """End the recording that is open, and add a segment."""
         self._end_recording()
         if len(self._segments) >= _MOST_SEGMENTS:
-            raise LimitError(f"a conversation may have {_MOST_SEGMENTS} segments; clear it")
+            raise LimitError(f"a conversation may have {_MOST_SEGMENTS} segments; start another one")
+        if sum(map(_characters, [*self._segments, segment])) > self._service.most_characters:
+            most = self._service.most_characters
+            raise LimitError(f"a conversation may have {most} characters of text and units; start another one")
         self._segments.append(segment)
 
     def _end_recording(self) -> None:
@@ -220,11 +222,14 @@ class Conversation:
                     elif isinstance(event, Finished):
                         self._segments += joined(answer)
                         await self._send({"type": "end", **describe_end(event)})
-        except (SpiritError, ApiError) as error:
-            await self._send(error_event(error))
         except asyncio.CancelledError:
             self._segments += joined(answer)
             raise
+        except WebSocketDisconnect:
+            raise
+        except Exception as error:
+            errors.respond(error)  # logs a bug
+            await self._send(error_event(error))
 
     async def _send_piece(self, piece: Segment) -> None:
         if isinstance(piece.content, str):
@@ -246,6 +251,11 @@ class Conversation:
 
     async def _send(self, event: dict[str, Any]) -> None:
         await self._socket.send_json(event)
+
+
+def _characters(segment: Segment) -> int:
+    """Return the length of a text or of the unit string of speech; a recording that is not encoded has none."""
+    return len(segment.content if isinstance(segment.content, str) else segment.tokens or "")
 
 
 def joined(pieces: list[Segment]) -> list[Segment]:

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from spirit_jax.inference.sampling import SamplingParams
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import CapacityError, Request, Scheduler
 from spirit_jax.serving.engine_thread import EngineError, EngineThread
 from spirit_jax.serving.limits import LimitError, Limits

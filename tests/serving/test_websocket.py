@@ -107,6 +107,34 @@ def test_a_recording_that_is_too_long_closes_the_connection(server):
             _ = [socket.recv(timeout=60) for _ in range(3)]
 
 
+def test_a_conversation_without_end_closes_the_connection(server):
+    """Its text is limited by what a prompt can have, because nothing longer can be continued."""
+    most = server.service.most_characters
+    with open_socket(server) as socket:
+        send(socket, type="start")
+        assert json.loads(socket.recv(timeout=60))["type"] == "ready"
+        for _ in range(2):
+            send(socket, type="text", text="a" * (most // 2 + 1))
+        assert f"may have {most} characters" in json.loads(socket.recv(timeout=60))["error"]["message"]
+        with pytest.raises(ConnectionClosed):
+            socket.recv(timeout=60)
+
+
+def test_a_bug_ends_the_answer_with_an_error_event(server, monkeypatch):
+    """The client would otherwise wait for the end of the answer for ever."""
+
+    def fail(job):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(server.service, "_answer", fail)
+    with open_socket(server) as socket:
+        send(socket, type="start")
+        send(socket, type="text", text="hello")
+        send(socket, type="generate")
+        events, _ = answer(socket)
+    assert "internal error" in events[-1]["error"]["message"]
+
+
 def test_the_key_is_asked_for_and_other_sites_are_kept_out(lm):
     with running(lm, access=Access(api_key="secret")) as server:
         with open_socket(server) as socket:

@@ -15,7 +15,8 @@ import uvicorn
 
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.inference.prompts import EncodedPrompt, Modality, Prompt
-from spirit_jax.inference.sampling import SamplingFeatures, SamplingParams
+from spirit_jax.inference.sampling import SamplingFeatures
+from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.scheduler import Capacity, Request, Scheduler
 from spirit_jax.serving.app import make_app
 from spirit_jax.serving.limits import Limits
