@@ -1,10 +1,16 @@
 """What a benchmark holds: clips, texts, hypotheses, and items that cannot be used."""
 
+import csv
 import dataclasses
+import io
 import pathlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_text
+
+Item = TypeVar("Item")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3")
 """Suffixes that a clip of a benchmark may have; official data are WAV, smaller copies may be compressed."""
@@ -89,7 +95,37 @@ def audio_files(folder: pathlib.Path) -> list[pathlib.Path]:
     return found
 
 
-def limited(items: Sequence[Choice | Unusable], limit: int | None) -> list[Choice | Unusable]:
+def csv_rows(path: pathlib.Path) -> list[list[str]]:
+    """The rows of a CSV file, without empty lines.
+
+    Raises:
+        BenchmarkError: it cannot be read; names it.
+    """
+    try:
+        return [row for row in csv.reader(io.StringIO(read_text(path, BenchmarkError), newline="")) if row]
+    except csv.Error as error:
+        raise BenchmarkError(f"{path}: not a CSV file that can be read ({error})") from error
+
+
+def csv_table(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """The rows of a CSV file whose first line names the columns.
+
+    Raises:
+        BenchmarkError: it cannot be read, lacks one of `columns`, has no rows, or a row is cut short; names it.
+    """
+    header, *rows = csv_rows(path) or [[]]
+    lacking = [name for name in columns if name not in header]
+    if lacking:
+        raise BenchmarkError(f"{path}: column {lacking[0]!r} is missing; it has {', '.join(header) or 'no columns'}")
+    if not rows:
+        raise BenchmarkError(f"{path}: there is no row below the names of the columns")
+    for number, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise BenchmarkError(f"{path}, row {number}: {len(row)} columns, expected {len(header)}")
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def limited(items: Sequence[Item], limit: int | None) -> list[Item]:
     """Items spread evenly over the whole sequence, at most `limit` of them; None takes all."""
     if limit is None or limit >= len(items):
         return list(items)

@@ -1,6 +1,5 @@
 """Recordings with what a model should say about them: transcripts, or the fields of an intent."""
 
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from spirit_jax.audio import AudioError, load_audio
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_text
 from spirit_jax.corpora import CorpusError, Input, open_input
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, csv_table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +31,20 @@ SpeechSet = Sequence[Recording]
 def open_speech_set(place: pathlib.Path | str, split: str) -> SpeechSet:
     """The recordings of a split.
 
-    LibriSpeech's layout (`SPLIT/SPEAKER/CHAPTER/*.trans.txt`) is read where there are such files; otherwise everything
-    that `encode` takes: a folder with a `.txt` beside each recording, a manifest, a prepared or bundled corpus.
+    LibriSpeech's layout (`SPLIT/SPEAKER/CHAPTER/*.trans.txt`) is read where there are such files, and each line of a
+    transcript is an item, so that missing recordings are counted. Otherwise everything that `encode` takes is read: a
+    folder with a `.txt` beside each recording, a manifest, a prepared or bundled corpus.
 
     Raises:
-        BenchmarkError: nothing can be read there.
+        BenchmarkError: nothing can be read there, or LibriSpeech is there without the split.
     """
-    root = pathlib.Path(place)
+    root = pathlib.Path(place).expanduser()
     folder = root / split if (root / split).is_dir() else root
     transcripts = sorted(folder.rglob("*.trans.txt")) if folder.is_dir() else []
+    if transcripts and folder == root:  # the user named a split, or one of LibriSpeech is missing
+        splits = {"/".join(path.relative_to(root).parts[:-3]) for path in transcripts} - {""}
+        if splits:
+            raise BenchmarkError(f"{root}: no split {split!r} of LibriSpeech there, only {', '.join(sorted(splits))}")
     if transcripts:
         return [item for path in transcripts for item in _librispeech(path)]
     try:
@@ -79,20 +83,16 @@ def _utterance(corpus: Input, index: int) -> Recording:
 def open_intents(place: pathlib.Path | str, split: str) -> SpeechSet:
     """Fluent Speech Commands: `data/SPLIT_data.csv` with `path`, `action`, `object` and `location`, and the recordings.
 
-    The text of a recording is the intent, `activate lights bedroom`. A location `none` is left out.
+    The text of a recording is the intent, `activate lights bedroom`. A field with the value `none` is left out.
 
     Raises:
         BenchmarkError: the file is missing or lacks a column.
     """
     path = pathlib.Path(place) / "data" / f"{split}_data.csv"
-    rows = list(csv.DictReader(read_text(path, BenchmarkError).splitlines()))
-    columns = ("path", "action", "object", "location")
-    lacking = [name for name in columns if not rows or name not in rows[0]]
-    if lacking:
-        raise BenchmarkError(f"{path}: column {lacking[0]!r} is missing; expected Fluent Speech Commands")
+    fields = ("action", "object", "location")
     items = []
-    for row in rows:
-        words = [row[name].strip() for name in columns[1:]]
+    for row in csv_table(path, ("path", *fields)):
+        words = [row[name].strip() for name in fields]
         audio = pathlib.Path(place) / row["path"]
         text = " ".join(word for word in words if word and word != "none")
         items.append(Recording(row["path"], text, lambda audio=audio: load_audio(audio)))

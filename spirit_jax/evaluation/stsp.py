@@ -56,7 +56,7 @@ def compare(
         name = str(reference["id"])
         expected = reference.get(label)
         if expected is None and label == "sentiment":
-            expected = EMOTIONS.get(reference.get("emotion", ""))
+            expected = EMOTIONS.get(str(reference.get("emotion")))
         if expected is None:
             found = reference.get("emotion")
             unmatched[name] = f"no {label}" + (f"; emotion {found!r} is none of {', '.join(EMOTIONS)}" if found else "")
@@ -99,6 +99,23 @@ def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
                 raise BenchmarkError(f"{path}, line {number}: expected an object, found {type(line).__name__}")
             lines.append(line)
     return lines
+
+
+def read_references(path: pathlib.Path) -> list[dict[str, Any]]:
+    """The items of a test file.
+
+    Raises:
+        BenchmarkError: as `read_jsonl`, or an item has no `id` or that of another one; names the id or the item.
+    """
+    rows = read_jsonl(path)
+    seen: set[str] = set()
+    for number, row in enumerate(rows, 1):
+        name = str(row.get("id", ""))
+        if not name or name in seen:
+            problem = f"id {name} comes twice" if name else "no id"
+            raise BenchmarkError(f"{path}, item {number}: {problem}; expected an id that no other item has")
+        seen.add(name)
+    return rows
 
 
 def few_shot_rows(rows: Sequence[Mapping[str, Any]], shots: int, choose: Callable[[int, int], Sequence[int]]):

@@ -1,18 +1,16 @@
 """MMLU (Hendrycks et al. 2021, arXiv 2009.03300), 5-shot: multiple-choice questions on 57 subjects, as text.
 
-The prompt is the official one. The answer is the letter with the highest likelihood after `Answer:`. Questions are read
-from the authors' CSV files (`dev/SUBJECT_dev.csv`, `test/SUBJECT_test.csv`) or from the parquet files of Hugging Face's
-`cais/mmlu` (`SUBJECT/dev-*.parquet`, `SUBJECT/test-*.parquet`).
+The prompt is the official one, with one space before the subject where the official program has two. The answer is the
+letter with the highest likelihood after `Answer:`. Questions are read from the authors' CSV files
+(`dev/SUBJECT_dev.csv`, `test/SUBJECT_test.csv`) or from the parquet files of Hugging Face's `cais/mmlu`
+(`SUBJECT/dev-*.parquet`, `SUBJECT/test-*.parquet`).
 """
 
-import csv
-import io
 import pathlib
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from spirit_jax.core.files import read_text
-from spirit_jax.evaluation.items import BenchmarkError, Choice, Hypothesis, Text, Unusable
+from spirit_jax.evaluation.items import BenchmarkError, Choice, Hypothesis, Text, Unusable, csv_rows
 from spirit_jax.evaluation.likelihood import LikelihoodTask
 from spirit_jax.evaluation.task import About
 
@@ -85,17 +83,13 @@ def _questions(path: pathlib.Path) -> list[Question]:
     Raises:
         BenchmarkError: it cannot be read, or a row has another number of columns.
     """
-    rows = _parquet_rows(path) if path.suffix == ".parquet" else _csv_rows(path)
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else csv_rows(path)
     questions = []
     for number, row in enumerate(rows, 1):
-        if len(row) != 6 or row[5] not in LETTERS:
+        if len(row) != 6 or row[5] not in tuple(LETTERS):
             raise BenchmarkError(f"{path}, row {number}: expected a question, four answers and A, B, C or D")
         questions.append(Question(row[0].strip(), tuple(row[1:5]), LETTERS.index(row[5])))
     return questions
-
-
-def _csv_rows(path: pathlib.Path) -> Sequence[Sequence[str]]:
-    return list(csv.reader(io.StringIO(read_text(path, BenchmarkError), newline="")))
 
 
 def _parquet_rows(path: pathlib.Path) -> Sequence[Sequence[str]]:

@@ -6,13 +6,21 @@ beside the recordings. The paper reads the words and sentences also as text.
 """
 
 import collections
-import csv
 import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from spirit_jax.core.files import read_text
-from spirit_jax.evaluation.items import BenchmarkError, Choice, Clip, Hypothesis, Text, Unusable, audio_files, find_clip
+from spirit_jax.evaluation.items import (
+    BenchmarkError,
+    Choice,
+    Clip,
+    Hypothesis,
+    Text,
+    Unusable,
+    audio_files,
+    csv_table,
+    find_clip,
+)
 from spirit_jax.evaluation.likelihood import LikelihoodTask
 from spirit_jax.evaluation.task import BUNDLED, About
 
@@ -34,30 +42,16 @@ def find_set(root: pathlib.Path, kind: str) -> pathlib.Path:
     raise BenchmarkError(f"{root}: neither {GOLD} nor {kind}/dev/{GOLD} there; expected the layout of sLM21")
 
 
-def read_gold(path: pathlib.Path, columns: Sequence[str]) -> list[dict[str, str]]:
-    """The rows of a gold file.
-
-    Raises:
-        BenchmarkError: it cannot be read, lacks a column, or has no rows.
-    """
-    rows = list(csv.DictReader(read_text(path, BenchmarkError).splitlines()))
-    lacking = [name for name in columns if not rows or name not in rows[0]]
-    if lacking:
-        found = f"it has {', '.join(rows[0])}" if rows else "it has no rows"
-        raise BenchmarkError(f"{path}: column {lacking[0]!r} is missing; {found}")
-    return rows
-
-
 def read_lexical(root: pathlib.Path, direction: str) -> list[Choice | Unusable]:
     """Words and non-words; those of one id and voice are a pair. T takes each pair once, whatever its voices.
 
     Raises:
-        BenchmarkError: as `find_set` and `read_gold`.
+        BenchmarkError: as `find_set` and `csv_table`.
     """
     folder = find_set(root, "lexical")
     if not (folder / GOLD).is_file():
         return _without_gold(folder, direction)
-    rows = read_gold(folder / GOLD, (*_COMMON, "frequency", "word"))
+    rows = csv_table(folder / GOLD, (*_COMMON, "frequency", "word"))
     return _pairs(folder, rows, direction, key=("id", "voice"), item=("id",), text=("word", "phones"), group=None)
 
 
@@ -65,12 +59,12 @@ def read_syntactic(root: pathlib.Path, direction: str) -> list[Choice | Unusable
     """Sentences; those of one type, subtype, id and voice are a pair. T takes each pair once, whatever its voices.
 
     Raises:
-        BenchmarkError: as `find_set` and `read_gold`.
+        BenchmarkError: as `find_set` and `csv_table`.
     """
     folder = find_set(root, "syntactic")
     if not (folder / GOLD).is_file():
         return _without_gold(folder, direction)
-    rows = read_gold(folder / GOLD, (*_COMMON, "type", "subtype", "transcription"))
+    rows = csv_table(folder / GOLD, (*_COMMON, "type", "subtype", "transcription"))
     item = ("type", "subtype", "id")
     return _pairs(folder, rows, direction, key=(*item, "voice"), item=item, text=("transcription",), group="type")
 
@@ -100,7 +94,8 @@ def _pairs(
         name = "-".join(values)
         if len(right) != len(wrong):
             items.append(Unusable(name, f"{len(right)} correct and {len(wrong)} incorrect rows in {folder / GOLD}"))
-        for number, pair in enumerate(zip(right, wrong, strict=False)):
+            continue
+        for number, pair in enumerate(zip(right, wrong, strict=True)):
             about = (*(pair[0][column] for column in item), str(number) if number else "")
             if direction == "T" and about in seen:
                 continue
@@ -111,17 +106,28 @@ def _pairs(
             if len(usable) < 2:
                 items.append(Unusable(label, next(str(h) for h in hypotheses if isinstance(h, str))))
                 continue
-            frequency = pair[0].get("frequency", "").strip()
             items.append(
                 Choice(
                     label,
                     tuple(usable),
                     item="-".join(about).rstrip("-"),
                     group=pair[0][group] if group else "",
-                    frequency=int(float(frequency)) if frequency else None,
+                    frequency=_frequency(pair[0].get("frequency", "").strip(), folder / GOLD),
                 )
             )
     return items
+
+
+def _frequency(text: str, gold: pathlib.Path) -> int | None:
+    """A number of the column `frequency`; None for an empty one.
+
+    Raises:
+        BenchmarkError: it is not a number.
+    """
+    try:
+        return int(float(text)) if text else None
+    except (ValueError, OverflowError) as error:
+        raise BenchmarkError(f"{gold}: frequency must be a number, found {text!r}") from error
 
 
 def _hypothesis(folder: pathlib.Path, row: Mapping[str, str], direction: str, text: Sequence[str]) -> Hypothesis | str:
