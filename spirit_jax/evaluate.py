@@ -99,13 +99,13 @@ def run(settings: EvaluateConfig) -> None:
     if not settings.list and (settings.checkpoint is None or settings.output is None):
         raise SpiritError("name the model and the directory for the results: --checkpoint DIR --output DIR")
     from spirit_jax.evaluation.run import REPORT, describe_tasks, evaluate
-    from spirit_jax.evaluation.tasks import check_data_names, select
+    from spirit_jax.evaluation.tasks import check_names, select
 
     if settings.list or settings.checkpoint is None or settings.output is None:
         print(describe_tasks(settings.task_settings()))
         return
     select(settings.tasks)  # a misspelled task is refused before the model is loaded
-    check_data_names(settings.data)
+    check_names(settings.data, settings.prompts)
     output = pathlib.Path(settings.output).expanduser()
     if output.exists() and not output.is_dir():
         raise SpiritError(f"--output {output}: is a file")

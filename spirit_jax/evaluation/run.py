@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from spirit_jax import __version__, checkpoint
 from spirit_jax.checkpoint import CheckpointError
@@ -26,8 +27,9 @@ from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.files import open_regular, write_file
 from spirit_jax.evaluation import report
 from spirit_jax.evaluation.task import Figure, Job, TaskResult, TaskSettings, missing
-from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_data_names, select
+from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_names, select
 from spirit_jax.inference.spiritlm import SpiritLM
+from spirit_jax.models.llama import Params
 
 RESULTS, REPORT, PLOT = "results.json", "results.md", "results.png"
 
@@ -82,7 +84,8 @@ def evaluate(
         tasks: names of tasks or groups, with directions if wanted: `["mini", "storycloze:T+T2S"]`.
         output: directory of the results; created if missing.
         settings: of the tasks; None means the defaults.
-        checkpoint_directory: where the model was loaded from; it identifies the model in the results.
+        checkpoint_directory: where the model was loaded from; its checksums identify the model. None hashes the
+            parameters instead.
         overwrite: replace the items of another evaluation.
 
     Raises:
@@ -91,7 +94,7 @@ def evaluate(
     """
     chosen = select(tasks)
     settings = settings or TaskSettings()
-    check_data_names(settings.data)
+    check_names(settings.data, settings.prompts)
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     identity = describe_model(model, checkpoint_directory)
@@ -115,17 +118,21 @@ def write_results(results: Results, output: pathlib.Path) -> None:
 def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict[str, Any]:
     """The identity of a model and of the program: what a reader needs to repeat the figures.
 
-    The fingerprint is that of the parameters' files, of an adapter, of the vocabulary and of the speech tokenizer.
+    The fingerprint is that of the parameters' files, or of the parameters themselves if no directory is named, of
+    int8 quantization, of an adapter, of the vocabulary and of the speech tokenizer.
     """
     speech = ""
     if model.speech_tokenizer is not None:
         with contextlib.suppress(CheckpointError):  # it has a vocoder alone
             speech = model.speech_tokenizer.fingerprint
-    weights = "" if directory is None else fingerprint_llm(directory)
+    weights = fingerprint_params(model.params) if directory is None else fingerprint_llm(directory)
+    int8 = any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(model.params))
     parts = [weights, model.vocabulary.fingerprint, speech, model.config.dtype]
     adapter = None if model.adapter is None else model.adapter.fingerprint
     if adapter is not None:
         parts.append(adapter)
+    if int8:
+        parts.append("int8")
     device = model.mesh.devices.flat[0]
     return {
         "checkpoint": None if directory is None else os.fspath(directory),
@@ -136,6 +143,7 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
         "speech_tokenizer": speech,
         "variant": model.vocabulary.variant,
         "dtype": model.config.dtype,
+        "int8": int8,
         "context": model.config.max_position_embeddings,
         "spirit_jax": __version__,
         "commit": _commit(),
@@ -144,6 +152,16 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
         "device": f"{model.mesh.devices.size} x {device.device_kind}",
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+
+
+def fingerprint_params(params: Params) -> str:
+    """sha256 (hex) of the names, types and values of parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def fingerprint_llm(directory: str | os.PathLike) -> str:

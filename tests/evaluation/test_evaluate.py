@@ -93,6 +93,10 @@ REFUSED = {
         ["--checkpoint", "x", "--output", "y", "--tasks", "mini", "--data.swugy", "z"],
         "--data.swugy: no task has data of this name",
     ),
+    "unknown prompts": (
+        ["--checkpoint", "x", "--output", "y", "--tasks", "mini", "--prompts.mini_asrr", "z"],
+        "--prompts.mini_asrr: no task has a prompt file of this name; there are asr,",
+    ),
     "no checkpoint": (["--tasks", "mini"], "--checkpoint DIR --output DIR"),
     "limit": (["--tasks", "mini", "--limit", "0"], "limit must be 1 or more, found 0"),
     "no data": (
@@ -137,3 +141,12 @@ def test_a_model_is_known_by_its_parameters(tmp_path):
     assert prints[0] != prints[1]
     copy = shutil.copytree(checkpoints.converted("small_base"), tmp_path / "copy")
     assert prints[0] == run.fingerprint_llm(copy), "the same parameters"
+
+
+def test_a_model_in_8_bits_is_another_model():
+    place = checkpoints.converted("small_base")
+    plain, again, quantized = (
+        run.describe_model(SpiritLM.from_pretrained(place, int8=int8), place) for int8 in (False, False, True)
+    )
+    assert plain["fingerprint"] == again["fingerprint"] != quantized["fingerprint"]
+    assert (plain["int8"], quantized["int8"]) == (False, True)

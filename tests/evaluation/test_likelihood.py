@@ -158,6 +158,16 @@ def test_a_missing_column_and_a_missing_folder_are_named(tmp_path):
         SWUGGY.read(tmp_path, "T")
     with pytest.raises(BenchmarkError, match="neither gold.csv nor lexical/dev/gold.csv there"):
         SWUGGY.read(tmp_path / "nothing", "T")
+    _lexical(tmp_path / "words", [("ab", "ac", "many", "x")])
+    with pytest.raises(BenchmarkError, match="gold.csv: frequency must be a number, found 'many'"):
+        SWUGGY.read(tmp_path / "words", "T")
+
+
+def test_rows_without_a_clear_partner_are_one_unusable_item(tmp_path):
+    rows = ["1,a,x,3,ab,,2,1", "1,b,x,3,ab,,2,1", "1,c,x,3,ac,,2,0"]
+    _gold(tmp_path / "gold.csv", "id,filename,voice,frequency,word,phones,length,correct", rows)
+    (item,) = SWUGGY.read(tmp_path, "T")
+    assert "2 correct and 1 incorrect rows" in item.reason
 
 
 def test_stories_have_four_directions_and_say_what_is_missing(tmp_path):
@@ -209,4 +219,8 @@ def test_an_interrupted_task_continues_where_it_was(lm, tmp_path, monkeypatch):
     assert again.main("swuggy", "T").estimate == whole.main("swuggy", "T").estimate
     with pytest.raises(BenchmarkError, match="belongs to another evaluation .data was.*--overwrite"):
         evaluate(lm, ["swuggy:T"], tmp_path / "out", TaskSettings(data={"swuggy": str(data)}, limit=3))
+    table = np.zeros((lm.vocabulary.size, lm.vocabulary.size), np.float32)
+    other = bigram_model(lm.vocabulary, table, lm.speech_tokenizer)
+    with pytest.raises(BenchmarkError, match="belongs to another evaluation .model was"):
+        evaluate(other, ["swuggy:T"], tmp_path / "out", settings)
     assert Job(lm, settings, tmp_path / "out", overwrite=True).log("swuggy", "T", {"data": "other"}).lines == {}

@@ -81,16 +81,26 @@ def select(names: Sequence[str]) -> list[tuple[Task, tuple[str, ...]]]:
     return [(TASKS[name], directions) for name, directions in chosen.items()]
 
 
-def check_data_names(names: Iterable[str]) -> None:
-    """Check the names of `--data`: those of tasks, and `NAME_examples` for data that few-shot examples come from.
+def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
+    """Check the names of `--data` and `--prompts`, so that a misspelled one is not ignored.
+
+    Args:
+        data: names of tasks, and `NAME_examples` for data that few-shot examples come from.
+        prompts: names of tasks with prompt files.
 
     Raises:
         BenchmarkError: a name is none of a task's.
     """
+    prompted = {name for name, task in TASKS.items() if isinstance(task, few_shot.FewShotTask)}
     known = {task.about.data_name or name for name, task in TASKS.items()}
-    for name in names:
-        if name.removesuffix("_examples") not in known:
+    for name in data:
+        if name not in known | {f"{task}_examples" for task in prompted}:
             raise BenchmarkError(f"--data.{name}: no task has data of this name; there are {', '.join(sorted(known))}")
+    for name in prompts:
+        if name not in prompted:
+            raise BenchmarkError(
+                f"--prompts.{name}: no task has a prompt file of this name; there are {', '.join(sorted(prompted))}"
+            )
 
 
 def _split(names: Sequence[str]) -> list[str]:
