@@ -191,3 +191,15 @@ def test_stsp_counts_what_it_cannot_compare_and_few_shot_prompts_keep_the_item(t
     assert "not the paper's classifier" in main.note
     examples = "".join(f"[Text]p {s}[Text] g {s}\n" for s in ("negative", "neutral", "positive"))
     assert oracle.asked[:2] == [f"{examples}[Text]a", f"{examples}[Text]b"]
+
+
+def test_stsp_keeps_what_it_has_when_directions_are_added(tmp_path):
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STSP_ROWS))
+    oracle = Oracle([[Segment.text("happy and good")]] * 3)
+    data = {"stsp": str(tmp_path)}
+    alone = TASKS["stsp"].run(_job(oracle, tmp_path, data=data), ["T>T"])
+    both = TASKS["stsp"].run(_job(Oracle([]), tmp_path, data=data), ["S>T", "T>T"])
+    assert [f.estimate for f in both.figures if f.direction == "T>T"] == [f.estimate for f in alone.figures]
+    assert "no such file" in both.unusable["S>T 1"]
+    (tmp_path / "test.jsonl").rename(tmp_path / "records_emov_test.jsonl")  # the released name
+    assert TASKS["stsp"].run(_job(Oracle([]), tmp_path, data=data), ["T>T"]).figures == alone.figures

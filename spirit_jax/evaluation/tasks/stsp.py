@@ -1,7 +1,8 @@
 """STSP: does the continuation of a sentence keep its sentiment? Four directions, zero-shot or after examples.
 
 The data are JSONL files `test.jsonl` and, for examples and the built-in classifier, `train.jsonl`, with `id`,
-`wav_path`, `asr`, `sentiment` or `emotion`. Prompts, sampling and scoring are those of the released code
+`wav_path`, `asr`, `sentiment` or `emotion`. A directory with one file `*_test.jsonl`, such as the released
+`records_emov_test.jsonl`, is read too. Prompts, sampling and scoring are those of the released code
 (docs/evaluation.md, "STSP"); its classifiers were never released, so the report names the substitutes.
 """
 
@@ -23,9 +24,17 @@ from spirit_jax.evaluation.classifiers import (
     open_text_classifier,
 )
 from spirit_jax.evaluation.item_log import ItemLog
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.rules import estimate
-from spirit_jax.evaluation.stsp import EMOTIONS, SENTIMENTS, compare, few_shot_prompt, few_shot_rows, read_jsonl
+from spirit_jax.evaluation.stsp import (
+    EMOTIONS,
+    SENTIMENTS,
+    compare,
+    few_shot_prompt,
+    few_shot_rows,
+    read_jsonl,
+    read_references,
+)
 from spirit_jax.evaluation.task import BUNDLED, About, Figure, Job, TaskResult, data_directory, digest
 from spirit_jax.inference.prompts import EncodedPrompt, PromptError, Segment, units_string
 from spirit_jax.inference.sampling_params import RELEASED_TOP_K, SamplingParams
@@ -50,10 +59,9 @@ class StspTask:
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
         place = data_directory(self.name, self.about, job.settings)
-        rows = read_jsonl(place / "test.jsonl")
-        if job.settings.limit is not None and job.settings.limit < len(rows):
-            rows = [rows[index * len(rows) // job.settings.limit] for index in range(job.settings.limit)]
-        train = read_jsonl(place / "train.jsonl") if (place / "train.jsonl").is_file() else []
+        rows = limited(read_references(_split_file(place, "test")), job.settings.limit)
+        examples = _split_file(place, "train")
+        train = read_jsonl(examples) if examples.is_file() else []
         figures: list[Figure] = []
         unusable: dict[str, str] = {}
         used: dict[str, Any] = {
@@ -63,6 +71,7 @@ class StspTask:
             "shots": self.shots,
             "seed": job.settings.seed,
         }
+        classifiers: dict[str, str] = {}
         for direction in directions:
             runner = _Runner(job, place, train, direction, self.shots)
             asked = {
@@ -75,12 +84,12 @@ class StspTask:
             log = job.log(self.name, direction, asked)
             todo = [row for row in rows if str(row.get("id")) not in log.lines]
             job.in_chunks(todo, _CHUNK, f"{self.name} {direction}", lambda chunk, r=runner, to=log: r(chunk, to))
-            used[f"{direction} classifier"] = runner.classifier.name
+            classifiers[f"{direction} classifier"] = runner.classifier.name
             found, problems = self._figures(rows, log, direction, job.settings.seed, runner.classifier.name)
             figures += found
             unusable |= problems
         data = {"place": str(place), "fingerprint": digest(rows), "items": len(rows)}
-        return TaskResult(figures, unusable, used, data)
+        return TaskResult(figures, unusable, {**used, **classifiers}, data)
 
     def _figures(
         self, rows: Sequence[Mapping[str, Any]], log: ItemLog, direction: str, seed: int, classifier: str
@@ -186,7 +195,7 @@ class _Runner:
         spoken = [segment.content for segment in segments if isinstance(segment.content, np.ndarray)]
         units = "".join(segment.tokens or "" for segment in segments)
         clip = np.concatenate(spoken) if spoken else np.zeros(0, np.float32)
-        if clip.size < 1600:  # 100 ms: nothing to hear a tone in, which the paper's classifier calls neutral
+        if clip.size < 1600:  # 100 ms: too short to hear a tone in
             return {"answer": units, "prediction": "neutral"}
         return {"answer": units, "prediction": self._speech.classify([clip])[0]}
 
@@ -194,7 +203,7 @@ class _Runner:
         """The examples of a prompt, drawn with the seed. Rows without `prompt` and `generation` are cut in halves."""
         rng = np.random.default_rng(self._job.settings.seed)
         rows = few_shot_rows(
-            [{**row, "sentiment": row.get("sentiment") or EMOTIONS.get(row.get("emotion", ""))} for row in train],
+            [{**row, "sentiment": row.get("sentiment") or EMOTIONS.get(str(row.get("emotion")))} for row in train],
             shots,
             lambda size, count: rng.permutation(size)[:count].tolist(),
         )
@@ -218,7 +227,7 @@ class _Runner:
 
     def _labelled(self, rows: Sequence[Mapping[str, Any]]) -> tuple[list[Float[np.ndarray, " R"]], list[str]]:
         """Clips with their sentiments, to fit the built-in classifier."""
-        labels = [row.get("sentiment") or EMOTIONS.get(row.get("emotion", "")) for row in rows]
+        labels = [row.get("sentiment") or EMOTIONS.get(str(row.get("emotion"))) for row in rows]
         found = [(row, label) for row, label in zip(rows, labels, strict=True) if label and row.get("wav_path")]
         if not found:
             raise BenchmarkError(
@@ -241,11 +250,18 @@ class _Runner:
         raise AudioError(f"{self._place / str(name)}: no such file")
 
 
+def _split_file(place: pathlib.Path, split: str) -> pathlib.Path:
+    """The file of a split: `SPLIT.jsonl`, or the only one that ends in `_SPLIT.jsonl`, as the released ones do."""
+    named, others = place / f"{split}.jsonl", sorted(place.glob(f"*_{split}.jsonl"))
+    return others[0] if len(others) == 1 and not named.is_file() else named
+
+
 def _about(shots: int) -> About:
     return About(
         "sentiment of the continuation, " + (f"{shots}-shot" if shots else "zero-shot"),
         DIRECTIONS,
-        data="test.jsonl and train.jsonl with id, wav_path, asr, sentiment or emotion",
+        data="test.jsonl and train.jsonl, or NAME_test.jsonl and NAME_train.jsonl, with id, wav_path, asr, sentiment "
+        "or emotion",
         source="https://github.com/facebookresearch/spiritlm (data/stsp_data), Expresso and EmoV",
         license="CC-BY-NC-4.0 (Expresso), EmoV: see its README",
         data_name="stsp",
