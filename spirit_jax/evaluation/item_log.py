@@ -54,6 +54,10 @@ class ItemLog:
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
                 self.lines[line["id"]] = dict(line)
 
+    def usable(self) -> list[dict[str, Any]]:
+        """The lines of items that could be used."""
+        return [line for line in self.lines.values() if "unusable" not in line]
+
     def unusable(self) -> dict[str, str]:
         """The reason of each item that could not be used, by id."""
         return {name: line["unusable"] for name, line in self.lines.items() if "unusable" in line}

@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -212,6 +213,16 @@ def data_directory(task: str, about: About, settings: TaskSettings) -> pathlib.P
     if not path.exists():
         raise BenchmarkError(f"--data.{name} {path}: no such file or directory; expected {about.data}")
     return path
+
+
+def corpus_source(task: str, about: About, settings: TaskSettings) -> str:
+    """Where a task's recordings are: anything that `encode` takes, or the bundled corpus.
+
+    Raises:
+        BenchmarkError: the user named no place and none is bundled.
+    """
+    named = settings.data.get(task, about.default)
+    return os.path.expanduser(named) if isinstance(named, str) else str(data_directory(task, about, settings))
 
 
 def missing(task: Task, settings: TaskSettings) -> list[str]:

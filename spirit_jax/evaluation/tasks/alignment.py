@@ -7,7 +7,7 @@ next word of the sentence. The paper gives the figure of its models as a plot wi
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,9 @@ from spirit_jax.audio import AudioError
 from spirit_jax.corpora import CorpusError, Utterance, open_input
 from spirit_jax.data.sequences import word_frames
 from spirit_jax.evaluation.item_log import ItemLog
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.rules import estimate
-from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory
+from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, corpus_source
 from spirit_jax.inference import network
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.inference.spiritlm import SpiritLM
@@ -45,12 +45,9 @@ class AlignmentTask:
         tokenizer = job.model.speech_tokenizer
         if tokenizer is None:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no speech_tokenizer/")
-        named = job.settings.data.get(self.name, self.about.default)
-        place = named if isinstance(named, str) else str(data_directory(self.name, self.about, job.settings))
+        place = corpus_source(self.name, self.about, job.settings)
         corpus = open_input(place, self.split)
-        indices = list(range(len(corpus)))
-        if job.settings.limit is not None and job.settings.limit < len(indices):
-            indices = [index * len(corpus) // job.settings.limit for index in range(job.settings.limit)]
+        indices = limited(range(len(corpus)), job.settings.limit)
         log = job.log(self.name, directions[0], {"data": corpus.fingerprint, "items": len(indices)})
         todo = [index for index in indices if str(index) not in log.lines]
         probe = _Probe(job.model, corpus.__getitem__)
@@ -60,11 +57,11 @@ class AlignmentTask:
         files = {}
         if figures and _plot(figures, job.output / f"{self.name}.png"):
             files["plot"] = f"{self.name}.png"
-        data = {"place": str(place), "fingerprint": corpus.fingerprint, "items": len(indices)}
+        data = {"place": place, "fingerprint": corpus.fingerprint, "items": len(indices)}
         return TaskResult(figures, unusable, {}, data, files)
 
     def _figures(self, log: ItemLog, direction: str, seed: int) -> list[Figure]:
-        lines = [line for line in log.lines.values() if "unusable" not in line]
+        lines = log.usable()
         figures: list[Figure] = []
         layers = len(lines[0]["similarity"]) if lines else 0
         for key, measure in (("similarity", "similarity"), ("control", "similarity with the next word")):
@@ -73,7 +70,7 @@ class AlignmentTask:
                 figures.append(
                     Figure(self.name, direction, measure, value, group=f"layer {layer + 1:02}", is_fraction=False)
                 )
-        gains = [max(a - b for a, b in zip(line["similarity"], line["control"], strict=True)) for line in lines]
+        gains, best = gains_of_best_layer(lines)
         figures.append(
             Figure(
                 self.name,
@@ -83,6 +80,7 @@ class AlignmentTask:
                 is_main=True,
                 is_fraction=False,
                 unusable=len(log.lines) - len(lines),
+                note=f"the best layer is {best}" if lines else "",
             )
         )
         return figures
@@ -146,6 +144,22 @@ class _Probe:
         if len(spans) < 2:
             raise CorpusError(f"utterance {utterance.id!r}: fewer than two words have units")
         return np.asarray(text, np.int32), np.asarray(speech, np.int32), spans
+
+
+def gains_of_best_layer(lines: Sequence[Mapping[str, list[float]]]) -> tuple[list[float], int]:
+    """How much more similar the words of each sentence are than neighbors, in the one layer with the highest mean.
+
+    Args:
+        lines: `similarity` and `control` of each sentence, a number for each layer.
+
+    Returns:
+        A number for each sentence, and the layer, from 1; 0 without sentences.
+    """
+    if not lines:
+        return [], 0
+    gains_sl = np.array([np.subtract(line["similarity"], line["control"]) for line in lines])
+    best = int(gains_sl.mean(0).argmax())
+    return gains_sl[:, best].tolist(), best + 1
 
 
 def _similarities(

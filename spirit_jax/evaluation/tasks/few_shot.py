@@ -17,11 +17,11 @@ from jaxtyping import Float
 from spirit_jax.audio import AudioError, load_audio
 from spirit_jax.evaluation import metrics
 from spirit_jax.evaluation.item_log import ItemLog
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.prompt_config import PromptConfig, load_prompts
 from spirit_jax.evaluation.rules import Estimate, estimate, ratio_estimate
 from spirit_jax.evaluation.speech_sets import Recording, SpeechSet, load, open_intents, open_speech_set
-from spirit_jax.evaluation.task import BUNDLED, About, Figure, Job, TaskResult, data_directory, digest
+from spirit_jax.evaluation.task import BUNDLED, About, Figure, Job, TaskResult, corpus_source, digest
 from spirit_jax.inference.prompts import EncodedPrompt, PromptError, Segment, units_string
 from spirit_jax.speech.asr import Recognizer, open_recognizer
 
@@ -39,7 +39,7 @@ class FewShotTask:
     """The prompt file's name in configs/evaluation/."""
     measure: Measure
     output: Literal["text", "speech"]
-    open: Callable[[Any, str], SpeechSet] = open_speech_set
+    open: Callable[[str, str], SpeechSet] = open_speech_set
     """Opens a split of the data."""
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
@@ -51,10 +51,8 @@ class FewShotTask:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no vocoder to speak answers with")
         file = settings.prompts.get(self.name, self.prompts)
         prompts = load_prompts(file)
-        place = self._place(job)
-        tests = self.open(place, prompts.test_split)
-        if settings.limit is not None and settings.limit < len(tests):
-            tests = [tests[index * len(tests) // settings.limit] for index in range(settings.limit)]
+        place = corpus_source(self.name, self.about, settings)
+        tests = limited(self.open(place, prompts.test_split), settings.limit)
         examples_place = settings.data.get(f"{self.name}_examples", place)
         examples = self._examples(job, prompts, examples_place)
         recognizer = open_recognizer(settings.recognizer) if self.output == "speech" else None
@@ -72,17 +70,12 @@ class FewShotTask:
         answer = _Asker(job, self, prompts, examples, recognizer)
         job.in_chunks(todo, _CHUNK, self.name, lambda chunk: answer(chunk, log))
         figure = self._figure(log, direction, settings.seed)
-        data = {"place": str(place), "fingerprint": asked["data"], "items": len(tests)}
+        data = {"place": place, "fingerprint": asked["data"], "items": len(tests)}
         shown = {"prompt file": file, **asked}
         unusable = {f"{direction} {name}": reason for name, reason in log.unusable().items()}
         return TaskResult([figure], unusable, shown, data)
 
-    def _place(self, job: Job) -> Any:
-        """The data: a directory, or the name of a bundled corpus."""
-        named = job.settings.data.get(self.name, self.about.default)
-        return named if isinstance(named, str) else data_directory(self.name, self.about, job.settings)
-
-    def _examples(self, job: Job, prompts: PromptConfig, place: Any) -> list[tuple[str, str]]:
+    def _examples(self, job: Job, prompts: PromptConfig, place: str) -> list[tuple[str, str]]:
         """Id and filled template of each example, drawn with the seed.
 
         Raises:
@@ -107,7 +100,7 @@ class FewShotTask:
         raise BenchmarkError(f"{place}: only {len(chosen)} recordings can be used as examples of {prompts.shots}")
 
     def _figure(self, log: ItemLog, direction: str, seed: int) -> Figure:
-        lines = [line for line in log.lines.values() if "unusable" not in line]
+        lines = log.usable()
         if self.measure == "exact match":
             value: Estimate = estimate([float(line["errors"] == 0) for line in lines], seed)
         else:

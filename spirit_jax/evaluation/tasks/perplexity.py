@@ -15,7 +15,7 @@ from spirit_jax.data.records import RecordError, RecordSource, read_metadata
 from spirit_jax.data.sampling import record_rng
 from spirit_jax.data.sequences import Recipe, Sequencer
 from spirit_jax.evaluation.item_log import ItemLog
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.rules import Estimate, ratio_estimate
 from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory
 from spirit_jax.vocabulary import TOKEN_KINDS
@@ -38,9 +38,7 @@ class PerplexityTask:
         split = "validation" if "validation" in splits else splits[0]
         source = RecordSource(place, split)
         self._check_units(job, source)
-        indices = list(range(len(source)))
-        if job.settings.limit is not None and job.settings.limit < len(indices):
-            indices = [index * len(source) // job.settings.limit for index in range(job.settings.limit)]
+        indices = limited(range(len(source)), job.settings.limit)
         figures: list[Figure] = []
         unusable: dict[str, str] = {}
         first = source[0]
@@ -72,7 +70,7 @@ class PerplexityTask:
             )
 
     def _figures(self, log: ItemLog, direction: str, seed: int) -> list[Figure]:
-        lines = [line for line in log.lines.values() if "unusable" not in line]
+        lines = log.usable()
         kinds = [kind for kind in TOKEN_KINDS if any(kind in line["kinds"] for line in lines)]
         figures = []
         for kind in ("", *kinds):

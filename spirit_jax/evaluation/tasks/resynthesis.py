@@ -8,7 +8,7 @@ paper's extractor.
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -19,10 +19,10 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.evaluation import metrics
 from spirit_jax.evaluation.item_log import ItemLog
-from spirit_jax.evaluation.items import BenchmarkError
+from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.rules import ratio_estimate
-from spirit_jax.evaluation.speech_sets import Recording, SpeechSet, load, open_speech_set
-from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory, digest
+from spirit_jax.evaluation.speech_sets import Recording, load, open_speech_set
+from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, corpus_source, digest
 from spirit_jax.speech.asr import Recognizer, open_recognizer
 from spirit_jax.speech.scratch.f0 import F0_HOP, f0
 from spirit_jax.units import SIZES, SpeechUnits
@@ -57,18 +57,14 @@ class ResynthesisTask:
     name: str
     about: About
     split: str = "test"
-    open: Callable[[Any, str], SpeechSet] = open_speech_set
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
         tokenizer = job.model.speech_tokenizer
         if tokenizer is None or not tokenizer.has_vocoder:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no speech_tokenizer/ with a vocoder")
-        named = job.settings.data.get(self.name, self.about.default)
-        place = named if isinstance(named, str) else data_directory(self.name, self.about, job.settings)
-        items = self.open(place, self.split)
-        if job.settings.limit is not None and job.settings.limit < len(items):
-            items = [items[index * len(items) // job.settings.limit] for index in range(job.settings.limit)]
+        place = corpus_source(self.name, self.about, job.settings)
+        items = limited(open_speech_set(place, self.split), job.settings.limit)
         recognizer = open_recognizer(job.settings.recognizer)
         asked = {
             "data": digest([[item.id, item.text] for item in items]),
@@ -81,11 +77,11 @@ class ResynthesisTask:
         work = _Resynthesizer(job, recognizer)
         job.in_chunks(todo, _CHUNK, self.name, lambda chunk: log.add([work(item) for item in chunk]))
         unusable = log.unusable()
-        data = {"place": str(place), "fingerprint": asked["data"], "items": len(items)}
+        data = {"place": place, "fingerprint": asked["data"], "items": len(items)}
         return TaskResult(self._figures(log, directions[0], job.settings.seed), unusable, asked, data)
 
     def _figures(self, log: ItemLog, direction: str, seed: int) -> list[Figure]:
-        lines = [line for line in log.lines.values() if "unusable" not in line]
+        lines = log.usable()
         note = "the paper's figures are those of Expresso with its own recognizer and F0 extractor"
 
         def figure(measure: str, above: str, below: str, is_main: bool = True, is_fraction: bool = True) -> Figure:
