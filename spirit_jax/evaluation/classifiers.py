@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import style
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.formats.hf_weights import load_weights
@@ -149,8 +150,6 @@ class HuggingFaceSpeechClassifier:
             arrays, _ = to_jax(style.rows(part), tensors, style.shapes(part), str(folder))
         except ConversionError as error:
             raise BenchmarkError(error.message, error.details) from error
-        from spirit_jax.checkpoint import unflatten
-
         self._params = unflatten({path: np.asarray(array, np.float32) for path, array in arrays.items()})
         self._network = style.classifier(part)
         self.name = f"Wav2Vec2ForSequenceClassification {folder.name}"

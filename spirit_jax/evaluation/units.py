@@ -33,7 +33,7 @@ class UnitCache:
             tokenizer: encodes clips; None gives a reason for every clip.
             path: where units are kept; None keeps them in memory.
         """
-        self._vocabulary, self._path = vocabulary, path
+        self._path = path
         self._units: dict[str, SpeechUnits] = {}
         self._reason = "this checkpoint has no speech_tokenizer/ to hear audio with"
         self._tokenizer, self._name = None, ""
@@ -75,10 +75,6 @@ class UnitCache:
         for first in range(0, len(missing), _BATCH):
             self._encode_batch(missing[first : first + _BATCH], result)
         return result
-
-    def ids(self, units: SpeechUnits) -> np.ndarray:
-        """The token ids of units, int32 [N]."""
-        return self._vocabulary.unit_ids(units)
 
     def _encode_batch(self, batch: Sequence[tuple[Clip, str]], result: dict[Clip, SpeechUnits | str]) -> None:
         """Encode clips, and put their units or reasons into `result`."""
