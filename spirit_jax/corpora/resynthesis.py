@@ -16,7 +16,6 @@ from jaxtyping import Float
 
 from spirit_jax.audio import AudioError, save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
 from spirit_jax.corpora.alignment.spelling import spell
 from spirit_jax.corpora.inputs import Input
@@ -228,7 +227,7 @@ def _voice(tokenizer: SpeechTokenizer, speaker: str) -> int | str:
 def _installed_recognizer() -> Recognizer | None:
     try:
         return open_recognizer("moonshine")
-    except (RecognizerError, SpiritError):
+    except RecognizerError:
         return None
 
 
