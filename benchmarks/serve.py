@@ -43,7 +43,7 @@ from spirit_jax.serving.service import Service
 
 
 class Seen(NamedTuple):
-    """What the clients counted."""
+    """Counts of the clients."""
 
     tokens: int
     audio_seconds: float

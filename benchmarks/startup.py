@@ -85,7 +85,7 @@ class Seconds(NamedTuple):
 
     clock: float
     cpu: float
-    """Of all cores together."""
+    """CPU time of all cores together, in seconds."""
 
 
 def run(command: list[str], environment: dict[str, str]) -> tuple[Seconds, str]:

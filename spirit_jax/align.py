@@ -41,12 +41,12 @@ if TYPE_CHECKING:
 PROG = "python -m spirit_jax.align"
 
 SPHINX, TRAIN = "pocketsphinx", "train"
-"""What `--aligner` may be, besides the directory of a network."""
+"""Values of `--aligner` besides the directory of a network."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AlignConfig:
-    """What to align, with which aligner, and where to.
+    """The input to align, the aligner, and the output.
 
     Raises:
         ValueError: an unknown aligner or kind of file, or a score outside 0 to 1.

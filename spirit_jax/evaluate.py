@@ -51,7 +51,7 @@ class EvaluateConfig:
     limit: int | None = None
     """Items of each task and direction at most, spread over all of them. Null: all."""
     seed: int = 0
-    """Of sampling, of the choice of few-shot examples, and of the bootstrap."""
+    """Seed of sampling, of the choice of few-shot examples, and of the bootstrap."""
     recognizer: str = "moonshine"
     """Speech recognizer for tasks that need transcripts: moonshine (English, no download) or whisper:DIR."""
     speech_classifier: str = "tone"

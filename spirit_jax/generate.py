@@ -60,7 +60,7 @@ class GenerateConfig:
     task: Literal["asr", "tts"] | None = None
     """Write prompts as the recipe of this name does: asr transcribes speech, tts speaks text."""
     output_modality: Literal["text", "speech", "any"] = "any"
-    """What an answer may hold; any: text and speech in any order."""
+    """Modalities that an answer may hold; any: text and speech in any order."""
     max_new_tokens: int | None = None
     """Longest answer in tokens; a second of speech takes 20 to 40. Null: the checkpoint's, else 200."""
     temperature: float | None = None

@@ -67,7 +67,7 @@ class ServeConfig:
     """Shapes to compile before the server answers: those of one request at a time, or of every number of requests.
     Others are compiled when they are needed, while all requests wait."""
     limits: Limits = Limits()
-    """What requests may take."""
+    """Limits of requests."""
     api_key_file: str | None = None
     """File with the API key. Null: the environment variable SPIRIT_JAX_API_KEY; without either there is no key."""
     origins: list[str] = dataclasses.field(default_factory=list)

@@ -26,7 +26,7 @@ PROG = "python -m spirit_jax.train_tokenizers"
 
 @dataclasses.dataclass(frozen=True)
 class TrainTokenizersConfig:
-    """What to learn tokenizers from, and their sizes.
+    """The input to learn tokenizers from, and their sizes.
 
     Raises:
         ValueError: no input is named.

@@ -91,7 +91,7 @@ def test_print_config_shows_the_values_of_the_file():
 
 
 def _output(module, *arguments):
-    """What a module prints on standard output when it is run."""
+    """Standard output of a module when it is run."""
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "COLUMNS": "120"}
     command = [sys.executable, "-m", module, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout

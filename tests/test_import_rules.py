@@ -1,4 +1,4 @@
-"""What each folder may import, as docs/architecture.md states it, read from the sources."""
+"""Imports that each folder may have, by docs/architecture.md, compared with the sources."""
 
 import ast
 import pathlib

@@ -1,4 +1,4 @@
-"""What pyproject.toml declares is what the package needs and names."""
+"""pyproject.toml declares what the package imports and names."""
 
 import ast
 import importlib.metadata

@@ -103,7 +103,7 @@ def english_words() -> set[str]:
 
 
 def word_counts() -> collections.Counter[str]:
-    """How often each word occurs in the training splits of the bundled corpora."""
+    """Number of times that each word occurs in the training splits of the bundled corpora."""
     texts = (item.text for name in ("spirit_mini", "spirit_mini_text") for item in open_corpus(name, "train"))
     return collections.Counter(word for text in texts for word in re.findall(r"\b[a-z]+\b", text))
 

@@ -10,7 +10,7 @@ from spirit_jax.core.arithmetic import round_up
 from spirit_jax.vocabulary import ROW_MULTIPLE, VARIANTS, Vocabulary, added_tokens
 
 _SPREAD = 2.0
-"""How much more than those of random rows the squared norms of rows may differ, before the rows count as trained."""
+"""Factor of the spread of random rows' squared norms. Rows whose squared norms differ more count as trained."""
 _MIN_ROWS = 4
 
 

@@ -23,7 +23,7 @@ class Job:
     """Number of released tensors."""
     nbytes: int
     notes: Sequence[str]
-    """What the user should know about this part."""
+    """Remarks about this part for the user."""
     write: Callable[[pathlib.Path, Progress], None]
     """Writes the part into a staging directory, at `place`."""
 

@@ -36,7 +36,7 @@ class _ImportedLlm:
     vocabulary: Vocabulary | None
     """The tokenizer beside the Llama; None without one."""
     rest: ReleasedFolder | None
-    """What an export needs to write the released files back; None for an extended Llama, which has no released form."""
+    """Description from which an export writes the released files back; None for an extended Llama, which has none."""
 
     def write(self, staged: pathlib.Path, progress: Progress) -> None:
         """Write the checkpoint's `llm/`, `config.json`, `tokenizer/` and `released/` into an existing directory."""

@@ -45,7 +45,7 @@ class ImportedPart:
     contents: dict[str, Any]
     """The content of each released file, by its released name."""
     rest: ReleasedFolder
-    """What the JAX network does not use."""
+    """Tensors that the JAX network does not use."""
     notes: list[str]
 
     @property

@@ -51,7 +51,7 @@ _VERBATIM = "file"
 
 @dataclass(frozen=True)
 class ReleasedFolder:
-    """What `released/` holds."""
+    """Contents of `released/`."""
 
     files: list[pathlib.Path]
     """Files to copy unchanged."""

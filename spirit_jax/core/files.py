@@ -39,7 +39,7 @@ DAMAGE = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What Python and its libraries raise when they read damaged or hostile data."""
+"""Exceptions that Python and its libraries raise when they read damaged or hostile data."""
 
 _BRACKETS = re.compile(r'"(?:[^"\\]|\\.)*+"|[\[\]{}]')  # strings are matched so that brackets in them are passed over
 

@@ -162,7 +162,7 @@ def _refusal(path: pathlib.Path, holder: dict[str, Any], stale_after: float | No
 
 
 def _holder(descriptor: int) -> dict[str, Any]:
-    """What the lock's file says about its holder; empty if it says nothing."""
+    """Holder named in the lock's file; empty if the file names none."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         found = json.loads(os.pread(descriptor, 4096, 0))
         return found if isinstance(found, dict) else {}

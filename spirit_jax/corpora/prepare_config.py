@@ -1,4 +1,4 @@
-"""What a run builds from corpora before its first step. Reading a config needs this, and never starts JAX."""
+"""Settings for building tokenizers and records before the first step. Importing this module never starts JAX."""
 
 import dataclasses
 

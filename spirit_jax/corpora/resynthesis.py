@@ -43,7 +43,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class ResynthesisReport:
-    """How far speech from units is from the recordings, as means over the clips."""
+    """Distances between speech from units and the recordings, as means over the clips."""
 
     clips: tuple[str, ...]
     """Ids of the clips."""
@@ -64,7 +64,7 @@ class ResynthesisReport:
 
     @property
     def warnings(self) -> list[str]:
-        """What speaks against training on these units."""
+        """Warnings against training on these units."""
         found = []
         if self.mel_distance_db > POOR_MEL_DB:
             found.append(f"the mel distance of {self.mel_distance_db:.1f} dB is above {POOR_MEL_DB:.0f} dB")

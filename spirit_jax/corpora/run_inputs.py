@@ -30,7 +30,7 @@ class RunInputError(SpiritError):
 
 @dataclasses.dataclass(frozen=True)
 class RunInputs:
-    """What the tokenizers and records of a run are made from."""
+    """Sources of the tokenizers and records of a run."""
 
     variant: Variant
     """Which unit streams the run uses."""
@@ -41,7 +41,7 @@ class RunInputs:
     speech_tokenizer: str | None
     """Checkpoint whose speech tokenizer is copied; None if there is none, or if `prepare` trains one."""
     prepare: PrepareConfig | None
-    """What to train and encode; None if all is ready."""
+    """Tokenizers and records to make; None if all are ready."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,7 +43,7 @@ class EncodingSummary:
     histograms: dict[str, list[int]] = dataclasses.field(default_factory=dict)
     """Occurrences of each unit of each stream, at the frame rate."""
     unit_counts: dict[str, int] = dataclasses.field(default_factory=dict)
-    """How many different units the encoder of each stream has."""
+    """Number of different units of each stream's encoder."""
 
     @property
     def real_time_factor(self) -> float:

@@ -97,4 +97,4 @@ _FEATURES = {
         for word, (start, end) in zip(utterance.words, utterance.spans_ms.tolist(), strict=True)
     ],
 }
-"""How each feature is taken from an utterance."""
+"""Functions that take each feature from an utterance."""

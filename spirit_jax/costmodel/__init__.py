@@ -1,1 +1,1 @@
-"""What a compiled program will cost on chips that need not exist here: memory, FLOPs, collectives and expected time."""
+"""Cost of a compiled program on chips that this machine need not have: memory, FLOPs, collectives and expected time."""

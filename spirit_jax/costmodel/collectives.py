@@ -34,7 +34,7 @@ class FoundCollective:
 
     @property
     def route(self) -> str:
-        """What it occupies: the network, the links, or one direction of them (opposite permutations run at once)."""
+        """Resource that it occupies: network, links, or one direction of them (opposite permutations run at once)."""
         return self.source.attribute("source_target_pairs") or ("network" if self.crosses_slices else "links")
 
 

@@ -41,7 +41,7 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a compiled program costs on a device of a topology."""
+    """Cost of a compiled program on a device of a topology."""
 
     topology: Topology
     mesh: dict[str, int]

@@ -35,7 +35,7 @@ class Collective:
     """Bytes of the whole array: gathered, or before it is reduced or scattered."""
     devices: int
     count: float
-    """How often it runs."""
+    """Number of times that it runs."""
     overlapped: bool
     """Whether the chip computes during most of it."""
     seconds: float

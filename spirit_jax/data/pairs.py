@@ -57,7 +57,7 @@ TEMPLATES: Mapping[str, Template] = {
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """What the model reads and what it answers, as segments `text:...` and `units:...`."""
+    """Input and output of the model, as segments `text:...` and `units:...`."""
 
     input: tuple[str, ...]
     output: tuple[str, ...]

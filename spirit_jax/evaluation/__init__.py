@@ -1,4 +1,4 @@
-"""How good a model is: the paper's tasks with their exact rules, prompts and seeds.
+"""Evaluation of a model by the paper's tasks, with their exact rules, prompts and seeds.
 
 A task reads its items, turns them into requests to the model, logs the score of every item, and computes figures from
 the log. `task` holds the protocol, `tasks/` one file for each task, `rules` the rules that make accuracies of scores,

@@ -48,7 +48,7 @@ class SpeechClassifier(Protocol):
     """Tells the sentiment of recordings."""
 
     name: str
-    """What the report says of it."""
+    """Description of the classifier in the report."""
 
     def classify(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Sentiment]:
         """One sentiment a clip, float32 [R] at 16 kHz."""
@@ -59,7 +59,7 @@ class TextClassifier(Protocol):
     """Tells the sentiment of texts."""
 
     name: str
-    """What the report says of it."""
+    """Description of the classifier in the report."""
 
     def classify(self, texts: Sequence[str]) -> list[Sentiment]:
         """One sentiment a text."""

@@ -104,9 +104,9 @@ NORMALIZATIONS = {
     "mean": "mean over the tokens of the hypothesis, the paper's normalized score",
     "whole": "mean over all tokens after <s>, context and modality tokens included, slamkit's formula",
 }
-"""How log-likelihoods become scores, by the name that results carry."""
+"""Rules that turn log-likelihoods into scores, by their name in the results."""
 SOFTMAXES = {
     "all": "probability among all tokens",
     "modality": "probability among the tokens of the same modality, the others masked before the softmax",
 }
-"""What a token competes with, by the name that results carry."""
+"""Sets of tokens that the softmax covers, by their name in the results."""

@@ -24,7 +24,7 @@ _DEFAULT_NEW_TOKENS = 256
 
 
 class Request(Protocol):
-    """What is read of the harness's `Instance`."""
+    """Fields of the harness's `Instance` that this class reads."""
 
     @property
     def args(self) -> tuple[Any, ...]:

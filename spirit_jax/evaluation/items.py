@@ -1,4 +1,4 @@
-"""What a benchmark holds: clips, texts, hypotheses, and items that cannot be used."""
+"""Contents of a benchmark: clips, texts, hypotheses, and items that cannot be used."""
 
 import csv
 import dataclasses
@@ -42,7 +42,7 @@ Piece = Text | Clip
 
 @dataclasses.dataclass(frozen=True)
 class Hypothesis:
-    """What is scored, and what the model reads before it.
+    """Pieces whose log-likelihood is scored, and the context that the model reads before them.
 
     A modality token between the two belongs to the context. Neighboring texts are joined as they are.
     """
@@ -61,11 +61,11 @@ class Choice:
     """Name within the task and direction; the log has it."""
     hypotheses: tuple[Hypothesis, ...]
     item: str
-    """What it is about; the same item may come in several voices."""
+    """Name of the item. The same item may come in several voices."""
     group: str = ""
     """Part of the task that is reported by itself."""
     frequency: int | None = None
-    """How often the word occurs in the benchmark's training text; None where the task has no frequencies."""
+    """Number of times that the word occurs in the benchmark's training text; None where the task has no frequencies."""
 
 
 @dataclasses.dataclass(frozen=True)

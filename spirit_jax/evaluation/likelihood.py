@@ -101,7 +101,7 @@ class LikelihoodTask:
 
 
 def _describe(item: Choice | Unusable) -> Any:
-    """What the scores of an item depend on: texts, and names and sizes of files."""
+    """Everything that the scores of an item depend on: texts, and names and sizes of files."""
     if isinstance(item, Unusable):
         return [item.id, item.reason]
     pieces = [

@@ -11,7 +11,7 @@ from spirit_jax.inference.sampling_params import SamplingParams
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
-    """How a task's prompts are made of examples, and how answers are generated.
+    """Rules for building a task's prompts from examples, and for generating the answers.
 
     Templates may hold `{speech}`, the unit tokens of the recording, `{text}`, its words, and `{stop}`, the unit tokens
     of the spoken word "stop". Everything else is taken as it is.

@@ -75,7 +75,7 @@ def rank(settings: RankConfig) -> str:
 
 
 def _reference(entry: dict[str, Any], where: str, by: str) -> str:
-    """What the words of the answers are compared with."""
+    """Reference text that the words of the answers are compared with."""
     reference = entry.get("reference", "")
     if not isinstance(reference, str) or (by == "wer" and not reference.strip()):
         raise InputError(f'{where}: "reference" must be a text with words in it, which --by wer compares answers with')
@@ -112,7 +112,7 @@ def _answers(
 
 
 class _Scorer:
-    """How good an answer is; the recognizer is loaded when the first speech is heard."""
+    """Scores answers. The recognizer is loaded when the first spoken answer is scored."""
 
     def __init__(self, model: SpiritLM, settings: RankConfig):
         self._model, self._by = model, settings.by

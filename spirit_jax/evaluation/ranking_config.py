@@ -1,4 +1,4 @@
-"""How answers are generated and ranked; reading it starts nothing."""
+"""Settings for generating and ranking answers. Importing this module starts no accelerator."""
 
 import dataclasses
 from typing import Literal
@@ -25,11 +25,11 @@ class RankConfig:
     samples: int = 4
     """Answers to each prompt."""
     output_modality: Literal["text", "speech", "any"] = "any"
-    """What an answer may hold."""
+    """Modalities that an answer may hold."""
     max_new_tokens: int = 200
     """Longest answer in tokens."""
     temperature: float = 0.9
-    """Of sampling; the higher, the more the answers differ."""
+    """Temperature of sampling. Higher values make the answers differ more."""
     top_p: float = 0.95
     """Draw from the fewest most likely tokens that together have this probability."""
     seed: int = 0

@@ -1,4 +1,4 @@
-"""What a user reads of an evaluation: Markdown tables beside the paper's figures, and plots."""
+"""The report of an evaluation: Markdown tables with the paper's figures beside ours, and plots."""
 
 import math
 import pathlib

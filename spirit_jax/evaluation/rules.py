@@ -28,7 +28,7 @@ class Contrast:
     """The scores of hypotheses of which the model should prefer the first."""
 
     item: Hashable
-    """What the contrast is about; contrasts of one item differ in their voice only."""
+    """Name of the item. Contrasts of one item differ in their voice only."""
     right: float
     """Score of the hypothesis that should win: a log-likelihood, normalized or not."""
     wrong: float | tuple[float, ...]
@@ -36,7 +36,7 @@ class Contrast:
     group: str = ""
     """Part of the task that is reported by itself: a phenomenon, a subject."""
     frequency: int | None = None
-    """How often the item occurs in the training text of the benchmark, None where the task has no frequencies."""
+    """Number of times that the item occurs in the benchmark's training text; None where the task has no frequencies."""
 
     @property
     def outcome(self) -> float:

@@ -36,7 +36,7 @@ RESULTS, REPORT, PLOT = "results.json", "results.md", "results.png"
 
 @dataclasses.dataclass(frozen=True)
 class Results:
-    """What an evaluation found, by task."""
+    """Results of an evaluation by task."""
 
     tasks: Mapping[str, TaskResult]
     model: Mapping[str, Any]

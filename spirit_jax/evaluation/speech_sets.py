@@ -20,7 +20,7 @@ class Recording:
 
     id: str
     text: str
-    """What is compared with the answer: a transcript, or an intent."""
+    """Value compared with the answer: a transcript, or an intent."""
     load: Callable[[], Float[np.ndarray, " R"]]
     """Reads the audio, float32 [R] at 16 kHz; raises AudioError or CorpusError."""
 

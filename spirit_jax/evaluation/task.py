@@ -27,10 +27,10 @@ BUNDLED = pathlib.Path(__file__).parent / "bundled" / "mini"
 
 @dataclasses.dataclass(frozen=True)
 class About:
-    """What a user must know of a task before running it."""
+    """Description of a task that a user reads before running it."""
 
     title: str
-    """What it measures, in a few words."""
+    """The measured ability, in a few words."""
     directions: tuple[str, ...] = ("",)
     """Variants by what is read and what is scored or generated: T text, S speech, S>T text after speech."""
     data: str = ""
@@ -49,14 +49,14 @@ class About:
 
 @dataclasses.dataclass(frozen=True)
 class TaskSettings:
-    """What tasks need to know beside the model."""
+    """Settings of an evaluation that tasks read, beside the model."""
 
     data: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Directory or file of a task's data, by the task's name."""
     limit: int | None = None
     """Items of each task and direction at most, spread over all; None takes all."""
     seed: int = 0
-    """Of sampling, of the choice of few-shot examples, and of the bootstrap."""
+    """Seed of sampling, of the choice of few-shot examples, and of the bootstrap."""
     batch_tokens: int = 8192
     """Tokens of a batch of likelihood tasks."""
     slots: int = 16
@@ -93,7 +93,7 @@ class Figure:
     unusable: int = 0
     """Items that could not be used and are not in the estimate."""
     note: str = ""
-    """What a reader must know to compare the number with others."""
+    """Conditions that a reader must know to compare the figure with others."""
 
     def to_json(self) -> dict[str, Any]:
         """The figure as JSON values; NaN becomes null."""
@@ -105,7 +105,7 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """What a task found."""
+    """Results of a task."""
 
     figures: Sequence[Figure]
     unusable: Mapping[str, str]
@@ -179,12 +179,12 @@ class Task(Protocol):
 
     @property
     def name(self) -> str:
-        """What `--tasks` calls it."""
+        """Name of the task in `--tasks`."""
         ...
 
     @property
     def about(self) -> About:
-        """What a user must know before running it."""
+        """Description that a user reads before running the task."""
         ...
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
@@ -226,7 +226,7 @@ def corpus_source(task: str, about: About, settings: TaskSettings) -> str:
 
 
 def missing(task: Task, settings: TaskSettings) -> list[str]:
-    """What a task needs and this machine lacks, in words; empty if it can run."""
+    """Requirements of a task that this machine lacks, in words; empty if the task can run."""
     lacking = []
     name = task.about.data_name or task.name
     named = settings.data.get(name, task.about.default)

@@ -1,11 +1,11 @@
-"""What segments, answers and tasks may hold. Reading a config needs these names, and never starts JAX."""
+"""Names of the modalities of segments, answers and tasks. Importing this module never starts JAX."""
 
 from typing import Literal
 
 Kind = Literal["text", "speech"]
-"""What a segment holds."""
+"""Modality of a segment."""
 Modality = Literal["text", "speech", "any"]
-"""What an answer may hold."""
+"""Modalities that an answer may hold."""
 MODALITIES: tuple[Modality, ...] = ("text", "speech", "any")
 """All modalities, in the order of the rows of `Constraints.forbidden_mv`."""
 Task = Literal["asr", "tts"]

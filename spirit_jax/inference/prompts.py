@@ -29,7 +29,7 @@ from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import ASR, SPEECH_TOKEN, TEXT_TOKEN, TTS, Vocabulary
 
 _TASK_PARTS: dict[Task, tuple[Kind, str, Modality]] = {"asr": ("speech", ASR, "text"), "tts": ("text", TTS, "speech")}
-"""What the prompt of a task holds, the separator after it, and what the answer holds."""
+"""For each task, the modality of the prompt, the separator after it, and the modality of the answer."""
 
 _MODALITY_TOKENS = {"text": TEXT_TOKEN, "speech": SPEECH_TOKEN}
 _UNIT = re.compile(r"\[(?:Hu|Pi|St)[0-9]+\]")
@@ -134,7 +134,7 @@ class EncodedPrompt:
     ids: Int[np.ndarray, " N"]
     """Token ids, int32, `<s>` first."""
     output_modality: Modality = "any"
-    """What the answer may hold."""
+    """Modalities that the answer may hold."""
     string: str = ""
     """The string form; empty for a prompt that was given as ids."""
     task: Task | None = None

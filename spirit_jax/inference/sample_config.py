@@ -13,12 +13,12 @@ class SamplePrompt:
     prompt: str
     """Token string: `[Text]the cat`, `[Speech][Hu3]...`. Its last modality token says what comes next."""
     output_modality: Modality = "any"
-    """What may be generated."""
+    """Modalities that may be generated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """What is generated during training, into {run}/samples/STEP/."""
+    """Samples to generate during training, into {run}/samples/STEP/."""
 
     prompts: list[SamplePrompt] | None = None
     """Prompts; null takes one from each source of the run's data, an empty list makes no samples."""

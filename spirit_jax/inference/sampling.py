@@ -49,10 +49,10 @@ def _usable(temperature: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingFeatures:
-    """What compiled steps support beyond greedy decoding. A feature that is left out costs nothing."""
+    """Sampling features of the compiled steps beyond greedy decoding. A feature that is left out costs nothing."""
 
     shortlist: int | None = None
-    """How many of the most likely tokens `truncate` looks at: enough for a top_k up to this. 0 supports greedy decoding
+    """Number of most likely tokens that `truncate` looks at: enough for a top_k up to this. 0 supports greedy decoding
     alone, None every top_k."""
     repetition_penalty: bool = True
     grammar: bool = True

@@ -49,7 +49,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Capacity:
-    """What a scheduler has room for. Its steps are compiled for this."""
+    """Capacity of a scheduler. Its steps are compiled for it."""
 
     slots: int
     """Requests that run at once."""
@@ -77,7 +77,7 @@ class Capacity:
 
 
 class Progress(NamedTuple):
-    """What a running request has generated."""
+    """Output of a running request so far."""
 
     request_id: int
     new_ids: Int[np.ndarray, " N"]

@@ -25,7 +25,7 @@ from spirit_jax.models.llama import LlamaConfig, Params
 
 @dataclasses.dataclass(frozen=True)
 class DecodeProgram:
-    """What the steps are compiled for: the static argument of every function here."""
+    """Static argument of every function here: the steps are compiled for it."""
 
     config: LlamaConfig
     mesh: Mesh
@@ -43,7 +43,7 @@ class ModelArrays(NamedTuple):
 
 
 class RowOptions(NamedTuple):
-    """What the request in each row asks for."""
+    """Options of the request in each row."""
 
     sampling: SamplingArrays
     modality: Int[Array | np.ndarray, " B"]
@@ -156,7 +156,7 @@ def init_state(program: DecodeProgram, params: Params, *, slots: int, length: in
 
 
 class _History(NamedTuple):
-    """What a row's next token depends on besides its hidden state."""
+    """State of a row that its next token depends on, besides the hidden state."""
 
     count_b: Int[Array, " B"]
     occurred_bv: Bool[Array, "B V"]
@@ -308,7 +308,7 @@ def _copy(mesh: Mesh):
 
 
 class DecodeResult(NamedTuple):
-    """What the scheduler reads from the device after `decode`."""
+    """Results that the scheduler reads from the device after `decode`."""
 
     done: Bool[np.ndarray, " B"]
     count: Int[np.ndarray, " B"]

@@ -115,7 +115,7 @@ class HifiGanConfig:
 
     @property
     def context(self) -> tuple[int, int]:
-        """How many frames before and after a frame its audio depends on: the receptive field, exactly."""
+        """Exact receptive field: numbers of frames before and after a frame that its audio depends on."""
         left, right = self.stage_context[0]
         return left + 3, right + 3  # the first convolution has 7 taps
 

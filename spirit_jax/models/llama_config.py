@@ -5,7 +5,7 @@ import dataclasses
 DTYPE_NAMES = ("float32", "bfloat16")
 """Types of weights and computation; `models.llama.DTYPES` has the types of arrays."""
 REMAT_NAMES = ("none", "dots", "gate", "mlp", "full")
-"""What the backward pass recomputes; `kernels.remat.POLICIES` has the policies."""
+"""Activations that the backward pass recomputes; `kernels.remat.POLICIES` has the policies."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ class LlamaConfig:
     param_dtype: str = "float32"
     """Type of the stored parameters: float32 or bfloat16."""
     remat: str = "none"
-    """What the backward pass recomputes, from most memory to least: none (nothing), dots (all but matrix products and
+    """Activations that the backward pass recomputes, from most memory to least: none, dots (all but matrix products and
     attention), gate (also the gate of the feed-forward layer), mlp (also its up projection), full (everything)."""
     scan_layers: bool = True
     """Compile one block and loop over it. False unrolls the layers: slower to compile, sometimes faster to run."""

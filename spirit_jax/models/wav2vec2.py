@@ -251,7 +251,7 @@ def scanned_layers(config: Wav2Vec2Config, name: str) -> nn.Module:
 
 
 class EncoderParts(NamedTuple):
-    """What makes each part of the network out of its config and name.
+    """Constructors that make each part of the network from its config and name.
 
     A platform that computes a part faster from parameters in another form brings its own, as
     `spirit_jax.speech.released.wav2vec2_cpu` does.

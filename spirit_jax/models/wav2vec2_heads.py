@@ -1,4 +1,4 @@
-"""What turns the frames of a HuBERT or wav2vec 2.0 encoder into symbols: quantizers, style classifier, CTC head."""
+"""Heads that turn frames of a HuBERT or wav2vec 2.0 encoder into symbols: quantizers, style classifier, CTC head."""
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -14,7 +14,7 @@ AXES = ("data", "fsdp", "tensor")
 
 
 class Device(Protocol):
-    """What the package reads of a `jax.Device`, whose class has no type information. TPUs also have `slice_index`."""
+    """Attributes that the package reads of a `jax.Device`, whose class has no types. TPUs also have `slice_index`."""
 
     @property
     def id(self) -> int: ...

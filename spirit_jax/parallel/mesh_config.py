@@ -1,4 +1,4 @@
-"""How many devices each axis of the mesh has. Reading a config needs this module, and never starts JAX."""
+"""Number of devices on each axis of the mesh. Importing this module never starts JAX."""
 
 import dataclasses
 import math
@@ -12,7 +12,7 @@ class MeshError(SpiritError):
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """How many devices each axis of the mesh has; the defaults choose by the numbers of devices and rows.
+    """Number of devices on each axis of the mesh. The defaults choose by the numbers of devices and rows.
 
     Parameters are gathered and gradients scattered within a slice, where links are fast; only gradients are exchanged
     between slices. Devices share a row only if there are more devices than rows.

@@ -133,7 +133,7 @@ class HostShare(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
-    """How the rows of a global batch are split over the devices of a mesh and over the parts of a step.
+    """Split of the rows of a global batch over the devices of a mesh and over the parts of a step.
 
     Raises:
         ShardingError: the rows cannot be split evenly.

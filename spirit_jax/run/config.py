@@ -73,15 +73,15 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     """The optimizer and its learning rate."""
     mesh: MeshConfig = MeshConfig()
-    """How many devices each axis of the mesh has."""
+    """Number of devices on each axis of the mesh."""
     loop: LoopConfig = LoopConfig()
     """Run length and the intervals of evaluation, logging and sampling."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """When steps are saved, and which are kept."""
     faults: FaultConfig = FaultConfig()
-    """What the run does about bad steps and about processes that hang."""
+    """Handling of bad steps and of processes that hang."""
     sample: SampleConfig = SampleConfig()
-    """What is generated during training."""
+    """Samples to generate during training."""
     prepare: PrepareConfig | None = None
     """Tokenizers and records to build from corpora before the first step; null: the data are ready."""
     compile_topology: str | None = None

@@ -21,7 +21,7 @@ from spirit_jax.inference.scheduler import Capacity, Progress, Request, Schedule
 from spirit_jax.serving.metrics import ServerMetrics
 
 FinishReason = Literal["stop", "length", "timeout", "cancelled"]
-"""How an answer ended: the document or a stop string, the longest length, the time limit, or the client."""
+"""Reason why an answer ended: the document or a stop string, the longest length, the time limit, or the client."""
 
 _POLL_SECONDS = 0.5
 

@@ -1,4 +1,4 @@
-"""What one request, and all requests together, may take."""
+"""Limits of one request and of all requests together."""
 
 import dataclasses
 

@@ -47,7 +47,7 @@ class Gauge:
 
 
 class Histogram:
-    """How often a time fell below each of a row of bounds, in seconds."""
+    """Histogram of times: the number below each of a row of bounds, in seconds."""
 
     def __init__(self, name: str, help_text: str):
         self.name, self.help_text = name, help_text
@@ -74,7 +74,7 @@ class Histogram:
 
 
 class ServerMetrics:
-    """What `/metrics` shows."""
+    """Metrics that `/metrics` shows."""
 
     def __init__(self) -> None:
         self.responses = Counter("spirit_http_responses_total", "HTTP responses.", ("path", "status"))

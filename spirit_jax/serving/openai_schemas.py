@@ -200,7 +200,7 @@ class Message(Body):
 
 
 class AudioOptions(Body):
-    """How speech is sent."""
+    """Form in which speech is sent."""
 
     voice: int | Text | dict[str, Text] | None = None
     format: Literal["wav", "flac", "mp3", "opus", "pcm16", "aac"] = "wav"
@@ -234,7 +234,7 @@ class ChatBody(CommonBody):
 
     @property
     def output_modality(self) -> Modality:
-        """What the answer may hold."""
+        """Modalities that the answer may hold."""
         asked = set(self.modalities or ["text"])
         return "any" if len(asked) == 2 else "speech" if asked == {"audio"} else "text"
 

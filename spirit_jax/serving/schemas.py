@@ -124,7 +124,7 @@ class GenerateBody(SamplingBody):
     prompt: Text | None = None
     """The prompt as a token string such as `[Text]the cat[Speech][Hu3]`, in place of segments."""
     output_modality: Literal["text", "speech", "any"] = "any"
-    """What the answer may hold."""
+    """Modalities that the answer may hold."""
     voice: int | Text = DEFAULT_SPEAKER
     """Voice of the vocoder, by number or name."""
     stream: bool = False

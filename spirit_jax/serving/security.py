@@ -46,7 +46,7 @@ _NEEDS_KEY = re.compile(r"/(v1/|metrics$)")
 
 @dataclasses.dataclass(frozen=True)
 class Access:
-    """Who may use the server."""
+    """Access rules of the server."""
 
     api_key: str | None = None
     """Key that `/v1/...` and `/metrics` ask for; None lets everyone in."""

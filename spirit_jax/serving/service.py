@@ -42,7 +42,7 @@ class AnswerError(JobError):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Generation:
-    """What a client asks for."""
+    """Request of a client."""
 
     prompt: Prompt
     """A token string, or segments; audio is encoded when the request runs."""
@@ -77,7 +77,7 @@ class Finished:
 
 
 Event = Started | Segment | Finished
-"""What a generation yields: `Started`, then segments or pieces of them, then `Finished`."""
+"""Events of a generation: `Started`, then segments or pieces of them, then `Finished`."""
 
 
 class _Job:

@@ -19,7 +19,7 @@ _FORMATS = re.compile(
     rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|ID3|\xff[\xe0-\xff]|FORM....AIF[FC]|caff|\.snd|....ftyp|\x1a\x45\xdf\xa3",
     re.DOTALL,
 )
-"""How WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 and WebM files begin."""
+"""First bytes of WAV, FLAC, Ogg, MP3, AIFF, CAF, AU, MP4 and WebM files."""
 
 
 class Recordings:

@@ -7,7 +7,7 @@ from spirit_jax.units import SIZES
 
 @dataclasses.dataclass(frozen=True)
 class SpeechTokenizerConfig:
-    """How many units a speech tokenizer trained from scratch has, and how much speech it learns them from.
+    """Numbers of units of a speech tokenizer trained from scratch, and the amount of speech to learn them from.
 
     Raises:
         ValueError: a number is outside the range given below.

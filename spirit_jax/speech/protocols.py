@@ -1,4 +1,4 @@
-"""What `SpeechTokenizer` and the commands ask of the parts of a speech tokenizer.
+"""Protocols of the parts of a speech tokenizer, as `SpeechTokenizer` and the commands use them.
 
 A part is a directory under `speech_tokenizer/` of a checkpoint: a `config.json`, whose "kind" names the class, and
 arrays. `speech/released` and `speech/scratch` each have a class for every role below and know nothing of each other. A
@@ -17,7 +17,7 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.units import SpeechUnits
 
 F0Extractor = Literal["fcpe", "pyaapt"]
-"""How a released pitch encoder finds F0: with the FCPE network, or with pYAAPT, as in the paper (slow, on the host)."""
+"""F0 method of a released pitch encoder: the FCPE network, or pYAAPT, as in the paper (slow, on the host)."""
 
 DEFAULT_SPEAKER = 2
 """The voice that speaks where none is named, as in the reference; `ex03` of the released vocoders."""
@@ -28,7 +28,7 @@ class VoiceError(SpiritError):
 
 
 class Part(Protocol):
-    """What is stored of a part."""
+    """Stored form of a part."""
 
     kind: ClassVar[str]
     """The "kind" in its config.json."""
@@ -57,7 +57,7 @@ class PhoneticEncoder(Protocol):
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         ...
 
     def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " H"]]:
@@ -74,7 +74,7 @@ class PitchEncoder(Protocol):
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         ...
 
     def encode_batch(
@@ -99,7 +99,7 @@ class StyleEncoder(Protocol):
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         ...
 
     def encode_batch(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Int[np.ndarray, " S"]]:

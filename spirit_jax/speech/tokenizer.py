@@ -144,7 +144,7 @@ class SpeechTokenizer:
 
     @property
     def vocoder(self) -> Vocoder | None:
-        """What `decode` speaks with; None if the checkpoint has none.
+        """Vocoder of `decode`; None if the checkpoint has none.
 
         Raises:
             CheckpointError: it is damaged or of an unknown kind.
@@ -210,7 +210,7 @@ class SpeechTokenizer:
         return [SpeechUnits(*units) for units in zip(hubert, pitch, style, strict=True)]
 
     def unit_counts(self) -> tuple[int, ...]:
-        """How many different phonetic units there are, and pitch and style units if the variant has them."""
+        """Number of different phonetic units, and of pitch and style units if the variant has them."""
         return tuple(part.unit_count for part in (self.phonetic, self.pitch, self.style) if part is not None)
 
     def decode(

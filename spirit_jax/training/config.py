@@ -28,7 +28,7 @@ class LoopConfig:
     profile_start: int | None = None
     """First step that `jax.profiler` records into RUN/profile; null for no profile."""
     profile_steps: int = 5
-    """How many steps it records."""
+    """Number of steps to record."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "profile_steps"):
@@ -93,7 +93,7 @@ class CheckpointConfig:
     every: int = 1000
     """Steps between checkpoints; the last step and an interrupted one are also saved."""
     keep: int = 3
-    """How many of the newest checkpoints are kept."""
+    """Number of newest checkpoints to keep."""
     keep_every: int | None = None
     """Checkpoints of steps divisible by this are never deleted."""
 
@@ -140,7 +140,7 @@ class PreferenceConfig:
     data: PreferenceData
     """The preferences."""
     beta: float = 0.1
-    """How strongly the difference of log-probabilities counts; the larger, the closer the model stays to the
+    """Factor of the difference of log-probabilities. The larger it is, the closer the model stays to the
     reference. With length_normalized, the SimPO paper uses 2 to 2.5."""
     label_smoothing: float = 0.0
     """Probability that a preference is the wrong way round, below 0.5."""

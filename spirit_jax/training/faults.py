@@ -13,7 +13,7 @@ from spirit_jax.core.errors import JobError
 _WINDOW = 128  # Recent steps that are kept; half of them are needed, as in OLMo-core's SkipStepAdamW.
 _LEVEL = 32  # Steps whose median a step is compared with.
 _OUTLIERS = 8  # The greatest differences between steps, two a spike, which count like the next smaller one.
-_LEAST_RATIOS = ((1.25,), (2.0,))  # Of a loss and of a gradient norm to the median: less is no spike.
+_LEAST_RATIOS = ((1.25,), (2.0,))  # Ratios of a loss and of a gradient norm to the median. Less is no spike.
 _LASTING = 8  # Values in a row that are all above the limit are a lasting change; fewer than end a run.
 
 

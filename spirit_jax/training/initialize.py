@@ -165,7 +165,7 @@ def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
 
 
 def _known_ids(directory: str | os.PathLike, weights: Weights, vocabulary: Vocabulary) -> int:
-    """How many ids, from 0 on, mean the same in the checkpoint and in the run."""
+    """Number of ids, from 0 on, that mean the same in the checkpoint and in the run."""
     path, rows = weights.tokenizer, weights.config.vocab_size
     if path is None:
         if rows in (vocabulary.padded_size, vocabulary.text_size):

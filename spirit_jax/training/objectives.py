@@ -1,4 +1,4 @@
-"""What a run trains and how: all weights or an adapter, on documents or on preferences."""
+"""The objectives of a run: all weights or an adapter, on documents or on preferences."""
 
 import dataclasses
 from typing import Any
@@ -56,7 +56,7 @@ class Objectives:
         return PreferenceObjective(self.model, self.preferences, weights, reference)
 
     def summary(self, length: int) -> Summary:
-        """What the log says about rows of `length` tokens."""
+        """Values for the log about rows of `length` tokens."""
         flops = llama.flops_per_token(self.model, length)
         forward = flops / 3
         if self.trained is not None:

@@ -9,7 +9,7 @@ from spirit_jax.inference.sample_config import SamplePrompt
 from spirit_jax.units import HUBERT_RATE, SpeechUnits
 from spirit_jax.vocabulary import Variant
 
-_WORDS = 12  # Of a transcript or document, at most half of it.
+_WORDS = 12  # Words taken of a transcript or document, at most half of it.
 _FRAMES = round(2 * HUBERT_RATE)  # Two seconds of speech, at most half of a clip.
 _TRIED = 20  # Records of a source that are looked at.
 _FROM_SPEECH = ("speech", "asr")

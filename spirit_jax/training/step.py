@@ -19,7 +19,7 @@ from spirit_jax.training.state import DeviceBatch, Metrics, Params, TrainState
 
 
 class Objective(Protocol):
-    """What is trained: the parameters, how a mesh splits them, and the loss of a batch.
+    """A training objective: the parameters, their sharding over a mesh, and the loss of a batch.
 
     A batch's loss is a sum over its targets (tokens, frames) times `loss_scale(batch)`, the reciprocal of their number
     over the whole batch. Sums over the parts of a batch then add up to the mean over the batch.
@@ -53,12 +53,12 @@ class Objective(Protocol):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class UpdateRule:
-    """How a batch changes the train state. The methods are plain functions of arrays; `TrainStep` compiles them."""
+    """Update of the train state by a batch. The methods are plain functions of arrays; `TrainStep` compiles them."""
 
     objective: Objective
     optimizer: Optimizer
     spike_sigmas: float = 0.0
-    """How far above recent ones a loss or gradient norm is a spike (`faults.detect_bad_step`); 0: never."""
+    """A loss or gradient norm so many deviations above recent ones is a spike (`faults.detect_bad_step`); 0: never."""
 
     def init(self, key: Array) -> TrainState:
         """A state with fresh parameters."""

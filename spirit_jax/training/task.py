@@ -1,4 +1,4 @@
-"""What the training loop needs of a thing that is trained; the loop knows no tokens and no audio."""
+"""Interface between the training loop and the objective. The loop knows no tokens and no audio."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -34,11 +34,11 @@ class Step(Protocol):
 
 
 class Summary(Protocol):
-    """How metrics become values and lines of the log."""
+    """Turns metrics into the values and lines of the log."""
 
     @property
     def unit(self) -> str:
-        """What the speed of the run is counted in, such as "tokens"; the name of a metric of each step."""
+        """Unit in which the run's speed is counted, such as "tokens"; also the name of a metric of each step."""
         ...
 
     @property
@@ -89,7 +89,7 @@ class HeldOut(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What is trained: its compiled functions, its values in the log and its data."""
+    """A task for the training loop: its compiled functions, its values in the log and its data."""
 
     step: Step
     summary: Summary

@@ -1,4 +1,4 @@
-"""What the converter does not support is refused with the reason and with what is supported."""
+"""Unsupported models are refused with the reason and with a list of what is supported."""
 
 import json
 import shutil

@@ -41,8 +41,8 @@ def test_hidden_states_have_the_directions_of_hugging_faces():
         )
     middle = [state[0].numpy() for state in states.hidden_states[1:-1]]  # the last one is after the final norm
     assert len(found) == len(middle) + 1 > 1
-    for ours, theirs in zip(found, middle, strict=False):
-        cosine = (ours * theirs).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(theirs, axis=-1)
+    for ours, expected in zip(found, middle, strict=False):
+        cosine = (ours * expected).sum(-1) / np.linalg.norm(ours, axis=-1) / np.linalg.norm(expected, axis=-1)
         np.testing.assert_allclose(cosine, 1, atol=1e-4)
 
 

@@ -214,7 +214,7 @@ def cases() -> Iterator[Any]:
 
 
 def values_and_gradients(function: Callable, arguments: Arguments) -> Any:
-    """What a kernel returns, and the gradients of its loss, or of a sum of its values with weights of size one."""
+    """Output of a kernel, and the gradients of its loss, or of a sum of its values with weights of size one."""
     floats = {
         name: array
         for name, array in arguments.items()

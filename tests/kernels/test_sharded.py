@@ -1,4 +1,4 @@
-"""How an attention kernel is split over the devices of a mesh."""
+"""Split of an attention kernel over the devices of a mesh."""
 
 import flax.linen as nn
 import jax

@@ -1,4 +1,4 @@
-"""What a program of TPUs tells about its kernels."""
+"""Kernels in programs that are compiled for TPUs."""
 
 from spirit_jax.kernels.tpu import kernel_flops
 

@@ -185,7 +185,7 @@ def test_logits(config, tokens):
 
 
 def test_tolerance_notices_a_wrong_base(tokens):
-    """What an ignored rope_theta or rope_scaling would do to the logits is far above their tolerance."""
+    """An ignored rope_theta or rope_scaling would change the logits by far more than their tolerance."""
     config = CONFIGS["llama3"]
     params = params_from_torch(torch_model(config).state_dict(), config)
     right = logits(config, params, tokens)

@@ -1,4 +1,4 @@
-"""How a process finds its job: from the variables of JAX, Slurm and TPU VMs, complete or not; and how a job ends."""
+"""A process finds its job from the variables of JAX, Slurm and TPU VMs, complete or not; and jobs end together."""
 
 import os
 import pathlib

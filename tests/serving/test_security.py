@@ -1,4 +1,4 @@
-"""Who may use the server, how much a body may hold, and what recordings may be."""
+"""Access to the server, limits of request bodies, and checks of recordings."""
 
 import asyncio
 import io

@@ -30,7 +30,7 @@ def golden_arrays(name: str) -> dict[str, np.ndarray]:
 
 @functools.cache
 def manifest() -> dict[str, dict[str, Any]]:
-    """What is known of each golden array, by `FILE/KEY` (tests/golden/README.md)."""
+    """Metadata of each golden array, by `FILE/KEY` (tests/golden/README.md)."""
     return golden_json("manifest.json")
 
 

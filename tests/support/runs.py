@@ -1,4 +1,4 @@
-"""What a training run left on disk."""
+"""Readers of the files that a training run writes."""
 
 import pathlib
 from typing import Any

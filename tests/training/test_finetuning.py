@@ -206,6 +206,6 @@ def test_held_out_units_of_another_speech_tokenizer_are_refused(recipe, tmp_path
 
 
 def test_a_topology_is_refused_for_an_adapter(base, data, tmp_path):
-    """What is compiled is the training of all weights, which would be reported as the adapter's cost."""
+    """The compiled program trains all weights, whose cost would be reported as the adapter's."""
     with pytest.raises(RunError, match="leave out lora and preferences"):
         job.compile_run(_config(tmp_path / "run", base, data, compile_topology="v5e:4x4"))

@@ -1,4 +1,4 @@
-"""What may change between two parts of a run, what is refused, and what is warned of."""
+"""Changes between two parts of a run: those that are allowed, refused, or warned about."""
 
 import contextlib
 import io

@@ -40,7 +40,7 @@ class PickledObject:
 
 
 class Stream(Protocol):
-    """What a pickle is read from. `read` returns less than asked for at the end, and never allocates more than that."""
+    """Source of a pickle. `read` returns less than asked for at the end, and never allocates more than that."""
 
     def read(self, size: int, /) -> bytes: ...
     def readline(self) -> bytes: ...
@@ -49,7 +49,7 @@ class Stream(Protocol):
 
 @dataclass
 class Budget:
-    """How many values and how much text a pickle has used."""
+    """Number of values and amount of text that a pickle has used."""
 
     where: str
     length: int = 0
@@ -234,7 +234,7 @@ def unpickle(
 
 
 def _description(name: str) -> str:
-    """What a name that is not allowed is, and what to do about it."""
+    """Description of a name that is not allowed, with what to do about it."""
     if name.startswith(("torch.nn.", "torch.jit.")):
         return "a whole network; save its weights alone, as in torch.save(network.state_dict(), FILE)"
     if name.startswith("torch."):

@@ -1,4 +1,4 @@
-"""How far the JAX networks are from the released PyTorch networks on the same input, part by part.
+"""Differences between the JAX networks and the released PyTorch networks on the same input, part by part.
 
 The PyTorch side is `reference.py`, or transformers for its own networks. Each comparison returns the largest difference
 of an output, relative to the largest output.

@@ -1,4 +1,4 @@
-"""What every aligner does: transcripts and clips in, a time for each word out."""
+"""Interface of every aligner: transcripts and clips in, a time for each word out."""
 
 import dataclasses
 from collections.abc import Sequence

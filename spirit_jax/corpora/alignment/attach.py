@@ -136,7 +136,7 @@ def _has_words(corpus: Input, files: AlignmentFiles, index: int) -> bool:
 
 
 def _names(utterance: Utterance) -> Iterator[str]:
-    """What the words of an utterance may be filed under."""
+    """Names under which the words of an utterance may be filed."""
     yield utterance.id
     yield utterance.id.rsplit("/", 1)[-1]
     # words of a whole file do not fit a part of it

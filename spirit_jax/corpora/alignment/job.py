@@ -53,7 +53,7 @@ SCORE_BINS = 20
 
 @dataclasses.dataclass(frozen=True)
 class AlignmentSettings:
-    """What decides the words and times of a job."""
+    """Settings that determine the words and times of a job."""
 
     language: str = "en"
     """Language of the transcripts, for numbers and abbreviations: a code that num2words knows."""
@@ -74,7 +74,7 @@ class AlignmentSettings:
 
 @dataclasses.dataclass(frozen=True)
 class AlignedBlock:
-    """What became of the utterances of a block."""
+    """Result of a block: aligned utterances and those left out."""
 
     lines: list[dict[str, Any]]
     """Manifest lines of aligned utterances, in the order of the input; `seconds` is their length."""
@@ -87,7 +87,7 @@ class AlignmentSummary:
     """Result of a job; stored as `SPLIT.summary.json`."""
 
     job: dict[str, Any]
-    """What the result depends on: fingerprint of the input, aligner, settings."""
+    """Everything that the result depends on: fingerprint of the input, aligner, settings."""
     utterances: int
     """Utterances in the manifest."""
     left_out: int

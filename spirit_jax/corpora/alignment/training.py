@@ -64,7 +64,7 @@ RARE = 3
 
 @dataclasses.dataclass(frozen=True)
 class AlignerTraining:
-    """How an aligner is trained. Equal values, corpus and machine give an equal network.
+    """Settings for training an aligner. Equal settings, corpus and machine give an equal network.
 
     Raises:
         ValueError: a number that is not positive.

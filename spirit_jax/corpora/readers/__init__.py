@@ -16,7 +16,7 @@ _OTHER_NAMES = {"validation": ("validation", "dev", "valid")}
 
 
 def official_names(split: str) -> tuple[str, ...]:
-    """What publishers call a split; a name that is not in `SPLITS` is an official one, such as `train-clean-100`."""
+    """Publishers' names of each split. A name that is not in `SPLITS` is an official one, such as `train-clean-100`."""
     return _OTHER_NAMES.get(split, (split,))
 
 

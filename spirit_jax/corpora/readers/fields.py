@@ -76,7 +76,7 @@ def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
 
 
 def spoken(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """What a line says of the speech, as fields of `Utterance`: text, words with their times, speaker.
+    """Fields of `Utterance` about the speech of a line: text, words with their times, speaker.
 
     Raises:
         CorpusError: names the file and line; a field cannot be used.

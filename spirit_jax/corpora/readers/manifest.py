@@ -174,4 +174,4 @@ _FORMS: dict[str, Callable[[pathlib.Path, str], Iterator[Entry]]] = {
     ".tsv": _tsv_entries,
     ".csv": _csv_entries,
 }
-"""How the lines of each form of manifest are read, by suffix."""
+"""Readers of the lines of each form of manifest, by suffix."""

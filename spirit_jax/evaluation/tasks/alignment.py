@@ -147,7 +147,7 @@ class _Probe:
 
 
 def gains_of_best_layer(lines: Sequence[Mapping[str, list[float]]]) -> tuple[list[float], int]:
-    """How much more similar the words of each sentence are than neighbors, in the one layer with the highest mean.
+    """Gain in similarity of the words of each sentence over their neighbors, in the layer with the highest mean.
 
     Args:
         lines: `similarity` and `control` of each sentence, a number for each layer.

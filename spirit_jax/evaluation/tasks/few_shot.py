@@ -181,7 +181,7 @@ class _Asker:
         return model.encode_prompt("".join(examples) + question, self.task.output), len(examples)
 
     def _compare(self, recording: Recording, segments: Sequence[Segment]) -> dict[str, Any]:
-        """What the log says of an answer."""
+        """Values of an answer for the log."""
         normalize = metrics.normalizer(self.prompts.normalize)
         if self.recognizer is None:
             answer = "".join(s.content for s in segments if isinstance(s.content, str)).strip()

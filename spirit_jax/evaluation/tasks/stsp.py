@@ -146,7 +146,7 @@ class _Runner:
 
     @property
     def classifier(self) -> SpeechClassifier | TextClassifier:
-        """What tells the sentiment of the answers."""
+        """Classifier that finds the sentiment of the answers."""
         found = self._speech or self._text
         assert found is not None
         return found

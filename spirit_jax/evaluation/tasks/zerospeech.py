@@ -131,7 +131,7 @@ def _frequency(text: str, gold: pathlib.Path) -> int | None:
 
 
 def _hypothesis(folder: pathlib.Path, row: Mapping[str, str], direction: str, text: Sequence[str]) -> Hypothesis | str:
-    """What a row says, or why it cannot be used."""
+    """The hypothesis of a row, or the reason why the row cannot be used."""
     if direction == "T":
         spelling = next((row[column].strip() for column in text if (row.get(column) or "").strip()), "")
         if not spelling:

@@ -87,7 +87,7 @@ class HubertEncoder:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return len(self._arrays["quantizer"]["centroids"]) if self._blank is None else self._blank
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " T"]:

@@ -116,7 +116,7 @@ class VQVAEPitch:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return VQVAEConfig(**self._config["vqvae"]).codes
 
     def encode(

@@ -57,7 +57,7 @@ class Wav2Vec2Style:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return self._config["num_labels"]
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " K"]:

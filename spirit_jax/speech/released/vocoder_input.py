@@ -22,7 +22,7 @@ class VocoderError(UnitError):
 
 @dataclasses.dataclass(frozen=True)
 class VoiceRows:
-    """How an utterance is spoken."""
+    """Voice and style of an utterance."""
 
     speaker: int
     """Row of the speaker table."""

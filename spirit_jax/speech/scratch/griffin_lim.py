@@ -53,7 +53,7 @@ class Observed:
 
 
 class _Frames(NamedTuple):
-    """What is spoken in each frame of 40 ms."""
+    """Sound of each frame of 40 ms."""
 
     hubert: Int[np.ndarray, " N"]
     octaves: Float[np.ndarray, " N"]
@@ -291,7 +291,7 @@ class GriffinLim:
 def _style_gain(
     observed: Sequence[Observed], mean: Float[np.ndarray, "K 4 bands"], styles: int
 ) -> Float[np.ndarray, " S"]:
-    """How much louder (nats) sound is under each style unit than its phonetic units are on average."""
+    """Loudness (nats) of sound under each style unit, above the average of its phonetic units."""
     total, count = np.zeros(styles), np.zeros(styles)
     usual = mean.mean(axis=(1, 2))
     for seen in observed:

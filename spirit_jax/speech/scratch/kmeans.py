@@ -109,7 +109,7 @@ class KMeansEncoder:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return len(self.centroids)
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:

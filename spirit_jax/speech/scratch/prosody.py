@@ -98,7 +98,7 @@ class F0Quantiles:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return len(self.octaves)
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
@@ -197,7 +197,7 @@ class VoiceStatistics:
 
     @property
     def unit_count(self) -> int:
-        """How many different units there are."""
+        """Number of different units."""
         return len(self.centroids)
 
     def encode(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, " units"]:
