@@ -14,6 +14,7 @@ PROG = "spirit-jax"
 
 COMMANDS = {
     "train": ("spirit_jax.train", "Train a Spirit LM, or resume a run."),
+    "train_speech": ("spirit_jax.train_speech", "Train the parts of a speech tokenizer: HuBERT, quantizers."),
     "align": ("spirit_jax.align", "Find the times of words in recordings with transcripts."),
     "train_tokenizers": ("spirit_jax.train_tokenizers", "Train a speech and a text tokenizer on your own corpora."),
     "encode": ("spirit_jax.encode", "Encode speech and text into the unit records that training reads."),

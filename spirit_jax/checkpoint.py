@@ -25,6 +25,8 @@ TOKENIZER = "tokenizer"
 LLM = "llm"
 ADAPTER = "adapter"
 """In the place of `llm/` in the steps of a run that trains an adapter (`spirit_jax.adapters`)."""
+PARAMS = "params"
+"""In the place of `llm/` in the steps of a run that trains a part of a speech tokenizer."""
 SPEECH_TOKENIZER = "speech_tokenizer"
 STEPS = "checkpoints"
 
@@ -78,7 +80,7 @@ def latest_step(run: str | os.PathLike) -> pathlib.Path | None:
 
 
 def _is_complete(step: pathlib.Path) -> bool:
-    return (step / LLM).is_dir() or (step / ADAPTER).is_dir()
+    return any((step / name).is_dir() for name in (LLM, ADAPTER, PARAMS))
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:

@@ -27,6 +27,7 @@ FOLDERS = {
     "speech": {"models"} | LEAVES,
     "corpora": {"speech", "data", "models"} | LEAVES,
     "inference": {"adapters", "speech", "models", "parallel", "costmodel"} | LEAVES,
+    "speech_training": {"training", "corpora", "convert"},
     "run": {"training", "evaluation", "corpora", "convert"},
     "training": {"adapters", "inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
     "serving": {"inference", "speech"} | LEAVES,

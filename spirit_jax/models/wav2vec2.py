@@ -10,88 +10,22 @@ Intermediate results are sown under `intermediates`.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from spirit_jax import kernels
 from spirit_jax.kernels.masked import valid_frames
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
 
 Params = dict[str, Any]
-ConvLayer = tuple[int, int, int]
-
-_Samples = TypeVar("_Samples", int, Array, np.ndarray)
-
-
-@dataclasses.dataclass(frozen=True)
-class Wav2Vec2Config:
-    """The shape of a HuBERT or wav2vec 2.0 encoder. The defaults are the released 25 Hz HuBERT."""
-
-    conv_layers: tuple[ConvLayer, ...] = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 3
-    """(channels, kernel, stride) of each convolution of the feature extractor."""
-    conv_norm: str = "group"
-    """Norm of the feature extractor: `group` (over time, first layer only) or `layer` (over channels, every layer)."""
-    conv_bias: bool = False
-    """Whether the convolutions of the feature extractor have a bias."""
-    project_features: bool = True
-    """Whether a linear layer maps the features to `hidden_size`. Fairseq has none where the sizes are equal."""
-    hidden_size: int = 768
-    """Width of the transformer."""
-    num_layers: int = 12
-    """Number of transformer layers."""
-    num_heads: int = 12
-    """Number of attention heads."""
-    intermediate_size: int = 3072
-    """Width of the feed-forward layers."""
-    position_kernel: int = 128
-    """Width of the positional convolution, in frames."""
-    position_groups: int = 16
-    """Number of groups of the positional convolution."""
-    position_norm: str = "weight"
-    """Norm of the positional convolution: `weight` (a gain for each tap) or `batch` (of its input, as in inference)."""
-    pre_norm: bool = False
-    """Layer norm before each sub-layer and after the last layer, instead of after each sub-layer."""
-    layer_norm_eps: float = 1e-5
-    """Epsilon of every norm."""
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("conv_norm", ("group", "layer")), ("position_norm", ("weight", "batch"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"Wav2Vec2Config.{name} is {getattr(self, name)!r}: expected one of {allowed}")
-        if self.hidden_size % self.num_heads or self.hidden_size % self.position_groups:
-            raise ValueError(
-                f"Wav2Vec2Config.hidden_size {self.hidden_size} must be a multiple of num_heads {self.num_heads} "
-                f"and of position_groups {self.position_groups}"
-            )
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> "Wav2Vec2Config":
-        """The inverse of `dataclasses.asdict`, also for fields read from JSON."""
-        return cls(**{**fields, "conv_layers": tuple(map(tuple, fields["conv_layers"]))})
-
-    @property
-    def hop(self) -> int:
-        """Samples from one frame to the next."""
-        return math.prod(stride for _, _, stride in self.conv_layers)
-
-    @property
-    def receptive_field(self) -> int:
-        """Samples that one frame reads: the length of the shortest clip with a frame."""
-        field, hop = 1, 1
-        for _, kernel, stride in self.conv_layers:
-            field, hop = field + (kernel - 1) * hop, hop * stride
-        return field
-
-    def frames(self, samples: _Samples) -> _Samples:
-        """Number of frames of a clip of `samples` samples; 0 or less for a clip that is too short."""
-        return (samples - self.receptive_field) // self.hop + 1
 
 
 def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
@@ -205,31 +139,68 @@ def position_kernel(params: Mapping[str, Array]) -> Float[Array, "K I O"]:
     return kernel * (params["gain"] * lax.rsqrt(jnp.sum(jnp.square(kernel), axis=(1, 2))))[:, None, None]
 
 
+def _dropout(x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+    """Leave out elements at random, inside a compact method; the random numbers are those of "noise"."""
+    return nn.Dropout(rate, rng_collection="noise", deterministic=rate == 0)(x)
+
+
+def dropped_attention(
+    q_btnh: Float[Array, "B T N H"],
+    k_bsnh: Float[Array, "B S N H"],
+    v_bsnh: Float[Array, "B S N H"],
+    valid_bs: Bool[Array, "B S"],
+    rate: float,
+    key: Array,
+) -> Float[Array, "B T N H"]:
+    """`kernels.bidirectional_attention` that leaves out attention weights at random."""
+    scores_bnts = jnp.einsum("btnh,bsnh->bnts", q_btnh, k_bsnh) * q_btnh.shape[-1] ** -0.5
+    weights_bnts = jax.nn.softmax(jnp.where(valid_bs[:, None, None], scores_bnts, jnp.finfo(jnp.float32).min))
+    keep_bnts = jax.random.bernoulli(key, 1 - rate, weights_bnts.shape)
+    return jnp.einsum("bnts,bsnh->btnh", jnp.where(keep_bnts, weights_bnts / (1 - rate), 0), v_bsnh)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def scale_gradient(x: Float[Array, "*shape"], factor: float) -> Float[Array, "*shape"]:
+    """Return x; its gradient is multiplied by a factor."""
+    return x
+
+
+scale_gradient.defvjp(lambda x, factor: (x, None), lambda factor, _, gradient: (gradient * factor,))
+
+
 class EncoderLayer(nn.Module):
     """Bidirectional self-attention and feed-forward, each with a residual and a layer norm after (or before) it."""
 
     config: Wav2Vec2Config
+    noise: Wav2Vec2Noise | None = None
+    """What is left out at random, in training."""
 
     @nn.compact
     def __call__(
         self, x_btd: Float[Array, "B T D"], valid_bt: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T D"], None]:
         """The carry of `nn.scan` after this layer; positions outside `valid_bt` are not attended to."""
-        c = self.config
-        size = c.hidden_size
+        c, noise = self.config, self.noise or _NO_NOISE
+        size, input_btd = c.hidden_size, x_btd
         attention_norm, output_norm = _norm(c, "attention_norm"), _norm(c, "output_norm")
 
         h_btd = attention_norm(x_btd) if c.pre_norm else x_btd
         q, k, v = (nn.Dense(size, name=name)(h_btd) for name in ("query", "key", "value"))
         q, k, v = (x.reshape(*x.shape[:2], c.num_heads, size // c.num_heads) for x in (q, k, v))
-        h_btd = kernels.bidirectional_attention(q, k, v, valid_bt).reshape(x_btd.shape)
-        x_btd = x_btd + nn.Dense(size, name="out")(h_btd)
+        if noise.attention_dropout:
+            h_btnh = dropped_attention(q, k, v, valid_bt, noise.attention_dropout, self.make_rng("noise"))
+        else:
+            h_btnh = kernels.bidirectional_attention(q, k, v, valid_bt)
+        x_btd = x_btd + _dropout(nn.Dense(size, name="out")(h_btnh.reshape(x_btd.shape)), noise.dropout)
         if not c.pre_norm:
             x_btd = attention_norm(x_btd)
 
         h_btd = output_norm(x_btd) if c.pre_norm else x_btd
         h_btd = nn.Dense(size, name="down")(gelu(nn.Dense(c.intermediate_size, name="up")(h_btd)))
+        h_btd = _dropout(h_btd, noise.dropout)
         x_btd = x_btd + h_btd if c.pre_norm else output_norm(x_btd + h_btd)
+        if noise.layer_drop:
+            x_btd = jnp.where(jax.random.bernoulli(self.make_rng("noise"), noise.layer_drop), input_btd, x_btd)
         self.sow("intermediates", "output", x_btd)
         return x_btd, None
 
@@ -238,16 +209,19 @@ def _norm(config: Wav2Vec2Config, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_eps, use_fast_variance=False, name=name)
 
 
-def scanned_layers(config: Wav2Vec2Config, name: str) -> nn.Module:
+_NO_NOISE = Wav2Vec2Noise(0.0, 0.0, 0.0, 0.0, 1.0)
+
+
+def scanned_layers(config: Wav2Vec2Config, name: str, noise: Wav2Vec2Noise | None = None) -> nn.Module:
     """All transformer layers as one scan; parameters are stacked along a leading axis of layers."""
     layers = nn.scan(
         EncoderLayer,
         variable_axes={"params": 0, "intermediates": 0},
-        split_rngs={"params": True},
+        split_rngs={"params": True, "noise": True},
         in_axes=nn.broadcast,  # pyright: ignore[reportArgumentType] - flax says int
         length=config.num_layers,
     )
-    return layers(config, name=name)
+    return layers(config, noise, name=name)
 
 
 class EncoderParts(NamedTuple):
@@ -274,12 +248,25 @@ class Wav2Vec2Model(nn.Module):
     final_norm: bool = True
     """Whether a pre-norm encoder ends with its layer norm. The last layer's output has it, earlier ones do not."""
     parts: EncoderParts = EncoderParts()
+    noise: Wav2Vec2Noise | None = None
+    """What is left out at random, in training; its random numbers are those of the collection "noise". The layers of
+    `parts` know nothing of it."""
 
     @nn.compact
     def __call__(
-        self, audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"] | None = None
+        self,
+        audio_br: Float[Array, "B R"],
+        lengths_b: Int[Array, " B"] | None = None,
+        masked_bt: Bool[Array, "B T"] | None = None,
+        mask_d: Float[Array, " D"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Int[Array, " B"]]:
         """Features and frames of each clip, all of R samples if `lengths_b` is None.
+
+        Args:
+            audio_br: samples at 16 kHz; zeros after those of a clip.
+            lengths_b: samples of each clip.
+            masked_bt: frames whose projected features are replaced by `mask_d`, in training.
+            mask_d: what replaces them.
 
         Raises:
             ValueError: audio of another rank, or too short for one frame (`Wav2Vec2Config.receptive_field`).
@@ -294,11 +281,18 @@ class Wav2Vec2Model(nn.Module):
 
         x, frames_b = self.parts.features(config, name="feature_extractor")(audio_br, lengths_b)
         self.sow("intermediates", "conv", x)
+        if self.noise is not None:
+            x = scale_gradient(x, self.noise.feature_gradient)
+        self.sow("features", "conv", x)  # by itself, for HuBERT's penalty, which needs nothing of the layers
         x = _norm(config, "feature_norm")(x)
         self.sow("intermediates", "features", x)
         if config.project_features:
             x = nn.Dense(config.hidden_size, name="feature_projection")(x)
         self.sow("intermediates", "projected", x)
+        if self.noise is not None:
+            x = _dropout(x, self.noise.input_dropout)
+        if masked_bt is not None:
+            x = jnp.where(masked_bt[:, :, None], mask_d, x)
 
         valid_bt = valid_frames(frames_b, x.shape[1])
         valid_bt1 = valid_bt[:, :, None].astype(jnp.float32)
@@ -307,7 +301,12 @@ class Wav2Vec2Model(nn.Module):
         self.sow("intermediates", "encoder_input", x)
         if not config.pre_norm:
             x = _norm(config, "encoder_norm")(x)
-        x, _ = self.parts.layers(config, name="layers")(x, valid_bt)
+        if self.noise is None:
+            layers = self.parts.layers(config, name="layers")
+        else:
+            x = _dropout(x, self.noise.dropout)
+            layers = scanned_layers(config, "layers", self.noise)
+        x, _ = layers(x, valid_bt)
         if config.pre_norm and self.final_norm:
             x = _norm(config, "encoder_norm")(x)
         return x, frames_b

@@ -6,7 +6,8 @@ from jaxtyping import Array, Float, Int
 
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.kernels.masked import standardize, valid_frames
-from spirit_jax.models.wav2vec2 import EncoderParts, Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.models.wav2vec2 import EncoderParts, Wav2Vec2Model
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 
 
 class LinearQuantizer(nn.Module):

@@ -1,9 +1,7 @@
 """The job of a training run: its inputs, first state and loop, and what is printed around them."""
 
-import contextlib
 import dataclasses
 import math
-import os
 import pathlib
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -15,7 +13,6 @@ import yaml
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face, read_hugging_face_config
 from spirit_jax.core.files import write_file
-from spirit_jax.core.locks import LockError, hold
 from spirit_jax.corpora.run_inputs import RunInputs, put_inputs, run_vocabulary
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
@@ -48,14 +45,12 @@ from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.objectives import Objectives
 from spirit_jax.training.optimizer import make_optimizer, make_schedule
+from spirit_jax.training.run_lock import hold_run
 from spirit_jax.training.sample_prompts import prompts_from_data, words_from_data
 from spirit_jax.training.state import Params, TrainState
 from spirit_jax.training.step import TrainStep
 from spirit_jax.training.task import Task
 from spirit_jax.vocabulary import Vocabulary, added_tokens
-
-LOCK_STALE_AFTER = 120
-"""Seconds without a sign of life after which a run of another host counts as ended."""
 
 
 def with_sizes(settings: TrainConfig, named: Collection[str]) -> TrainConfig:
@@ -218,7 +213,7 @@ def run_held(
     )
     sample = sampler if trained is None or not samples.prompts else lora.merging(trained, sampler)
     measure = task_metrics(settings, vocabulary, directory, layout)
-    if trained is not None and settings.loop.evaluate_tasks:
+    if trained is not None and measure is not None:
         measure = lora.merging(trained, measure)
     outputs = RunOutputs(
         directory=directory, log=log, checkpoints=checkpoints, sample=sample, measure=measure, check=check
@@ -257,15 +252,15 @@ def open_batches(
 
 def task_metrics(
     settings: TrainConfig, vocabulary: Vocabulary, directory: pathlib.Path, layout: BatchLayout
-) -> Callable[[llama.Params, int], Mapping[str, float]]:
-    """Return the function that runs `loop.evaluate_tasks` after a step and returns their figures.
+) -> Callable[[llama.Params, int], Mapping[str, float]] | None:
+    """Return the function that runs `loop.evaluate_tasks` after a step and returns their figures; None without tasks.
 
     Raises:
         RunError: there are several processes.
         BenchmarkError: an unknown task.
     """
     if not settings.loop.evaluate_tasks:
-        return lambda params, step: {}
+        return None
     if jax.process_count() > 1:
         raise RunError("loop.evaluate_tasks needs a run of one process; evaluate the steps of a larger run afterwards")
     from spirit_jax.evaluation.during_training import TaskMetrics
@@ -280,32 +275,6 @@ def with_defaults(stored: dict[str, Any] | None) -> dict[str, Any] | None:
         return stored if stored is None else config.to_dict(config.from_dict(TrainConfig, stored))
     except config.ConfigError:  # it has fields or values that this version does not have
         return stored
-
-
-@contextlib.contextmanager
-def hold_run(directory: str | os.PathLike) -> Iterator[Callable[[], None]]:
-    """Hold a run directory for this job; yields a function that raises if the directory is removed meanwhile.
-
-    The primary process holds a lock for all processes. A process that is killed leaves nothing that stops the next run.
-
-    Raises:
-        LockError: another job trains in the directory; says which, on which host.
-    """
-    with contextlib.ExitStack() as held:
-        lock, problem = None, None
-        if is_primary():
-            try:
-                lock = held.enter_context(
-                    hold(pathlib.Path(directory, ".train.lock"), "training", stale_after=LOCK_STALE_AFTER)
-                )
-            except (LockError, OSError) as error:
-                problem = error
-        elsewhere = gather_json(None if problem is None else str(problem))[0]
-        if problem is not None:
-            raise problem
-        if elsewhere is not None:
-            raise LockError(f"the first process cannot hold the run directory: {elsewhere}")
-        yield (lambda: None) if lock is None else lock.check
 
 
 def run_inputs(settings: TrainConfig) -> RunInputs:

@@ -28,7 +28,7 @@ from spirit_jax.training.task import Summary, Task
 from spirit_jax.training.watchdog import Watchdog
 
 _STEPS_AHEAD = 2  # Steps that are started while an earlier one runs, so that the devices never wait for the host.
-_TASKS = "evaluation"  # Prefix of the figures of `evaluate_tasks`.
+_MEASURED = "evaluation"  # Prefix of the figures of `RunOutputs.measure`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class RunOutputs:
     checkpoints: RunCheckpoints
     sample: Callable[[Params, int], None]
     """Writes samples of these parameters after this step."""
-    measure: Callable[[Params, int], Mapping[str, float]] = lambda params, step: {}
+    measure: Callable[[Params, int], Mapping[str, float]] | None = None
     """Returns further values of these parameters after this step, which are logged with every evaluation."""
     check: Callable[[], None] = lambda: None
     """Raises an error if the run directory was removed. The loop calls it before it writes."""
@@ -87,9 +87,9 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
                     outputs.log.write(step, values, prefix)
                 if records and is_primary():
                     tqdm.write(f"step {step}: {_evaluation_line(task.summary, records)}")
-            if config.evaluate_tasks and not stop.poll() and not _is_logged(outputs.log, step, f"{_TASKS}/"):
-                watchdog.alive(f"measuring {', '.join(config.evaluate_tasks)} after step {step}")
-                outputs.log.write(step, outputs.measure(params, step), _TASKS)
+            if outputs.measure and not stop.poll() and not _is_logged(outputs.log, step, f"{_MEASURED}/"):
+                watchdog.alive(f"measuring {', '.join(config.evaluate_tasks) or 'held-out data'} after step {step}")
+                outputs.log.write(step, outputs.measure(params, step), _MEASURED)
 
         if config.evaluate_every and (step == 0 or config.is_due(step, config.evaluate_every)):
             evaluate_after(step, state.params)

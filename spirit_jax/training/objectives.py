@@ -43,8 +43,11 @@ class Objectives:
     def step(self, optimizer: Optimizer, spike_sigmas: float, layout: BatchLayout) -> TrainStep:
         """The compiled step. Frozen weights are arguments of it, and no part of the train state."""
         frozen = self.reference if self.trained is None else self.trained.base
-        rule = UpdateRule(self._objective(frozen or {}), optimizer, spike_sigmas)
-        return TrainStep(rule, layout, None if frozen is None else Frozen(frozen, self._objective))
+
+        def rule(base: Params) -> UpdateRule:
+            return UpdateRule(self._objective(base), optimizer, spike_sigmas)
+
+        return TrainStep(rule(frozen or {}), layout, None if frozen is None else Frozen(frozen, rule))
 
     def _objective(self, frozen: Params) -> Objective:
         weights: Any = AllWeights(self.model)

@@ -51,14 +51,60 @@ class Objective(Protocol):
         ...
 
 
+class Rule(Protocol):
+    """How a batch changes the train state, as plain functions of arrays that `TrainStep` compiles.
+
+    `UpdateRule` is the rule of one loss and one optimizer. A network that trains against another one, or that has state
+    outside the gradient, brings its own.
+    """
+
+    @property
+    def dtype(self) -> str:
+        """Data type of the computation; "float32" asks for float32 matrix products on every platform."""
+        ...
+
+    def init(self, key: Array) -> TrainState:
+        """A state with fresh parameters."""
+        ...
+
+    def start_from(self, params: Params) -> TrainState:
+        """A state with these parameters and a fresh optimizer."""
+        ...
+
+    def train_step(self, state: TrainState, batch: DeviceBatch, *, accumulate: int = 1) -> tuple[TrainState, Metrics]:
+        """Update the state with a batch that is worked through in `accumulate` parts.
+
+        The metrics are those of `task.Step.train_step`.
+        """
+        ...
+
+    def eval_step(self, params: Params, batch: DeviceBatch) -> Metrics:
+        """Metrics of a held-out batch that add up over batches."""
+        ...
+
+    def shardings(self, mesh: Mesh, shapes: TrainState) -> TrainState:
+        """The sharding of every leaf of the state."""
+        ...
+
+
+def replicated(mesh: Mesh, shapes: TrainState) -> TrainState:
+    """Shardings of a state that every device holds whole; its rows are split all the same."""
+    return jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec()), shapes)
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class UpdateRule:
-    """Update of the train state by a batch. The methods are plain functions of arrays; `TrainStep` compiles them."""
+    """The rule of one objective and one optimizer."""
 
     objective: Objective
     optimizer: Optimizer
     spike_sigmas: float = 0.0
     """A loss or gradient norm so many deviations above recent ones is a spike (`faults.detect_bad_step`); 0: never."""
+
+    @property
+    def dtype(self) -> str:
+        """The objective's."""
+        return self.objective.dtype
 
     def init(self, key: Array) -> TrainState:
         """A state with fresh parameters."""
@@ -132,22 +178,22 @@ class UpdateRule:
         Raises:
             ShardingError: the mesh does not divide a parameter; names it.
         """
-        replicated = NamedSharding(mesh, PartitionSpec())
+        whole = NamedSharding(mesh, PartitionSpec())
         params = tree_shardings(mesh, self.objective.logical_axes(), shapes.params)
         opt_state = optax.tree_utils.tree_map_params(
             self.optimizer.transformation,
             lambda _, sharding: sharding,
             shapes.opt_state,
             params,
-            transform_non_params=lambda _: replicated,
+            transform_non_params=lambda _: whole,
         )
-        recent = jax.tree.map(lambda _: replicated, shapes.recent)
-        return shapes.replace(step=replicated, params=params, opt_state=opt_state, recent=recent)
+        recent = jax.tree.map(lambda _: whole, shapes.recent)
+        return shapes.replace(step=whole, params=params, opt_state=opt_state, recent=recent)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Frozen:
-    """Parameters that an objective reads and that no step changes, such as the base of an adapter.
+    """Parameters that a rule reads and that no step changes, such as the base of an adapter.
 
     They are arguments of the compiled functions and no part of the train state, so that neither the optimizer nor a
     checkpoint holds them.
@@ -155,8 +201,8 @@ class Frozen:
 
     params: Params
     """Arrays, or abstract arrays with shardings, with which a step can only be lowered."""
-    bind: Callable[[Params], Objective]
-    """Returns the objective that reads these parameters."""
+    bind: Callable[[Params], Rule]
+    """Returns the rule that reads these parameters."""
 
 
 class TrainStep:
@@ -165,8 +211,8 @@ class TrainStep:
     Args:
         rule: how a batch changes the state.
         layout: how a batch is split over the mesh.
-        frozen: parameters that the objective reads; its `bind` then takes the place of the rule's objective in the
-            compiled functions.
+        frozen: parameters that the rule reads; what its `bind` returns then takes the place of `rule` in the compiled
+            steps.
 
     Attributes:
         layout: how a batch is split over the mesh.
@@ -177,12 +223,12 @@ class TrainStep:
         ShardingError: the mesh does not divide a parameter; names it.
     """
 
-    def __init__(self, rule: UpdateRule, layout: BatchLayout, frozen: Frozen | None = None):
+    def __init__(self, rule: Rule, layout: BatchLayout, frozen: Frozen | None = None):
         mesh = layout.mesh
         self._frozen = {} if frozen is None else frozen.params
 
-        def bound(params: Params) -> UpdateRule:
-            return rule if frozen is None else dataclasses.replace(rule, objective=frozen.bind(params))
+        def bound(params: Params) -> Rule:
+            return rule if frozen is None else frozen.bind(params)
 
         def train_step(state: TrainState, batch: DeviceBatch, params: Params) -> tuple[TrainState, Metrics]:
             return bound(params).train_step(state, batch, accumulate=layout.accumulate)
@@ -194,19 +240,19 @@ class TrainStep:
         self.layout = layout
         self.shardings = rule.shardings(mesh, shapes)
         self.abstract_state: TrainState = with_shardings(shapes, self.shardings)
-        self._dtype = rule.objective.dtype
-        replicated, by_row, state = NamedSharding(mesh, PartitionSpec()), layout.sharding, self.shardings
+        self._dtype = rule.dtype
+        whole, by_row, state = NamedSharding(mesh, PartitionSpec()), layout.sharding, self.shardings
         kept = jax.tree.map(lambda array: array.sharding, self._frozen)
-        self._init = jax.jit(rule.init, in_shardings=replicated, out_shardings=state)
+        self._init = jax.jit(rule.init, in_shardings=whole, out_shardings=state)
         self._start_from = jax.jit(rule.start_from, in_shardings=(state.params,), out_shardings=state)
         self._train_step = jax.jit(
             train_step,
             in_shardings=(state, by_row, kept),
-            out_shardings=(state, replicated),
+            out_shardings=(state, whole),
             donate_argnums=0,
             compiler_options=compiler_options(mesh),
         )
-        self._eval_step = jax.jit(eval_step, in_shardings=(state.params, by_row, kept), out_shardings=replicated)
+        self._eval_step = jax.jit(eval_step, in_shardings=(state.params, by_row, kept), out_shardings=whole)
 
     def _traced(self, function: Callable[..., Any], *arguments: Any) -> Any:
         with tracing(self.layout.mesh, self._dtype):

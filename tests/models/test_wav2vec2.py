@@ -13,7 +13,8 @@ from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import table
 from spirit_jax.convert.components import hubert, style
 from spirit_jax.kernels.common.attention import QUERY_BLOCK
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model, truncate
+from spirit_jax.models.wav2vec2 import Wav2Vec2Model, truncate
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer, nearest_centroid
 from tests.support import released
 from tests.support.golden_clips import CLIPS, clip, padded

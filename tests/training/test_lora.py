@@ -31,9 +31,12 @@ def _step(config: LoraConfig, base: llama.Params, accumulate: int = 1, **optimiz
     def objective(weights: AdapterWeights) -> LanguageModelObjective:
         return LanguageModelObjective(MODEL, KINDS_V, trained=weights)
 
-    rule = UpdateRule(objective(weights), make_optimizer(OptimizerConfig(**optimizer), 10))
-    frozen = Frozen(base, lambda base: objective(dataclasses.replace(weights, base=base)))
-    return TrainStep(rule, one_device(ROWS, accumulate), frozen)
+    def rule(base: llama.Params) -> UpdateRule:
+        bound = objective(dataclasses.replace(weights, base=base))
+        return UpdateRule(bound, make_optimizer(OptimizerConfig(**optimizer), 10))
+
+    frozen = Frozen(base, rule)
+    return TrainStep(rule(base), one_device(ROWS, accumulate), frozen)
 
 
 @pytest.fixture(scope="module")

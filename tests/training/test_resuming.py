@@ -14,7 +14,7 @@ from spirit_jax import train
 from spirit_jax.checkpoint import write_config
 from spirit_jax.core.locks import LockError
 from spirit_jax.data.records import RecordWriter, UnitRecord
-from spirit_jax.run import job
+from spirit_jax.training.run_lock import hold_run
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.runs import newest_step
 from tests.support.synthetic import speech_record
@@ -160,7 +160,7 @@ def test_a_step_to_start_from_that_is_not_there_is_one_line(data, tmp_path, fini
 
 
 def test_a_run_directory_that_disappears_is_noticed(tmp_path):
-    with job.hold_run(tmp_path / "run") as check:
+    with hold_run(tmp_path / "run") as check:
         check()
         shutil.rmtree(tmp_path / "run")
         with pytest.raises(LockError, match="run: was removed or replaced while this job worked in it"):

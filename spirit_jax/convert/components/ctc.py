@@ -18,7 +18,7 @@ from spirit_jax.convert.components.style import hf_encoder_config, hf_encoder_ro
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Kept, Row, Rows, Same, parameter_shapes
 from spirit_jax.core.files import shown
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import Wav2Vec2CTC
 
 KIND = "wav2vec2_ctc"

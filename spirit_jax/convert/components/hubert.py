@@ -19,7 +19,8 @@ from spirit_jax.convert.formats.numpy_pickle import CENTERS
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.files import shown
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.models.wav2vec2 import Wav2Vec2Model
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer
 from spirit_jax.units import HUBERT, HUBERT_RATE, SIZES
 

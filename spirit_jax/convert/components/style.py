@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from spirit_jax.convert.components.hubert import dense_rows, norm_rows, weight_norm_rows
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import WindowClassifier
 
 # Field of `models.wav2vec2.Wav2Vec2Config`, field of transformers' Wav2Vec2Config, its default.

@@ -29,7 +29,8 @@ from spirit_jax.models.fcpe import FCPE, FCPEConfig, log_mel
 from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, truncate
+from spirit_jax.models.wav2vec2 import truncate
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer, nearest_centroid
 
 Config = Mapping[str, Any]

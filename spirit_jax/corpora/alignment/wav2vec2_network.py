@@ -14,7 +14,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.corpora.alignment.alphabet import Alphabet
 from spirit_jax.corpora.alignment.ctc_aligner import FrameGrid
 from spirit_jax.models.ctc import IMPOSSIBLE
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import Wav2Vec2CTC
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config, truncate
+from spirit_jax.models.wav2vec2 import truncate
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer, nearest_centroid
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import WindowClassifier
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference

@@ -22,11 +22,11 @@ from spirit_jax.models.wav2vec2 import (
     EncoderParts,
     FeatureExtractor,
     Params,
-    Wav2Vec2Config,
     batch_norm,
     gelu,
     position_kernel,
 )
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 
 TILE_SAMPLES = 40_960
 """Samples whose convolutions run at once, so that their results stay in cache."""

@@ -18,7 +18,7 @@ from spirit_jax.core.files import atomic_directory
 from spirit_jax.core.threads import one_thread
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech.features import MEL_FRAMES_PER_UNIT, check_length, level, log_mel, style_frames
-from spirit_jax.speech.protocols import Part
+from spirit_jax.speech.protocols import Part, PhoneticEncoder
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim, Observed
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalize
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, log_f0, style_features
@@ -72,26 +72,69 @@ def train_speech_tokenizer(
         SpiritError: too little usable speech for the numbers of units.
     """
     with one_thread():
-        parts = _learn(utterances, config, seed, progress)
+        parts = _learn(utterances, config, seed, progress, None)
     with atomic_directory(pathlib.Path(directory) / SPEECH_TOKENIZER, overwrite=True) as scratch:
         for name, part in parts.items():
             save_part(scratch / name, part)
 
 
-def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> dict[str, Part]:
-    """The parts by the names of their directories."""
-    clips = _analyze(utterances, config, seed, progress)
+def complete_speech_tokenizer(
+    utterances: Sequence[Spoken],
+    config: SpeechTokenizerConfig,
+    directory: str | os.PathLike,
+    phonetic: PhoneticEncoder,
+    seed: int = 0,
+    *,
+    progress: bool = True,
+) -> list[str]:
+    """Learn the parts that `directory/speech_tokenizer/` lacks. Parts that are there are kept.
+
+    Args:
+        utterances, config, directory, seed, progress: as for `train_speech_tokenizer`; the number of phonetic units is
+            that of `phonetic`.
+        phonetic: the phonetic encoder of the tokenizer, whose units the new parts speak.
+
+    Returns:
+        The names of the new parts.
+
+    Raises:
+        SpiritError: too little usable speech for the numbers of units.
+    """
+    place = pathlib.Path(directory) / SPEECH_TOKENIZER
+    with one_thread():
+        parts = _learn(utterances, config, seed, progress, phonetic)
+    missing = [name for name in parts if name != "phonetic" and not (place / name).exists()]
+    for name in missing:
+        save_part(place / name, parts[name])
+    return missing
+
+
+def _learn(
+    utterances: Sequence[Spoken],
+    config: SpeechTokenizerConfig,
+    seed: int,
+    progress: bool,
+    known: PhoneticEncoder | None,
+) -> dict[str, Part]:
+    """The parts by the names of their directories; without a phonetic one if it is known."""
+    clips = _analyze(utterances, config, seed, progress, known)
     if not clips:
         raise SpiritError(f"none of {len(utterances)} utterances can be used to train a speech tokenizer")
     features = [clip.spectrum.reshape(len(clip.spectrum) // MEL_FRAMES_PER_UNIT, -1) for clip in clips]
-    phonetic = KMeansEncoder.fit(features, config.phonetic_units, seed)
+    learned: dict[str, Part] = {}
+    if known is None:
+        phonetic = KMeansEncoder.fit(features, config.phonetic_units, seed)
+        units, learned["phonetic"] = [nearest(points, phonetic.centroids) for points in features], phonetic
+    else:
+        units = [clip.units for clip in clips]
+    count = config.phonetic_units if known is None else known.unit_count
     pitch = F0Quantiles.fit([clip.octaves for clip in clips], config.pitch_units)
     style = VoiceStatistics.fit([clip.style for clip in clips], config.style_units, seed)
     observed = [
         Observed(
             speaker=clip.speaker,
             units=SpeechUnits(
-                hubert=nearest(points, phonetic.centroids),
+                hubert=hubert,
                 pitch=pitch.quantize(clip.octaves),
                 style=style.quantize(clip.style),
             ),
@@ -100,11 +143,11 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
             octaves=clip.octaves,
             mean_log2_f0=clip.mean_log2_f0,
         )
-        for clip, points in zip(clips, features, strict=True)
+        for clip, hubert in zip(clips, units, strict=True)
     ]
-    vocoder = GriffinLim.fit(observed, pitch.octaves, config.phonetic_units, config.style_units)
+    vocoder = GriffinLim.fit(observed, pitch.octaves, count, config.style_units)
     return {
-        "phonetic": phonetic,
+        **learned,
         "pitch": pitch,
         "style": style,
         "vocoder_base": vocoder,
@@ -114,7 +157,7 @@ def _learn(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: in
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Clip:
-    """The features of one utterance; the fields of `Observed`, and `style`, its `style_features`."""
+    """The features of one utterance: fields of `Observed`, `style_features`, and units of a known phonetic encoder."""
 
     speaker: str
     spectrum: np.ndarray
@@ -122,9 +165,16 @@ class _Clip:
     octaves: np.ndarray
     mean_log2_f0: float
     style: np.ndarray
+    units: np.ndarray
 
 
-def _analyze(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: int, progress: bool) -> list[_Clip]:
+def _analyze(
+    utterances: Sequence[Spoken],
+    config: SpeechTokenizerConfig,
+    seed: int,
+    progress: bool,
+    phonetic: PhoneticEncoder | None,
+) -> list[_Clip]:
     """The features of utterances in random order, until there is enough speech."""
     clips, samples = [], 0
     order = np.random.default_rng(seed).permutation(len(utterances))
@@ -144,6 +194,7 @@ def _analyze(utterances: Sequence[Spoken], config: SpeechTokenizerConfig, seed: 
             octaves=octaves,
             mean_log2_f0=mean,
             style=style_features(spectrum, octaves, mean, style_frames(audio.size)),
+            units=np.zeros(0, np.int32) if phonetic is None else phonetic.encode_batch([audio])[0],
         )
         clips.append(clip)
         samples += audio.size

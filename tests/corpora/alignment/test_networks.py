@@ -12,7 +12,7 @@ from spirit_jax.corpora.alignment.alphabet import Alphabet
 from spirit_jax.corpora.alignment.mel_network import MelNetwork, mel_features
 from spirit_jax.corpora.alignment.wav2vec2_network import Wav2Vec2Network
 from spirit_jax.models.mel_ctc import MelCTC, MelCTCConfig
-from spirit_jax.models.wav2vec2 import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech.features import log_mel
 
 ENCODER = Wav2Vec2Config(

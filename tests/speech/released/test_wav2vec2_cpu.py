@@ -10,7 +10,8 @@ import pytest
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import hubert
 from spirit_jax.kernels import use_kernels
-from spirit_jax.models.wav2vec2 import EncoderParts, Wav2Vec2Config, Wav2Vec2Model
+from spirit_jax.models.wav2vec2 import EncoderParts, Wav2Vec2Model
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech.released import wav2vec2_cpu
 
 SMALL = Wav2Vec2Config(

@@ -1,0 +1,334 @@
+"""HuBERT's pre-training as a part of a run: labels, masked batches, loss and measures."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.models.hubert import HubertPretraining, feature_penalty, init_pretraining, masked_prediction
+from spirit_jax.models.wav2vec2 import truncate
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.parallel.sharding import HostShare
+from spirit_jax.speech.mfcc import label_features
+from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
+from spirit_jax.speech.released.wav2vec2_cpu import for_inference
+from spirit_jax.speech.storage import read_part_config, save_part
+from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.hubert_config import HubertTraining
+from spirit_jax.speech_training.labels import Extractor, Labels, cached, make_labels, sampled_features
+from spirit_jax.speech_training.masking import draw_mask
+from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.purity import unit_quality
+from spirit_jax.training.config import LoopConfig
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.state import DeviceBatch, Metrics, Params
+from spirit_jax.training.step import UpdateRule
+
+ENCODER = "encoder"
+"""Folder of a finished iteration that holds its encoder, which the parts after it read."""
+
+_FRESH = 0x48554245  # keeps the random numbers of a step apart from those of the initial weights
+
+
+@dataclasses.dataclass(frozen=True)
+class HubertObjective:
+    """The loss of masked prediction with its penalty on features (a `training.step.Objective`)."""
+
+    config: HubertTraining
+    classes: int
+    seed: int
+    initial: Params | None = None
+    """Weights of the encoder to begin with."""
+    dtype: str = "float32"
+
+    @property
+    def model(self) -> HubertPretraining:
+        """The network, without noise."""
+        c = self.config
+        return HubertPretraining(c.encoder, self.classes, c.projection, c.temperature)
+
+    def init(self, key: Array) -> Params:
+        """Fresh parameters; the encoder's are those of `initial` where it is given."""
+        params = init_pretraining(self.model, key)
+        return params if self.initial is None else {**params, "encoder": jax.tree.map(jnp.asarray, self.initial)}
+
+    def logical_axes(self) -> Any:
+        """Every device holds all parameters."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda shape: (None,) * len(shape.shape), shapes)
+
+    def loss_scale(self, batch: DeviceBatch) -> Float[Array, ""]:
+        """The reciprocal of the number of masked frames."""
+        return 1 / jnp.maximum(batch["masked_bt"].sum(), 1).astype(jnp.float32)
+
+    def loss(self, params: Params, batch: DeviceBatch, scale: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        """Mean cross entropy of the masked frames, and the penalty; the parts of a batch count by masked frames."""
+        key = jax.random.fold_in(jax.random.key(self.seed ^ _FRESH), batch["step"][0])
+        key = jax.random.fold_in(key, batch["row_b"][0])
+        model = self.model.clone(noise=self.config.noise)
+        metrics = self._metrics(model, params, batch, {"noise": key})
+        c = self.config
+        loss = metrics["loss_masked"] + c.unmasked_weight * metrics["loss_unmasked"]
+        loss = scale * (loss + c.feature_penalty * metrics["penalty"])
+        return loss, metrics | {"loss": loss}
+
+    def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
+        """Sums over the frames of held-out rows."""
+        return self._metrics(self.model, params, batch, {})
+
+    def _metrics(
+        self, model: HubertPretraining, params: Params, batch: DeviceBatch, rngs: Mapping[str, Array]
+    ) -> Metrics:
+        (logits_btk, frames_b), state = model.apply(
+            {"params": params},
+            batch["audio_br"],
+            batch["length_b"],
+            batch["masked_bt"],
+            rngs=dict(rngs),
+            mutable=["features"],
+        )
+        weight_b = batch["weight_b"]
+        sums = masked_prediction(logits_btk, batch["label_bt"], batch["masked_bt"], frames_b, weight_b)
+        penalty = feature_penalty(state["features"]["encoder"]["conv"][0], frames_b, weight_b)
+        seconds = (batch["length_b"] * weight_b).sum() / SAMPLE_RATE
+        return {**sums._asdict(), "penalty": penalty * sums.masked, "seconds": seconds}
+
+
+@dataclasses.dataclass(frozen=True)
+class HubertRows:
+    """Makes the arrays of a row from a crop."""
+
+    config: HubertTraining
+    labels: Labels
+
+    def __call__(self, crop: Crop, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Audio [R], classes and masked frames [T]; frames outside the clip have class 0 and are not masked."""
+        encoder = self.config.encoder
+        total, frames = encoder.frames(self.config.samples), encoder.frames(crop.length)
+        first = crop.start // encoder.hop
+        label_t, masked_t = np.zeros(total, np.int32), np.zeros(total, bool)
+        label_t[:frames] = self.labels.of(crop.index)[first : first + frames]
+        masked_t[:frames] = draw_mask(frames, self.config.masking, rng)
+        return {
+            "audio_br": crop.audio,
+            "length_b": np.int32(crop.length),
+            "label_bt": label_t,
+            "masked_bt": masked_t,
+            "row_b": np.int32(rng.integers(2**31)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Hubert:
+    """One iteration; `before` is the name of the one before it in this run."""
+
+    name: str
+    config: HubertTraining
+    before: str | None = None
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Run length and intervals."""
+        return self.config.loop
+
+    @property
+    def rows(self) -> int:
+        """Clips of a step."""
+        return self.config.rows
+
+    @property
+    def accumulate(self) -> int:
+        """Parts of a step."""
+        return self.config.accumulate
+
+    def prepare(self, context: Context) -> Prepared:
+        """Label the clips, and put the pieces together."""
+        config, encoder = self.config, self.config.encoder
+        extract, teacher = self._teacher(context)
+        made_from = {
+            "labels": dataclasses.asdict(config.labels),
+            "encoder": [encoder.hop, encoder.receptive_field],
+            "teacher": teacher,
+            "seed": context.seed,
+            "clips": [len(context.train), len(context.held_out)],
+        }
+
+        def make() -> dict[str, np.ndarray]:
+            features = sampled_features(context.train, extract, config.labels.hours, context.seed)
+            centroids, _ = kmeans.fit(features, config.labels.clusters, context.seed, restarts=config.labels.restarts)
+            arrays = {"centroids": centroids}
+            for split, clips in (("train", context.train), ("held_out", context.held_out)):
+                labels = make_labels(clips, extract, centroids)
+                arrays |= {f"{split}_values": labels.values, f"{split}_offsets": labels.offsets}
+            return arrays
+
+        arrays = cached(context.directory / "labels", made_from, make)
+        labels = {
+            split: Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"]) for split in ("train", "held_out")
+        }
+        initial = None
+        if config.start == "previous":
+            if self.before is None:
+                raise SpiritError(f"{self.name}.start: there is no iteration before to take weights from")
+            before, initial = read_encoder(context.run / self.before / ENCODER)
+            if before != encoder:
+                raise SpiritError(f"{self.name}.start: the encoder of {self.before} has another shape")
+        objective = HubertObjective(config, config.labels.clusters, context.seed, initial)
+        shape = CropShape(config.samples, config.shortest, encoder.hop)
+        train = HubertRows(config, labels["train"])
+        held_out = HubertRows(config, labels["held_out"])
+
+        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
+            return CropBatches(
+                context.train, shape, train, rows=config.rows, seed=context.seed, share=share, state=state
+            )
+
+        def held_out_batches(share: HostShare):
+            if not len(context.held_out):
+                return {}
+            rows = held_out_crops(context.held_out, shape, held_out, rows=config.rows, seed=context.seed, share=share)
+            return {"clips": rows}
+
+        def measure(params: Params, step: int) -> Mapping[str, float]:
+            """How well the classes that the network predicts tell the words, where words are aligned."""
+            del step
+            return self.prediction_quality(objective, params, context.held_out)
+
+        return Prepared(
+            rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps)),
+            summary=RatioSummary(
+                {
+                    "loss": ("loss_masked", "masked"),
+                    "masked_accuracy": ("correct_masked", "masked"),
+                    "unmasked_accuracy": ("correct_unmasked", "unmasked"),
+                    "feature_penalty": ("penalty", "masked"),
+                }
+            ),
+            batches=batches,
+            held_out=held_out_batches,
+            finish=lambda params: save_encoder(context.directory / ENCODER, encoder, params["encoder"]),
+            measure=measure,
+        )
+
+    def prediction_quality(self, objective: HubertObjective, params: Params, clips: Clips) -> dict[str, float]:
+        """`unit_quality` of the classes that the network tells without masks; nothing without words."""
+        model = objective.model
+
+        def run(audio_br: Array, lengths_b: Int[Array, " B"]):
+            frames = self.config.encoder.frames(audio_br.shape[1])
+            logits, frames_b = model.apply(
+                {"params": params}, audio_br, lengths_b, jnp.zeros((len(audio_br), frames), bool)
+            )
+            return jnp.argmax(logits, -1), frames_b
+
+        compiled = jit_float32(run)
+
+        def classes(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+            field = self.config.encoder.receptive_field
+            return [found for (found,) in encode_clips(compiled, batch, field, "classes")]
+
+        return unit_quality(clips, classes, self.config.encoder)
+
+    def _teacher(self, context: Context) -> tuple[Extractor, Any]:
+        """What computes the features that are clustered, and a description of it."""
+        config, encoder = self.config, self.config.encoder
+        if config.labels.source == "mfcc":
+
+            def cepstra(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+                return [
+                    label_features(clip, encoder.frames(clip.size), encoder.hop, encoder.receptive_field)
+                    for clip in clips
+                ]
+
+            return cepstra, "mfcc"
+        if config.labels.teacher is not None:
+            shape, params = read_phonetic_encoder(config.labels.teacher)
+            described: Any = config.labels.teacher
+        elif self.before is not None:
+            shape, params = read_encoder(context.run / self.before / ENCODER)
+            described = self.before
+        else:
+            raise SpiritError(f"{self.name}.labels: source layer needs a teacher, or an iteration before this one")
+        if shape.hop != encoder.hop:
+            raise SpiritError(
+                f"{self.name}.labels: the teacher has a frame each {shape.hop} samples, this encoder one each "
+                f"{encoder.hop}"
+            )
+        return layer_features(shape, params, config.labels.layer), described
+
+
+def layer_features(config: Wav2Vec2Config, params: Params, layer: int) -> Extractor:
+    """The output of a layer (from 1) for each clip, float32 [T, D].
+
+    Raises:
+        ValueError: the encoder has no such layer.
+    """
+    model, params = truncate(config, params, layer)
+    parts, params = for_inference(params)
+    model, params = model.clone(parts=parts), replicate(params)
+    apply = jit_float32(lambda params, audio_br, lengths_b: model.apply({"params": params}, audio_br, lengths_b))
+    run = functools.partial(apply, params)
+
+    def extract(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        found = encode_clips(run, clips, config.receptive_field, "frames")
+        return [features for (features,) in found]
+
+    return extract
+
+
+@dataclasses.dataclass(frozen=True)
+class _StoredEncoder:
+    """An encoder as `save_part` stores it."""
+
+    kind = "hubert_encoder"
+    encoder: Wav2Vec2Config
+    params: Params
+
+    @classmethod
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "_StoredEncoder":
+        return cls(Wav2Vec2Config.from_dict(config["encoder"]), arrays)
+
+    def config(self) -> dict[str, Any]:
+        return {"encoder": dataclasses.asdict(self.encoder)}
+
+    def arrays(self) -> dict[str, Any]:
+        return self.params
+
+
+def save_encoder(directory, config: Wav2Vec2Config, params: Params) -> None:
+    """Store the encoder of a finished iteration."""
+    save_part(directory, _StoredEncoder(config, jax.device_get(params)))
+
+
+def read_encoder(directory) -> tuple[Wav2Vec2Config, Params]:
+    """The encoder of a finished iteration.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    config = read_part_config(directory, (_StoredEncoder.kind,))
+    stored = _StoredEncoder.load(config, load_arrays(directory))
+    return stored.encoder, stored.params
+
+
+def read_phonetic_encoder(checkpoint: str) -> tuple[Wav2Vec2Config, Params]:
+    """The encoder of the phonetic part of a checkpoint directory.
+
+    Raises:
+        CheckpointError: there is none, or it is no HuBERT.
+    """
+    directory = find(checkpoint, f"{SPEECH_TOKENIZER}/phonetic")
+    config = read_part_config(directory, ("hubert",))
+    try:
+        return Wav2Vec2Config.from_dict(config["encoder"]), load_arrays(directory)["encoder"]
+    except KeyError as error:
+        raise CheckpointError(f"{directory}: has no {error}") from error

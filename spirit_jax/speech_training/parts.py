@@ -1,0 +1,63 @@
+"""The parts that a config trains, in the order in which they are trained."""
+
+import dataclasses
+
+from spirit_jax.checkpoint import SPEECH_TOKENIZER
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.parallel.processes import report
+from spirit_jax.speech.config import SpeechTokenizerConfig
+from spirit_jax.speech.loading import load_phonetic_encoder
+from spirit_jax.speech.scratch.trainer import complete_speech_tokenizer, train_speech_tokenizer
+from spirit_jax.speech_training.config import TrainSpeechConfig
+from spirit_jax.speech_training.hubert import Hubert
+from spirit_jax.speech_training.part import Context, Part
+from spirit_jax.speech_training.quantizers import PHONETIC, Quantizer, Units
+from spirit_jax.training.config import LoopConfig
+
+
+def parts(settings: TrainSpeechConfig) -> list[Part]:
+    """The parts of the sections that are not null.
+
+    Raises:
+        SpiritError: a quantizer without the units that teach it.
+    """
+    found: list[Part] = []
+    before: str | None = None
+    for name in ("hubert_1", "hubert_2", "hubert_3"):
+        section = getattr(settings, name)
+        if section is not None:
+            found.append(Hubert(name, section, before))
+            before = name
+    if settings.units is not None:
+        found.append(Units(settings.units, before))
+    if settings.quantizer is not None:
+        if settings.units is None:
+            raise SpiritError("quantizer: needs the section units, whose clusters are its first teacher")
+        teacher = "units"
+        for number in range(1, settings.quantizer.rounds + 1):
+            found.append(Quantizer(f"quantizer_{number}", settings.quantizer, teacher))
+            teacher = f"quantizer_{number}"
+    if settings.scratch is not None:
+        found.append(Scratch(settings.scratch))
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+    """The parts that no section trains, learned from scratch in seconds."""
+
+    config: SpeechTokenizerConfig
+    name: str = "scratch"
+    rows: int = 1
+    accumulate: int = 1
+    loop: LoopConfig = LoopConfig(steps=1)
+
+    def prepare(self, context: Context) -> None:
+        """Learn and write them."""
+        utterances = context.train.utterances
+        if (context.run / SPEECH_TOKENIZER / PHONETIC).exists():
+            phonetic = load_phonetic_encoder(context.run)
+            names = complete_speech_tokenizer(utterances, self.config, context.run, phonetic, context.seed)
+            report(f"{self.name}: {', '.join(names) or 'nothing is missing'}")
+        else:
+            train_speech_tokenizer(utterances, self.config, context.run, context.seed)

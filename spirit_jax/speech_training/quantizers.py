@@ -1,0 +1,325 @@
+"""Quantizers of HuBERT's features as parts of a run: k-means, and the augmentation-invariant linear quantizer."""
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from spirit_jax.checkpoint import SPEECH_TOKENIZER
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.models.ctc import ctc_loss
+from spirit_jax.models.wav2vec2 import Wav2Vec2Model, truncate
+from spirit_jax.models.wav2vec2_heads import LinearQuantizer
+from spirit_jax.parallel.sharding import HostShare
+from spirit_jax.speech.released.phonetic import HubertEncoder
+from spirit_jax.speech.storage import save_part
+from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training.augment import change
+from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.hubert import ENCODER, layer_features, read_encoder, read_phonetic_encoder
+from spirit_jax.speech_training.labels import Labels, cached, sampled_features
+from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.purity import unit_quality
+from spirit_jax.speech_training.quantizer_config import QuantizerTraining, UnitsConfig
+from spirit_jax.training.config import LoopConfig
+from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.state import DeviceBatch, Metrics, Params
+from spirit_jax.training.step import Frozen, UpdateRule
+
+PHONETIC = "phonetic"
+"""The part of a speech tokenizer that quantizers belong to."""
+
+_MEASURED_CLIPS = 24  # held-out clips whose unit edit distance is measured
+
+
+@dataclasses.dataclass(frozen=True)
+class Units:
+    """k-means on a layer of a HuBERT: the phonetic part, and the first teacher of a linear quantizer.
+
+    `before` is the name of the last HuBERT of this run.
+    """
+
+    config: UnitsConfig
+    before: str | None
+    name: str = "units"
+    rows: int = 1
+    accumulate: int = 1
+    loop: LoopConfig = LoopConfig(steps=1)
+
+    def prepare(self, context: Context) -> Prepared | None:
+        """Learn the clusters and write the phonetic part."""
+        if self.config.encoder is not None:
+            encoder, params = read_phonetic_encoder(self.config.encoder)
+        elif self.before is not None:
+            encoder, params = read_encoder(context.run / self.before / ENCODER)
+        else:
+            raise SpiritError("units: name an encoder, or train a HuBERT in this run")
+        extract = layer_features(encoder, params, self.config.layer)
+        features = sampled_features(context.train, extract, self.config.hours, context.seed)
+        centroids, distance = kmeans.fit(features, self.config.units, context.seed, restarts=self.config.restarts)
+        part = HubertEncoder(
+            {
+                "encoder": dataclasses.asdict(encoder),
+                "layer": self.config.layer,
+                "quantizer": {"kind": "kmeans", "dim": encoder.hidden_size, "units": len(centroids)},
+            },
+            {"encoder": params, "quantizer": {"centroids": centroids}},
+        )
+        values = {"inertia": distance} | unit_quality(context.held_out, part.encode_batch, encoder)
+        print(f"{self.name}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
+        save_part(context.run / SPEECH_TOKENIZER / PHONETIC, part)
+        save_part(context.directory / PHONETIC, part)
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerObjective:
+    """CTC between the student on changed audio and the teacher's units (a `training.step.Objective`)."""
+
+    model: Wav2Vec2Model
+    encoder: Params
+    """Frozen, up to the layer whose output is quantized."""
+    quantizer: LinearQuantizer
+    dtype: str = "float32"
+
+    def init(self, key: Array) -> Params:
+        """Fresh weights of the student."""
+        return self.quantizer.init(key, jnp.zeros((1, self.quantizer.dim)))["params"]
+
+    def logical_axes(self) -> Any:
+        """Every device holds all parameters."""
+        shapes = jax.eval_shape(self.init, jax.random.key(0))
+        return jax.tree.map(lambda shape: (None,) * len(shape.shape), shapes)
+
+    def loss_scale(self, batch: DeviceBatch) -> Float[Array, ""]:
+        """The reciprocal of the number of rows that count."""
+        return 1 / jnp.maximum(batch["weight_b"].sum(), 1)
+
+    def loss(self, params: Params, batch: DeviceBatch, scale: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
+        """Mean over rows of the loss a unit of the teacher's."""
+        metrics = self.evaluate(params, batch)
+        loss = scale * metrics["loss_sum"]
+        return loss, metrics | {"loss": loss}
+
+    def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
+        """Sums over rows. Rows that are too short for their units do not count."""
+        x_btd, frames_b = self.model.apply({"params": self.encoder}, batch["audio_br"], batch["length_b"])
+        logits_btk = jnp.asarray(self.quantizer.apply({"params": params}, jax.lax.stop_gradient(x_btd)))
+        count_b = batch["count_b"]
+        loss_b = ctc_loss(
+            jax.nn.log_softmax(logits_btk), frames_b, batch["unit_bn"], count_b, blank=self.quantizer.units
+        )
+        weight_b = batch["weight_b"] * (loss_b < 1e9)
+        mean_b = jnp.where(weight_b > 0, loss_b, 0) / jnp.maximum(count_b, 1)
+        return {
+            "loss_sum": mean_b.sum(),
+            "rows": weight_b.sum(),
+            "seconds": (batch["length_b"] * weight_b).sum() / SAMPLE_RATE,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerRows:
+    """Makes the arrays of a row: changed audio, and the teacher's units of the audio before, without repetitions."""
+
+    config: QuantizerTraining
+    clips: Clips
+    units: Labels
+    hop: int
+    frames: int
+    """Frames of a row that was not changed."""
+
+    @property
+    def longest(self) -> int:
+        """Samples of a row after its audio is changed."""
+        return int(self.config.samples / self.config.augment.stretch[0]) + 1
+
+    def __call__(self, crop: Crop, rng: np.random.Generator) -> Mapping[str, Any]:
+        """Audio [R], units [N] and their numbers."""
+        first = crop.start // self.hop
+        frames = max(0, (crop.length - 1) // self.hop)
+        units = collapsed(self.units.of(crop.index)[first : first + frames])[: self.frames]
+
+        def another() -> np.ndarray:
+            return self.clips.audio(int(rng.integers(len(self.clips))))
+
+        changed = change(crop.audio[: crop.length], self.config.augment, rng, another)[: self.longest]
+        return {
+            "audio_br": np.pad(changed, (0, self.longest - changed.size)),
+            "length_b": np.int32(changed.size),
+            "unit_bn": np.pad(units.astype(np.int32), (0, self.frames - len(units))),
+            "count_b": np.int32(len(units)),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantizer:
+    """One round of the linear quantizer; `before` is the part whose phonetic units teach it."""
+
+    name: str
+    config: QuantizerTraining
+    before: str
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Run length and intervals."""
+        return self.config.loop
+
+    @property
+    def rows(self) -> int:
+        """Clips of a step."""
+        return self.config.rows
+
+    @property
+    def accumulate(self) -> int:
+        """Parts of a step."""
+        return self.config.accumulate
+
+    def prepare(self, context: Context) -> Prepared:
+        """Compute the teacher's units of all clips, and put the pieces together."""
+        teacher = read_phonetic(context.run / self.before / PHONETIC)
+        config, stored = teacher.config(), teacher.arrays()
+        layer, units = config["layer"], teacher.unit_count
+        model, params = truncate(teacher.encoder, stored["encoder"], layer)
+        quantizer = LinearQuantizer(teacher.encoder.hidden_size, teacher.encoder.hidden_size, units)
+
+        def make() -> dict[str, np.ndarray]:
+            arrays: dict[str, np.ndarray] = {}
+            for split, clips in (("train", context.train), ("held_out", context.held_out)):
+                found = units_of(clips, teacher)
+                arrays |= {f"{split}_values": found.values, f"{split}_offsets": found.offsets}
+            return arrays
+
+        made_from = {"teacher": self.before, "clips": [len(context.train), len(context.held_out)]}
+        arrays = cached(context.directory / "units", made_from, make)
+        shape = CropShape(self.config.samples, self.config.shortest, teacher.encoder.hop)
+
+        def rows(split: str, clips: Clips) -> QuantizerRows:
+            labels = Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"])
+            return QuantizerRows(
+                self.config, clips, labels, teacher.encoder.hop, teacher.encoder.frames(self.config.samples)
+            )
+
+        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
+            made = rows("train", context.train)
+            return CropBatches(context.train, shape, made, rows=self.rows, seed=context.seed, share=share, state=state)
+
+        def held_out(share: HostShare):
+            if not len(context.held_out):
+                return {}
+            made = rows("held_out", context.held_out)
+            return {
+                "clips": held_out_crops(context.held_out, shape, made, rows=self.rows, seed=context.seed, share=share)
+            }
+
+        def part(trained: Params) -> HubertEncoder:
+            sizes = {"kind": "linear", "dim": quantizer.dim, "upstream_dim": quantizer.upstream_dim, "units": units}
+            return HubertEncoder(
+                {"encoder": config["encoder"], "layer": layer, "quantizer": sizes},
+                {"encoder": stored["encoder"], "quantizer": jax.device_get(trained)},
+            )
+
+        def measure(trained: Params, step: int) -> Mapping[str, float]:
+            """The unit edit distance of student and teacher, and how well the student's units tell the words."""
+            del step
+            student = part(trained)
+            values = {
+                "ued_student": unit_edit_distance(student, context.held_out, self.config, context.seed),
+                "ued_teacher": unit_edit_distance(teacher, context.held_out, self.config, context.seed),
+            }
+            return values | unit_quality(context.held_out, student.encode_batch, teacher.encoder)
+
+        def finish(trained: Params) -> None:
+            save_part(context.directory / PHONETIC, part(trained))
+            save_part(context.run / SPEECH_TOKENIZER / PHONETIC, part(trained))
+
+        optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
+        frozen = Frozen(params, lambda bound: UpdateRule(QuantizerObjective(model, bound, quantizer), optimizer))
+        return Prepared(
+            rule=frozen.bind(params),
+            frozen=frozen,
+            summary=RatioSummary({"loss": ("loss_sum", "rows")}),
+            batches=batches,
+            held_out=held_out,
+            finish=finish,
+            measure=measure if len(context.held_out) else None,
+        )
+
+
+def collapsed(units: Int[np.ndarray, " T"]) -> Int[np.ndarray, " N"]:
+    """Units without immediate repetitions."""
+    return units[np.concatenate([[True], units[1:] != units[:-1]])] if len(units) else units
+
+
+def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
+    """Levenshtein's: the fewest insertions, deletions and substitutions that turn one sequence into the other."""
+    row = np.arange(len(b) + 1)
+    other = np.asarray(b)
+    for number, value in enumerate(a, 1):
+        best = np.minimum(row[:-1] + (other != value), row[1:] + 1)
+        # Insertions within the row: the running minimum of (cost - place) plus the place.
+        whole = np.concatenate([[number], best]) - np.arange(len(b) + 1)
+        row = np.minimum.accumulate(whole) + np.arange(len(b) + 1)
+    return int(row[-1])
+
+
+def unit_edit_distance(encoder: HubertEncoder, clips: Clips, config: QuantizerTraining, seed: int) -> float:
+    """Edits between the units of clips and those of the same clips after a change, in percent of the former's number.
+
+    Both are without repetitions (Gat et al. 2022, section 3.1). Lower is better; the changes are always the same ones.
+    """
+    rng = np.random.default_rng((seed, 5))
+    before: list[np.ndarray] = []
+    for _, audio in clips.usable():
+        if audio.size >= config.shortest:
+            before.append(audio[: config.samples])
+        if len(before) == _MEASURED_CLIPS:
+            break
+    after = [change(audio, config.augment, rng, lambda: before[int(rng.integers(len(before)))]) for audio in before]
+    edits = total = 0
+    for units, changed in zip(encoder.encode_batch(before), encoder.encode_batch(after), strict=True):
+        reference = collapsed(units).tolist()
+        edits += edit_distance(reference, collapsed(changed).tolist())
+        total += len(reference)
+    return 100 * edits / max(total, 1)
+
+
+def units_of(clips: Clips, encoder: HubertEncoder) -> Labels:
+    """The units of every clip of a split."""
+    found = {}
+    waiting: list[tuple[int, np.ndarray]] = []
+
+    def take() -> None:
+        encoded = encoder.encode_batch([audio for _, audio in waiting])
+        found.update(zip([index for index, _ in waiting], encoded, strict=True))
+        waiting.clear()
+
+    for each in clips.usable():
+        waiting.append(each)
+        if len(waiting) == 16:
+            take()
+    if waiting:
+        take()
+    none = np.zeros(0, np.int32)
+    each = [found.get(index, none) for index in range(len(clips))]
+    values = np.concatenate(each).astype(np.uint16) if each else none
+    return Labels(values, np.cumsum([0, *map(len, each)]))
+
+
+def read_phonetic(directory: pathlib.Path) -> HubertEncoder:
+    """A phonetic part that `save_part` wrote.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    from spirit_jax.checkpoint import load_arrays
+    from spirit_jax.speech.storage import read_part_config
+
+    config = read_part_config(directory, (HubertEncoder.kind,))
+    return HubertEncoder(config, load_arrays(directory))
