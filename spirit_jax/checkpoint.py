@@ -112,6 +112,16 @@ def read_config(directory: str | os.PathLike) -> dict[str, Any]:
     return config
 
 
+def end_ids(*configs: Mapping[str, Any]) -> list[int]:
+    """The ids at which answers end by the first of Hugging Face's configs that names some, as a number or a list."""
+    for config in configs:
+        named = config.get("eos_token_id")
+        ids = [index for index in (named if isinstance(named, list) else [named]) if type(index) is int]
+        if ids:
+            return ids
+    return []
+
+
 def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:
     """Write the config of a run and its checksum. A run that is killed in between has a config without a checksum."""
     directory = pathlib.Path(directory)

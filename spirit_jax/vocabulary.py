@@ -7,6 +7,7 @@ the tokenizer and gives the same ids.
 """
 
 import contextlib
+import copy
 import hashlib
 import io
 import itertools
@@ -258,6 +259,7 @@ class Vocabulary:
         padded_size: `size` rounded up to a multiple of 128: rows of the embedding.
         bos_id: id of the begin of a document.
         eos_id: id of the end of a document.
+        end_ids: ids at which an answer ends: `eos_id`, and those of `with_ends`.
         prefix: ids that open every document: `<s>`, and the dummy space that SentencePiece puts before `[Text]`.
         token_kinds: int8 [padded_size], an index into `TOKEN_KINDS` for each id.
         specials: pattern that matches the strings that `encode` takes for special tokens.
@@ -276,6 +278,7 @@ class Vocabulary:
         self.size = int(starts[-1])
         self.padded_size = round_up(self.size, ROW_MULTIPLE)
         self.bos_id, self.eos_id = tokenizer.bos_id, tokenizer.eos_id
+        self.end_ids: tuple[int, ...] = (self.eos_id,)
         self.prefix = [self.bos_id, *tokenizer.dummy_prefix]
         self.specials, self.fingerprint = tokenizer.specials, tokenizer.fingerprint
         self._offsets = starts[:-1].astype(np.int32)
@@ -286,6 +289,20 @@ class Vocabulary:
         self.token_kinds[[self.bos_id, self.eos_id]] = TOKEN_KINDS.index("control")
         for stream, start, size in zip(self.streams, starts, sizes, strict=False):
             self.token_kinds[start : start + size] = 1 + stream
+
+    def with_ends(self, ids: Iterable[int]) -> "Vocabulary":
+        """A copy whose answers end at further text ids too, such as `<|eot_id|>` of Llama 3 Instruct.
+
+        Like `</s>`, they are control tokens and are left out of decoded strings. Other ids are ignored.
+        """
+        changed = copy.copy(self)
+        changed.end_ids = (
+            self.eos_id,
+            *sorted({index for index in ids if 0 <= index < self.text_size} - {self.eos_id}),
+        )
+        changed.token_kinds = self.token_kinds.copy()
+        changed.token_kinds[list(changed.end_ids)] = TOKEN_KINDS.index("control")
+        return changed
 
     @classmethod
     def load(cls, directory: str | os.PathLike, variant: Variant | None = None) -> "Vocabulary":
@@ -434,9 +451,9 @@ class Vocabulary:
         return [self.bos_id, *self._tokenizer.encode(string)]
 
     def decode(self, ids: Iterable[int | np.integer]) -> str:
-        """The string of ids; `<s>`, `</s>` and ids that only pad the embedding are left out."""
+        """The string of ids; `<s>`, `end_ids` and ids that only pad the embedding are left out."""
         return self._tokenizer.decode(
-            [int(index) for index in ids if index < self.size and index not in (self.bos_id, self.eos_id)]
+            [int(index) for index in ids if index < self.size and index not in (self.bos_id, *self.end_ids)]
         )
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,7 +105,7 @@ def plan_llm_import(folder: pathlib.Path, model: Variant | None) -> Job:
         if not isinstance(stored["generation"], dict):
             raise ConversionError(f"{folder / llama.GENERATION_CONFIG}: an object of sampling settings expected")
     if vocabulary is not None:
-        notes += _eos_notes(folder, (released_config, stored.get("generation", {})), vocabulary)
+        notes += _keep_ends(released_config, stored, vocabulary)
     imported = _ImportedLlm(folder, stored, {**arrays}, vocabulary, rest)
     size = sum(nbytes(array) for array in arrays.values())
     return Job("llm", folder, checkpoint.LLM, len(tensors), size, notes, imported.write)
@@ -126,17 +126,22 @@ def _read_vocabulary(folder: pathlib.Path, model: Variant | None) -> Vocabulary 
     return found
 
 
-def _eos_notes(folder: pathlib.Path, configs: Iterable[Mapping[str, Any]], vocabulary: Vocabulary) -> list[str]:
-    """A note if the configs end documents at other ids than the tokenizer, such as the list of a Llama 3 Instruct."""
-    named = [config.get("eos_token_id") for config in configs]
-    ids = [index for value in named for index in (value if isinstance(value, list) else [value])]
-    others = sorted({index for index in ids if isinstance(index, int)} - {vocabulary.eos_id})
-    if not others:
-        return []
-    return [
-        f"{folder} also ends documents at the ids {', '.join(map(str, others))}, which is not supported: an answer "
-        f"ends at the tokenizer's {vocabulary.eos_id} alone; give the text of other ends as --stop"
-    ]
+def _keep_ends(released_config: Mapping[str, Any], stored: dict[str, Any], vocabulary: Vocabulary) -> list[str]:
+    """Store at which ids answers end besides the tokenizer's, such as those of a Llama 3 Instruct; and a note of them.
+
+    They are in generation_config.json, or in config.json where that names none, as in transformers. An id that was a
+    text token, and is a speech token now, ends nothing.
+    """
+    named = checkpoint.end_ids(stored.get("generation", {}), released_config)
+    kept = [index for index in named if index < vocabulary.text_size]
+    notes = []
+    if lost := [index for index in named if index >= vocabulary.text_size]:
+        notes.append(f"answers do not end at the ids {', '.join(map(str, lost))}, which are not text tokens here")
+    if others := sorted({*kept} - {vocabulary.eos_id}):
+        notes.append(f"answers also end at the ids {', '.join(map(str, others))}")
+    if lost or (others and not checkpoint.end_ids(stored.get("generation", {}))):
+        stored["generation"] = stored.get("generation", {}) | {"eos_token_id": kept or vocabulary.eos_id}
+    return notes
 
 
 def _check_embedding(folder: pathlib.Path, network: LlamaConfig, vocabulary: Vocabulary) -> None:

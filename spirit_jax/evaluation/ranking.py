@@ -106,7 +106,7 @@ def _answers(
     ]
     answers: list[dict[tuple[int, ...], Int[np.ndarray, " N"]]] = [{} for _ in prompts]
     for index, ids in model.engine.run(requests, settings.slots):
-        if len(ids) > 1 and ids[-1] == model.vocabulary.eos_id:
+        if len(ids) > 1 and ids[-1] in model.vocabulary.end_ids:
             answers[index // settings.samples][tuple(ids.tolist())] = ids[:-1]
     return [[found[key] for key in sorted(found)] for found in answers]
 

@@ -83,7 +83,7 @@ def compile_generation(
 def lower_steps(config: LlamaConfig, mesh: Mesh, *, slots: int, new_tokens: int) -> dict[str, jax.stages.Lowered]:
     """Lower "prefill" and "decode" as generation runs them, from shapes alone; arguments as in `compile_generation`."""
     sampled = SamplingParams(temperature=1.0)
-    program = DecodeProgram(config, mesh, eos_id=2, features=SamplingFeatures.of([sampled]))
+    program = DecodeProgram(config, mesh, end_ids=(2,), features=SamplingFeatures.of([sampled]))
     params = network.sharded_abstract_params(config, mesh)
     model = ModelArrays(params, _abstract(Constraints.none(config.vocab_size), mesh))
     options = RowOptions.join([RowOptions.of(sampled, "text", max_new_tokens=new_tokens)] * slots)

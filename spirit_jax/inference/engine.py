@@ -15,14 +15,12 @@ from spirit_jax.inference.steps import DecodeProgram, ModelArrays
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.vocabulary import Vocabulary
 
-_NO_TOKEN = -1
-
 
 class Engine:
     """A language model with what its schedulers share: parameters and constraints on the devices of a mesh.
 
     Attributes:
-        eos_id: the id that ends an answer.
+        end_ids: the ids that end an answer.
     """
 
     def __init__(self, params: Params, config: LlamaConfig, mesh: Mesh, vocabulary: Vocabulary | None):
@@ -36,13 +34,13 @@ class Engine:
         else:
             constraints = Constraints.of(vocabulary, config.vocab_size)
         self.config, self.mesh = config, mesh
-        self.eos_id = _NO_TOKEN if vocabulary is None else vocabulary.eos_id
+        self.end_ids = () if vocabulary is None else vocabulary.end_ids
         self.arrays = ModelArrays(params, jax.device_put(constraints, network.replicated(mesh)))
         self._vocabulary = vocabulary
 
     def scheduler(self, capacity: Capacity) -> Scheduler:
         """Make a scheduler with an empty KV cache."""
-        program = DecodeProgram(self.config, self.mesh, self.eos_id, capacity.features)
+        program = DecodeProgram(self.config, self.mesh, self.end_ids, capacity.features)
         return Scheduler(program, self.arrays, capacity, self._has_stop)
 
     def run(self, requests: Sequence[Request], slots: int) -> Iterator[tuple[int, Int[np.ndarray, " N"]]]:

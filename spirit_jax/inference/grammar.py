@@ -139,6 +139,6 @@ def forbidden_ids(vocabulary: Vocabulary, embedding_rows: int) -> Bool[np.ndarra
     text, speech = forbidden[MODALITIES.index("text")], forbidden[MODALITIES.index("speech")]
     text[vocabulary.text_size : vocabulary.size] = True
     speech[: vocabulary.hubert_offset] = True
-    speech[vocabulary.eos_id] = False
+    speech[list(vocabulary.end_ids)] = False
     forbidden[:, vocabulary.size :] = True
     return forbidden

@@ -49,7 +49,7 @@ def encode(vocabulary: Vocabulary, string: str) -> list[int]:
 
 def decode(vocabulary: Vocabulary, ids: Iterable[int | np.integer]) -> str:
     """Return the string form of ids as `Vocabulary.decode` does, with the literals in its text marked."""
-    outside = (vocabulary.bos_id, vocabulary.eos_id)
+    outside = (vocabulary.bos_id, *vocabulary.end_ids)
     ids = [int(index) for index in ids if index < vocabulary.size and index not in outside]
     string, is_text = vocabulary.decode(ids), vocabulary.token_kinds[ids] == _TEXT_KIND
     if string.count("[") == np.count_nonzero(~is_text):  # none in the text

@@ -107,6 +107,7 @@ class SpiritLM:
         settings = checkpoint.read_config(directory)
         config = model_config(settings, os.path.join(directory, checkpoint.CONFIG), dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
+        vocabulary = vocabulary.with_ends(checkpoint.end_ids(settings.get("generation") or {}))
         mesh = _first_device() if mesh is None else mesh
         updates = None if adapter is None else read_adapter(local_path(os.fspath(adapter), "adapter"), config)
         params = load_params(directory, config, mesh, int8, updates)

@@ -29,9 +29,13 @@ class DecodeProgram:
 
     config: LlamaConfig
     mesh: Mesh
-    eos_id: int
-    """Id that ends an answer."""
+    end_ids: tuple[int, ...]
+    """Ids that end an answer."""
     features: SamplingFeatures
+
+    def ends(self, token_b: Int[Array, " B"]) -> Bool[Array, " B"]:
+        """Whether each token ends its answer."""
+        return jnp.isin(token_b, jnp.array(self.end_ids, jnp.int32))
 
 
 class ModelArrays(NamedTuple):
@@ -222,7 +226,7 @@ def prefill(
         occurred_bv = state.occurred.at[slots_b].set(occurred_bv, mode="drop")
 
     slots_b = jnp.where(is_last_b, slots_b, slots)
-    done_b = (token_b == program.eos_id) | (options.max_new_tokens <= 1)
+    done_b = program.ends(token_b) | (options.max_new_tokens <= 1)
     state = DecodeState(
         cache=cache,
         token=state.token.at[slots_b].set(token_b, mode="drop"),
@@ -274,7 +278,7 @@ def decode(
         if program.features.repetition_penalty:
             occurred_bv = occurred_bv.at[rows, token_b].max(active_b)
         count_b = state.count + active_b
-        ends_b = (token_b == program.eos_id) | (count_b >= options.max_new_tokens)
+        ends_b = program.ends(token_b) | (count_b >= options.max_new_tokens)
         written_b = jnp.where(active_b, state.count, state.output.shape[1])
         state = DecodeState(
             cache=cache,

@@ -229,7 +229,7 @@ class EngineThread:
 
     def _reason(self, ticket: Ticket, new_ids: Int[np.ndarray, " N"]) -> FinishReason:
         longest = ticket.request.max_new_tokens(self._engine.config.max_position_embeddings)
-        ended = len(new_ids) > 0 and new_ids[-1] == self._engine.eos_id
+        ended = len(new_ids) > 0 and new_ids[-1] in self._engine.end_ids
         return "length" if len(new_ids) >= longest and not ended else "stop"
 
     def _fail_all(self, error: Exception) -> None:

@@ -105,7 +105,7 @@ def test_a_plain_llama_is_extended_by_the_speech_tokens(make, tied, tmp_path):
     source.mkdir()
     known = make(source)
     reference = hf_llama(source, vocab_size=known + 5, tie_word_embeddings=tied)  # five rows have no piece
-    recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9}
+    recommended = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "eos_token_id": [2, 7]}
     (source / "generation_config.json").write_text(json.dumps(recommended))
     with pytest.raises(UsageError, match="--model base or --model expressive"):
         plan_import(source)

@@ -191,7 +191,7 @@ def test_added_tokens_of_a_plain_tokenizer_are_noted_and_left_out(tmp_path):
     (job,) = plan_import(folder, model="base")
     notes = "\n".join(job.notes)
     assert "added tokens are left out, because speech tokens take their ids: <pad>, <extra>" in notes
-    assert f"also ends documents at the ids {known + 1}, which is not supported" in notes
+    assert f"answers do not end at the ids {known + 1}, which are not text tokens here" in notes
     converted = run_import(folder, tmp_path / "converted", model="base")
     reader = transformers.AutoTokenizer.from_pretrained(converted / "tokenizer")
     assert reader.convert_ids_to_tokens([known, known + 1]) == ["[Text]", "[Speech]"]

@@ -88,7 +88,7 @@ def test_int8_weights_are_converted_one_layer_at_a_time(mesh, dtype):
     layer = sum(x.nbytes for x in jax.tree.leaves(full["layers"])) // config.num_hidden_layers
     params = network.arrange(config, jax.tree_util.tree_map_with_path(quantize_leaf, full), mesh)
     features = SamplingFeatures(shortlist=0, repetition_penalty=False, grammar=False)
-    program = DecodeProgram(config, mesh, eos_id=-1, features=features)
+    program = DecodeProgram(config, mesh, end_ids=(), features=features)
     arrays, one = ModelArrays(params, Constraints.none(512)), np.ones(1, np.int32)
     state = steps.init_state(program, params, slots=1, length=64, new_tokens=64)
     options = RowOptions.of(SamplingParams(), "text", max_new_tokens=8)

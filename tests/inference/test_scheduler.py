@@ -215,7 +215,7 @@ def test_the_repetition_penalty_counts_only_its_own_prompt(lm, model, monkeypatc
 def test_decoding_leaves_idle_rows_unchanged(lm):
     """Tokens that an idle row would have had count neither as its output nor as occurred."""
     features = SamplingFeatures(shortlist=0, repetition_penalty=True, grammar=False)
-    program = DecodeProgram(lm.config, lm.mesh, lm.vocabulary.eos_id, features)
+    program = DecodeProgram(lm.config, lm.mesh, lm.vocabulary.end_ids, features)
     state = steps.init_state(program, lm.params, slots=2, length=64, new_tokens=64)
     state = state._replace(done=jnp.array([False, True]), token=jnp.array([300, 301]), position=jnp.array([1, 5]))
     names = ("token", "position", "count", "done", "output", "occurred")
@@ -236,7 +236,7 @@ def test_a_document_may_end_with_its_first_token(lm):
     ids = lm.vocabulary.encode(PROMPTS[0])
     first = int(lm.generate_ids(ids, "any", max_new_tokens=1)[0])
     other = Engine(lm.params, lm.config, lm.mesh, lm.vocabulary)
-    other.eos_id = first
+    other.end_ids = (first,)
     one = request(lm, ids, max_new_tokens=24)
     assert [new_ids.tolist() for _, new_ids in other.run([one, one], slots=1)] == [[first]] * 2
 

@@ -1,12 +1,14 @@
 """SpiritLM on a golden checkpoint: scores, stop strings, streams, voices, int8, defaults, and what it refuses."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from spirit_jax import SamplingParams, Segment, SpiritLM
+from spirit_jax import SamplingParams, Segment, SpiritLM, checkpoint
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference.prompts import PromptError
@@ -185,3 +187,20 @@ def test_the_checkpoint_recommends_the_default_options():
     assert by_fields != contents(lm.generate(PROMPT, "any", drawn, seed=2))
     greedy = lm.generate_ids([1, 400], "any", max_new_tokens=20, temperature=0)
     assert greedy.tolist() == lm.generate_ids([1, 400], "any", max_new_tokens=20, temperature=0, seed=5).tolist()
+
+
+def test_an_answer_ends_at_every_id_that_the_checkpoint_names(tmp_path):
+    """Llama 3 Instruct names three. An end is not in the text of the answer."""
+    lm = SpiritLM.from_pretrained(checkpoints.converted("small_base"), dtype="float32")
+    whole = lm.generate_ids(lm.vocabulary.encode("[Text]a"), "text", max_new_tokens=8, temperature=0).tolist()
+    end = next(token for place, token in enumerate(whole) if place and token not in whole[:place])
+    directory = shutil.copytree(checkpoints.converted("small_base"), tmp_path / "ends")
+    config = checkpoint.read_config(directory)
+    config["generation"]["eos_token_id"] = [lm.vocabulary.eos_id, end, 10**6]
+    checkpoint.write_config(directory, config)
+    ending = SpiritLM.from_pretrained(directory, dtype="float32")
+    assert ending.vocabulary.end_ids == (lm.vocabulary.eos_id, end)
+    assert ending.vocabulary.fingerprint == lm.vocabulary.fingerprint
+    new = ending.generate_ids(lm.vocabulary.encode("[Text]a"), "text", max_new_tokens=8, temperature=0).tolist()
+    assert new == whole[: whole.index(end) + 1]
+    assert ending.vocabulary.decode(new) == lm.vocabulary.decode(new[:-1])
