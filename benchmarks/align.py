@@ -1,6 +1,7 @@
 """Accuracy and speed of the aligners.
 
     python -m benchmarks.align [--parts bundled prompts search] [--clips 64] [--prompts asterisk_prompts] [--words 200]
+        [--seeds 0]
 
 - bundled: on the bundled corpus, whose word times are exact, the distance of word starts and ends from the truth, for
   pocketsphinx and for an aligner trained on the training split; on the validation split, which it has not heard.
@@ -42,12 +43,12 @@ def spans(times: Sequence[WordTime]) -> np.ndarray:
     return np.array([(time.start_ms, time.end_ms) for time in times])
 
 
-def train(corpus: Input, directory: pathlib.Path) -> CTCAligner:
+def train(corpus: Input, directory: pathlib.Path, seed: int) -> CTCAligner:
     """Train an aligner and print how long it took."""
     started = time.perf_counter()
-    aligner = CTCAligner(trained_network(corpus, directory / corpus.name, training=AlignerTraining()))
-    print(f"trained on {corpus.name} {corpus.split} in {time.perf_counter() - started:.0f} s")
-    return aligner
+    network = trained_network(corpus, directory / f"{corpus.name}-{seed}", training=AlignerTraining(seed=seed))
+    print(f"trained on {corpus.name} {corpus.split} with seed {seed} in {time.perf_counter() - started:.0f} s")
+    return CTCAligner(network)
 
 
 def bundled(aligners: dict[str, Aligner], corpus: Input, clips: int) -> None:
@@ -67,13 +68,13 @@ def bundled(aligners: dict[str, Aligner], corpus: Input, clips: int) -> None:
         error = np.concatenate(errors)
         rate = sum(clip.size for clip in audio) / SAMPLE_RATE / seconds
         print(
-            f"{corpus.split:>10}  {name:<12} {len(errors)} of {len(utterances)} clips, {len(error)} words: mean "
+            f"{corpus.split:>10}  {name:<13} {len(errors)} of {len(utterances)} clips, {len(error)} words: mean "
             f"{error.mean():.1f} ms, 90th percentile {np.percentile(error, 90):.1f} ms, within 50 ms "
             f"{(error <= 50).mean():.1%}; {rate:.0f} x real time"
         )
 
 
-def prompts(corpus: Input, directory: pathlib.Path, words: int) -> None:
+def prompts(corpus: Input, directory: pathlib.Path, words: int, seed: int) -> None:
     """Print the agreement of two aligners on real speech, and how well the words that they find are recognized."""
     utterances: list[Utterance] = []
     for index in range(len(corpus)):
@@ -85,7 +86,7 @@ def prompts(corpus: Input, directory: pathlib.Path, words: int) -> None:
     audio = [utterance.load() for utterance in utterances]
     transcripts = [spell(utterance.text) for utterance in utterances]
     minutes = sum(clip.size for clip in audio) / SAMPLE_RATE / 60
-    aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory)}
+    aligners = {"pocketsphinx": SphinxAligner(), "train": train(corpus, directory, seed)}
     found = {name: aligner.align(audio, transcripts) for name, aligner in aligners.items()}
     both = [
         i for i in range(len(audio)) if not any(isinstance(results[i], AlignmentError) for results in found.values())
@@ -173,16 +174,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=64, help="validation clips of the bundled corpus")
     parser.add_argument("--prompts", default="asterisk_prompts", help="real recordings with transcripts; any input")
     parser.add_argument("--words", type=int, default=200, help="words to cut out and recognize")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of the aligners that are trained")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         if "search" in options.parts:
             speed()
         if "bundled" in options.parts:
-            aligners = {"pocketsphinx": SphinxAligner(), "train": train(open_input("spirit_mini", "train"), directory)}
+            aligners: dict[str, Aligner] = {"pocketsphinx": SphinxAligner()}
+            for seed in options.seeds:
+                aligners[f"train, seed {seed}"] = train(open_input("spirit_mini", "train"), directory, seed)
             bundled(aligners, open_input("spirit_mini", "validation"), options.clips)
         if "prompts" in options.parts:
-            prompts(open_input(options.prompts, "train"), directory, options.words)
+            prompts(open_input(options.prompts, "train"), directory, options.words, options.seeds[0])
 
 
 if __name__ == "__main__":

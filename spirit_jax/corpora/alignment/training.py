@@ -3,8 +3,8 @@
 The network learns from transcripts alone which characters each frame may belong to, by the sum over all alignments
 (`models.ctc.ctc_loss`). Four choices make it learn fast and align sharply:
 
-- At first, paths of an even pace are preferred, because all paths look alike to a network that knows nothing. Without
-  this it learns the frequencies of the characters and little else.
+- At first, Gaussians that have learned the same transcripts lead the network (`flat_start`), because all paths look
+  alike to a network that knows nothing. Without this it may learn the frequencies of the characters and little else.
 - Characters follow each other without blanks. The blank is silence and may stand only between words.
 - Scaled logarithms of label priors are subtracted (Huang et al. 2024, arXiv 2406.02560), so that no symbol, and above
   all not silence, takes the frames of others.
@@ -37,6 +37,7 @@ from spirit_jax.core.files import write_file
 from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime
 from spirit_jax.corpora.alignment.alphabet import Alphabet, LabelSequence
 from spirit_jax.corpora.alignment.ctc_aligner import SILENT, CTCAligner
+from spirit_jax.corpora.alignment.flat_start import LIKELIHOOD_SCALE, Gaussians, cepstra, flat_start
 from spirit_jax.corpora.alignment.mel_network import MelNetwork, mel_features
 from spirit_jax.corpora.alignment.padding import padded_size
 from spirit_jax.corpora.alignment.spelling import SpelledWord, spell
@@ -47,10 +48,12 @@ from spirit_jax.models.mel_ctc import MelCTC, MelCTCConfig
 from spirit_jax.speech.asr import Recognizer
 from spirit_jax.speech.storage import read_part_config, save_part
 
-_FORMAT = 1  # changes when the same corpus gives another network
+_FORMAT = 2  # changes when the same corpus gives another network
 _PRIOR_DECAY = 0.98  # of the running label prior, in a step
-_GUIDED = 0.3  # the part of the training in which paths of an even pace are preferred, less and less
-_PACE_DEVIATION = 0.05  # standard deviation from the even pace, as a part of the clip
+_GUIDED = 0.3  # the part of the training in which the Gaussians lead, less and less
+_FLAT_START_FRAMES = 180_000  # half an hour is enough for the Gaussians
+
+_FLAT_START_BATCH = 4  # batches of the training in a batch of the flat start
 
 LONGEST_CLIP_S = 30
 """Longer clips are aligned, but not learned from."""
@@ -102,6 +105,7 @@ class _State(NamedTuple):
     params: Any
     optimizer: Any
     prior_v: jax.Array
+    gaussians: Gaussians
 
 
 def trained_network(
@@ -298,7 +302,10 @@ def _train(
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
     params = model.init(jax.random.key(training.seed), *_example(config))["params"]
     prior_v = jnp.full(config.symbols, 1 / config.symbols)
-    state, first = _resume(unfinished, name, _State(params, optimizer.init(params), prior_v))
+    new = _State(params, optimizer.init(params), prior_v, Gaussians.initial(config.symbols, config.bands))
+    state, first = _resume(unfinished, name, new)
+    if not first:
+        state = state._replace(gaussians=_gaussians(clips, config, training, progress))
     step = jax.jit(functools.partial(_step, model, optimizer, training.prior_scale), donate_argnums=0)
     with tqdm.tqdm(total=passes * per_pass, desc="training the aligner", unit="step", disable=not progress) as bar:
         bar.update(first * per_pass)
@@ -318,6 +325,17 @@ def _train(
     return MelNetwork(name, alphabet, config, jax.device_get(state.params), bias_v.astype(np.float32))
 
 
+def _gaussians(clips: Sequence[_Clip], config: MelCTCConfig, training: AlignerTraining, progress: bool) -> Gaussians:
+    """The Gaussians that lead the network at first, learned from the first half hour of the clips."""
+    ends = np.cumsum([len(clip.mel_tc) for clip in clips])
+    chosen = clips[: int(np.searchsorted(ends, _FLAT_START_FRAMES)) + 1]
+
+    def batches() -> Iterator[dict[str, np.ndarray]]:
+        return _batches(chosen, _FLAT_START_BATCH * training.batch_frames, np.random.default_rng(training.seed))
+
+    return flat_start(batches, config.symbols, config.bands, progress=progress)
+
+
 def _example(config: MelCTCConfig) -> tuple[jax.Array, jax.Array]:
     """The smallest input, for the shapes of the weights."""
     return jnp.zeros((1, config.stride, config.bands)), jnp.full(1, config.stride)
@@ -334,31 +352,29 @@ def _step(
     """One update; the loss is a mean over frames. The label prior is a running mean of the network's own outputs.
 
     Args:
-        guidance: weight of the preference for paths of an even pace.
+        guidance: weight of the Gaussians.
     """
     frames_b = batch["frames_b"]
-    time_bt = (jnp.arange(batch["mel_btc"].shape[1]) + 0.5) / frames_b[:, None]
-    place_bs = (jnp.arange(2 * batch["labels_bn"].shape[1] + 1) + 0.5) / (2 * batch["lengths_b"][:, None] + 1)
-    deviation_bts = (time_bt[:, :, None] - place_bs[:, None]) / _PACE_DEVIATION
+    likelihoods_btv = LIKELIHOOD_SCALE * state.gaussians.log_likelihoods(cepstra(batch["mel_btc"]))
     valid_bt1 = (jnp.arange(batch["mel_btc"].shape[1]) < frames_b[:, None])[:, :, None]
 
     def loss_and_prior(params):
         logits_btv = jnp.asarray(model.apply({"params": params}, batch["mel_btc"], frames_b))
         log_probs_btv = jax.nn.log_softmax(logits_btv)
         losses_b = ctc_loss(
-            log_probs_btv - prior_scale * jnp.log(state.prior_v),
+            log_probs_btv - prior_scale * jnp.log(state.prior_v) + guidance * likelihoods_btv,
             frames_b,
             batch["labels_bn"],
             batch["lengths_b"],
             pauses_bm=batch["pauses_bm"],
-            bonus_bts=-0.5 * guidance * jnp.square(deviation_bts),
         )
         return losses_b.sum() / frames_b.sum(), jnp.mean(jnp.exp(log_probs_btv), (0, 1), where=valid_bt1)
 
     (loss, prior_v), gradient = jax.value_and_grad(loss_and_prior, has_aux=True)(state.params)
     updates, optimizer_state = optimizer.update(gradient, state.optimizer, state.params)
     params = optax.apply_updates(state.params, updates)
-    return _State(params, optimizer_state, _PRIOR_DECAY * state.prior_v + (1 - _PRIOR_DECAY) * prior_v), loss
+    prior_v = _PRIOR_DECAY * state.prior_v + (1 - _PRIOR_DECAY) * prior_v
+    return _State(params, optimizer_state, prior_v, state.gaussians), loss
 
 
 def _resume(unfinished: pathlib.Path, name: str, state: _State) -> tuple[_State, int]:
