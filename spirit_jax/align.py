@@ -29,6 +29,7 @@ from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
 from spirit_jax.corpora.alignment.sphinx import SphinxAligner
+from spirit_jax.corpora.alignment.voice_activity import VoiceDetector, open_voice_activity
 from spirit_jax.corpora.alignment.writers import WRITERS
 from spirit_jax.corpora.inputs import Input, open_input
 from spirit_jax.speech.asr import Recognizer, open_recognizer
@@ -75,6 +76,9 @@ class AlignConfig:
     max_seconds: float | None = None
     """Cut longer recordings at pauses and sentence ends into utterances of at most this many seconds; 20 suits
     training. Without it nothing is cut."""
+    voice_activity: VoiceDetector | None = None
+    """How voice is found in recordings without a transcript, before they are cut: energy, or silero (extra vad). By
+    default silero where it is installed."""
     alignments: str | None = None
     """File or folder with word times of other tools (.TextGrid, .ctm, .lab, .alignment.txt, .json); clips that have
     them there keep them, as with `keep_times`."""
@@ -163,7 +167,8 @@ def align(settings: AlignConfig) -> None:
 
     Raises:
         PathError: a path is in a bucket.
-        CorpusError, AlignmentError, CheckpointError, RecognizerError: input, aligner or recognizer cannot be used.
+        CorpusError, AlignmentError, CheckpointError, RecognizerError, VoiceActivityError: input, aligner, recognizer or
+            detector of voice cannot be used.
         JobError: no clip could be aligned.
     """
     output = pathlib.Path(local_path(settings.output, "--output"))
@@ -177,6 +182,7 @@ def align(settings: AlignConfig) -> None:
         output,
         settings.alignment(),
         recognizer=recognizer,
+        activity=open_voice_activity(settings.voice_activity),
         write=settings.write,
         overwrite=settings.overwrite,
     )

@@ -35,6 +35,7 @@ from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
 from spirit_jax.corpora.alignment.segmentation import choose_pieces, ends_sentence, piece_bounds, voice_pieces
 from spirit_jax.corpora.alignment.spelling import spell
+from spirit_jax.corpora.alignment.voice_activity import ENERGY, VoiceActivity
 from spirit_jax.corpora.alignment.writers import write_alignments
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.inputs import Input
@@ -122,6 +123,7 @@ def align_corpus(
     settings: AlignmentSettings = AlignmentSettings(),
     *,
     recognizer: Recognizer | None = None,
+    activity: VoiceActivity = ENERGY,
     write: Sequence[str] = (),
     overwrite: bool = False,
     progress: bool = True,
@@ -134,6 +136,7 @@ def align_corpus(
         directory: where the manifest goes.
         settings: language and filter.
         recognizer: writes transcripts for utterances without one; None leaves those out.
+        activity: finds where recordings without a transcript may be cut.
         write: other files to write, by the names in `writers.WRITERS`.
         overwrite: whether a finished manifest of another input, aligner or settings may be replaced.
         progress: whether to show a progress bar.
@@ -150,12 +153,13 @@ def align_corpus(
         "corpus": corpus.fingerprint,
         "aligner": aligner.name,
         "recognizer": recognizer.name if recognizer else "",
+        "voice_activity": activity.name if recognizer else "",
         **dataclasses.asdict(settings),
     }
     with hold(directory / f".align-{corpus.split}.lock", f"alignment of split {corpus.split}") as lock:
         summary = _finished(directory, corpus.split, job, overwrite)
         if summary is None:
-            work = _BlockWork(corpus, aligner, settings, recognizer, directory)
+            work = _BlockWork(corpus, aligner, settings, recognizer, activity, directory)
             summary = _align_blocks(work, job, lock, progress)
         if write:
             manifest = read_text(directory / f"{corpus.split}.jsonl").removesuffix("\n")
@@ -218,6 +222,7 @@ class _BlockWork:
     aligner: Aligner
     settings: AlignmentSettings
     recognizer: Recognizer | None
+    activity: VoiceActivity
     directory: pathlib.Path
 
     def indices(self, block: int) -> range:
@@ -256,7 +261,7 @@ class _BlockWork:
         longest = self.settings.max_seconds
         if longest is None or clip.utterance.text.strip() or self.recognizer is None or clip.seconds <= longest:
             return [clip]
-        bounds = voice_pieces(clip.audio, round(longest * 1000)).tolist()
+        bounds = voice_pieces(clip.audio, round(longest * 1000), self.activity).tolist()
         return [
             _Clip(clip.utterance, clip.audio[_samples(start) : _samples(end)], start, number)
             for number, (start, end) in enumerate(bounds, 1)

@@ -10,15 +10,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.corpora.alignment.voice_activity import ENERGY, VoiceActivity
 
 MARGIN_MS = 150
 """Silence that a piece keeps before its first and after its last span, if there is as much."""
 
 _FRAME_MS = 10
-_WINDOW = 3 * _FRAME_MS * SAMPLE_RATE // 1000
-_QUIET_DB = 35.0  # below the loudest part of a recording: no voice
-_ABOVE_NOISE_DB = 6.0  # above the quietest part
-_SHORTEST_PAUSE_MS, _SHORTEST_VOICE_MS = 200, 80
 _LONG_PAUSE_MS = 500  # longer pauses are not better places to cut
 _CUT_IN_SENTENCE, _CUT_WITHOUT_PAUSE = 1.0, 2.0
 _SENTENCE_ENDS = (".", "!", "?", "…", "。", "！", "？", "।", "؟", "۔")
@@ -30,41 +27,21 @@ def ends_sentence(word: str) -> bool:
     return word.rstrip(_CLOSING).endswith(_SENTENCE_ENDS)
 
 
-def voice_activity(audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, "N 2"]:
-    """Stretches of sound by energy, in milliseconds.
-
-    A frame holds sound if it is at most 35 dB below the loud frames of the recording and 6 dB above the quiet ones.
-    Pauses shorter than 200 ms are filled, and sounds shorter than 80 ms are dropped.
-
-    Args:
-        audio: float32 [R] at 16 kHz.
-    """
-    hop = _FRAME_MS * SAMPLE_RATE // 1000
-    if audio.size < _WINDOW:
-        return np.zeros((0, 2), np.int64)
-    # sums over hops, so that memory is a number a frame and not a window a frame
-    count = audio.size // hop
-    energy = np.square(audio[: count * hop].reshape(count, hop), dtype=np.float64).sum(axis=1)
-    smooth = np.convolve(energy, np.ones(_WINDOW // hop), "same") / _WINDOW
-    level = 10 * np.log10(smooth + 1e-12)
-    loud, quiet = np.percentile(level, 95), np.percentile(level, 5)
-    threshold = max(loud - _QUIET_DB, min(quiet + _ABOVE_NOISE_DB, loud - _ABOVE_NOISE_DB), -70.0)
-    stretches = _stretches(level > threshold) * _FRAME_MS
-    if len(stretches):
-        gaps = stretches[1:, 0] - stretches[:-1, 1] >= _SHORTEST_PAUSE_MS
-        starts = np.concatenate([[True], gaps])
-        stretches = np.stack([stretches[starts, 0], stretches[np.concatenate([gaps, [True]]), 1]], axis=1)
-    return stretches[stretches[:, 1] - stretches[:, 0] >= _SHORTEST_VOICE_MS]
-
-
-def voice_pieces(audio: Float[np.ndarray, " R"], max_ms: int) -> Int[np.ndarray, "P 2"]:
+def voice_pieces(
+    audio: Float[np.ndarray, " R"], max_ms: int, activity: VoiceActivity = ENERGY
+) -> Int[np.ndarray, "P 2"]:
     """Pieces of a recording without a transcript, in milliseconds: voice with a margin, each at most `max_ms` long.
 
     A stretch of voice without a pause that is longer is cut at its quietest places.
+
+    Args:
+        audio: float32 [R] at 16 kHz.
+        max_ms: longest piece.
+        activity: finds the stretches of voice.
     """
     duration_ms = audio.size * 1000 // SAMPLE_RATE
     spans = np.concatenate(
-        [np.zeros((0, 2), np.int64), *(_parts(audio, start, end, max_ms) for start, end in voice_activity(audio))]
+        [np.zeros((0, 2), np.int64), *(_parts(audio, start, end, max_ms) for start, end in activity.spans(audio))]
     )
     pieces = choose_pieces(spans, np.ones(len(spans), bool), max_ms)
     return np.array([piece_bounds(spans, first, last, duration_ms, max_ms) for first, last in pieces], int).reshape(
@@ -121,12 +98,6 @@ def piece_bounds(
     after = int(spans_ms[last, 0]) - end if last < len(spans_ms) else 2 * (duration_ms - end)
     room = max(0, max_ms - (end - start)) // 2
     return start - min(MARGIN_MS, max(before, 0) // 2, room), end + min(MARGIN_MS, max(after, 0) // 2, room)
-
-
-def _stretches(active: Bool[np.ndarray, " N"]) -> Int[np.ndarray, "M 2"]:
-    """First frame of each run of active frames, and the frame after its last."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], active, [False]]).astype(np.int8)))
-    return edges.reshape(-1, 2)
 
 
 def _parts(audio: np.ndarray, start_ms: int, end_ms: int, max_ms: int) -> np.ndarray:

@@ -1,16 +1,23 @@
 """Long recordings are cut at pauses and sentence ends."""
 
+import importlib.util
 import itertools
 
 import numpy as np
 import pytest
 
+from spirit_jax.corpora import open_corpus
 from spirit_jax.corpora.alignment.segmentation import (
     choose_pieces,
     ends_sentence,
     piece_bounds,
-    voice_activity,
     voice_pieces,
+)
+from spirit_jax.corpora.alignment.voice_activity import (
+    EnergyActivity,
+    SileroActivity,
+    VoiceActivityError,
+    open_voice_activity,
 )
 
 RATE = 16_000
@@ -41,14 +48,14 @@ def test_a_comma_ends_no_sentence():
 def test_voice_is_found_above_noise(floor):
     audio = np.concatenate([tone(0.5, 0), tone(1.0), tone(0.1, 0), tone(0.5), tone(1.0, 0), tone(0.5), tone(0.5, 0)])
     audio = (audio + noise(audio.size / RATE, floor)).astype(np.float32)
-    found = voice_activity(audio)
+    found = EnergyActivity().spans(audio)
     # the pause of 100 ms is filled
     np.testing.assert_allclose(found, [[500, 2100], [3100, 3600]], atol=40)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.01, 1.0])
 def test_silence_has_no_voice(seconds):
-    assert not len(voice_activity(np.zeros(round(seconds * RATE), np.float32)))
+    assert not len(EnergyActivity().spans(np.zeros(round(seconds * RATE), np.float32)))
     assert not len(voice_pieces(np.zeros(round(seconds * RATE), np.float32), 1000))
 
 
@@ -95,3 +102,28 @@ def test_voice_without_a_pause_is_cut_where_it_is_quiet():
     long = voice_pieces(np.tile(audio, 20), 2000)
     assert (long[:, 1] - long[:, 0] <= 2000).all()
     assert (long[:, 1] - long[:, 0]).sum() > 60_000
+
+
+def test_silero_knows_a_voice_from_a_loud_tone():
+    pytest.importorskip("onnxruntime")
+    if importlib.util.find_spec("silero_vad") is None:
+        pytest.skip("silero-vad is not installed")
+    clip = open_corpus("asterisk_prompts", "validation")[0].load()
+    audio = np.concatenate([tone(2), clip, tone(2)]).astype(np.float32)
+    (first, *_), (*_, last) = SileroActivity().spans(audio).T.tolist()
+    assert 1900 < first < 2400
+    assert abs(last - 2000 - clip.size / 16) < 600
+    (first, *_), (*_, last) = EnergyActivity().spans(audio).T.tolist()
+    assert first == 0  # takes all of it for voice
+    assert last > 4000 + clip.size / 16 - 50
+    assert open_voice_activity().name.startswith("silero-vad ")
+    assert open_voice_activity("energy").name == "energy"
+    for seconds in (0.0, 0.01):
+        assert not len(SileroActivity().spans(np.zeros(round(seconds * RATE), np.float32)))
+
+
+def test_energy_is_used_where_silero_is_not_installed(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert open_voice_activity().name == "energy"
+    with pytest.raises(VoiceActivityError, match=r"pip install 'spirit_jax\[vad\]'"):
+        open_voice_activity("silero")
