@@ -1,9 +1,11 @@
 """Set up before any test module is imported."""
 
+import contextlib
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import jaxtyping
 import pytest
@@ -44,6 +46,36 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if files else min(os.cpu_count() or 1, 4)
 
 
+def _optimized(node: pytest.Item | pytest.Module) -> bool:
+    return node.get_closest_marker("optimized") is not None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest goes first, so that the workers end at about the same time."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    """The file that takes longest goes first, so that the workers end at about the same time.
+
+    Files whose programs are compiled as users compile them come before the others, so that each worker forgets its
+    compiled programs once.
+    """
+    items.sort(key=lambda item: (item.path.name != "test_train.py", not _optimized(item)))
+
+
+_compiled_as = None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs compile fast and run slowly, except in files that are marked `optimized`.
+
+    Files that compare numbers with recorded outputs or with kernels' references run the programs that users run.
+    """
+    import jax
+
+    from tests.support.compilation import fast_compilation
+
+    global _compiled_as
+    optimized = _optimized(request.node)
+    if _compiled_as not in (None, optimized):
+        jax.clear_caches()
+    _compiled_as = optimized
+    with contextlib.nullcontext() if optimized else fast_compilation():
+        yield

@@ -16,6 +16,8 @@ from spirit_jax.inference.prompts import EncodedPrompt, Modality
 from tests.support.golden_clips import clip
 from tests.support.goldens import golden, golden_arrays, golden_json
 
+pytestmark = pytest.mark.optimized
+
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
 MODALITY: dict[int, Modality] = {503: "text", 667: "text", 32002: "speech", 0: "any"}
 

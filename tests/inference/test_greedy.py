@@ -12,6 +12,8 @@ from tests.support.goldens import golden_arrays, golden_json
 from tests.support.hugging_face import hugging_face_greedy, hugging_face_llama
 from tests.support.llamas import golden_llama
 
+pytestmark = pytest.mark.optimized
+
 MODALITY: dict[str, Modality] = {"TEXT": "text", "SPEECH": "speech", "ARBITRARY": "any"}
 CASES = golden_json("llama_greedy.json")["cases"]
 SMALL = ("small_base", "small_expressive")

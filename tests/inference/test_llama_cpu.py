@@ -15,6 +15,8 @@ from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.support import checkpoints
 
+pytestmark = pytest.mark.optimized
+
 forward = jax.jit(network.forward, static_argnums=(0, 6))
 
 

@@ -23,6 +23,8 @@ from spirit_jax.kernels.cpu import convolution as cpu_convolution
 from spirit_jax.kernels.cpu.tiles import in_tiles
 from spirit_jax.kernels.platform import Kernel
 
+pytestmark = pytest.mark.optimized
+
 TOLERANCE = 1e-5
 """About a hundred roundings of float32: sums are of up to 1200 products."""
 

@@ -22,6 +22,8 @@ from spirit_jax.models.losses import next_token_losses
 from tests.support.goldens import golden_arrays, tolerance
 from tests.support.llamas import FOLDERS, golden_llama, params_from_torch
 
+pytestmark = pytest.mark.optimized
+
 TINY = LlamaConfig(
     vocab_size=96,
     hidden_size=32,

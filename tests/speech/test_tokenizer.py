@@ -24,6 +24,8 @@ from tests.support.golden_clips import CLIPS, clip
 from tests.support.goldens import golden, golden_json
 from tests.support.released import HUBERT, STYLE, TINY_FCPE, VQVAE
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(autouse=True, scope="module")
 def few_lengths():

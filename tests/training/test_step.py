@@ -13,6 +13,8 @@ from spirit_jax.training.language_model import means_by_kind, unigram_entropy
 from spirit_jax.vocabulary import TOKEN_KINDS
 from tests.support.steps import KINDS_V, LENGTH, MODEL, VOCABULARY, tiny_batch, tiny_step
 
+pytestmark = pytest.mark.optimized
+
 
 def _to_torch(params):
     """Hugging Face's model with the given parameters."""

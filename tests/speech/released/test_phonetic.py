@@ -11,6 +11,8 @@ from tests.support.golden_clips import CLIPS, clip
 from tests.support.goldens import check_codes, golden, golden_arrays, golden_json
 from tests.support.released import HUBERT
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(autouse=True)
 def one_length(monkeypatch):

@@ -14,6 +14,8 @@ from tests.support.golden_clips import clip as audio
 from tests.support.goldens import golden, golden_arrays, golden_json
 from tests.support.released import TINY_FCPE, VQVAE
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def tiny():

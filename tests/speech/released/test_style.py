@@ -11,6 +11,8 @@ from tests.support.golden_clips import CLIPS, clip
 from tests.support.goldens import golden, golden_arrays, golden_json
 from tests.support.released import STYLE
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def encoder():

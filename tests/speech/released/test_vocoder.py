@@ -26,6 +26,8 @@ from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Variant
 from tests.support.goldens import golden, golden_arrays, golden_json, manifest, tolerance
 
+pytestmark = pytest.mark.optimized
+
 FOLDERS: dict[Variant, str] = {"base": "hifigan_spiritlm_base", "expressive": "hifigan_spiritlm_expressive_w2v2"}
 ARRAYS = [name.removeprefix("vocoder/") for name in manifest() if name.startswith("vocoder/")]
 CASES = sorted(name.removesuffix("/wav") for name in ARRAYS if name.endswith("/wav"))
