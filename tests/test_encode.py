@@ -28,6 +28,7 @@ from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import save_part
 from tests.support import released
+from tests.support.compilation import fast_environment
 from tests.support.goldens import golden
 from tests.support.released import HUBERT
 
@@ -126,7 +127,7 @@ def test_killed_job_resumes_without_gaps_or_duplicates(checkpoint, files, expect
         "2",
     ]
     line = [sys.executable, "-m", "spirit_jax.encode", *map(str, arguments)]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = fast_environment()  # as this process computed what is expected
     job = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
     blocks = tmp_path / ".encoding-train"
     while not list(blocks.glob("*.msgpack")):

@@ -7,6 +7,8 @@ import pytest
 from spirit_jax.costmodel.hlo import parse
 from spirit_jax.costmodel.work import count_bytes, count_flops
 
+pytestmark = pytest.mark.optimized
+
 LOOP = """HloModule by_hand, is_scheduled=true
 
 %matmul (p0: f32[8,16], p1: f32[3,16,32], p2: s32[]) -> f32[8,32] {

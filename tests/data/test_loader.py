@@ -1,6 +1,5 @@
 """Training and held-out batches: a function of (config, seed, N), exact resumption, no document lost or repeated."""
 
-import concurrent.futures
 import dataclasses
 import json
 import logging
@@ -89,14 +88,15 @@ def test_batches_have_their_shapes_and_masks(reference, vocabulary):
             assert vocabulary.eos_id not in ids[:-1]
 
 
-@pytest.mark.parametrize("hosts", [2, 4, 8])
+@pytest.mark.parametrize("hosts", [2, 8])
 def test_hosts_share_the_same_batches(reference, corpus, vocabulary, hosts):
     loaders = [Loader(mixture_config(corpus), vocabulary, LENGTH, ROWS, SEED, host, hosts) for host in range(hosts)]
-    assert _equal(_joined([_take(loader, 12) for loader in loaders]), reference)
+    assert _equal(_joined([_take(loader, 6) for loader in loaders]), reference[:6])
 
 
 def test_workers_make_the_same_batches_and_resume(corpus, vocabulary):
-    """Two workers share three streams unevenly; one worker continues from their state, and no worker from its state."""
+    """Two workers share three streams unevenly beside a host without workers; one worker continues from their state,
+    and no worker from its state."""
 
     def run(workers, count, state=None, host=0, hosts=2):
         with Loader(
@@ -106,10 +106,7 @@ def test_workers_make_the_same_batches_and_resume(corpus, vocabulary):
 
     whole, _ = run(0, 9, host=0, hosts=1)
     upper_half = [{name: batch[name][:3] for name in ARRAYS} for batch in whole]
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # starting a process takes seconds
-        first = pool.submit(run, 2, 4)
-        alone = pool.submit(run, 1, 4, None, 1)
-        (first, state), (alone, lower) = first.result(), alone.result()
+    (first, state), (alone, lower) = run(2, 4), run(0, 4, host=1)
     assert _equal(_joined([first, alone]), whole[:4])
     # the state belongs to the four batches taken, although the workers have prepared more
     second, state = run(1, 2, state)
@@ -120,12 +117,12 @@ def test_workers_make_the_same_batches_and_resume(corpus, vocabulary):
 
 def test_run_resumes_at_every_batch(reference, corpus, vocabulary):
     loader = Loader(mixture_config(corpus), vocabulary, LENGTH, ROWS, SEED)
-    for number in range(12):
+    for number in range(6):
         state = json.loads(json.dumps(loader.state()))
         assert max(len(json.dumps(stream)) for stream in state.values()) < 4000
         resumed = Loader(mixture_config(corpus), vocabulary, LENGTH, ROWS, SEED, state=state)
         assert resumed.state() == state
-        assert _equal(_take(resumed, min(2, 12 - number)), reference[number : number + 2])
+        assert _equal(_take(resumed, 2), reference[number : number + 2])
         next(loader)
 
 

@@ -8,6 +8,8 @@ from spirit_jax.inference.compile import lower_steps, model_config
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
+pytestmark = pytest.mark.optimized
+
 
 def test_both_steps_compile_without_weights():
     """The decode step works in the memory of its cache: three slots of 512 + 100 tokens, padded to 1024, float32."""

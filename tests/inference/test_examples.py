@@ -1,6 +1,5 @@
 """Every script in examples/ runs as its docstring says, on a random model with HuBERT and HiFi-GAN."""
 
-import os
 import pathlib
 import runpy
 import socket
@@ -14,6 +13,7 @@ import soundfile
 from spirit_jax import Segment, SpiritLM
 from spirit_jax.audio import save_audio
 from tests.support import checkpoints
+from tests.support.compilation import fast_environment
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
 
@@ -111,11 +111,10 @@ def test_two_processes_give_the_answer_of_one(checkpoint):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, EXAMPLES / "multi_host.py", checkpoint, "Once upon a time", address, "2"]
     processes = [
         subprocess.Popen(
-            [*command, str(index)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            [*command, str(index)], env=fast_environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
         for index in range(2)
     ]

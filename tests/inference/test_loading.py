@@ -20,6 +20,8 @@ from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.support import checkpoints
 
+pytestmark = pytest.mark.optimized
+
 
 @pytest.fixture(scope="module")
 def mesh():

@@ -1,11 +1,11 @@
 """Generation on meshes of 4 and 8 simulated devices gives what one device gives."""
 
-import os
 import pathlib
 import subprocess
 import sys
 
 from tests.support import checkpoints
+from tests.support.compilation import fast_environment
 
 
 def test_every_mesh_generates_what_one_device_does():
@@ -13,6 +13,6 @@ def test_every_mesh_generates_what_one_device_does():
     in the shards of the table of rules. Log-likelihoods are within 1e-3 of 93 nats (float32 sums in another order)."""
     root = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "tests.inference.eight_devices", str(checkpoints.converted("small_expressive"))]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
+    environment = fast_environment(devices=8) | {"PYTHONPATH": str(root)}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=280)
     assert done.stdout.strip().endswith("equal"), done.stderr[-3000:]

@@ -13,6 +13,7 @@ from spirit_jax.models import llama
 from spirit_jax.parallel.mesh import AXES, MeshConfig, make_mesh
 from spirit_jax.parallel.processes import gather_json
 from spirit_jax.parallel.sharding import RULES, BatchLayout, named_sharding, partition_spec, tree_shardings
+from tests.support.compilation import fast_environment
 
 
 def test_weights_of_the_7b_model_are_split_by_fsdp_and_tensor_parallelism():
@@ -91,5 +92,6 @@ def test_a_single_process_feeds_the_whole_batch():
 
 
 def test_eight_devices_train_like_one():
-    """Every mesh and accumulation gives the losses of one device."""
-    subprocess.run([sys.executable, "-m", "tests.support.train_on_eight_devices"], check=True, timeout=280)
+    """Data parallelism, split weights, and all axes with accumulation give the losses of one device."""
+    command = [sys.executable, "-m", "tests.support.train_on_eight_devices"]
+    subprocess.run(command, env=fast_environment(devices=8), check=True, timeout=280)

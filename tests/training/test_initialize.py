@@ -24,6 +24,7 @@ from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import param_shardings
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
+from tests.support.compilation import fast_environment
 from tests.support.tokenizers import plain_sentencepiece
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!"] * 30
@@ -110,7 +111,10 @@ def test_weights_of_another_shape_or_vocabulary_are_errors(tmp_path, vocabularie
 def test_weights_are_read_directly_into_the_shards_of_eight_devices(tmp_path):
     """From a converted checkpoint and from Hugging Face's files: bit for bit, and never two copies in memory."""
     command = [sys.executable, "-m", "tests.support.load_on_eight_devices", str(tmp_path)]
-    result = subprocess.run(command, cwd=pathlib.Path(__file__).parents[2], capture_output=True, text=True, timeout=290)
+    root = pathlib.Path(__file__).parents[2]
+    result = subprocess.run(
+        command, env=fast_environment(devices=8), cwd=root, capture_output=True, text=True, timeout=290
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
