@@ -46,17 +46,29 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 0 if files else min(os.cpu_count() or 1, 4)
 
 
-def _optimized(node: pytest.Item | pytest.Module) -> bool:
+LONGEST = ("test_train.py", "test_scheduler.py", "test_examples.py", "test_finetuning.py", "test_end_to_end.py")
+"""Files that take longest, which must not be left for the end."""
+
+
+def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
     return node.get_closest_marker("optimized") is not None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The file that takes longest goes first, so that the workers end at about the same time.
+    """Long files go first, so that the workers end at about the same time.
 
-    Files whose programs are compiled as users compile them come before the others, so that each worker forgets its
-    compiled programs once.
+    After the first one, files whose programs are compiled as users compile them come before the others, so that
+    workers seldom change the kind of compilation.
     """
-    items.sort(key=lambda item: (item.path.name != "test_train.py", not _optimized(item)))
+    rank = {name: index for index, name in enumerate(LONGEST, -len(LONGEST))}
+    first, *_ = LONGEST
+    items.sort(key=lambda item: (item.path.name != first, not _is_optimized(item), rank.get(item.path.name, 0)))
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; 0 where the operating system does not say."""
+    statm = pathlib.Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
 _compiled_as = None
@@ -67,14 +79,15 @@ def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Programs compile fast and run slowly, except in files that are marked `optimized`.
 
     Files that compare numbers with recorded outputs or with kernels' references run the programs that users run.
+    Compiled programs are forgotten between files where they have taken much memory.
     """
     import jax
 
     from tests.support.compilation import fast_compilation
 
     global _compiled_as
-    optimized = _optimized(request.node)
-    if _compiled_as not in (None, optimized):
+    optimized = _is_optimized(request.node)
+    if _compiled_as not in (None, optimized) or _resident_bytes() > 2 * 1024**3:
         jax.clear_caches()
     _compiled_as = optimized
     with contextlib.nullcontext() if optimized else fast_compilation():

@@ -36,9 +36,9 @@ def corpora(tmp_path_factory):
     directory = tmp_path_factory.mktemp("corpora")
     for name, count in (("spirit_mini", 24), ("spirit_mini_text", 60)):
         splits = {}
-        for split in ("train", "validation"):
+        for split, share in (("train", 1), ("validation", 3)):
             corpus = open_corpus(name, split)
-            splits[split] = [corpus[index] for index in range(min(count, len(corpus)))]
+            splits[split] = [corpus[index] for index in range(count // share)]
         write_corpus(directory, name, splits, "The start of a bundled corpus.")
     return directory
 
@@ -55,7 +55,7 @@ def _arguments(run, corpora, *more):
         "--model.vocab_size", "1024", "--model.hidden_size", "64", "--model.intermediate_size", "128",
         "--model.num_attention_heads", "2", "--model.num_key_value_heads", "2", "--model.num_hidden_layers", "2",
         "--sequence_length", "128", "--global_batch_size", "4", "--loop.steps", str(STEPS), "--loop.log_every", "1",
-        "--loop.evaluate_every", "15", "--loop.sample_every", "30", "--sample.max_new_tokens", "30",
+        "--loop.evaluate_every", "15", "--loop.sample_every", "0", "--sample.max_new_tokens", "30",
         "--checkpoint.every", "6",
         *more,
     ]  # fmt: skip
@@ -103,7 +103,7 @@ def _weights(run):
 @pytest.fixture(scope="module")
 def uninterrupted(corpora, tmp_path_factory):
     run = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return run, _train("run", corpora, cwd=run.parent)
+    return run, _train("run", corpora, "--loop.sample_every", "30", cwd=run.parent)
 
 
 def _prepared(run, uninterrupted):
@@ -153,7 +153,7 @@ def test_the_same_seed_gives_the_same_run(uninterrupted, corpora, tmp_path):
     again = tmp_path / "run"
     compiles = {name: value for name, value in fast_environment().items() if name != "JAX_COMPILATION_CACHE_DIR"}
     # It compiles again; the other runs use the cache. Samples are not in the log and change nothing.
-    _train(again, corpora, "--loop.sample_every", "0", environment=compiles)
+    _train(again, corpora, environment=compiles)
     assert _curve(again) == _curve(uninterrupted[0])
     first, second = _weights(uninterrupted[0]), _weights(again)
     assert first.keys() == second.keys()
@@ -202,7 +202,7 @@ def _job(run, corpora, *more, devices=1):
     }
     return [
         subprocess.Popen(
-            _command(run, corpora, "--loop.sample_every", "0", *more),
+            _command(run, corpora, *more),
             env={**environment, "JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -292,7 +292,8 @@ def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted,
 
 
 def test_resuming_with_another_config_is_an_error(uninterrupted, corpora, capsys):
-    message = _error(capsys, 2, uninterrupted[0], corpora, "--optimizer.learning_rate", "1")
+    changed = ("--loop.sample_every", "30", "--optimizer.learning_rate", "1")
+    message = _error(capsys, 2, uninterrupted[0], corpora, *changed)
     assert re.search(r"holds a run with another config .*optimizer.learning_rate \S+ -> 1.0", message)
 
 
@@ -311,13 +312,13 @@ def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
     """The first held-out loss equals that of the step. The speech tokenizer is copied and speaks the samples."""
     run = tmp_path / "run"
     before = [line for line in _curve(uninterrupted[0]) if "validation/loss" in line][-1]
-    options = ["--init_from", str(newest_step(uninterrupted[0])), "--loop.steps", "1", "--loop.profile_start", "0"]
-    train.main(_arguments(run, None, *_elsewhere(uninterrupted), *options, "--loop.sample_every", "1"))
+    options = ["--init_from", str(newest_step(uninterrupted[0])), "--loop.steps", "2", "--loop.profile_start", "1"]
+    train.main(_arguments(run, None, *_elsewhere(uninterrupted), *options, "--loop.sample_every", "2"))
     assert list((run / "profile").rglob("*.xplane.pb"))
     after = next(line for line in _curve(run) if "validation/loss" in line)
     assert after["step"] == 0
     np.testing.assert_allclose(after["validation/loss"], before["validation/loss"], rtol=1e-6)
-    assert list((run / "samples" / "1").glob("*.wav"))
+    assert list((run / "samples" / "2").glob("*.wav"))
     assert speech_fingerprints(run) == speech_fingerprints(uninterrupted[0])
 
 

@@ -4,7 +4,6 @@ import json
 import shutil
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -16,10 +15,10 @@ from spirit_jax.convert.extend_vocabulary import check_unused_rows
 from spirit_jax.convert.hugging_face import open_hugging_face
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.convert.tokenizer_files import write_tokenizer
-from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.vocabulary import Vocabulary, added_tokens
 from tests.support.goldens import golden
+from tests.support.steps import random_params
 from tests.support.tokenizers import plain_byte_level, plain_sentencepiece
 from tests.support.trees import run_export, run_import
 
@@ -101,7 +100,7 @@ def step(request, tmp_path_factory):
         head_dim=8,
         num_key_value_heads=1,
     )
-    params = llama.init_params(network, jax.random.key(0))
+    params = random_params(network)
     ocp.save_checkpointables(run / "checkpoints/7", {checkpoint.LLM: params})
     checkpoint.write_config(run, {"model": config.to_dict(network), "variant": "expressive"})
     return run / "checkpoints/7"

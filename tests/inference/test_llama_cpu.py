@@ -10,10 +10,10 @@ import pytest
 from spirit_jax import checkpoint
 from spirit_jax.inference import network, scoring
 from spirit_jax.inference.loading import model_config
-from spirit_jax.models import llama
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.support import checkpoints
+from tests.support.steps import random_params
 
 pytestmark = pytest.mark.optimized
 
@@ -34,7 +34,7 @@ def mesh():
 def test_both_layouts_equal_the_llama(config, mesh):
     """Hidden states, logits and caches are equal: prompts are read in two chunks, with a token after them, in rows of
     the cache that are not the rows of the batch."""
-    params = llama.init_params(config, jax.random.key(0))
+    params = random_params(config)
     params = jax.tree.map(lambda x: 3 * x, params)  # weights large enough for attention to be uneven
     tokens = np.random.default_rng(0).integers(5, 1000, (2, 13)).astype(np.int32)
     rows = np.array([2, 0])
@@ -65,7 +65,7 @@ def test_both_layouts_equal_the_llama(config, mesh):
 def test_bfloat16_is_as_exact_as_in_the_llama(config, mesh, batch):
     """A prompt and a token after it, alone (one column) and in a batch: the error against float32 is at most 1.5 times
     that of stacked layers."""
-    params = llama.init_params(config, jax.random.key(0))
+    params = random_params(config)
     tokens = np.random.default_rng(0).integers(5, 1000, (batch, 9)).astype(np.int32)
 
     def logits(dtype, params):

@@ -8,14 +8,14 @@ import pytest
 from spirit_jax.models import llama, lora, quantized
 from spirit_jax.models.lora import LoraConfig
 from tests.support.adapters import random_adapter
-from tests.support.steps import MODEL, VOCABULARY
+from tests.support.steps import MODEL, VOCABULARY, random_params
 
 CONFIG = LoraConfig(rank=4, alpha=8.0, rows_from=44)
 
 
 @pytest.fixture(scope="module")
 def base():
-    return llama.init_params(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,12 @@ MODEL = llama.LlamaConfig(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def random_params(model: llama.LlamaConfig, seed: int = 0) -> llama.Params:
+    """Fresh parameters from one program; without `jit`, each operation would be compiled by itself."""
+    return llama.init_params(model, jax.random.key(seed))
+
+
 def one_device(rows: int, accumulate: int = 1) -> BatchLayout:
     """All rows of a batch on one device."""
     return BatchLayout(make_mesh(MeshConfig(), jax.devices()[:1]), rows, accumulate)

@@ -25,6 +25,7 @@ from spirit_jax.training.initialize import adopt_sizes, checkpoint_config, load_
 from spirit_jax.training.language_model import param_shardings
 from spirit_jax.vocabulary import Vocabulary, VocabularyError
 from tests.support.compilation import fast_environment
+from tests.support.steps import random_params
 from tests.support.tokenizers import plain_sentencepiece
 
 TEXTS = ["the cat sat on the mat and the dog ran after it", "a man, a plan: 12 canals!"] * 30
@@ -39,7 +40,7 @@ MODEL = llama.LlamaConfig(
 
 
 def _checkpoint(directory, model, vocabulary=None):
-    params = llama.init_params(model, jax.random.key(7))
+    params = random_params(model, 7)
     ocp.save_checkpointables(directory, {checkpoint.LLM: params})
     write_file(directory / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))
     if vocabulary is not None:

@@ -24,7 +24,7 @@ from spirit_jax.training.language_model import LanguageModelSummary
 from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.task import Task
-from tests.support.steps import language_model_step, one_device
+from tests.support.steps import language_model_step, one_device, random_params
 
 ROWS, LENGTH, VOCABULARY, STEPS = 2, 8, 32, 12
 POISON = VOCABULARY - 1  # its embedding will be NaN
@@ -75,7 +75,7 @@ def train_step():
 
 
 def _state(train_step):
-    params = llama.init_params(MODEL, jax.random.key(0))
+    params = random_params(MODEL)
     params["embed_tokens"] = params["embed_tokens"].at[POISON].set(jnp.nan)
     return train_step.start_from(params)
 
@@ -200,16 +200,22 @@ def _interrupted_run(train_step, directory, blocked_from):
     """Train until the batch that never comes, and interrupt the process there."""
     run = Run(train_step, directory, Numbered(blocked_from=blocked_from), log_every=1)
 
-    log = directory / "metrics.jsonl"
+    log, state, ended = directory / "metrics.jsonl", _state(train_step), threading.Event()
 
     def interrupt():
         while blocked_from > 1 and not (log.exists() and f'"step": {blocked_from - 1}' in log.read_text()):
             time.sleep(0.05)
         time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGINT)
+        # Python drops a KeyboardInterrupt that is raised while it collects garbage.
+        while blocked_from == 1 and not ended.wait(1):
+            os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    return run.train(_state(train_step))
+    try:
+        return run.train(state)
+    finally:
+        ended.set()
 
 
 def test_an_evaluation_that_a_signal_ends_is_repeated(train_step, tmp_path):

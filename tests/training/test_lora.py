@@ -19,7 +19,7 @@ from spirit_jax.training.lora import AdapterWeights, first_adapter
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import Frozen, TrainStep, UpdateRule
 from tests.support.adapters import random_adapter
-from tests.support.steps import KINDS_V, LENGTH, MODEL, ROWS, VOCABULARY, one_device, tiny_batch
+from tests.support.steps import KINDS_V, LENGTH, MODEL, ROWS, VOCABULARY, one_device, random_params, tiny_batch
 
 CONFIG = LoraConfig(rank=4, alpha=8.0)
 
@@ -41,7 +41,7 @@ def _step(config: LoraConfig, base: llama.Params, accumulate: int = 1, **optimiz
 
 @pytest.fixture(scope="module")
 def base():
-    return llama.init_params(MODEL, jax.random.key(0))
+    return random_params(MODEL)
 
 
 def _peft_model(base: llama.Params, adapter: llama.Params, config: LoraConfig) -> torch.nn.Module:

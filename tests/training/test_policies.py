@@ -22,6 +22,7 @@ from spirit_jax.data.records import RecordWriter, UnitRecord
 from spirit_jax.models import llama
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.runs import newest_arrays, newest_step
+from tests.support.steps import random_params
 
 STEPS, TAKEN, ROWS, LENGTH = 8, 16, 2, 32  # the fixture looks at batches 1 to TAKEN, more than a run takes
 WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
@@ -54,7 +55,7 @@ def poisoned(tmp_path_factory):
         for token in np.unique(batch["inputs"]):
             steps[int(token)].append(step)
     token, bad = next((token, at[0]) for token, at in steps.items() if len(at) == 1 and 4 <= at[0] < STEPS)
-    params = llama.init_params(model, jax.random.key(0))
+    params = random_params(model)
     params["embed_tokens"] = params["embed_tokens"].at[token, 3].set(jnp.nan)
     ocp.save_checkpointables(directory / "weights", {checkpoint.LLM: params})
     write_file(directory / "weights" / checkpoint.CONFIG, json.dumps({"model": to_dict(model), "variant": "base"}))

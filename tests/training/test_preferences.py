@@ -16,6 +16,7 @@ from spirit_jax.training.language_model import AllWeights
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.preferences import PreferenceObjective, PreferenceSummary
 from spirit_jax.training.step import UpdateRule
+from tests.support.steps import random_params
 
 ROWS, LENGTH, VOCABULARY = 4, 12, 40
 MODEL = llama.LlamaConfig(
@@ -52,7 +53,7 @@ def _batch(rows: int = ROWS) -> dict[str, np.ndarray]:
 
 @functools.cache
 def _models() -> tuple[llama.Params, llama.Params]:
-    return llama.init_params(MODEL, jax.random.key(0)), llama.init_params(MODEL, jax.random.key(1))
+    return random_params(MODEL), random_params(MODEL, 1)
 
 
 def _objective(config: PreferenceConfig) -> PreferenceObjective:
