@@ -37,6 +37,7 @@ config around whole rows.
 """
 
 import fnmatch
+import functools
 import itertools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -284,4 +285,9 @@ def shapes_of(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
 
 def parameter_shapes(network: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
     """{path: shape} of a network's parameters, from the shapes of its inputs alone; nothing is computed."""
+    return dict(_parameter_shapes(network, *inputs))
+
+
+@functools.cache  # tracing a network takes up to a second, and a conversion asks for its shapes several times
+def _parameter_shapes(network: nn.Module, *inputs: jax.ShapeDtypeStruct) -> dict[str, tuple[int, ...]]:
     return shapes_of(jax.eval_shape(network.init, jax.random.key(0), *inputs)["params"])

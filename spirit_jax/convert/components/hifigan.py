@@ -1,6 +1,7 @@
 """The vocoders: `hifigan_spiritlm_{base,expressive_w2v2}/{config.json,generator.pt}` (docs/formats.md, "Vocoders")."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -90,8 +91,12 @@ def rows(config: Mapping[str, Any], prefix: str = "") -> Rows:
 
 def shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """The shape of each JAX array by path, weight norm in its two factors; `config` is the part's config.json."""
-    model = HifiGan(HifiGanConfig.from_dict(config["hifigan"]))
-    units = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return dict(_shapes(HifiGanConfig.from_dict(config["hifigan"])))
+
+
+@functools.cache  # tracing the network takes a second
+def _shapes(config: HifiGanConfig) -> dict[str, tuple[int, ...]]:
+    model, units = HifiGan(config), jax.ShapeDtypeStruct((1, 1), jnp.int32)
     params = jax.eval_shape(
         lambda key, x: split_weight_norm(dict(model.init(key, x)["params"])), jax.random.key(0), units
     )
