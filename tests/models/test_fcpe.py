@@ -15,8 +15,6 @@ from tests.support.golden_clips import CLIPS, clip, padded
 from tests.support.goldens import golden, golden_arrays, golden_json, tolerance
 from tests.support.released import TINY_FCPE
 
-pytestmark = pytest.mark.optimized
-
 
 @functools.cache
 def extractor(kind):

@@ -20,8 +20,6 @@ from tests.support.goldens import golden
 from tests.support.small_vocoders import BASE, EXPRESSIVE, random_codes, random_vocoders, tensors
 from tests.support.torch_hifigan import TorchHifiGan
 
-pytestmark = pytest.mark.optimized
-
 
 @functools.partial(jax.jit, static_argnames=("model", "context"))
 def _generate(model, params, *arguments, context=(0, 0)):

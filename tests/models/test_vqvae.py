@@ -15,8 +15,6 @@ from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
 from tests.support import released
 from tests.support.goldens import golden, golden_arrays, golden_json, tolerance
 
-pytestmark = pytest.mark.optimized
-
 DIRECTORIES = {"norm": released.VQVAE, "raw": "variants/vqvae_f0_quantizer_raw"}
 
 

@@ -21,8 +21,6 @@ from tests.support.golden_clips import CLIPS, clip, padded
 from tests.support.goldens import check_codes, golden, golden_arrays, tolerance
 from tests.support.released import HUBERT, STYLE
 
-pytestmark = pytest.mark.optimized
-
 
 def check(name, found, expected):
     """Within the tolerance that the golden set states for the array (ten times the reference's own float32 noise)."""

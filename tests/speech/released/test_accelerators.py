@@ -14,8 +14,6 @@ from tests.support.golden_clips import CLIPS, clip
 from tests.support.goldens import check_codes, golden, golden_arrays
 from tests.support.released import HUBERT, STYLE
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.fixture
 def accelerator(monkeypatch):

@@ -14,8 +14,6 @@ from spirit_jax.models.hifigan import HifiGan, fold_weight_norm
 from spirit_jax.speech.released import hifigan_cpu
 from tests.support.small_vocoders import BASE, EXPRESSIVE, random_codes, random_vocoders, tensors
 
-pytestmark = pytest.mark.optimized
-
 
 @pytest.mark.parametrize("config", [BASE, EXPRESSIVE], ids=["base", "expressive"])
 @pytest.mark.parametrize("context", [(0, 0), (7, 9)])

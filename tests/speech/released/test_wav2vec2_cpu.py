@@ -14,8 +14,6 @@ from spirit_jax.models.wav2vec2 import EncoderParts, Wav2Vec2Model
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech.released import wav2vec2_cpu
 
-pytestmark = pytest.mark.optimized
-
 SMALL = Wav2Vec2Config(
     conv_layers=((16, 10, 5), (16, 3, 2), (24, 2, 2)),
     hidden_size=32,
