@@ -1,6 +1,8 @@
 """Set up before any test module is imported."""
 
 import contextlib
+import ctypes
+import gc
 import os
 import pathlib
 import sys
@@ -71,6 +73,16 @@ def _resident_bytes() -> int:
     return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else 0
 
 
+def _forget_programs() -> None:
+    """Forget all compiled programs and give their memory back, which glibc would keep."""
+    import jax
+
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 _compiled_as = None
 
 
@@ -81,14 +93,12 @@ def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     Files that compare numbers with recorded outputs or with kernels' references run the programs that users run.
     Compiled programs are forgotten between files where they have taken much memory.
     """
-    import jax
-
     from tests.support.compilation import fast_compilation
 
     global _compiled_as
     optimized = _is_optimized(request.node)
     if _compiled_as not in (None, optimized) or _resident_bytes() > 2 * 1024**3:
-        jax.clear_caches()
+        _forget_programs()
     _compiled_as = optimized
     with contextlib.nullcontext() if optimized else fast_compilation():
         yield
