@@ -16,8 +16,9 @@ or unrolled, so that one checkpoint serves both:
 Weights and activations name their logical axes, which `spirit_jax.parallel.sharding` maps to the axes of a mesh.
 """
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
@@ -324,15 +325,23 @@ def init_params(config: LlamaConfig, key: Array) -> Params:
     return nn.unbox(_init(config, key))
 
 
+@functools.cache  # tracing the network takes a quarter of a second, and its shapes are asked for again and again
+def _boxed_shapes(config: LlamaConfig) -> Params:
+    return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+
+
+def _map_boxes(function: Callable[[nn.LogicallyPartitioned], Any], config: LlamaConfig) -> Params:
+    return jax.tree.map(function, _boxed_shapes(config), is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
 def abstract_params(config: LlamaConfig) -> Params:
     """Shapes and dtypes of the parameters; takes no memory."""
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+    return _map_boxes(lambda box: box.value, config)
 
 
 def logical_axes(config: LlamaConfig) -> Params:
     """The tree of parameters with a tuple of logical axis names in place of each array."""
-    boxed = jax.eval_shape(lambda: _init(config, jax.random.key(0)))
-    return jax.tree.map(lambda box: box.names, boxed, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+    return _map_boxes(lambda box: box.names, config)
 
 
 def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
