@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
 from jax._src import compiler
@@ -32,8 +33,9 @@ def fast_compilation() -> Iterator[None]:
     """A context in which this process compiles every program with the fast options."""
     original = compiler.get_compile_options
 
-    def get_compile_options(*args, env_options_overrides: Mapping | None = None, **kwargs):
-        return original(*args, env_options_overrides={**_options(), **(env_options_overrides or {})}, **kwargs)
+    def get_compile_options(*args, env_options_overrides: Mapping[str, Any] | None = None, **kwargs):
+        options: dict[str, Any] = {**_options(), **(env_options_overrides or {})}
+        return original(*args, env_options_overrides=options, **kwargs)
 
     _options()
     # JAX takes options for one jitted function, or from XLA_FLAGS for the whole process. Neither fits one test file.
