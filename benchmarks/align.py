@@ -138,7 +138,7 @@ def numpy_viterbi(log_probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     path = np.zeros(len(log_probs), int)
     for frame in range(len(log_probs) - 1, -1, -1):
         path[frame] = state
-        state -= moves[frame, state]
+        state -= int(moves[frame, state])
     return path
 
 

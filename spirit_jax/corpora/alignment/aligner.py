@@ -10,6 +10,9 @@ from jaxtyping import Float
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.alignment.spelling import SpelledWord
 
+SILENT = 1e-4
+"""Clips without a sample above this amplitude (-80 dB) hold no speech."""
+
 
 class AlignmentError(SpiritError):
     """A clip that cannot be aligned, or an aligner that cannot be used; the message says why."""
@@ -50,6 +53,18 @@ class Aligner(Protocol):
             For each clip one `WordTime` a word, in order and without overlap, or the error that says why it has none.
         """
         ...
+
+
+def check_sound(clip: Float[np.ndarray, " R"]) -> None:
+    """Raise unless a clip holds sound; an aligner would find words in silence too.
+
+    Raises:
+        AlignmentError: the clip is empty or silent.
+    """
+    if not clip.size:
+        raise AlignmentError("the clip is empty")
+    if np.abs(clip).max() < SILENT:
+        raise AlignmentError("the clip is silent")
 
 
 def fill_gaps(times: Sequence[WordTime | None], duration_ms: int) -> list[WordTime]:

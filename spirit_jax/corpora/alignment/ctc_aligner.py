@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime, fill_gaps
+from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime, check_sound, fill_gaps
 from spirit_jax.corpora.alignment.alphabet import Alphabet, LabelSequence
 from spirit_jax.corpora.alignment.padding import padded_batches, padded_size
 from spirit_jax.corpora.alignment.spelling import SpelledWord
@@ -21,9 +21,6 @@ frame whose best symbol the transcript has."""
 
 LONGEST_STRETCH_MS = 60
 """Words next to each other share the blanks between them, up to this much on each side; the rest is a pause."""
-
-SILENT = 1e-4
-"""Clips without a sample above this amplitude (-80 dB) hold no speech."""
 
 _AUDIO_AT_ONCE = 600 * SAMPLE_RATE  # emissions of this much audio are held at once, or of one longer clip
 _SEARCH_BUDGET = 1 << 15  # frames of a batch of the search
@@ -112,10 +109,10 @@ class CTCAligner:
             known = "".join(sorted(text for text in self._network.alphabet.symbols if len(text) == 1))
             shown = known if len(known) <= 60 else f"{known[:60]}..."
             return f"the transcript has no character that the aligner knows; it knows {shown}"
-        if not clip.size:
-            return "the clip is empty"
-        if np.abs(clip).max() < SILENT:
-            return "the clip is silent"
+        try:
+            check_sound(clip)
+        except AlignmentError as error:
+            return str(error)
         return ""
 
     def _search(

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime, fill_gaps
+from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime, check_sound, fill_gaps
 from spirit_jax.corpora.alignment.spelling import SpelledWord
 
 _FRAME_MS = 10
@@ -61,6 +61,7 @@ class SphinxAligner:
         return results
 
     def _align(self, clip: np.ndarray, words: Sequence[SpelledWord]) -> list[WordTime]:
+        check_sound(clip)
         spoken = [(i, one) for i, word in enumerate(words) for one in word.spoken if self._pronounce(one)]
         duration_ms = clip.size * 1000 // SAMPLE_RATE
         if not spoken:

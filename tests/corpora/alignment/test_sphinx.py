@@ -78,3 +78,10 @@ def test_gaps_are_shared_evenly():
 def test_a_clip_aligns_the_same_after_any_other(aligner, utterances):
     audio, words = [u.load() for u in utterances[:3]], [spell(u.text) for u in utterances[:3]]
     assert aligner.align(audio, words) == aligner.align(audio[::-1], words[::-1])[::-1]
+
+
+def test_silence_has_no_words(aligner):
+    for samples, reason in ((32_000, "silent"), (0, "empty")):
+        (error,) = aligner.align([np.full(samples, 1e-5, np.float32)], [spell("hello there")])
+        assert isinstance(error, AlignmentError)
+        assert reason in str(error)
