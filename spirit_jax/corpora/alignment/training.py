@@ -50,8 +50,7 @@ from spirit_jax.speech.storage import read_part_config, save_part
 
 _FORMAT = 2  # changes when the same corpus gives another network
 _PRIOR_DECAY = 0.98  # of the running label prior, in a step
-_GUIDED = 0.4  # the part of the training in which the Gaussians lead, less and less
-_LEAST_GUIDANCE = 0.3  # after that: a network that has not learned yet could still give up what it hears
+_GUIDED = 0.3  # the part of the training in which the Gaussians lead, less and less
 _FLAT_START_FRAMES = 180_000  # half an hour is enough for the Gaussians
 
 _FLAT_START_BATCH = 4  # batches of the training in a batch of the flat start
@@ -314,7 +313,7 @@ def _train(
             losses = []
             rng = np.random.default_rng((training.seed, number))
             for place, batch in enumerate(_batches(clips, training.batch_frames, rng)):
-                guidance = max(_LEAST_GUIDANCE, 1 - (number + place / per_pass) / (_GUIDED * passes))
+                guidance = max(0.0, 1 - (number + place / per_pass) / (_GUIDED * passes))
                 state, loss = step(state, batch, guidance)
                 losses.append(loss)
                 bar.update()

@@ -16,7 +16,7 @@ from spirit_jax.corpora.alignment.spelling import spell
 from spirit_jax.corpora.alignment.training import AlignerTraining, TrainedAligner, load_network, trained_network
 from spirit_jax.corpora.utterance import Utterance
 
-SMALL = AlignerTraining(seed=1, passes=15, min_hours_seen=0.1, width=48, batch_frames=800)
+SMALL = AlignerTraining(passes=15, min_hours_seen=0.1, width=48, batch_frames=800)
 CLIPS = 48
 SECONDS = (3.25, 3.8)
 """Clips of one padded length, because each length is compiled."""
@@ -70,7 +70,7 @@ def errors(network, utterances):
 
 
 def test_boundaries_are_near_the_true_ones(directory, corpus):
-    # without the Gaussians after the first part of the training, 243 ms with this seed
+    # 28 ms after these seconds of training
     assert errors(load_network(directory), corpus.utterances).mean() < 60
 
 
