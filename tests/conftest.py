@@ -41,6 +41,43 @@ CHECKED = (
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 
+@pytest.fixture(scope="session")
+def _emulator():
+    """A server of buckets for the whole session, and the settings that lead every process to it."""
+    os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # read when gcsfs is imported; see core.buckets
+    pytest.importorskip("gcsfs")
+    pytest.importorskip("gcp_storage_emulator")
+    from tests.support.buckets import emulated_bucket
+
+    with emulated_bucket() as (address, faults), pytest.MonkeyPatch.context() as patch:
+        for name in ("STORAGE_EMULATOR_HOST", "TENSORSTORE_GCS_HTTP_URL"):
+            patch.setenv(name, address)
+        yield faults
+
+
+@pytest.fixture
+def bucket(_emulator, request, tmp_path, monkeypatch):
+    """A folder of an emulated bucket for one test; `bucket_faults` has the faults of the server."""
+    _emulator.clear()
+    monkeypatch.setenv("SPIRIT_BUCKET_CACHE", str(tmp_path / "bucket_cache"))
+    yield f"gs://spirit/{abs(hash(request.node.nodeid))}"
+    _emulator.clear()
+
+
+@pytest.fixture
+def bucket_faults(_emulator, monkeypatch):
+    """What goes wrong in the server of buckets; waiting before requests are repeated takes no time."""
+    import asyncio
+    import types
+
+    async def at_once(seconds):
+        del seconds
+
+    monkeypatch.setattr("gcsfs.retry.asyncio", types.SimpleNamespace(**{**vars(asyncio), "sleep": at_once}))
+    monkeypatch.setattr("spirit_jax.core.buckets.time", types.SimpleNamespace(sleep=lambda seconds: None))
+    return _emulator
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A worker for each core, up to four, where whole directories are to be tested; named files run in this process."""

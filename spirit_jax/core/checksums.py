@@ -13,8 +13,10 @@ import re
 import zlib
 from collections.abc import Iterable
 
+from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import FileFormatError, open_regular, read_json, shown, write_file
+from spirit_jax.core.paths import as_path
 
 CHECKSUMS = "checksums-00000-of-00001.json"
 """The file of checksums that a single process writes."""
@@ -36,7 +38,7 @@ def write_checksums(
         index, count: this process and the number of processes; it takes every `count`-th file from `index` on.
         names: relative paths of the files to seal; None for all.
     """
-    directory = pathlib.Path(directory)
+    directory = as_path(directory)
     files = (_files(directory) if names is None else sorted(names))[index::count]
     checksums = dict(zip(files, _checksums(directory / name for name in files), strict=True))
     write_file(directory / f"checksums-{index:05}-of-{count:05}.json", json.dumps(checksums, indent=0))
@@ -49,7 +51,7 @@ def read_checksums(directory: str | os.PathLike) -> dict[str, list] | None:
         FileFormatError: a file of checksums is there and the operating system cannot read it, or it names a file
             outside the directory.
     """
-    found = sorted(path for path in pathlib.Path(directory).glob("checksums-*-of-*.json") if is_checksums(path.name))
+    found = sorted(path for path in as_path(directory).glob("checksums-*-of-*.json") if is_checksums(path.name))
     if not found or len(found) != int(found[0].stem.rsplit("-", 1)[1]):
         return None
     checksums: dict[str, list] = {}
@@ -78,7 +80,7 @@ def find_damage(
         index, count: look at every `count`-th file from `index` on, so that the processes of a job share the work.
         within: look only at files whose relative path starts with this, or with one of these.
     """
-    directory, checksums = pathlib.Path(directory), read_checksums(directory)
+    directory, checksums = as_path(directory), read_checksums(directory)
     if checksums is None:
         return f"{directory}: no checksums, so it was not completely written"
     names = [name for name in sorted(checksums) if name.startswith(within)][index::count]
@@ -107,8 +109,11 @@ def check_seal(directory: str | os.PathLike, error: type[SpiritError], within: s
         raise error(f"{problem}; restore it from a copy, or make it again")
 
 
-def _files(directory: pathlib.Path) -> list[str]:
+def _files(directory: os.PathLike) -> list[str]:
     """Relative paths of all files but hidden ones, checksums, and those in directories that are sealed themselves."""
+    if buckets.is_bucket(directory):  # checkpoints: no folder in them is sealed itself
+        names = [name for name in buckets.list_objects(os.fspath(directory)) if "/." not in f"/{name}"]
+        return sorted(name for name in names if not name.rsplit("/", 1)[-1].startswith("checksums-"))
     found: list[str] = []
     for folder, folders, names in os.walk(directory):
         if folder != os.fspath(directory) and any(map(is_checksums, names)):
@@ -119,17 +124,20 @@ def _files(directory: pathlib.Path) -> list[str]:
     return sorted(found)
 
 
-def _checksums(paths: Iterable[pathlib.Path]) -> list[list]:
+def _checksums(paths: Iterable[os.PathLike]) -> list[list]:
     with concurrent.futures.ThreadPoolExecutor(8) as threads:  # zlib releases the interpreter lock
         return list(threads.map(_checksum, paths))
 
 
-def _checksum(path: pathlib.Path) -> list:
+def _checksum(path: os.PathLike) -> list:
     """Size and CRC-32 of a file; both are zero if there is no file."""
     size = crc = 0
-    if not os.path.exists(path):  # also where the name is too long for a file
+    if buckets.is_bucket(path):
+        if buckets.find_object(os.fspath(path)) is None:
+            return [0, "00000000"]
+    elif not os.path.exists(path):  # also where the name is too long for a file
         return [0, "00000000"]
-    with open_regular(path) as file:
+    with buckets.open_object(os.fspath(path)) if buckets.is_bucket(path) else open_regular(path) as file:
         while block := file.read(2**22):
             size, crc = size + len(block), zlib.crc32(block, crc)
     return [size, f"{crc:08x}"]

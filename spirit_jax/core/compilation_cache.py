@@ -13,7 +13,7 @@ import sys
 from typing import Any
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path
 
 OFF = "none"
 """Turns the cache off where a directory is expected."""
@@ -54,7 +54,7 @@ def use_compilation_cache(choice: str | None) -> None:
         if not directory.is_absolute():  # no home directory
             return
     else:
-        directory = pathlib.Path(local_path(choice, "--compilation_cache"))
+        directory = pathlib.Path(disk_path(choice, "--compilation_cache"))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if not os.access(directory, os.W_OK | os.X_OK):

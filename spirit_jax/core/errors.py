@@ -6,6 +6,7 @@ below it.
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
@@ -16,6 +17,15 @@ BAD_ARGUMENT = 2
 """Exit code of a command whose arguments, config or inputs cannot be used."""
 FAILED_JOB = 1
 """Exit code of a command that started its work and could not finish it."""
+
+
+_NAMES: dict[str, str] = {}
+"""Local copies of what lies in a bucket -> the user's name of it, which messages print."""
+
+
+def name_in_messages(path: str | os.PathLike, name: str) -> None:
+    """Print `name` in place of a path in the messages of `exit_codes`."""
+    _NAMES[os.fspath(path)] = name
 
 
 class SpiritError(ValueError):
@@ -59,6 +69,8 @@ def fail(prog: str, error: BaseException | str, code: int) -> NoReturn:
     """End a command with one line on standard error, and the details of a `SpiritError` below it."""
     message, details = (error.message, error.details) if isinstance(error, SpiritError) else (str(error), ())
     message = " ".join(message.split()) or type(error).__name__
+    for path, name in _NAMES.items():
+        message = message.replace(path, name)
     print("\n  ".join((f"{prog}: error: {message}", *details)), file=sys.stderr)
     sys.exit(code)
 

@@ -16,6 +16,7 @@ import zipfile
 from collections.abc import Iterator
 from typing import IO, Any
 
+from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError, printable
 from spirit_jax.core.interrupts import removed_when_ended
 
@@ -69,9 +70,34 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
 
 
 def write_file(path: str | os.PathLike, content: str | bytes) -> None:
-    """Write a whole file atomically, text as UTF-8; replaces an existing file."""
+    """Write a whole file or object of a bucket atomically, text as UTF-8; replaces an existing one."""
+    content = content.encode() if isinstance(content, str) else content
+    if buckets.is_bucket(path):
+        buckets.write_object(os.fspath(path), content)
+        return
     with atomic_file(path) as file:
-        file.write(content.encode() if isinstance(content, str) else content)
+        file.write(content)
+
+
+def put_file(source: str | os.PathLike, target: str | os.PathLike) -> None:
+    """Move a complete file to its place, on the same disk by a rename, or into a bucket.
+
+    Raises:
+        BucketError, BucketJobError: the bucket cannot be written.
+    """
+    if buckets.is_bucket(target):
+        buckets.write_object(os.fspath(target), pathlib.Path(source))
+        os.unlink(source)
+    else:
+        os.replace(source, target)
+
+
+def remove_file(path: str | os.PathLike) -> None:
+    """Remove a file or object, if it is there."""
+    if buckets.is_bucket(path):
+        buckets.remove_object(os.fspath(path))
+    else:
+        pathlib.Path(path).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -161,11 +187,14 @@ def open_regular(path: str | os.PathLike, error: type[SpiritError] = FileFormatE
 
 
 def read_bytes(path: str | os.PathLike, error: type[SpiritError] = FileFormatError) -> bytes:
-    """The content of a regular file.
+    """The content of a regular file or of an object of a bucket.
 
     Raises:
         error: the file cannot be read or is not a regular one; the message names it.
+        BucketError, BucketJobError: an object cannot be read.
     """
+    if buckets.is_bucket(path):
+        return buckets.read_object(os.fspath(path))
     with open_regular(path, error) as file:
         try:
             return file.read(os.fstat(file.fileno()).st_size)

@@ -1,6 +1,6 @@
 """Paths that a user types, and links in trees that others made.
 
-The one place that expands `~`, refuses buckets, walks folders, and refuses links that leave a tree.
+The one place that expands `~`, knows buckets from disks, walks folders, and refuses links that leave a tree.
 """
 
 import fnmatch
@@ -8,7 +8,9 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/")
@@ -19,18 +21,34 @@ class PathError(SpiritError):
 
 
 def local_path(argument: str, option: str) -> str:
-    """The path that a user gave for an option, with `~` expanded.
+    """The path that a user gave for an option, with `~` expanded. An input in a bucket is copied to this machine.
 
     Example::
 
-        local_path("~/records", "--output")  # "/home/me/records"
+        local_path("~/records", "--input")  # "/home/me/records"
+
+    Outputs take `output_path`, `working_copy.output_directory` or `disk_path`.
 
     Args:
         argument: as the user typed it.
         option: names the argument in messages.
 
     Raises:
-        PathError: it is empty, holds a zero byte, or names a bucket or an address such as `gs://` or `s3://`.
+        PathError: it is empty, holds a zero byte, or is an address such as `s3://`.
+        BucketError, BucketJobError: it is in a bucket, `gs://`, and cannot be read.
+    """
+    if buckets.is_bucket(argument):
+        from spirit_jax.core.bucket_cache import local_copy  # most commands never need it
+
+        return str(local_copy(argument))
+    return disk_path(argument, option)
+
+
+def disk_path(argument: str, option: str) -> str:
+    """The path on this machine that a user gave for an option, with `~` expanded.
+
+    Raises:
+        PathError: it is empty, holds a zero byte, or names a bucket or an address.
     """
     scheme = _SCHEME.match(argument)
     if scheme:
@@ -40,6 +58,50 @@ def local_path(argument: str, option: str) -> str:
     if not argument or "\0" in argument:
         raise PathError(f"{option} {argument!r}: not a path")
     return os.path.expanduser(argument)
+
+
+def output_path(argument: str, option: str) -> str:
+    """The path of an output for code that writes through `files`, which also takes paths in a bucket.
+
+    Raises:
+        PathError: it is empty, holds a zero byte, or is an address such as `s3://`.
+        BucketError, BucketJobError: its bucket does not exist or cannot be used.
+    """
+    if not buckets.is_bucket(argument):
+        return disk_path(argument, option)
+    buckets.check_bucket(argument)
+    return argument.rstrip("/")
+
+
+def as_path(path: str | os.PathLike) -> Any:
+    """A path with the methods of `pathlib.Path`, on this machine or in a bucket, where `resolve` must not be called.
+
+    `pathlib.Path` itself would take one of the two slashes of `gs://` away.
+    """
+    if not buckets.is_bucket(path):
+        return pathlib.Path(path)
+    from etils import epath
+
+    buckets.connect()  # etils uses its settings
+    return epath.Path(os.fspath(path))
+
+
+def absolute_path(path: str | os.PathLike) -> Any:
+    """As `as_path`; a path on this machine is absolute and without links."""
+    found = as_path(path)
+    return found if buckets.is_bucket(path) else found.resolve()
+
+
+def file_sizes(directory: str | os.PathLike) -> dict[str, int]:
+    """Bytes of each file directly in a directory, by name; {} if there is no such directory."""
+    if buckets.is_bucket(directory):
+        found = buckets.list_objects(os.fspath(directory))
+        return {name: item.size for name, item in found.items() if "/" not in name}
+    try:
+        with os.scandir(directory) as entries:
+            return {entry.name: entry.stat().st_size for entry in entries if _is(entry.is_file)}
+    except FileNotFoundError:
+        return {}
 
 
 def walk_files(root: str | os.PathLike) -> Iterator[pathlib.Path]:

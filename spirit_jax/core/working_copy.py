@@ -1,0 +1,174 @@
+"""A local directory whose files are uploaded to a folder of a bucket while a command writes them.
+
+A bucket can neither append to an object nor rename a folder. So a command writes to a local directory, and a thread
+uploads the files that have changed, at intervals and at the end. A *seal*, the file that makes a reader accept the
+others, is uploaded after all other files. Files that the command removes are removed from the bucket last. Hidden
+files, such as locks and files that are being written, stay local.
+"""
+
+import contextlib
+import logging
+import os
+import pathlib
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from spirit_jax.core import buckets
+from spirit_jax.core.bucket_cache import local_copy, work_directory
+from spirit_jax.core.checksums import is_checksums
+from spirit_jax.core.errors import SpiritError, name_in_messages
+from spirit_jax.core.files import staging_directory
+from spirit_jax.core.paths import disk_path
+
+INTERVAL = 30.0
+"""Seconds between two uploads."""
+
+_SEALS = ("metadata.json", "config.json")  # beside the files of checksums and the summaries of jobs
+_LOG = logging.getLogger(__name__)
+_SMALL = 2**22  # bytes of a file that may grow while it is uploaded, as a log does
+_TRANSFERS = 16
+
+
+class WorkingCopy:
+    """The local side of an output folder in a bucket. Use `output_directory`, which makes one where it is needed.
+
+    Attributes:
+        directory: the local directory.
+        url: the folder in the bucket.
+    """
+
+    def __init__(self, url: str, wanted: Callable[[str], bool]):
+        self.url = url.rstrip("/")
+        bucket, name = buckets.split(self.url)
+        buckets.check_bucket(self.url)
+        self._staging = staging_directory(work_directory(), name.replace("/", "-") or bucket)
+        self.directory = self._staging / (name.rsplit("/", 1)[-1] or bucket)
+        self._uploaded: dict[str, tuple[int, int]] = {}
+        self._wanted, self._lock = wanted, threading.Lock()
+        self.download()
+        self.directory.mkdir(exist_ok=True)
+        name_in_messages(self.directory, self.url)
+
+    def download(self) -> None:
+        """Bring the wanted files of the bucket into the directory, in place of local ones of the same names."""
+        found = [name for name in buckets.list_objects(self.url) if self._wanted(name)] if self._wanted else []
+        if not found:
+            return
+        source = local_copy(self.url, self._wanted)
+        shutil.copytree(source, self.directory, dirs_exist_ok=True)
+        for name in found:
+            self._uploaded[name] = _state(self.directory / name)
+
+    def upload(self) -> None:
+        """Upload what has changed since the last call, seals last, and remove from the bucket what was removed.
+
+        Raises:
+            BucketError, BucketJobError: the bucket cannot be written.
+        """
+        with self._lock:
+            files = {name: _state(self.directory / name) for name in _files(self.directory)}
+            changed = [name for name, state in files.items() if self._uploaded.get(name) != state]
+            with ThreadPoolExecutor(_TRANSFERS) as threads:
+                for seals in (False, True):
+                    now = [name for name in changed if is_seal(name) == seals]
+                    for name, done in zip(now, threads.map(self._put, now), strict=True):
+                        if done:
+                            self._uploaded[name] = files[name]
+            for name in [name for name in self._uploaded if name not in files]:
+                buckets.remove_object(f"{self.url}/{name}")
+                del self._uploaded[name]
+
+    def _put(self, name: str) -> bool:
+        path = self.directory / name
+        try:
+            with path.open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                content = file.read(size) if size <= _SMALL else path
+        except FileNotFoundError:  # it was removed meanwhile
+            return False
+        buckets.write_object(f"{self.url}/{name}", content)
+        return True
+
+    def remove(self) -> None:
+        """Remove the local directory."""
+        shutil.rmtree(self._staging, ignore_errors=True)
+
+
+def is_seal(name: str) -> bool:
+    """Whether readers accept the files beside this one because of it."""
+    file = name.rsplit("/", 1)[-1]
+    return file in _SEALS or is_checksums(file) or file.startswith("encoding-") or file.endswith(".summary.json")
+
+
+@contextlib.contextmanager
+def uploading(copy: WorkingCopy) -> Iterator[None]:
+    """Upload a working copy at intervals and at the end of the block, also after an error, and then remove it.
+
+    Raises:
+        BucketError, BucketJobError: the last upload failed; an earlier one is repeated.
+    """
+    ended = threading.Event()
+
+    def upload_at_intervals() -> None:
+        while not ended.wait(INTERVAL):
+            try:
+                copy.upload()
+            except (SpiritError, OSError) as problem:
+                _LOG.warning("not uploaded yet, tried again in %.0f s: %s", INTERVAL, problem)
+
+    thread = threading.Thread(target=upload_at_intervals, daemon=True, name="upload")
+    thread.start()
+    try:
+        try:
+            yield
+        except Exception:
+            with contextlib.suppress(SpiritError, OSError):  # what was written helps to find the error
+                copy.upload()
+            raise
+        copy.upload()
+    finally:
+        ended.set()
+        thread.join()
+        copy.remove()
+
+
+@contextlib.contextmanager
+def output_directory(
+    argument: str, option: str, wanted: Callable[[str], bool] = lambda name: True
+) -> Iterator[pathlib.Path]:
+    """The local directory to write an output to; one in a bucket is uploaded at intervals and at the end.
+
+    Args:
+        argument: a path or `gs://BUCKET/NAME`, as the user typed it.
+        option: names the argument in messages.
+        wanted: which files of an output that is in a bucket already are needed here, by their relative names.
+
+    Raises:
+        PathError: not a path.
+        BucketError, BucketJobError: the bucket cannot be read or written.
+    """
+    if not buckets.is_bucket(argument):
+        yield pathlib.Path(disk_path(argument, option))
+        return
+    copy = WorkingCopy(argument, wanted)
+    with uploading(copy):
+        yield copy.directory
+
+
+def _files(directory: pathlib.Path) -> list[str]:
+    found: list[str] = []
+    for folder, folders, names in os.walk(directory):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [os.path.relpath(os.path.join(folder, name), directory) for name in names if not name.startswith(".")]
+    return sorted(found)
+
+
+def _state(path: pathlib.Path) -> tuple[int, int]:
+    """Size and time of a file; both change when it is written."""
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns

@@ -1,0 +1,226 @@
+"""Objects, local copies, working copies and checksums in a bucket of an emulated server."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from spirit_jax.core import buckets
+from spirit_jax.core.bucket_cache import local_copy
+from spirit_jax.core.buckets import BucketError, BucketJobError
+from spirit_jax.core.checksums import find_damage, write_checksums
+from spirit_jax.core.errors import fail
+from spirit_jax.core.files import FileFormatError, read_json, read_text, write_file
+from spirit_jax.core.leases import Leases, hold_anywhere
+from spirit_jax.core.locks import LockError
+from spirit_jax.core.paths import PathError, local_path, output_path
+from spirit_jax.core.shared_folder import shared_folder
+from spirit_jax.core.working_copy import WorkingCopy, is_seal, output_directory, uploading
+from tests.support.buckets import DROP
+
+
+def _downloads(faults):
+    return [request for request in faults.requests if "/download/" in request or "alt=media" in request]
+
+
+def test_a_folder_is_copied_once_and_only_changed_objects_are_read_again(bucket, bucket_faults):
+    for name, content in (("a.txt", b"one"), ("deep/b.txt", b"two"), (".hidden", b"three")):
+        buckets.write_object(f"{bucket}/folder/{name}", content)
+    first = local_copy(f"{bucket}/folder")
+    assert first.name == "folder"
+    assert {name: (first / name).read_bytes() for name in ("a.txt", "deep/b.txt")} == {
+        "a.txt": b"one",
+        "deep/b.txt": b"two",
+    }
+    assert abs((first / "a.txt").stat().st_mtime - time.time()) < 60
+    bucket_faults.requests.clear()
+    assert local_copy(f"{bucket}/folder") == first
+    assert not _downloads(bucket_faults)
+    buckets.write_object(f"{bucket}/folder/a.txt", b"changed")
+    bucket_faults.requests.clear()
+    second = local_copy(f"{bucket}/folder")
+    assert (second / "a.txt").read_bytes() == b"changed"
+    assert (first / "a.txt").read_bytes() == b"one"
+    assert len(_downloads(bucket_faults)) == 1
+    assert local_path(f"{bucket}/folder/deep/b.txt", "--input").endswith("/b.txt")
+
+
+@pytest.mark.parametrize("fault", [429, 503, DROP])
+def test_requests_are_repeated_after_a_fault_and_content_stays_whole(bucket, bucket_faults, fault):
+    content = os.urandom(200_000)
+    if fault != DROP:
+        bucket_faults.plan(fault, 2, "POST")
+    buckets.write_object(f"{bucket}/large", content)
+    bucket_faults.plan(fault, 2, "GET", "large")
+    assert local_copy(f"{bucket}/large").read_bytes() == content
+    if fault != DROP:
+        bucket_faults.plan(fault, 2, "GET")
+    assert buckets.read_object(f"{bucket}/large") == content
+
+
+def test_a_connection_that_always_drops_is_one_line_and_leaves_no_copy(bucket, bucket_faults, tmp_path, capsys):
+    buckets.write_object(f"{bucket}/large", os.urandom(10_000))
+    bucket_faults.plan(DROP, 10_000, "GET", "alt=media")
+    with pytest.raises(BucketJobError, match="large: the transfer failed and repeating it did not help") as error:
+        local_copy(f"{bucket}/large")
+    with pytest.raises(SystemExit) as stop:
+        fail("command", error.value, error.value.exit_code)
+    assert (stop.value.code, capsys.readouterr().err.count("\n")) == (1, 1)
+    assert not [path for path in (tmp_path / "bucket_cache").rglob("*") if path.is_file()]
+    bucket_faults.clear()
+    assert local_copy(f"{bucket}/large").stat().st_size == 10_000
+
+
+def test_missing_buckets_and_objects_and_bad_addresses_are_named(bucket):
+    for action in (local_copy, buckets.list_objects, buckets.check_bucket, lambda url: write_file(url, "x")):
+        with pytest.raises(BucketError, match="gs://no-such-bucket"):
+            action("gs://no-such-bucket/x")
+    with pytest.raises(BucketError, match=f"{bucket}/nothing: nothing is there"):
+        local_copy(f"{bucket}/nothing")
+    with pytest.raises(BucketError, match="nothing: no such bucket or object"):
+        read_text(f"{bucket}/nothing")
+    for address in ("gs://", "gs:///x", "gs://bucket/a//b", "gs://bucket/../b"):
+        with pytest.raises(BucketError, match="expected gs://BUCKET/NAME"):
+            buckets.split(address)
+    with pytest.raises(PathError, match="s3:// is not read or written"):
+        output_path("s3://bucket/x", "--output")
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_credentials_that_may_not_read_are_named_as_such(bucket, bucket_faults, status):
+    bucket_faults.plan(status, 100)
+    with pytest.raises(BucketError, match="these credentials may not be used here .*gcloud auth"):
+        local_copy(f"{bucket}/folder")
+
+
+def test_copies_that_do_not_fit_are_refused_and_unused_ones_removed(bucket, tmp_path, monkeypatch):
+    monkeypatch.setenv("SPIRIT_BUCKET_CACHE_GIB", str(1500 / 2**30))
+    for name in ("a", "b"):
+        buckets.write_object(f"{bucket}/{name}", os.urandom(1000))
+    first = local_copy(f"{bucket}/a")
+    with pytest.raises(BucketError, match="do not fit beside .*allow more with SPIRIT_BUCKET_CACHE_GIB"):
+        local_copy(f"{bucket}/b")  # this process uses the first copy
+    next(first.parent.glob(".used-by-*")).rename(first.parent / f".used-by-{1 << 22}")  # a process that has ended
+    assert local_copy(f"{bucket}/b").stat().st_size == 1000
+    assert not first.exists()
+
+
+def test_a_working_copy_uploads_seals_last_and_removes_what_was_removed(bucket, bucket_faults):
+    copy = WorkingCopy(f"{bucket}/out", lambda name: True)
+    with uploading(copy):
+        for name in ("metadata.json", "train-00000-of-00001.array_record", "deep/log.jsonl", ".lock"):
+            (copy.directory / name).parent.mkdir(exist_ok=True)
+            (copy.directory / name).write_text(name)
+        bucket_faults.requests.clear()
+        copy.upload()
+        posts = [request for request in bucket_faults.requests if request.startswith("POST")]
+        assert len(posts) == 3
+        assert set(buckets.list_objects(f"{bucket}/out")) == {
+            "metadata.json",
+            "train-00000-of-00001.array_record",
+            "deep/log.jsonl",
+        }
+        found = buckets.list_objects(f"{bucket}/out")
+        assert max(found, key=lambda name: found[name].updated) == "metadata.json"
+        (copy.directory / "deep/log.jsonl").unlink()
+        (copy.directory / "metadata.json").write_text("changed")
+    assert buckets.read_object(f"{bucket}/out/metadata.json") == b"changed"
+    assert "deep/log.jsonl" not in buckets.list_objects(f"{bucket}/out")
+    assert not copy.directory.exists()
+    assert is_seal("a/checksums-00000-of-00001.json")
+
+
+def test_a_failed_upload_leaves_no_seal(bucket, bucket_faults):
+    copy = WorkingCopy(f"{bucket}/out", lambda name: True)
+    (copy.directory / "metadata.json").write_text("{}")
+    (copy.directory / "data").write_text("data")
+    bucket_faults.plan(503, 1000, "POST")
+    with pytest.raises(BucketJobError):
+        copy.upload()
+    bucket_faults.clear()
+    assert not buckets.list_objects(f"{bucket}/out")
+    copy.upload()
+    assert set(buckets.list_objects(f"{bucket}/out")) == {"metadata.json", "data"}
+    copy.remove()
+
+
+def test_an_output_directory_holds_what_is_in_the_bucket(bucket):
+    write_file(f"{bucket}/out/kept.txt", "kept")
+    write_file(f"{bucket}/out/large.bin", "not needed")
+    with output_directory(f"{bucket}/out", "--output", lambda name: name != "large.bin") as directory:
+        assert [path.name for path in directory.iterdir()] == ["kept.txt"]
+        (directory / "kept.txt").write_text("changed")
+    assert read_text(f"{bucket}/out/kept.txt") == "changed"
+    assert read_text(f"{bucket}/out/large.bin") == "not needed"
+
+
+def test_checksums_of_a_bucket_notice_a_flipped_byte(bucket):
+    for name, content in (("a", b"one"), ("deep/b", b"two"), (".hidden", b"x")):
+        write_file(f"{bucket}/step/{name}", content)
+    assert "no checksums" in str(find_damage(f"{bucket}/step"))
+    for index in range(2):
+        write_checksums(f"{bucket}/step", index, 2)
+    assert find_damage(f"{bucket}/step") is None
+    write_file(f"{bucket}/step/deep/b", b"twp")
+    assert "deep/b: is not as it was written" in str(find_damage(f"{bucket}/step"))
+    buckets.remove_object(f"{bucket}/step/deep/b")
+    assert "deep/b: is not as it was written" in str(find_damage(f"{bucket}/step"))
+
+
+def test_json_of_a_bucket_is_checked_like_a_file(bucket):
+    write_file(f"{bucket}/x.json", "{")
+    with pytest.raises(FileFormatError, match=r"x\.json: not JSON"):
+        read_json(f"{bucket}/x.json")
+
+
+@pytest.fixture(params=["disk", "bucket"])
+def folder(request, tmp_path):
+    place = tmp_path / "shared" if request.param == "disk" else request.getfixturevalue("bucket")
+    return shared_folder(f"{place}")
+
+
+def test_a_lease_has_one_holder_until_it_is_released_or_expires(folder):
+    with Leases(folder, 60) as mine, Leases(folder, 60) as other:
+        assert mine.claim("1")
+        assert not other.claim("1")
+        assert other.claim("2")
+        mine.release("1")
+        assert other.claim("1")
+    assert not [name for name in folder.ages() if name.endswith(".lease")]
+    folder.write("1.lease", b'{"host": "elsewhere", "pid": 1}')
+    with Leases(folder, 60) as mine:
+        assert not mine.claim("1")
+    time.sleep(1.1)
+    with Leases(folder, 1) as mine:
+        assert mine.claim("1")
+
+
+def test_the_lease_of_a_killed_process_is_free_at_once(folder):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    folder.write("1.lease", json.dumps({"host": socket.gethostname(), "pid": ended.pid}).encode())
+    with Leases(folder, 60) as mine:
+        assert mine.claim("1")
+
+
+def test_a_lease_that_is_kept_does_not_expire(folder):
+    with Leases(folder, 2) as mine, Leases(folder, 2) as other:
+        assert mine.claim("1")
+        time.sleep(2.5)
+        assert not other.claim("1")
+
+
+def test_a_directory_in_a_bucket_is_held_by_one_job(bucket):
+    with hold_anywhere(bucket, ".lock", "training") as check:
+        check()
+        with (
+            pytest.raises(LockError, match=r"is at work here \(training\)"),
+            hold_anywhere(bucket, ".lock", "training"),
+        ):
+            pass
+    with hold_anywhere(bucket, ".lock", "training"):
+        pass
