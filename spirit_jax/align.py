@@ -11,7 +11,8 @@
 The input is anything with speech that `encode` takes: a folder of recordings with a `.txt` file beside each, a
 manifest, a prepared TFDS directory, a published corpus (`librispeech:DIR`) or a bundled one. The result is a manifest
 with word times, a list of the clips that were left out and why, and a summary with a histogram of the word scores. The
-same command resumes a job that was killed.
+same command resumes a job that was killed. Start it on any number of hosts that share the output, and they divide the
+work.
 """
 
 import dataclasses
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from spirit_jax import config
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import read_json
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path, local_path
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
@@ -32,6 +33,7 @@ from spirit_jax.corpora.alignment.sphinx import SphinxAligner
 from spirit_jax.corpora.alignment.voice_activity import VoiceDetector, open_voice_activity
 from spirit_jax.corpora.alignment.writers import WRITERS
 from spirit_jax.corpora.inputs import Input, open_input
+from spirit_jax.corpora.shared_work import Sharing
 from spirit_jax.speech.asr import Recognizer, open_recognizer
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ class AlignConfig:
     """Clips whose words have times in the input keep them; only the others are aligned."""
     seed: int = 0
     """Seed of the training of an aligner."""
+    lease_seconds: float = 120
+    """Seconds without a sign of life from another host after which this one takes its work over."""
     overwrite: bool = False
     """Replace a finished alignment of another input, aligner or setting."""
 
@@ -166,12 +170,15 @@ def align(settings: AlignConfig) -> None:
     """Run the job, print its summary and draw its histogram.
 
     Raises:
-        PathError: a path is in a bucket.
+        PathError: the output is in a bucket.
+        BucketError, BucketJobError: an input is in a bucket that cannot be read.
         CorpusError, AlignmentError, CheckpointError, RecognizerError, VoiceActivityError: input, aligner, recognizer or
             detector of voice cannot be used.
         JobError: no clip could be aligned.
     """
-    output = pathlib.Path(local_path(settings.output, "--output"))
+    from spirit_jax.parallel.processes import place_in_job
+
+    output = pathlib.Path(disk_path(settings.output, "--output"))
     corpus = open_input(settings.input, settings.split)
     if settings.alignments is not None:
         corpus = attach_alignments(corpus, settings.alignments)
@@ -185,6 +192,7 @@ def align(settings: AlignConfig) -> None:
         activity=open_voice_activity(settings.voice_activity),
         write=settings.write,
         overwrite=settings.overwrite,
+        sharing=Sharing(settings.lease_seconds, *place_in_job()),
     )
     print(summary)
     try:

@@ -4,20 +4,21 @@
 
 INPUT is a manifest (.jsonl, .json, .csv or .tsv), an audio file, a folder or a quoted glob of them, a JSONL file or a
 quoted glob of them with lines of text, a prepared TFDS directory, a published corpus in its layout (librispeech:DIR),
-or the name of a bundled corpus. The same command resumes a job that was killed. On several hosts that share DIR, start
-the command on each with --host_index 0, 1, ... and --host_count N. On one host all local devices share the work.
+or the name of a bundled corpus. INPUT, CHECKPOINT and DIR may also be in a bucket (gs://BUCKET/NAME). The same command
+resumes a job that was killed. Start it on any number of hosts that share DIR, and they divide the work; the work of a
+host that is lost is done by the others. On one host all local devices share the work.
 """
 
 import dataclasses
 import logging
 import os
-import pathlib
 from collections.abc import Sequence
 from typing import Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import output_path
+from spirit_jax.core.working_copy import output_directory
 
 # Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
 
@@ -29,7 +30,7 @@ class EncodeConfig:
     """Input, tokenizer and output of an encoding job.
 
     Raises:
-        ValueError: an invalid number of shards, name of a split, fraction or host.
+        ValueError: an invalid number of shards, name of a split, fraction or time.
     """
 
     input: str
@@ -60,12 +61,8 @@ class EncodeConfig:
     there are enough."""
     overwrite: bool = False
     """Replace records, and finished blocks of an unfinished job, that come from another input or tokenizer."""
-    host_index: int = 0
-    """Number of this host out of `host_count`; host 0 waits for the others and writes the records."""
-    host_count: int = 1
-    """Number of hosts that share the work and the output directory."""
-    host_timeout: float = 1800
-    """Seconds without a block from another host after which host 0 gives up waiting; finished blocks are kept."""
+    lease_seconds: float = 120
+    """Seconds without a sign of life from another host after which this one takes its work over."""
 
     def __post_init__(self):
         if self.shards is not None and self.shards < 1:
@@ -75,27 +72,30 @@ class EncodeConfig:
         from spirit_jax.data.records import check_split_name
 
         check_split_name(self.split)
-        if not 0 <= self.host_index < self.host_count:
-            raise ValueError(f"host_index must be in 0..host_count-1, found {self.host_index} of {self.host_count}")
+        if not self.lease_seconds > 0:
+            raise ValueError(f"lease_seconds must be positive, found {self.lease_seconds}")
 
 
 def encode(settings: EncodeConfig) -> None:
     """Run the job and print its summary.
 
     Raises:
-        PathError: a path is in a bucket.
+        PathError: not a path.
+        BucketError, BucketJobError: a path is in a bucket that cannot be used.
         CorpusError, CheckpointError: the input or the tokenizer cannot be used, or a corpus of text has a tokenizer.
         OutputError, RecordError: the output holds other records, or units of another tokenizer.
         EncodingError: the job cannot be finished.
-        LockError: another process does the same work.
+        LockError: the output was removed while the job ran.
     """
     from spirit_jax.corpora import CorpusError, open_input
     from spirit_jax.corpora.alignment.attach import attach_alignments
-    from spirit_jax.corpora.encoding import HostShare, encode_split
+    from spirit_jax.corpora.encoding import encode_split
     from spirit_jax.corpora.held_out import hold_out
     from spirit_jax.corpora.resynthesis import check_resynthesis
+    from spirit_jax.corpora.shared_work import Sharing
+    from spirit_jax.parallel.processes import place_in_job
 
-    output = local_path(settings.output, "--output")
+    output = output_path(settings.output, "--output")
     corpus = open_input(settings.input, settings.split)
     if settings.checkpoint is not None and not corpus.has_speech:
         raise CorpusError(
@@ -107,26 +107,30 @@ def encode(settings: EncodeConfig) -> None:
     parts = hold_out(corpus, settings.validation_fraction) if settings.validation_fraction else (corpus,)
     tokenizer = None
     if settings.checkpoint is not None:
+        from spirit_jax.checkpoint import local_directory
         from spirit_jax.speech import SpeechTokenizer
 
-        checkpoint = local_path(settings.checkpoint, "--checkpoint")
+        checkpoint = local_directory(settings.checkpoint, "--checkpoint")
         tokenizer = SpeechTokenizer.from_pretrained(checkpoint, settings.variant, settings.f0).load_encoders()
         if settings.variant is None and not tokenizer.expressive:
             logging.warning("%s has a phonetic encoder alone: units of Spirit LM Base", checkpoint)
     elif settings.f0 is not None:
         raise SpiritError(f"--f0 {settings.f0}: text has no pitch; leave it out, or name the --checkpoint")
-    if settings.check and settings.host_index == 0:
+    index, count = place_in_job()
+    if settings.check and index == 0:
         if tokenizer is None:
             raise CorpusError(
                 "--check: speaks clips again from their units; it needs --checkpoint and an input with audio"
             )
-        print(check_resynthesis(parts[-1], tokenizer, pathlib.Path(output) / f"check-{parts[-1].split}"))
-    share = HostShare(settings.host_index, settings.host_count, settings.host_timeout)
+        check = f"{output}/check-{parts[-1].split}"
+        with output_directory(check, "--output") as directory:
+            print(check_resynthesis(parts[-1], tokenizer, directory))
+    sharing = Sharing(settings.lease_seconds, index, count)
     for part in parts:
         summary = encode_split(
-            part, tokenizer, output, shards=settings.shards, share=share, overwrite=settings.overwrite
+            part, tokenizer, output, shards=settings.shards, sharing=sharing, overwrite=settings.overwrite
         )
-        print(summary if summary is not None else f"host {settings.host_index}: done, host 0 writes the records")
+        print(summary)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

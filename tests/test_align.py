@@ -1,5 +1,6 @@
 """The `align` command on bundled clips: manifest, files, resuming, filters and bad input."""
 
+import concurrent.futures
 import json
 import re
 import subprocess
@@ -11,10 +12,10 @@ import pytest
 
 from spirit_jax.align import main
 from spirit_jax.audio import save_audio
-from spirit_jax.core.locks import LockError, hold
 from spirit_jax.corpora import Utterance, open_corpus, open_input, write_corpus
 from spirit_jax.corpora.alignment.aligner import WordTime
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus
+from spirit_jax.corpora.shared_work import Sharing
 from tests.support.ctc_networks import save_network
 
 CLIPS = 6
@@ -255,10 +256,23 @@ def test_files_for_other_tools_are_written_for_a_finished_alignment_too(tmp_path
     assert (tmp_path / "out/train/ctm/words.ctm").read_text().startswith("a 1 0.000 0.500 yes")
 
 
-def test_a_second_process_is_kept_out(tmp_path):
-    corpus = one_word(tmp_path / "clips", "a")
-    with hold(tmp_path / "out/.align-train.lock", "alignment"), pytest.raises(LockError):
-        align_corpus(corpus, Heard(), tmp_path / "out", progress=False)
+def test_two_processes_share_the_work_and_the_block_of_a_lost_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("spirit_jax.corpora.alignment.job.BLOCK", 1)
+    corpus = one_word(tmp_path / "clips", *"abcdef")
+    (tmp_path / "out/.align-train").mkdir(parents=True)
+    (tmp_path / "out/.align-train/1.lease").write_text('{"host": "lost", "pid": 1}')
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        jobs = [
+            threads.submit(
+                align_corpus, corpus, Heard(), tmp_path / "out", progress=False, sharing=Sharing(1, index, 2)
+            )
+            for index in range(2)
+        ]
+        assert [job.result().utterances for job in jobs] == [6, 6]
+    align_corpus(corpus, Heard(), tmp_path / "alone", progress=False)
+    for name in ("train.jsonl", "train.summary.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "alone" / name).read_bytes()
+    assert not list((tmp_path / "out").glob(".*"))
 
 
 def test_ids_never_lead_out_of_the_output(tmp_path):

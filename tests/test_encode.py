@@ -1,13 +1,12 @@
 """`python -m spirit_jax.encode`: resuming after a kill, several hosts, unusable files, the summary and errors."""
 
+import concurrent.futures
 import json
 import logging
-import os
 import pathlib
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,13 +16,15 @@ import pytest
 
 from spirit_jax import encode as command
 from spirit_jax.audio import load_audio, save_audio
-from spirit_jax.core.locks import hold
+from spirit_jax.core.buckets import list_objects, read_object
+from spirit_jax.core.files import write_file
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.block_store import BlockStore
-from spirit_jax.corpora.blocks import SPEECH_BLOCK, TEXT_BLOCK, EncodedBlock
-from spirit_jax.corpora.encoding import EncodingError, HostShare, OutputError, encode_split
+from spirit_jax.corpora.blocks import SPEECH_BLOCK, TEXT_BLOCK, BlockEncoder, EncodedBlock
+from spirit_jax.corpora.encoding import EncodingError, OutputError, encode_split
 from spirit_jax.corpora.held_out import hold_out
-from spirit_jax.data.records import RecordSource
+from spirit_jax.corpora.shared_work import Sharing
+from spirit_jax.data.records import RecordError, RecordSource
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import save_part
@@ -146,39 +147,20 @@ def test_killed_job_resumes_without_gaps_or_duplicates(checkpoint, files, expect
     assert not blocks.exists()
 
 
-def test_hosts_encode_disjoint_blocks(files, tokenizer, expected, tmp_path):
+def test_processes_share_the_blocks_of_a_lost_one(files, tokenizer, expected, tmp_path):
+    """One process has left a finished block and the lease of another; the next one takes over what it left."""
     opened = open_input(str(files), "train")
-    for host in (2, 1):
-        assert encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(host, 3)) is None
-    assert sorted(path.stem for path in (tmp_path / ".encoding-train").iterdir()) == ["00000001", "00000002"]
-    summary = encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(0, 3))
-    assert summary is not None
+    job = {"corpus": opened.fingerprint, "units": tokenizer.fingerprint, "block": SPEECH_BLOCK}
+    store = BlockStore(tmp_path / ".encoding-train", EncodedBlock, job)
+    with BlockEncoder(opened, tokenizer) as encoder:
+        store.write(2, encoder.encode(2))
+    store.folder.write("0.lease", json.dumps({"host": "lost", "pid": 1}).encode())
+    started = time.monotonic()
+    summary = encode_split(opened, tokenizer, tmp_path, shards=2, progress=False, sharing=Sharing(lease_seconds=2))
+    assert time.monotonic() - started > 1
     assert (summary.records, summary.bad) == (expected[1].records, expected[1].bad)
     assert contents(tmp_path) == contents(expected[0])
-
-
-def test_host_that_stopped_is_named(files, tokenizer, expected, tmp_path):
-    """Host 1 of 3 never runs: host 0 gives up and names it; both resume when they are started again."""
-    opened = open_input(str(files), "train")
-
-    def run(host):
-        return encode_split(
-            opened, tokenizer, tmp_path, shards=2, progress=False, share=HostShare(host, 3, timeout=0.1)
-        )
-
-    run(2)
-    with pytest.raises(EncodingError, match="host 1 of 3 has finished no block for 0 s and lacks 1. .*--host_index 1"):
-        run(0)
-    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / ".encoding-train").iterdir()}
-    assert len(kept) == 3
-    run(1)
-    assert {
-        path.name: path.stat().st_mtime_ns for path in (tmp_path / ".encoding-train").iterdir()
-    }.items() >= kept.items()
-    summary = run(0)
-    assert summary is not None
-    assert summary.records == expected[1].records
-    assert contents(tmp_path) == contents(expected[0])
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_finished_blocks_of_another_job_are_not_used(files, tokenizer, tmp_path):
@@ -209,7 +191,7 @@ def test_finished_split_is_not_encoded_again(files, tokenizer, expected, monkeyp
         (["--input", "spirit_mini", "--output", "o", "--checkpoint", "nowhere"], 2, "nowhere: no such checkpoint"),
         (["--input", "spirit_mini", "--output", "o"], 1, "a speech tokenizer is needed"),
         (["--input", "spirit_mini", "--output", "o", "--split", "x"], 2, "no split 'x'"),
-        (["--input", "x", "--output", "o", "--host_index", "3"], 2, "host_index must be in 0..host_count-1"),
+        (["--input", "x", "--output", "o", "--lease_seconds", "0"], 2, "lease_seconds must be positive"),
         (["--input", "x", "--output", "o", "--inputs", "y"], 2, "inputs"),
     ],
 )
@@ -282,40 +264,103 @@ def test_a_finished_split_is_resharded_or_says_that_nothing_is_to_do(pages, capl
         assert len(list((pages / "records").glob("*.array_record"))) == (shards or 3)
 
 
-def test_a_second_job_of_the_same_work_is_refused_and_a_killed_one_resumed(pages, capsys):
-    output = pages / "records"
-    arguments = ("--input", pages / "one.jsonl", "--output", output)
-    with hold(output / ".encoding-train.host-0.lock", "encoding of split train"):
-        assert run(*arguments) == 1
-        assert f"process {os.getpid()} of " in capsys.readouterr().err
-        assert run("--input", pages / "two.jsonl", "--output", output, "--split", "validation") == 0
-    (output / ".encoding-train.host-0.lock").write_text(json.dumps({"host": socket.gethostname(), "pid": 1 << 22}))
-    assert run(*arguments) == 0
-    assert (len(texts(output)), len(texts(output, "validation"))) == (30, 40)
-    assert not list(output.glob(".*"))
+def test_processes_that_run_at_once_share_the_work(pages, monkeypatch):
+    monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 1)
+    opened, encoded, encode = open_input(str(pages / "one.jsonl"), "train"), [], BlockEncoder.encode
+
+    def encode_slowly(encoder, block):
+        encoded.append(block)
+        time.sleep(0.01)
+        return encode(encoder, block)
+
+    monkeypatch.setattr(BlockEncoder, "encode", encode_slowly)
+    with concurrent.futures.ThreadPoolExecutor(3) as threads:
+        jobs = [
+            threads.submit(encode_split, opened, None, pages / "out", progress=False, sharing=Sharing(60, index, 3))
+            for index in range(3)
+        ]
+        summaries = [job.result() for job in jobs]
+    assert [summary.records for summary in summaries] == [30, 30, 30]
+    assert sorted(set(encoded)) == list(range(30))
+    assert len(encoded) < 35  # a block is encoded twice only where a lease is claimed just after it was stored
+    assert texts(pages / "out") == [f"page {number} of one" for number in range(30)]
+    assert not list((pages / "out").glob(".*"))
 
 
 @pytest.mark.parametrize("remove", ["the output", "a block"])
-def test_a_job_whose_output_is_removed_ends_with_a_message(pages, remove, monkeypatch, capsys):
+def test_a_job_whose_output_is_removed_ends_with_a_message_or_does_it_again(pages, remove, monkeypatch, capsys):
     monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 10)
     write, output = BlockStore.write, pages / "records"
 
     def write_and_remove(store, block, finished):
         write(store, block, finished)
-        if block == 1:
-            shutil.rmtree(output) if remove == "the output" else store.path(0).unlink()
+        if block == 1 and not (pages / "removed").exists():
+            (pages / "removed").touch()
+            shutil.rmtree(output) if remove == "the output" else store.folder.remove(store.name(0))
 
     monkeypatch.setattr(BlockStore, "write", write_and_remove)
-    assert run("--input", pages / "one.jsonl", "--output", output) == 1
-    assert "was removed" in capsys.readouterr().err
+    code = run("--input", pages / "one.jsonl", "--output", output)
+    if remove == "the output":
+        assert code == 1
+        assert "was removed" in capsys.readouterr().err
+    else:
+        assert (code, len(texts(output))) == (0, 30)
 
 
-def test_paths_in_buckets_are_refused_and_home_is_expanded(pages, monkeypatch, capsys):
+def test_records_in_a_bucket_are_those_of_a_disk(pages, bucket, capsys, caplog):
+    for output in (pages / "records", f"{bucket}/records"):
+        assert run("--input", pages / "one.jsonl", "--output", output, "--shards", 2) == 0
+    names = [path.name for path in sorted((pages / "records").glob("*.array_record"))]
+    assert set(list_objects(f"{bucket}/records")) == {*names, "metadata.json", "encoding-train.json"}
+    for name in (*names, "metadata.json"):
+        assert read_object(f"{bucket}/records/{name}") == (pages / "records" / name).read_bytes()
+    assert texts(f"{bucket}/records") == texts(pages / "records")
+    with caplog.at_level(logging.INFO):
+        assert run("--input", pages / "one.jsonl", "--output", f"{bucket}/records") == 0
+    assert "is already encoded, nothing to do" in caplog.text
+    write_file(f"{bucket}/records/{names[0]}", b"cut")
+    with pytest.raises(RecordError, match="3 bytes"):
+        RecordSource(f"{bucket}/records", "train")
+    assert run("--input", pages / "one.jsonl", "--output", f"{bucket}/records", "--shards", 2) == 0
+    assert len(texts(f"{bucket}/records")) == 30
+    write_file(f"{bucket}/in/two.jsonl", (pages / "two.jsonl").read_bytes())
+    assert run("--input", f"{bucket}/in/two.jsonl", "--output", f"{bucket}/records", "--split", "validation") == 0
+    assert len(texts(f"{bucket}/records", "validation")) == 40
+
+
+def test_a_job_whose_bucket_fails_is_one_line_and_resumes(pages, bucket, bucket_faults, monkeypatch, capsys):
+    monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 10)
+    # the process that fails is this one, which lives on, so that its leases end by their time
+    arguments = ("--input", pages / "one.jsonl", "--output", f"{bucket}/records", "--lease-seconds", 1)
+    bucket_faults.plan(503, 1000, "POST", "upload")
+    assert run(*arguments) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.endswith("when the network and the bucket's quota allow it")
+    bucket_faults.clear()
+    write = BlockStore.write
+
+    def write_and_fail(store, block, finished):
+        write(store, block, finished)
+        if block == 1:
+            bucket_faults.plan(403, 1000)
+
+    monkeypatch.setattr(BlockStore, "write", write_and_fail)
+    assert run(*arguments) == 2
+    assert "these credentials may not be used here" in capsys.readouterr().err
+    bucket_faults.clear()
+    assert "metadata.json" not in list_objects(f"{bucket}/records")
+    monkeypatch.setattr(BlockStore, "write", write)
+    assert run(*arguments) == 0
+    assert len(texts(f"{bucket}/records")) == 30
+    assert run("--input", pages / "one.jsonl", "--output", "gs://no-such-bucket/records") == 2
+    assert "gs://no-such-bucket: no such bucket or object" in capsys.readouterr().err
+
+
+def test_other_addresses_are_refused_and_home_is_expanded(pages, monkeypatch, capsys):
     monkeypatch.chdir(pages)
     monkeypatch.setenv("HOME", str(pages / "home"))
-    for argument in ("gs://bucket/records", "s3://bucket"):
-        assert run("--input", "one.jsonl", "--output", argument) == 2
-        assert f"--output {argument}: " in capsys.readouterr().err
+    assert run("--input", "one.jsonl", "--output", "s3://bucket") == 2
+    assert "--output s3://bucket: " in capsys.readouterr().err
     assert run("--input", "one.jsonl", "--output", "~/records") == 0
     assert len(texts(pages / "home/records")) == 30
     assert sorted(path.name for path in pages.iterdir()) == ["home", "one.jsonl", "two.jsonl"]

@@ -1,36 +1,34 @@
 """Encoding jobs: speech and a speech tokenizer give unit records; text gives text records.
 
 A job encodes the blocks of a split (`blocks.py`) and stores each in `DIR/.encoding-SPLIT/` until all are there. Then
-the blocks become the record files. A job that was killed resumes at its first missing block, and several hosts share
-one job. A lock keeps a second process out that would do the same share of the work.
+the blocks become the record files. A job that was killed resumes at its first missing block, and any number of
+processes, on one host or on several, share one job (`shared_work.py`). `DIR` may be in a bucket.
 """
 
-import collections
-import dataclasses
 import logging
 import os
-import pathlib
-import shutil
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError, printable
-from spirit_jax.core.locks import Lock, hold
+from spirit_jax.core.paths import as_path
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.blocks import BlockEncoder, EncodedBlock
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.readers.prepared import open_corpus
+from spirit_jax.corpora.shared_work import ALONE, SharedWork, Sharing
 from spirit_jax.corpora.summary import EncodingSummary, Totals
 from spirit_jax.data.records import (
     METADATA,
-    RecordSource,
     RecordWriter,
     check_split_name,
     check_units,
+    count_files,
     read_metadata,
     reshard,
 )
@@ -45,18 +43,6 @@ class EncodingError(JobError):
 
 class OutputError(SpiritError):
     """An output directory with results of another job; the message says how to replace them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class HostShare:
-    """Which blocks this host encodes: every `count`-th, from block `index` on. All hosts share the output directory."""
-
-    index: int = 0
-    """Number of this host; host 0 waits for the others and writes the records."""
-    count: int = 1
-    """Number of hosts."""
-    timeout: float = 1800
-    """Seconds without a new block from another host after which host 0 gives up."""
 
 
 def encode_corpus(
@@ -94,11 +80,12 @@ def encode_corpus(
         OutputError: the directory holds results of another job, and `overwrite` is false.
         RecordError: the directory holds other splits with units of another tokenizer, or records cannot have a split of
             this name.
-        LockError: another process does the same work.
+        LockError: the directory was removed while the job ran.
+        BucketError, BucketJobError: the directory is in a bucket that cannot be used.
     """
     summaries = {}
     for split in splits:
-        summary = encode_split(
+        summaries[split] = encode_split(
             open_corpus(corpus, split),
             tokenizer,
             directory,
@@ -107,8 +94,6 @@ def encode_corpus(
             progress=progress,
             overwrite=overwrite,
         )
-        assert summary is not None  # this is the only host
-        summaries[split] = summary
     return summaries
 
 
@@ -121,22 +106,19 @@ def encode_split(
     skip_bad: bool = True,
     progress: bool = True,
     overwrite: bool = False,
-    share: HostShare = HostShare(),
-) -> EncodingSummary | None:
+    sharing: Sharing = ALONE,
+) -> EncodingSummary:
     """Encode one opened split; see `encode_corpus`. Calling it again after a kill resumes the job.
 
-    Args:
-        share: the part of the work that falls to this host.
+    Processes that call it at the same time share the work, and each returns when the records are in place.
 
-    Returns:
-        The summary; None on every host but host 0, which writes the records.
+    Args:
+        sharing: how they share it.
 
     Raises:
-        EncodingError: as `encode_corpus`; on host 0 also when another host stays without a new block for
-            `share.timeout` seconds. Finished blocks stay, and both hosts resume when they are started again.
-        OutputError, RecordError, LockError: as `encode_corpus`.
+        EncodingError, OutputError, RecordError, LockError, BucketError, BucketJobError: as `encode_corpus`.
     """
-    directory, units = pathlib.Path(directory), ""
+    directory, units = as_path(directory), ""
     if corpus.has_speech:
         if tokenizer is None:
             raise EncodingError(f"corpus {corpus.name!r} holds speech: a speech tokenizer is needed to encode it")
@@ -145,33 +127,36 @@ def encode_split(
     check_units(directory, corpus.split, units)
     fingerprint = corpus.fingerprint
     finished = _finished(directory, corpus.split, fingerprint, units, overwrite)
-    if finished and shards in (None, RecordSource(directory, corpus.split).shards):
+    if finished and shards in (None, count_files(directory, corpus.split)):
         _LOG.info("%s: split %s is already encoded, nothing to do", directory, corpus.split)
+        return finished
+    if finished:
+        reshard(directory, corpus.split, shards)
+        _LOG.info("%s: split %s is already encoded, written again in %d files", directory, corpus.split, shards)
         return finished
     encoder = BlockEncoder(corpus, tokenizer, skip_bad=skip_bad)
     job = {"corpus": fingerprint, "units": units, "block": encoder.size}
     store = BlockStore(directory / f".encoding-{corpus.split}", EncodedBlock, job)
-    lock_file = directory / f".encoding-{corpus.split}.host-{share.index}.lock"
-    with hold(lock_file, f"encoding of split {corpus.split}") as lock:
-        finished = _finished(directory, corpus.split, fingerprint, units, overwrite)
-        if finished:  # also where another process finished it just now
-            if shards not in (None, RecordSource(directory, corpus.split).shards):
-                reshard(directory, corpus.split, shards)
-                _LOG.info("%s: split %s is already encoded, written again in %d files", directory, corpus.split, shards)
-            return finished
-        _clear_other_blocks(store, overwrite)
-        _encode_missing_blocks(encoder, store, range(share.index, encoder.count, share.count), corpus, progress, lock)
-        if share.index:
-            return None
-        _await_other_hosts(store, encoder.count, share, lock)
-        totals = _write_records(corpus, store, encoder.count, directory, shards or 1, units)
-        summary = totals.summary(corpus, units, () if tokenizer is None else tokenizer.unit_counts())
-        summary.save(directory)
-        shutil.rmtree(store.directory)
+    _clear_other_blocks(store, overwrite)
+
+    def result() -> EncodingSummary | None:
+        return _finished(directory, corpus.split, fingerprint, units, True)
+
+    with SharedWork(store, encoder.count, lambda: result() is not None, sharing) as work:
+        _encode_blocks(encoder, work, store, corpus, progress)
+        with work.result() as is_ours:
+            if is_ours:
+                totals = _write_records(corpus, store, encoder.count, directory, shards or 1, units)
+                summary = totals.summary(corpus, units, () if tokenizer is None else tokenizer.unit_counts())
+                summary.save(directory)
+    summary = result()
+    if summary is None:
+        raise EncodingError(f"{directory}: was removed or replaced while the job ran; start the same command again")
+    store.folder.clear()
     return summary
 
 
-def _finished(directory: pathlib.Path, split: str, corpus: str, units: str, overwrite: bool) -> EncodingSummary | None:
+def _finished(directory: Any, split: str, corpus: str, units: str, overwrite: bool) -> EncodingSummary | None:
     """The summary of a split that this job has finished; None if there is work to do.
 
     Raises:
@@ -193,37 +178,36 @@ def _clear_other_blocks(store: BlockStore, overwrite: bool) -> None:
     others = store.blocks_of_another_job()
     if others and not overwrite:
         raise OutputError(
-            f"{store.directory}: holds {others} finished blocks of an unfinished job on another input or with another "
-            "tokenizer; finish that job, choose another --output, or discard them with --overwrite"
+            f"{store.folder / ''}: holds {others} finished blocks of an unfinished job on another input or with "
+            "another tokenizer; finish that job, choose another --output, or discard them with --overwrite"
         )
     if others:
-        shutil.rmtree(store.directory)
+        store.folder.clear()
 
 
-def _encode_missing_blocks(
-    encoder: BlockEncoder, store: BlockStore, blocks: Sequence[int], corpus: Input, progress: bool, lock: Lock
-) -> None:
-    """Encode those of the blocks that are not stored yet, and log what all of them left out."""
-    missing = []
-    for block in blocks:
-        if (stored := store.read(block)) is None:
-            missing.append(block)
-        else:
-            _log_left_out(stored)
+def _encode_blocks(encoder: BlockEncoder, work: SharedWork, store: BlockStore, corpus: Input, progress: bool) -> None:
+    """Encode blocks until all are stored, and log what they leave out."""
+    stored = set()
+    for block in sorted(store.stored()):
+        if (finished := store.read(block)) is not None:
+            stored.add(block)
+            _log_left_out(finished)
+        else:  # damaged: encoded again
+            store.folder.remove(store.name(block))
     started, samples, bad = time.perf_counter(), 0, 0
     bar = tqdm.tqdm(
-        total=sum(len(encoder.indices(block)) for block in missing),
+        total=sum(len(encoder.indices(block)) for block in range(encoder.count) if block not in stored),
         desc=f"{corpus.name} {corpus.split}",
         unit="utterance",
         disable=not progress,
     )
     with bar, encoder, logging_redirect_tqdm():  # a message gets a line of its own
-        for position, block in enumerate(missing):
-            for later in missing[position : position + 2]:  # the next block is loaded while this one is encoded
-                encoder.load_ahead(later)
+        for block, following in work.blocks():
+            for later in (block, following):  # the next block is loaded while this one is encoded
+                if later is not None:
+                    encoder.load_ahead(later)
             encoded = encoder.encode(block)
-            lock.check()
-            store.write(block, encoded)
+            work.put(block, encoded)
             _log_left_out(encoded)
             samples, bad = samples + encoded.samples, bad + len(encoded.bad)
             bar.update(len(encoder.indices(block)))
@@ -236,40 +220,16 @@ def _log_left_out(block: EncodedBlock) -> None:
         logging.warning("left out: %s", printable(reason))
 
 
-def _await_other_hosts(store: BlockStore, count: int, share: HostShare, lock: Lock) -> None:
-    """Wait until the blocks of all hosts are stored; every host that lacks some must finish one within the timeout."""
-    missing: Sequence[int] = range(count)
-    last_progress: dict[int, tuple[int, float]] = {}  # of each host: blocks to go, and since when
-    while missing := [block for block in missing if not store.path(block).exists()]:
-        lock.check()
-        own = next((block for block in missing if block % share.count == share.index), None)
-        if own is not None:
-            raise EncodingError(f"{store.path(own)}: was removed while the job ran; start the same command again")
-        to_go, now = collections.Counter(block % share.count for block in missing), time.monotonic()
-        for host, blocks in sorted(to_go.items()):
-            known = last_progress.get(host)
-            if known is None or known[0] != blocks:
-                last_progress[host] = blocks, now
-                logging.warning("host %d has %d blocks to go", host, blocks)
-            elif now - known[1] >= share.timeout:
-                raise EncodingError(
-                    f"{store.directory}: host {host} of {share.count} has finished no block for {share.timeout:.0f} s "
-                    f"and lacks {blocks}. Start it again (the same command with --host_index {host} --host_count "
-                    f"{share.count}), then this one; finished blocks are kept"
-                )
-        time.sleep(min(5, share.timeout))
-
-
-def _write_records(
-    corpus: Input, store: BlockStore, count: int, directory: pathlib.Path, shards: int, units: str
-) -> Totals:
+def _write_records(corpus: Input, store: BlockStore, count: int, directory: Any, shards: int, units: str) -> Totals:
     """Write all blocks as the record files of the split, in the order of the corpus."""
     totals = Totals()
     with RecordWriter(directory, corpus.split, shards, name=corpus.name, units=units) as writer:
         for block in range(count):
             stored = store.read(block)
             if stored is None:
-                raise EncodingError(f"{store.path(block)}: was written by another job; run one job a split at a time")
+                raise EncodingError(
+                    f"{store.folder / store.name(block)}: was written by another job; run one job a split at a time"
+                )
             for record in stored.records:
                 writer.write_bytes(record)
             totals.add(stored)

@@ -3,16 +3,18 @@
 import contextlib
 import dataclasses
 import json
-import pathlib
+import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.paths import as_path
 from spirit_jax.corpora.blocks import EncodedBlock
 from spirit_jax.corpora.inputs import Input
-from spirit_jax.data.records import RecordError, RecordSource
+from spirit_jax.data.records import RecordError, check_files
 from spirit_jax.units import NAMES, SIZES
 
 
@@ -67,16 +69,16 @@ class EncodingSummary:
         return "\n".join([text, *lines])
 
     @staticmethod
-    def path(directory: pathlib.Path, split: str) -> pathlib.Path:
+    def path(directory: str | os.PathLike, split: str) -> Any:
         """Where the summary of a split is stored."""
-        return directory / f"encoding-{split}.json"
+        return as_path(directory) / f"encoding-{split}.json"
 
-    def save(self, directory: pathlib.Path) -> None:
+    def save(self, directory: str | os.PathLike) -> None:
         """Store the summary beside the records."""
         write_file(self.path(directory, self.split), json.dumps(dataclasses.asdict(self), indent=1) + "\n")
 
     @classmethod
-    def load(cls, directory: pathlib.Path, split: str) -> "EncodingSummary | None":
+    def load(cls, directory: str | os.PathLike, split: str) -> "EncodingSummary | None":
         """The stored summary of a split, None if there is none or it is damaged."""
         with contextlib.suppress(OSError, ValueError, TypeError):
             summary = cls(**read_json(cls.path(directory, split)))
@@ -84,10 +86,10 @@ class EncodingSummary:
                 return summary
         return None
 
-    def is_complete(self, directory: pathlib.Path) -> bool:
+    def is_complete(self, directory: str | os.PathLike) -> bool:
         """Whether all records of the split are there."""
         try:
-            return len(RecordSource(directory, self.split)) == self.records
+            return check_files(directory, self.split) == self.records
         except RecordError:
             return False
 

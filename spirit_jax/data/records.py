@@ -21,9 +21,20 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
 from jaxtyping import Int
 
+from spirit_jax.core.bucket_cache import local_copy, work_directory
+from spirit_jax.core.buckets import is_bucket
 from spirit_jax.core.errors import JobError, SpiritError
-from spirit_jax.core.files import is_encodable, plain_name, read_json, staging_directory, write_file
-from spirit_jax.core.locks import hold
+from spirit_jax.core.files import (
+    is_encodable,
+    plain_name,
+    put_file,
+    read_json,
+    remove_file,
+    staging_directory,
+    write_file,
+)
+from spirit_jax.core.leases import hold_anywhere
+from spirit_jax.core.paths import absolute_path, as_path, file_sizes
 from spirit_jax.units import HUBERT_RATE, SpeechUnits, UnitError
 
 FRAME_MS = round(1000 / HUBERT_RATE)
@@ -188,7 +199,7 @@ def read_metadata(directory: str | os.PathLike) -> dict[str, Any]:
     Raises:
         RecordError: there is no such file, or `RecordWriter` did not write it.
     """
-    path = pathlib.Path(directory) / METADATA
+    path = as_path(directory) / METADATA
     if not path.exists():
         raise RecordError(f"{path}: not found; is {directory} a directory of unit records?")
     metadata = read_json(path, RecordError)
@@ -234,7 +245,7 @@ def check_units(directory: str | os.PathLike, split: str, units: str) -> None:
     Raises:
         RecordError: another split has units of other encoders, or `metadata.json` is damaged.
     """
-    if (pathlib.Path(directory) / METADATA).exists():
+    if (as_path(directory) / METADATA).exists():
         found = read_metadata(directory)
         others = {other for other in found["splits"] if other != split}
         if others and units and found.get("units") and found["units"] != units:
@@ -242,6 +253,32 @@ def check_units(directory: str | os.PathLike, split: str, units: str) -> None:
                 f"{directory}: holds units of {found['units'][:12]}, these are of {units[:12]}; "
                 "choose another directory"
             )
+
+
+def count_files(directory: str | os.PathLike, split: str) -> int:
+    """Number of record files of a split.
+
+    Raises:
+        RecordError: there is no such directory of records.
+    """
+    return sum(_split_of(file) == split for file in read_metadata(directory)["files"])
+
+
+def check_files(directory: str | os.PathLike, split: str) -> int:
+    """Check that the files of a split are there with the sizes that they were written with; returns its records.
+
+    Raises:
+        RecordError: there is no such split, or a file is missing or has another size.
+    """
+    metadata = read_metadata(directory)
+    if split not in metadata["splits"]:
+        raise RecordError(f"{directory}: no split {split!r}, it has {sorted(metadata['splits'])}")
+    files = {file: entry for file, entry in metadata["files"].items() if _split_of(file) == split}
+    sizes = file_sizes(directory)
+    for file, entry in files.items():
+        if sizes.get(file) != entry["bytes"]:
+            raise RecordError(f"{directory}/{file}: {sizes.get(file)} bytes, {entry['bytes']} were written")
+    return sum(entry["records"] for entry in files.values())
 
 
 def _is_count(value: Any) -> bool:
@@ -285,11 +322,12 @@ class RecordWriter:
         check_split_name(split)
         if shards < 1:
             raise RecordError(f"shards must be at least 1, found {shards}")
-        self.directory, self.split, self.count = pathlib.Path(directory), split, 0
+        self.directory, self.split, self.count = as_path(directory), split, 0
         self._name, self._units = name, units
         check_units(directory, split, units)
         self._names = shard_names(split, shards)
-        self._part = staging_directory(self.directory, split)
+        # files of a bucket are written on this machine first
+        self._part = staging_directory(work_directory() if is_bucket(directory) else self.directory, split)
         # with more shards than files that may be open, records go to one file first
         self._spool = self._part / "records" if shards > _max_open_files() else None
         self._paths = [self._part / file for file in self._names]
@@ -326,7 +364,7 @@ class RecordWriter:
                 self._finish(writer)
             if self._spool:
                 self._distribute(self._spool)
-            with hold(self.directory / ".metadata.lock", f"adding split {self.split}", wait=_LOCK_SECONDS):
+            with hold_anywhere(self.directory, ".metadata.lock", f"adding split {self.split}", wait=_LOCK_SECONDS):
                 self._put_in_place()
         finally:
             shutil.rmtree(self._part, ignore_errors=True)
@@ -340,17 +378,17 @@ class RecordWriter:
         files = {file: entry for file, entry in found["files"].items() if _split_of(file) != self.split}
         for shard, (file, part) in enumerate(zip(self._names, self._paths, strict=True)):
             files[file] = {"records": len(range(shard, self.count, len(self._names))), "bytes": part.stat().st_size}
-            os.replace(part, self.directory / file)
+            put_file(part, self.directory / file)
         metadata = {
             **found,
-            "name": self._name or found.get("name") or self.directory.resolve().name,
+            "name": self._name or found.get("name") or absolute_path(self.directory).name,
             "units": self._units or found.get("units", ""),
             "splits": {**found["splits"], self.split: self.count},
             "files": files,
         }
         write_file(self.directory / METADATA, json.dumps(metadata, indent=1, sort_keys=True) + "\n")
         for file in old:
-            (self.directory / file).unlink(missing_ok=True)
+            remove_file(self.directory / file)
 
     def _distribute(self, spool: pathlib.Path) -> None:
         """Write the shards one after another from the file that holds all records."""
@@ -411,7 +449,7 @@ class RecordSource:
         source[0].text, len(source)
 
     Args:
-        directory: a directory that `RecordWriter` wrote.
+        directory: a directory that `RecordWriter` wrote, also in a bucket.
         split: name of the split.
         allow_damaged: whether to open the split although files are missing or truncated; their records raise when read.
 
@@ -432,6 +470,9 @@ class RecordSource:
         metadata = read_metadata(directory)
         if split not in metadata["splits"]:
             raise RecordError(f"{directory}: no split {split!r}, it has {sorted(metadata['splits'])}")
+        if is_bucket(directory):  # random access needs a local copy; its files are read ahead of the first record
+            files = {file for file in metadata["files"] if _split_of(file) == split}
+            directory = local_copy(os.fspath(directory), lambda name: name == METADATA or name in files)
         self.directory, self.split, self.name = pathlib.Path(directory), split, metadata.get("name") or ""
         files = sorted((file, entry) for file, entry in metadata["files"].items() if _split_of(file) == split)
         self.units, self.shards = metadata.get("units") or "", len(files)

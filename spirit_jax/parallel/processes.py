@@ -89,6 +89,24 @@ def job_of(environment: Mapping[str, str], platforms: str) -> dict[str, Any] | N
     return None
 
 
+def place_in_job() -> tuple[int, int]:
+    """Number of this process and the number of processes, as the environment describes the job, without joining it.
+
+    Work that is shared through files needs no connection, and so a process that is lost ends no other.
+
+    Raises:
+        ProcessError: as `join_processes`.
+    """
+    arguments = job_of(os.environ, "")
+    if arguments:
+        return arguments["process_id"], arguments["num_processes"]
+    if arguments is not None:
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
+    number = os.environ.get("TPU_WORKER_ID", "0")
+    return (int(number) if number.isdigit() else 0), len(hosts)
+
+
 @contextlib.contextmanager
 def leave_on_error(prog: str) -> Iterator[None]:
     """Run a command's work: in a job of several processes, any error ends this process at once (see `leave`).

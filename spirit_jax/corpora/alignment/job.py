@@ -7,7 +7,7 @@ A job stores each finished block in `DIR/.align-SPLIT/` until all are there, and
     SPLIT.summary.json     counts and the histogram of word scores
 
 Long recordings may be cut into utterances (`segmentation`); a piece has the name of its recording with a number. A job
-that was killed resumes at its first missing block. A lock keeps a second process from the same split.
+that was killed resumes at its first missing block, and any number of processes share one job.
 """
 
 import contextlib
@@ -17,7 +17,6 @@ import io
 import json
 import os
 import pathlib
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,7 +30,6 @@ from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.core.files import read_json, read_text, write_file
-from spirit_jax.core.locks import Lock, hold
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
 from spirit_jax.corpora.alignment.segmentation import choose_pieces, ends_sentence, piece_bounds, voice_pieces
 from spirit_jax.corpora.alignment.spelling import spell
@@ -39,6 +37,7 @@ from spirit_jax.corpora.alignment.voice_activity import ENERGY, VoiceActivity
 from spirit_jax.corpora.alignment.writers import write_alignments
 from spirit_jax.corpora.block_store import BlockStore
 from spirit_jax.corpora.inputs import Input
+from spirit_jax.corpora.shared_work import ALONE, SharedWork, Sharing
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.speech.asr import Recognizer
 
@@ -127,6 +126,7 @@ def align_corpus(
     write: Sequence[str] = (),
     overwrite: bool = False,
     progress: bool = True,
+    sharing: Sharing = ALONE,
 ) -> AlignmentSummary:
     """Align a split and write its manifest; calling it again after a kill resumes the job.
 
@@ -140,10 +140,11 @@ def align_corpus(
         write: other files to write, by the names in `writers.WRITERS`.
         overwrite: whether a finished manifest of another input, aligner or settings may be replaced.
         progress: whether to show a progress bar.
+        sharing: how processes that align this split at the same time share the work.
 
     Raises:
         JobError: the input holds no speech, or no utterance could be aligned.
-        LockError: another process aligns this split.
+        LockError: the directory was removed while the job ran.
         FileExistsError: the directory holds a finished manifest that differs, and `overwrite` is false.
     """
     directory = pathlib.Path(directory)
@@ -156,15 +157,14 @@ def align_corpus(
         "voice_activity": activity.name if recognizer else "",
         **dataclasses.asdict(settings),
     }
-    with hold(directory / f".align-{corpus.split}.lock", f"alignment of split {corpus.split}") as lock:
-        summary = _finished(directory, corpus.split, job, overwrite)
-        if summary is None:
-            work = _BlockWork(corpus, aligner, settings, recognizer, activity, directory)
-            summary = _align_blocks(work, job, lock, progress)
-        if write:
-            manifest = read_text(directory / f"{corpus.split}.jsonl").removesuffix("\n")
-            timed = [_timed(json.loads(line)) for line in manifest.split("\n")]
-            write_alignments(write, directory / corpus.split, timed)
+    summary = _finished(directory, corpus.split, job, overwrite)
+    if summary is None:
+        work = _BlockWork(corpus, aligner, settings, recognizer, activity, directory)
+        summary = _align_blocks(work, job, sharing, progress)
+    if write:
+        manifest = read_text(directory / f"{corpus.split}.jsonl").removesuffix("\n")
+        timed = [_timed(json.loads(line)) for line in manifest.split("\n")]
+        write_alignments(write, directory / corpus.split, timed)
     return summary
 
 
@@ -190,27 +190,41 @@ def _finished(directory: pathlib.Path, split: str, job: dict[str, Any], overwrit
     )
 
 
-def _align_blocks(work: "_BlockWork", job: dict[str, Any], lock: Lock, progress: bool) -> AlignmentSummary:
-    """Align the blocks that are not stored yet, and write the results."""
+def _align_blocks(work: "_BlockWork", job: dict[str, Any], sharing: Sharing, progress: bool) -> AlignmentSummary:
+    """Align blocks until all are stored, and write the results, unless another process does so."""
     corpus, directory = work.corpus, work.directory
     store = BlockStore(directory / f".align-{corpus.split}", AlignedBlock, {**job, "block": BLOCK})
-    count = ceil_div(len(corpus), BLOCK)
-    missing = [block for block in range(count) if store.read(block) is None]
+    count, kept = ceil_div(len(corpus), BLOCK), 0
+    for block in store.stored():
+        if store.read(block) is None:  # damaged, or of another job
+            store.folder.remove(store.name(block))
+        else:
+            kept += len(work.indices(block))
+
+    def result() -> AlignmentSummary | None:
+        return _finished(directory, corpus.split, job, True)
+
     seconds, started = 0.0, time.perf_counter()
-    with tqdm.tqdm(total=len(corpus), desc=f"{corpus.name} {corpus.split}", unit="clip", disable=not progress) as bar:
-        bar.update(len(corpus) - sum(len(work.indices(block)) for block in missing))
-        for block in missing:
-            aligned = work.align(block)
-            lock.check()
-            store.write(block, aligned)
-            seconds += sum(line["seconds"] for line in aligned.lines)
-            bar.update(len(work.indices(block)))
-            bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} x real time", refresh=False)
-    blocks = [block for block in map(store.read, range(count)) if block is not None]
-    if len(blocks) < count:
-        raise JobError(f"{store.directory}: blocks were removed while the job ran; start the same command again")
-    summary = _write_results(corpus, directory, blocks, job)
-    shutil.rmtree(store.directory)
+    bar = tqdm.tqdm(total=len(corpus), desc=f"{corpus.name} {corpus.split}", unit="clip", disable=not progress)
+    with SharedWork(store, count, lambda: result() is not None, sharing) as shared:
+        with bar:
+            bar.update(kept)
+            for block, _ in shared.blocks():
+                aligned = work.align(block)
+                shared.put(block, aligned)
+                seconds += sum(line["seconds"] for line in aligned.lines)
+                bar.update(len(work.indices(block)))
+                bar.set_postfix_str(f"{seconds / (time.perf_counter() - started):.0f} x real time", refresh=False)
+        with shared.result() as is_ours:
+            if is_ours:
+                blocks = [block for block in map(store.read, range(count)) if block is not None]
+                if len(blocks) < count:
+                    raise JobError(f"{directory}: blocks were removed while the job ran; start the same command again")
+                _write_results(corpus, directory, blocks, job)
+    summary = result()
+    if summary is None:
+        raise JobError(f"{directory}: was removed or replaced while the job ran; start the same command again")
+    store.folder.clear()
     return summary
 
 
