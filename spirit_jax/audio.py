@@ -18,7 +18,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.containers import is_cut_short, with_wav_size
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_bytes, write_file
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path, local_path
 
 RATES = (4_000, 768_000)
 """Lowest and highest sample rate that is believed; another one in a header is a damaged or hostile file."""
@@ -230,7 +230,7 @@ def save_audio(path: str | os.PathLike, audio: np.ndarray, sample_rate: int = SA
         AudioError: the audio is not 1-D, or the suffix names no format that can be written.
         PathError: the file would be in a bucket.
     """
-    path = pathlib.Path(local_path(os.fspath(path), "audio"))
+    path = pathlib.Path(disk_path(os.fspath(path), "audio"))
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
         raise AudioError(f"{path}: audio to write must be 1-D, found shape {audio.shape}")

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from spirit_jax.core import buckets
+from spirit_jax.core.bucket_cache import local_copy
 from spirit_jax.core.checksums import CHECKSUMS, check_seal, find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json, reading, shown, write_file
-from spirit_jax.core.paths import check_links
+from spirit_jax.core.paths import as_path, check_links, local_path
 
 CONFIG = "config.json"
 TOKENIZER = "tokenizer"
@@ -32,6 +34,9 @@ STEPS = "checkpoints"
 
 _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 """Fields of a Llama without which its config could be any network's."""
+
+_OF_A_RUN = ("records/", "tensorboard/", "samples/", "generated/", "damaged/", "faults/", "profile/", ".")
+"""Folders of a run that no reader of a checkpoint needs."""
 
 _ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/ or adapter/
 _ARRAYS = "params.safetensors"
@@ -70,16 +75,46 @@ def find(directory: str | os.PathLike, part: str) -> pathlib.Path:
     )
 
 
-def latest_step(run: str | os.PathLike) -> pathlib.Path | None:
-    """The newest complete step of a training run, None before the first one."""
-    steps = pathlib.Path(run) / STEPS
+def local_directory(directory: str | os.PathLike, option: str) -> pathlib.Path:
+    """The local path of a checkpoint directory that a user named. One in a bucket is copied to this machine.
+
+    A step brings the parts of its run with it. What only training needs, such as the optimizer, is left where it is.
+
+    Args:
+        directory: a path or address, as the user typed it.
+        option: names it in messages.
+
+    Raises:
+        PathError: not a path.
+        BucketError, BucketJobError: it is in a bucket and cannot be read.
+    """
+    argument = os.fspath(directory).rstrip("/")
+    if not buckets.is_bucket(argument):
+        return pathlib.Path(local_path(os.fspath(directory), option))
+    parent, _, step = argument.rpartition("/")
+    run, _, steps = parent.rpartition("/")
+    if steps != STEPS:
+        return local_copy(argument, lambda name: not name.startswith((*_OF_A_RUN, f"{STEPS}/")))
+    own = f"{STEPS}/{step}/"
+
+    def wanted(name: str) -> bool:
+        if name.startswith(f"{STEPS}/"):
+            return name.startswith(own) and not name.startswith(f"{own}optimizer/")
+        return not name.startswith(_OF_A_RUN)
+
+    return local_copy(run, wanted) / STEPS / step
+
+
+def latest_step(run: str | os.PathLike) -> Any:
+    """The path of the newest complete step of a training run, also of one in a bucket; None before the first one."""
+    steps = as_path(run) / STEPS
     if not steps.is_dir():
         return None
     complete = (path for path in steps.iterdir() if path.name.isdigit() and _is_complete(path))
     return max(complete, key=lambda path: int(path.name), default=None)
 
 
-def _is_complete(step: pathlib.Path) -> bool:
+def _is_complete(step: Any) -> bool:
     return any((step / name).is_dir() for name in (LLM, ADAPTER, PARAMS))
 
 

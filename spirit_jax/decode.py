@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
-from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError
+from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, local_directory
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, Vocoder
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ def run(settings: DecodeConfig) -> None:
 
     settings = dataclasses.replace(
         settings,
-        checkpoint=local_path(settings.checkpoint, "--checkpoint"),
-        output=local_path(settings.output, "--output"),
+        checkpoint=str(local_directory(settings.checkpoint, "--checkpoint")),
+        output=disk_path(settings.output, "--output"),
     )
     inputs = open_unit_inputs(settings.input, settings.split)
     if os.path.lexists(settings.output) and not os.path.isdir(settings.output):

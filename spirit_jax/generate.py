@@ -23,12 +23,12 @@ import math
 import os
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes, printable
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path, local_path
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
 
@@ -129,14 +129,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
-    """Expand `~` in every path, and refuse buckets.
+    """Expand `~` in every path, and copy inputs in buckets to this machine.
 
     Raises:
         PathError: names the option.
+        BucketError, BucketJobError: an input is in a bucket and cannot be read.
     """
-    paths = {name: getattr(settings, name) for name in ("checkpoint", "output", "prompts", "few_shot", "adapter")}
+    from spirit_jax.checkpoint import local_directory
+
+    kinds: dict[str, Callable[[str, str], str | os.PathLike]]
+    kinds = {"checkpoint": local_directory, "adapter": local_directory, "prompts": local_path, "few_shot": local_path}
+    kinds |= {"output": disk_path}
+    paths = {name: getattr(settings, name) for name in kinds}
     return dataclasses.replace(
-        settings, **{name: local_path(path, f"--{name}") for name, path in paths.items() if path is not None}
+        settings, **{name: str(kinds[name](path, f"--{name}")) for name, path in paths.items() if path is not None}
     )
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.files import atomic_file
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path
 
 if TYPE_CHECKING:
     from spirit_jax.inference.prompts import Segment
@@ -71,7 +71,7 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
     from spirit_jax.inference.prompts import units_string
     from spirit_jax.speech import SpeechTokenizer, speech_fingerprints
 
-    source, target = pathlib.Path(settings.input), pathlib.Path(local_path(settings.output, "--output"))
+    source, target = pathlib.Path(settings.input), pathlib.Path(disk_path(settings.output, "--output"))
     if target.exists() and not settings.overwrite:
         raise FileExistsError(f"--output {target} exists; say --overwrite to replace it")
     lines = LineFile(source)

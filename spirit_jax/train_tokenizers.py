@@ -16,7 +16,7 @@ from typing import Literal
 
 from spirit_jax import checkpoint, config
 from spirit_jax.core.errors import SpiritError, exit_codes
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path
 from spirit_jax.speech.config import SpeechTokenizerConfig
 
 # Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
@@ -66,7 +66,7 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
     from spirit_jax.corpora.prepare import Joined, train_text_tokenizer
     from spirit_jax.speech import train_speech_tokenizer
 
-    output = pathlib.Path(local_path(settings.output, "--output"))
+    output = pathlib.Path(disk_path(settings.output, "--output"))
     parts = [output / name for name in (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)]
     present = [part for part in parts if part.exists()]
     if present and not settings.overwrite:

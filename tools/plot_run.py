@@ -3,7 +3,8 @@
     python tools/plot_run.py RUN [--output DIR]
 
 `losses.png` shows the training and held-out losses of each kind of token, with the entropy of a model without context.
-`sample.png` shows waveform, spectrogram and F0 of the longest clip of the newest samples. Needs matplotlib.
+`sample.png` shows waveform, spectrogram and F0 of the longest clip of the newest samples. `goodput.png` shows what the
+time of the run was spent on, over all its restarts. Needs matplotlib.
 """
 
 import argparse
@@ -21,7 +22,8 @@ import numpy as np
 
 from spirit_jax.audio import load_audio
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.files import read_text
+from spirit_jax.core.files import read_json, read_text
+from spirit_jax.training.goodput import FILE, KINDS
 from spirit_jax.vocabulary import TOKEN_KINDS
 
 
@@ -81,6 +83,22 @@ def plot_sample(clip: pathlib.Path, path: pathlib.Path) -> None:
     figure.savefig(path, dpi=90)
 
 
+def plot_goodput(stored: dict[str, Any], path: pathlib.Path) -> None:
+    """Draw the seconds of each kind of time as a bar.
+
+    Args:
+        stored: the content of the run's `goodput.json`.
+        path: the picture to write.
+    """
+    seconds = {KINDS[kind]: stored["seconds"][kind] for kind in reversed(KINDS)}
+    total = max(sum(seconds.values()), 1e-9)
+    figure, axis = plt.subplots(figsize=(7, 2.8), constrained_layout=True)
+    bars = axis.barh(list(seconds), list(seconds.values()), color=["tab:gray"] * (len(seconds) - 1) + ["tab:green"])
+    axis.bar_label(bars, [f" {value / total:.1%}" for value in seconds.values()])
+    axis.set(xlabel="s", title=f"goodput {stored['seconds']['steps'] / total:.1%}, {stored['starts']} start(s)")
+    figure.savefig(path, dpi=90)
+
+
 def main() -> None:
     """Draw the pictures of one run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -96,6 +114,8 @@ def main() -> None:
     clips = sorted(arguments.run.glob("samples/*/*.wav"), key=lambda clip: (int(clip.parent.name), clip.stat().st_size))
     if clips:
         plot_sample(clips[-1], output / "sample.png")
+    if (arguments.run / FILE).is_file():
+        plot_goodput(read_json(arguments.run / FILE), output / "goodput.png")
     print(f"wrote {', '.join(str(path) for path in sorted(output.glob('*.png')))}")
 
 

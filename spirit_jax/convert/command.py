@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spirit_jax import __version__
+from spirit_jax.checkpoint import local_directory
 from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.released_folder import MODEL_FOLDERS, SELECTIONS
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
@@ -100,7 +101,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, description in _HELP.items():
         command = commands.add_parser(name, description=description, formatter_class=raw, allow_abbrev=False)
-        command.add_argument("--source", type=pathlib.Path, required=True, help="directory to read")
+        command.add_argument("--source", required=True, help="directory to read, also gs://BUCKET/NAME")
         target = "directory to compare with" if name == "verify" else "directory to write"
         command.add_argument("--target", type=pathlib.Path, required=True, help=target)
         if name in _OF_ADAPTERS:
@@ -155,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with exit_codes(PROG, interrupted=f"interrupted; {options.target} is as it was"):
         use_compilation_cache(options.compilation_cache)
+        options.source = local_directory(options.source, "--source")
         if options.command == "verify":
             _verify(options)
         else:

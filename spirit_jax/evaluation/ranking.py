@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import disk_path
 from spirit_jax.data.pairs import TOKENIZER_KEY, LineFile
 from spirit_jax.evaluation.metrics import normalizer, word_errors
 from spirit_jax.evaluation.ranking_config import RankConfig
@@ -36,7 +36,7 @@ def rank(settings: RankConfig) -> str:
         SpiritError: a prompt, the checkpoint or the recognizer cannot be used, or no prompt has a preference.
         FileExistsError: the output exists.
     """
-    target = pathlib.Path(local_path(settings.output, "--output"))
+    target = pathlib.Path(disk_path(settings.output, "--output"))
     if target.exists() and not settings.overwrite:
         raise FileExistsError(f"--output {target} exists; say --overwrite to replace it")
     lines = LineFile(pathlib.Path(settings.prompts))

@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int
 from spirit_jax import checkpoint
 from spirit_jax.adapters import Adapter, read_adapter
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.core.paths import local_path
 from spirit_jax.inference import literals, network, scoring
 from spirit_jax.inference.answers import answer_segments
 from spirit_jax.inference.engine import Engine
@@ -100,16 +99,17 @@ class SpiritLM:
         Raises:
             CheckpointError: a part is missing or does not fit; names it.
             AdapterError: the adapter cannot be read, does not fit the network, or belongs to other weights.
-            PathError: the directory or the adapter is in a bucket.
+            PathError: the directory or the adapter is not a path.
+            BucketError, BucketJobError: it is in a bucket and cannot be copied to this machine.
             SamplingError: the checkpoint recommends an invalid decoding option.
         """
-        directory = local_path(os.fspath(directory), "checkpoint")
+        directory = checkpoint.local_directory(directory, "checkpoint")
         settings = checkpoint.read_config(directory)
         config = model_config(settings, os.path.join(directory, checkpoint.CONFIG), dtype)
         vocabulary = Vocabulary.load(checkpoint.find(directory, checkpoint.TOKENIZER), settings.get("variant"))
         vocabulary = vocabulary.with_ends(checkpoint.end_ids(settings.get("generation") or {}))
         mesh = _first_device() if mesh is None else mesh
-        updates = None if adapter is None else read_adapter(local_path(os.fspath(adapter), "adapter"), config)
+        updates = None if adapter is None else read_adapter(checkpoint.local_directory(adapter, "adapter"), config)
         params = load_params(directory, config, mesh, int8, updates)
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from spirit_jax.core.buckets import is_bucket
 from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.data.config import DataConfig
 from spirit_jax.inference.sample_config import SampleConfig
@@ -40,7 +41,7 @@ class TrainConfig:
     """A training run. `{run}` at the start of a path means the run directory."""
 
     run_directory: str
-    """Directory for everything that the run writes; the same directory resumes it."""
+    """Directory for everything that the run writes, also gs://BUCKET/NAME; the same directory resumes it."""
     variant: Variant = "expressive"
     """base: HuBERT units only; expressive: also pitch and style units."""
     seed: int = 0
@@ -90,10 +91,8 @@ class TrainConfig:
     and `preferences`."""
 
     def __post_init__(self) -> None:
-        if "://" in self.run_directory:
-            raise ValueError(
-                f"run_directory {self.run_directory}: needs a path that all hosts share; mount the bucket (docs/tpu.md)"
-            )
+        if "://" in self.run_directory and not is_bucket(self.run_directory):
+            raise ValueError(f"run_directory {self.run_directory}: a path that all hosts share or gs://BUCKET/NAME")
         for name in ("sequence_length", "global_batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

@@ -12,7 +12,9 @@ import yaml
 
 from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face, read_hugging_face_config
+from spirit_jax.core import buckets
 from spirit_jax.core.files import write_file
+from spirit_jax.core.paths import as_path, local_path
 from spirit_jax.corpora.run_inputs import RunInputs, put_inputs, run_vocabulary
 from spirit_jax.costmodel.report import Report
 from spirit_jax.costmodel.topology import Topology
@@ -25,9 +27,10 @@ from spirit_jax.models import llama
 from spirit_jax.models.lora import parameter_count
 from spirit_jax.models.lora_config import LoraConfig
 from spirit_jax.parallel.mesh import make_mesh
-from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
+from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.parallel.sharding import BatchLayout, HostShare
 from spirit_jax.run.config import MUTABLE_ON_RESUME, TrainConfig
+from spirit_jax.run.place import RunPlace, open_place, with_local_paths
 from spirit_jax.training import lora
 from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.checks import (
@@ -39,6 +42,7 @@ from spirit_jax.training.checks import (
     stored_config,
 )
 from spirit_jax.training.compile import compile_step
+from spirit_jax.training.goodput import Goodput
 from spirit_jax.training.initialize import Weights, adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import padded_token_kinds, param_shardings
 from spirit_jax.training.loop import RunOutputs, train
@@ -67,9 +71,13 @@ def with_sizes(settings: TrainConfig, named: Collection[str]) -> TrainConfig:
     found, fields = settings.resolved(), {name.split(".")[1] for name in named if name.startswith("model.")}
     if found.init_from is None or found.lora is not None:  # an adapter has the network of its base
         return settings
-    if found.compile_topology is not None and not pathlib.Path(found.init_from).exists():
+    if found.compile_topology is not None and not as_path(found.init_from).exists():
         return settings
-    directory = checkpoint.latest_step(found.run_directory) or pathlib.Path(found.init_from)
+    directory = checkpoint.latest_step(found.run_directory) or as_path(found.init_from)
+    if buckets.is_bucket(directory):
+        directory = checkpoint.local_directory(directory, "init_from")
+    if found.tokenizer is not None and buckets.is_bucket(found.tokenizer):
+        found = dataclasses.replace(found, tokenizer=local_path(found.tokenizer, "tokenizer"))
     network = read_hugging_face_config(directory) if is_hugging_face(directory) else checkpoint_config(directory)
     tokens = 0 if "vocab_size" in fields else vocabulary_size(found)
     try:
@@ -110,16 +118,34 @@ def run(settings: TrainConfig) -> TrainState:
     Raises:
         SpiritError: the config does not fit the devices, the data or the run directory, or the run cannot continue.
     """
-    base = None
-    if settings.lora is not None:
-        settings, base = with_base(settings, settings.lora)
-    values, settings = config.to_dict(settings), settings.resolved()
+    with open_place(settings.run_directory) as place:
+        return run_at(settings, place)
+
+
+def run_at(settings: TrainConfig, place: RunPlace) -> TrainState:
+    """Train as configured in the directory of a run.
+
+    Raises:
+        SpiritError: as `run`.
+    """
+    goodput = Goodput(place.directory, is_primary())
+    base, local = None, with_local_paths(settings, place.directory)
+    if local.lora is not None:
+        local, base = with_base(local, local.lora)
+        settings = dataclasses.replace(
+            settings,
+            model=local.model,
+            variant=local.variant,
+            tokenizer=settings.tokenizer or local.tokenizer,
+            speech_tokenizer=settings.speech_tokenizer or local.speech_tokenizer,
+        )
+    values, settings = config.to_dict(settings), local.resolved()
     mesh = make_mesh(settings.mesh, rows=settings.global_batch_size // settings.accumulate)
     layout = BatchLayout(mesh, settings.global_batch_size, settings.accumulate)
     param_shardings(settings.model, mesh)  # Fails here if the mesh does not divide a weight.
     check_vocabulary_size(vocabulary_size(settings), settings.model.vocab_size)
-    with hold_run(settings.run_directory) as check:
-        return run_held(settings, values, layout, check, base)
+    with hold_run(place.name) as check:
+        return run_held(settings, values, layout, place, check, goodput, base)
 
 
 def with_base(settings: TrainConfig, config: LoraConfig) -> tuple[TrainConfig, lora.Base]:
@@ -151,7 +177,9 @@ def run_held(
     settings: TrainConfig,
     values: dict[str, Any],
     layout: BatchLayout,
+    place: RunPlace,
     check: Callable[[], None],
+    goodput: Goodput,
     base: lora.Base | None = None,
 ) -> TrainState:
     """Train in a directory that this job holds.
@@ -160,16 +188,20 @@ def run_held(
         settings: the run, with paths resolved.
         values: its config as plain values, as the user wrote it.
         layout: how a batch is split over the devices.
+        place: the directory of the run.
         check: raises if the directory is removed.
+        goodput: counts the time of the run.
         base: of the adapter that is trained; None to train all weights.
     """
-    directory, mesh = pathlib.Path(settings.run_directory), layout.mesh
+    directory, mesh = place.directory, layout.mesh
     before = with_defaults(stored_config(directory))
-    check_resumable(directory, before, values, MUTABLE_ON_RESUME)
-    if base is not None:
-        lora.check_base(directory, base)
+    has_steps = checkpoint.latest_step(place.name) is not None
+    if has_steps:
+        check_resumable(place.name, before, values, MUTABLE_ON_RESUME)
+        if base is not None:
+            lora.check_base(directory, base)
 
-    vocabulary = prepare_inputs(settings, directory, before)
+    vocabulary = prepare_inputs(settings, place, before, has_steps=has_steps)
     preferences = settings.preferences
     check_units(settings.data, directory, None if preferences is None else preferences.data)
     check_streams(settings.data, settings.variant)
@@ -194,7 +226,9 @@ def run_held(
 
     metadata = {"config": values, "vocabulary": vocabulary.fingerprint}
     part = checkpoint.LLM if trained is None else checkpoint.ADAPTER
-    checkpoints = RunCheckpoints(directory, settings.checkpoint, metadata, params=part)
+    checkpoints = RunCheckpoints(
+        place.name, settings.checkpoint, metadata, params=part, before_seal=place.upload if is_primary() else _nothing
+    )
     state, streams = first_state(settings, step, checkpoints, vocabulary, trained)
     if checkpoints.steps:
         warn_of_changes(settings, values, checkpoints.read_metadata(checkpoints.steps[-1])["config"], int(state.step))
@@ -216,16 +250,22 @@ def run_held(
     if trained is not None and measure is not None:
         measure = lora.merging(trained, measure)
     outputs = RunOutputs(
-        directory=directory, log=log, checkpoints=checkpoints, sample=sample, measure=measure, check=check
+        directory=directory,
+        log=log,
+        checkpoints=checkpoints,
+        sample=sample,
+        measure=measure,
+        check=check,
+        goodput=goodput,
     )
-    report_start(settings, directory, int(state.step), layout)
+    report_start(settings, place.name, int(state.step), layout)
     warn_of_no_evaluation(settings)
     with loader:
         state = train(state, task, outputs, config=settings.loop, faults=settings.faults)
     report_skipped(loader)
     log.close()
     if int(state.step) >= settings.loop.steps:
-        report_end(directory, int(state.step), words_from_data(settings.data), base)
+        report_end(place, int(state.step), words_from_data(settings.data), base)
     return state
 
 
@@ -296,19 +336,25 @@ def vocabulary_size(settings: TrainConfig) -> int:
     return settings.prepare.text_pieces + len(added_tokens(settings.variant))
 
 
-def prepare_inputs(settings: TrainConfig, directory: pathlib.Path, before: Mapping[str, Any] | None) -> Vocabulary:
+def _nothing() -> None:
+    """What a process does before a seal that another process prepares."""
+
+
+def prepare_inputs(
+    settings: TrainConfig, place: RunPlace, before: Mapping[str, Any] | None, *, has_steps: bool
+) -> Vocabulary:
     """Put the tokenizers into the run, build records where the config asks for it, and return the run's vocabulary.
 
     Args:
         settings: the run.
-        directory: its directory.
+        place: its directory.
         before: the config that the directory holds; None in a new one.
+        has_steps: whether steps were trained with the inputs that are there.
     """
     if is_primary():
-        has_steps = checkpoint.latest_step(directory) is not None
-        put_inputs(directory, run_inputs(settings), before, has_steps=has_steps)
-    wait_for_all("prepared")
-    return Vocabulary.load(directory / checkpoint.TOKENIZER, settings.variant)
+        put_inputs(place.directory, run_inputs(settings), before, has_steps=has_steps)
+    place.share("prepared")
+    return Vocabulary.load(place.directory / checkpoint.TOKENIZER, settings.variant)
 
 
 def first_state(
@@ -421,7 +467,7 @@ def report_skipped(loader: Loader | PreferenceBatches) -> None:
             report(f"source {name}: {records} could not be used and left out; the log above names the first ones")
 
 
-def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layout: BatchLayout) -> None:
+def report_start(settings: TrainConfig, directory: str, step: int, layout: BatchLayout) -> None:
     """Print what is about to run."""
     count, adapter = llama.parameter_count(settings.model), ""
     if settings.lora is not None:
@@ -435,18 +481,19 @@ def report_start(settings: TrainConfig, directory: pathlib.Path, step: int, layo
     )
 
 
-def report_end(directory: pathlib.Path, step: int, words: str | None, base: lora.Base | None) -> None:
+def report_end(place: RunPlace, step: int, words: str | None, base: lora.Base | None) -> None:
     """Print where the results are and what to type next, with words from the run's data where it has text."""
-    last, samples = directory / checkpoint.STEPS / str(step), directory / "samples" / str(step)
-    has_voice = (directory / checkpoint.SPEECH_TOKENIZER).is_dir()
+    directory = place.name
+    last, samples = f"{directory}/{checkpoint.STEPS}/{step}", pathlib.Path("samples", str(step))
+    has_voice = (place.directory / checkpoint.SPEECH_TOKENIZER).is_dir()
     mute = "" if has_voice else " (units; with speech_tokenizer in the config, sound)"
     model = last if base is None else f"{base.directory} --adapter {last}"
     prompt = shlex.quote(f"text:{words or 'Once upon a time'}")
     lines = [
         f"Done: {step} steps.",
-        f"  checkpoints  {directory / checkpoint.STEPS}/",
+        f"  checkpoints  {directory}/{checkpoint.STEPS}/",
         f"  metrics      {directory}/metrics.jsonl, and: tensorboard --logdir {directory}/tensorboard",
-        *([f"  samples      {samples}/"] if samples.is_dir() else []),
+        *([f"  samples      {directory}/{samples}/"] if (place.directory / samples).is_dir() else []),
         f"Next, let it speak{mute}:",
         f"  python -m spirit_jax.generate --checkpoint {model} --input {prompt} "
         f"--output-modality speech --temperature 0.8 --top-p 0.95 --output {directory}/generated",

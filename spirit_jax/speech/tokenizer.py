@@ -10,9 +10,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.audio import AudioError
-from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.checkpoint import CheckpointError, local_directory
 from spirit_jax.core.constants import MINIMUM_SAMPLES
-from spirit_jax.core.paths import local_path
 from spirit_jax.speech.features import CHUNK_SAMPLES, check_length
 from spirit_jax.speech.loading import (
     ENCODER_PARTS,
@@ -97,10 +96,10 @@ class SpeechTokenizer:
 
         Raises:
             CheckpointError: there is no `speech_tokenizer/`, or it has no released pitch encoder that could use `f0`.
-            PathError: the directory is in a bucket.
+            BucketError, BucketJobError: the directory is in a bucket and cannot be copied to this machine.
             ValueError: an unknown variant or F0 extractor.
         """
-        directory = local_path(os.fspath(directory), "checkpoint")
+        directory = local_directory(directory, "checkpoint")
         if variant is None:
             variant = variant_of(directory)
         if variant not in ENCODER_PARTS:

@@ -9,17 +9,18 @@ Orbax does not notice when a disk has changed a file.
 import concurrent.futures
 import contextlib
 import os
-import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
 from spirit_jax.checkpoint import LLM, STEPS, CheckpointError
+from spirit_jax.core import buckets
 from spirit_jax.core.checksums import find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import JobError, SpiritError
+from spirit_jax.core.paths import absolute_path
 from spirit_jax.parallel.processes import gather_json, is_primary, report, wait_for_all
 from spirit_jax.training import faults
 from spirit_jax.training.config import CheckpointConfig
@@ -40,10 +41,11 @@ class RunCheckpoints:
     Opening them moves steps that are newer than the newest intact one to `RUN/damaged`.
 
     Args:
-        run_directory: the run directory; all hosts must share it.
+        run_directory: the run directory, on a disk or in a bucket; all hosts must share it.
         config: when to save and what to keep.
         metadata: JSON that is saved with every step: the config and the vocabulary's fingerprint.
         params: name of the folder of a step that holds the parameters.
+        before_seal: called before a step is sealed, to put the log of the run where the step is.
 
     Attributes:
         every: steps between checkpoints.
@@ -59,10 +61,11 @@ class RunCheckpoints:
         metadata: Mapping[str, Any] | None = None,
         *,
         params: str = LLM,
+        before_seal: Callable[[], None] = lambda: None,
     ):
-        self.every, self._params = config.every, params
+        self.every, self._params, self._before_seal = config.every, params, before_seal
         self._metadata = dict(metadata or {})
-        self._directory = pathlib.Path(run_directory).resolve() / STEPS
+        self._directory = absolute_path(run_directory) / STEPS
         _set_damaged_aside(self._directory)
         training = ocp.training
         keep: list[Any] = [training.preservation_policies.LatestN(config.keep)]
@@ -116,12 +119,13 @@ class RunCheckpoints:
         path, deadline = self._directory / str(step), time.monotonic() + _SEAL_TIMEOUT
         with self._saving(step):
             response.result()
-            while not path.is_dir():  # Another process may be the one that renames it.
-                if not self._directory.is_dir():
+            while not _is_committed(path):  # Another process may be the one that renames it.
+                if not (self._directory.is_dir() or buckets.is_bucket(path)):
                     raise SaveError(f"{self._directory}: was removed while step {step} was saved")
                 if time.monotonic() > deadline:
                     raise SaveError(f"{path}: saved, but not there: do all hosts share the run directory?")
-                time.sleep(0.05)
+                time.sleep(1.0 if buckets.is_bucket(path) else 0.05)
+            self._before_seal()
             write_checksums(path, jax.process_index(), jax.process_count())
 
     @contextlib.contextmanager
@@ -178,6 +182,13 @@ class RunCheckpoints:
         wait_for_all("sealed")
 
 
+def _is_committed(path: Any) -> bool:
+    """Whether Orbax has finished a step: by a rename, or by a file where a bucket cannot rename folders."""
+    if buckets.is_bucket(path) and not buckets.is_hierarchical(buckets.split(os.fspath(path))[0]):
+        return (path / "commit_success.txt").exists()
+    return path.is_dir()
+
+
 def _by_layer(key: Sequence[Any], value: Any) -> Any:
     """Store stacked arrays with one layer per chunk, so that reading a layer reads no other."""
     del value
@@ -185,7 +196,7 @@ def _by_layer(key: Sequence[Any], value: Any) -> Any:
     return ocp.options.ArrayOptions.Saving.StorageOptions(shard_axes=(0,)) if stacked else None
 
 
-def _set_damaged_aside(directory: pathlib.Path) -> None:
+def _set_damaged_aside(directory: Any) -> None:
     """Move the steps that are newer than the newest intact one to `RUN/damaged`.
 
     If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete:
@@ -214,6 +225,9 @@ def _set_damaged_aside(directory: pathlib.Path) -> None:
     if is_primary():
         for bad in problems:
             aside = directory.parent / _DAMAGED / f"{bad}-{time.time_ns()}"
+            if buckets.is_bucket(directory):
+                buckets.move_folder(os.fspath(directory / str(bad)), os.fspath(aside))
+                continue
             aside.parent.mkdir(exist_ok=True)
             os.rename(directory / str(bad), aside)
     wait_for_all("damage set aside")

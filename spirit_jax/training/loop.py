@@ -20,6 +20,7 @@ from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.config import FaultConfig, LoopConfig
 from spirit_jax.training.evaluation import TOTAL, evaluate
 from spirit_jax.training.feed import Feed
+from spirit_jax.training.goodput import Goodput
 from spirit_jax.training.interruption import Interruption
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.pace import Pace, peak_flops
@@ -45,6 +46,8 @@ class RunOutputs:
     """Returns further values of these parameters after this step, which are logged with every evaluation."""
     check: Callable[[], None] = lambda: None
     """Raises an error if the run directory was removed. The loop calls it before it writes."""
+    goodput: Goodput | None = None
+    """The time of the run by kind, from the start of the process; None counts from the start of the loop."""
 
 
 def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopConfig, faults: FaultConfig) -> TrainState:
@@ -71,6 +74,9 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
     # Waiting for a batch can only be given up if no other process has continued with its own batch.
     give_up = Interruption.poll if jax.process_count() == 1 else lambda _: False
     feed = Feed(task.batches)
+    goodput = outputs.goodput or Goodput(outputs.directory, is_primary())
+    goodput.begin_steps(step)
+    first = step
     with Interruption() as stop, Watchdog(faults.hang_timeout) as watchdog, progress, contextlib.closing(feed):
 
         def evaluate_after(step: int, params: Params) -> None:
@@ -92,18 +98,21 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
                 outputs.log.write(step, outputs.measure(params, step), _MEASURED)
 
         if config.evaluate_every and (step == 0 or config.is_due(step, config.evaluate_every)):
-            evaluate_after(step, state.params)
+            with goodput.during("evaluation"):
+                evaluate_after(step, state.params)
         while step < config.steps and not stop.poll():
             profiler.before_step(step)
             watchdog.alive(f"waiting for the batch of step {step + 1}")
             streams = feed.state
-            batch = feed.next(lambda: give_up(stop))
+            with goodput.during("data"):
+                batch = feed.next(lambda: give_up(stop))
             if batch is None:
                 break
             watchdog.alive(f"in step {step + 1}")
-            state, metrics = task.step.train_step(state, task.step.put_batch(batch))
-            step += 1
-            progress.started(metrics)
+            with goodput.during("compilation" if step == first else "steps"):
+                state, metrics = task.step.train_step(state, task.step.put_batch(batch))
+                step += 1
+                progress.started(metrics)
             stop.first_step_is_done()
             pace.add(metrics[task.summary.unit])
             policy.add(PendingStep(step, batch=batch, streams=streams, metrics=metrics))
@@ -115,9 +124,11 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
                 continue  # Nothing is fetched, so that the devices always have the next step to work on.
             if policy.check_pending_steps():
                 state, step = _roll_back(step, task, policy, outputs, progress)
+                goodput.begin_steps(step)
                 continue
             progress.all_done()
             outputs.check()
+            goodput.save(step)
             if log_due:
                 values = _step_values(metrics, task.summary) | pace.take(feed.take_waited())
                 progress.describe(task.summary.progress_line(values))
@@ -125,22 +136,28 @@ def train(state: TrainState, task: Task, outputs: RunOutputs, *, config: LoopCon
             with pace.paused():
                 if save_due:
                     watchdog.alive(f"saving step {step}")
-                    checkpoints.save(state, feed.state)
-                if evaluate_due and not stop.poll():
-                    evaluate_after(step, state.params)
-                if sample_due and not stop.poll():
-                    watchdog.alive(f"sampling after step {step}")
-                    outputs.sample(state.params, step)
+                    with goodput.during("checkpoints"):
+                        checkpoints.save(state, feed.state)
+                with goodput.during("evaluation"):
+                    if evaluate_due and not stop.poll():
+                        evaluate_after(step, state.params)
+                    if sample_due and not stop.poll():
+                        watchdog.alive(f"sampling after step {step}")
+                        outputs.sample(state.params, step)
         profiler.before_step(step)
         if policy.check_pending_steps():
             state, step = _roll_back(step, task, policy, outputs, progress)
+            goodput.begin_steps(step)
         progress.all_done()
         outputs.check()
         watchdog.alive(f"saving step {step}")
         if stop.signal:
             report(f"{stop.signal}: saving step {step} and stopping; the same command continues from there")
-        checkpoints.save(state, feed.state)
-        checkpoints.close()
+        with goodput.during("checkpoints"):
+            checkpoints.save(state, feed.state)
+            checkpoints.close()
+        goodput.save(step)
+        report(str(goodput))
     return state
 
 

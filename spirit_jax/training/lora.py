@@ -204,13 +204,13 @@ def describe_adapter(directory: pathlib.Path, config: lora.LoraConfig, base: Bas
 
 
 def check_base(directory: pathlib.Path, base: Base) -> None:
-    """Check that a run that is resumed has the base that it began with.
+    """Check that a run that is resumed, which has steps, has the base that it began with.
 
     Raises:
         RunError: the base has other weights.
     """
     path = directory / DESCRIPTION
-    if not path.is_file() or checkpoint.latest_step(directory) is None:
+    if not path.is_file():
         return
     found = read_json(path, RunError)
     before = found.get("base") if isinstance(found, dict) else None

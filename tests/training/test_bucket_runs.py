@@ -1,0 +1,115 @@
+"""Runs whose directory, data and tokenizers are in a bucket."""
+
+import json
+import os
+import pathlib
+import socket
+
+import jax
+import numpy as np
+import pytest
+from orbax.checkpoint import v1 as ocp
+
+from spirit_jax import checkpoint, train
+from spirit_jax.core import buckets
+from spirit_jax.data.records import RecordWriter, UnitRecord
+from spirit_jax.vocabulary import Vocabulary
+
+WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A tokenizer and records of text."""
+    directory, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    texts = [" ".join(rng.choice(WORDS, 20)) for _ in range(60)]
+    Vocabulary.train(texts, 330, "base").save(directory / "tokenizer")
+    with RecordWriter(directory / "records", "train") as writer:
+        for index, text in enumerate(texts):
+            writer.write(UnitRecord(str(index), text))
+    return directory
+
+
+@pytest.fixture
+def uploaded(data, bucket):
+    """The same in a bucket."""
+    for folder, _, names in os.walk(data):
+        for name in names:
+            path = pathlib.Path(folder, name)
+            buckets.write_object(f"{bucket}/data/{path.relative_to(data)}", path)
+    return f"{bucket}/data"
+
+
+def _train(run, data, steps):
+    """Run the command with a step every two steps."""
+    model = {"vocab_size": 896, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+    model |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+    values = {"run_directory": run, "variant": "base", "tokenizer": f"{data}/tokenizer", "sequence_length": 32}
+    values |= {"global_batch_size": 2, "loop.steps": steps, "loop.log_every": 1, "optimizer.schedule_steps": 6}
+    values |= {"loop.evaluate_every": 0, "loop.sample_every": 0, "checkpoint.every": 2, "checkpoint.keep": 5}
+    values |= {f"model.{name}": value for name, value in model.items()}
+    values |= {"data.sources.text.path": f"{data}/records"}
+    train.main([word for name, value in values.items() for word in (f"--{name}", str(value))])
+
+
+def _params(step):
+    return jax.tree.map(np.asarray, ocp.load(str(step), checkpointable_name="llm"))
+
+
+def _losses(log):
+    return [(record["step"], record["train/loss"]) for record in map(json.loads, log.splitlines())]
+
+
+def test_a_run_in_a_bucket_that_is_lost_and_damaged_ends_like_a_local_one(data, uploaded, bucket, tmp_path, capfd):
+    _train(tmp_path / "run", data, 6)
+    capfd.readouterr()
+    run = f"{bucket}/run"
+    _train(run, uploaded, 4)
+    output = capfd.readouterr().out
+    assert f"checkpoints  {run}/checkpoints/" in output
+    assert "goodput" in output
+    found = buckets.list_objects(run)
+    kept = {"config.json", "config.yaml", "metrics.jsonl", "goodput.json", "checkpoints/4/commit_success.txt"}
+    assert kept <= found.keys()
+    assert any(name.startswith("tokenizer/") for name in found)
+    assert not any(name.startswith((".lock", "records/")) for name in found)
+    # a process that was killed in the middle of a save leaves a step without a seal, and its lock
+    for name in found:
+        if name.startswith("checkpoints/4/") and ("checksums" in name or "commit_success" in name):
+            buckets.remove_object(f"{run}/{name}")
+    lease = json.dumps({"host": socket.gethostname(), "pid": 1 << 22}).encode()
+    buckets.write_object(f"{run}/.train.lock/held.lease", lease)
+    _train(run, uploaded, 6)
+    assert "Resuming" in (output := capfd.readouterr().out)
+    assert "at step 2 of 6" in output
+    local = checkpoint.local_directory(f"{run}/checkpoints/6", "--checkpoint")
+    assert not (local / "optimizer").exists()
+    assert checkpoint.find(local, "tokenizer").is_dir()
+    expected = _params(tmp_path / "run/checkpoints/6")
+    assert jax.tree.all(jax.tree.map(np.array_equal, _params(local), expected))
+    assert _losses(buckets.read_object(f"{run}/metrics.jsonl").decode()) == _losses(
+        (tmp_path / "run/metrics.jsonl").read_text()
+    )
+    # one flipped byte in the newest step: the run goes back to the one before, and sets the damaged one aside
+    largest = max(
+        (name for name in buckets.list_objects(run) if name.startswith("checkpoints/6/llm/")),
+        key=lambda name: buckets.list_objects(run)[name].size,
+    )
+    content = bytearray(buckets.read_object(f"{run}/{largest}"))
+    content[len(content) // 2] ^= 1
+    buckets.write_object(f"{run}/{largest}", bytes(content))
+    _train(run, uploaded, 6)
+    output = capfd.readouterr().out
+    assert "step 6 cannot be trusted and is set aside" in output
+    local = checkpoint.local_directory(f"{run}/checkpoints/6", "--checkpoint")
+    assert jax.tree.all(jax.tree.map(np.array_equal, _params(local), expected))
+
+
+def test_buckets_that_do_not_exist_are_one_line(data, bucket, capsys):
+    for run, place in (("gs://no-such/run", data), (f"{bucket}/run", "gs://no-such/data")):
+        with pytest.raises(SystemExit) as stop:
+            _train(run, place, 2)
+        error = capsys.readouterr().err
+        assert (stop.value.code, error.count("\n")) == (2, 1)
+        assert "gs://no-such" in error
+    assert "checkpoints" not in " ".join(buckets.list_objects(bucket))
