@@ -54,15 +54,16 @@ class Faults:
 
 
 class _Half:
-    """The body of an answer, of which the second half never comes."""
+    """An answer, of whose content the second half never comes."""
 
-    def __init__(self, file: Any, content: int):
-        self._file, self._content = file, content
+    def __init__(self, file: Any):
+        self._file, self._has_headers = file, False
 
     def write(self, data: bytes) -> None:
-        """Write; a long text, the body, is cut and the connection ends."""
-        if len(data) < self._content:
+        """Write the headers, and then half of the content."""
+        if not self._has_headers:
             self._file.write(data)
+            self._has_headers = True
             return
         self._file.write(data[: len(data) // 2])
         self._file.flush()
@@ -82,7 +83,7 @@ class _Handler(emulator.RequestHandler):
         self.rfile = io.BytesIO(body)
         fault = self.faults.take(method, self.path)
         if fault == DROP:
-            self.wfile = _Half(self.wfile, 100)
+            self.wfile = _Half(self.wfile)
         elif fault is not None:
             self._refuse(fault)
             return
