@@ -1,0 +1,168 @@
+"""Crops, masks, cepstra, clusters, changes of audio and measures: all in NumPy, against other implementations."""
+
+import numpy as np
+import pytest
+from sklearn.cluster import MiniBatchKMeans
+from sklearn.metrics import normalized_mutual_info_score
+
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.corpora.utterance import CorpusError, Utterance
+from spirit_jax.parallel.sharding import HostShare
+from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training.augment import add_noise, reverberate, shift, stretch
+from spirit_jax.speech_training.crops import Clips, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.hubert_config import MaskConfig
+from spirit_jax.speech_training.masking import draw_mask
+from spirit_jax.speech_training.purity import joint_counts, quality
+from spirit_jax.speech_training.quantizers import collapsed, edit_distance
+from tests.support.sounds import buzz
+
+SHAPE = CropShape(samples=1000, minimum=500, hop=10)
+
+
+class Sound(Utterance):
+    """An utterance whose audio is an array."""
+
+    def load(self):
+        return self.audio
+
+
+def _clips(sizes=(3000, 700, 1500, 2000), bad=()):
+    """Clips whose samples tell which clip and which sample they are."""
+    made = [np.arange(size, dtype=np.float32) + 10_000 * (index + 1) for index, size in enumerate(sizes)]
+    return Clips([Sound(str(index), audio, "") for index, audio in enumerate([*made, *bad])])
+
+
+def _row(crop, rng):
+    return {"audio_br": crop.audio, "length_b": np.int32(crop.length), "drawn_b": rng.random()}
+
+
+def _batches(clips, share=None, state=None):
+    return CropBatches(clips, SHAPE, _row, rows=4, seed=3, share=share or HostShare(0, 1), state=state)
+
+
+def test_batches_depend_on_seed_and_step_alone():
+    whole = [next(batches) for batches in [_batches(_clips())] for _ in range(5)]
+    first = _batches(_clips())
+    for _ in range(2):
+        next(first)
+    resumed = _batches(_clips(), state=first.state())
+    for expected in whole[2:]:
+        found = next(resumed)
+        assert all((found[name] == expected[name]).all() for name in expected)
+    halves = [_batches(_clips(), HostShare(index, 2)) for index in range(2)]
+    for expected in whole[:2]:
+        found = np.concatenate([next(half)["audio_br"] for half in halves])
+        assert (found == expected["audio_br"]).all()
+    clips_of_an_epoch = whole[0]["audio_br"][:, 0] // 10_000
+    assert sorted(clips_of_an_epoch) == [1, 2, 3, 4]
+    assert not (whole[0]["audio_br"][:, 0] % 10).any()  # starts are multiples of the hop
+    short = whole[0]["length_b"] == 700
+    assert short.sum() == 1
+    assert not whole[0]["audio_br"][short, 700:].any()
+
+
+def test_unusable_clips_are_named_counted_and_replaced(caplog):
+    silent, broken = np.zeros(2000, np.float32), np.full(2000, np.nan, np.float32)
+    clips = _clips(sizes=(3000, 400, 1500), bad=(silent, broken))
+    found = np.concatenate([next(batches)["audio_br"] for batches in [_batches(clips)] for _ in range(10)])
+    assert set(found[:, 0] // 10_000) == {1, 3}
+    assert set(clips.skipped) == {3, 4}
+    assert "utterance '3': its audio is silent" in caplog.text
+    assert "'4': its audio holds samples that are" in caplog.text
+    with pytest.raises(SpiritError, match="100 clips in a row cannot be used"):
+        next(_batches(_clips(sizes=(400,))))
+
+
+def test_held_out_crops_are_one_pass_whose_last_batch_is_filled_up():
+    batches = list(held_out_crops(_clips(), SHAPE, _row, rows=3, seed=0, share=HostShare(0, 1)))
+    assert [batch["weight_b"].tolist() for batch in batches] == [[1, 1, 1], [1, 0, 0]]
+    assert (batches[0]["audio_br"][:, 0] // 10_000).tolist() == [1, 2, 3]
+    with pytest.raises(CorpusError):
+        _clips(bad=(np.zeros(900, np.float32),)).audio(4)
+
+
+def _fairseq_mask(frames, probability, length, least, rng):
+    """fairseq's `compute_mask_indices` for one row of static spans, span by span."""
+    spans = max(least, int(probability * frames / length + rng.random()))
+    shortest = length
+    if frames - shortest <= spans:
+        shortest = frames - spans - 1
+    starts = rng.choice(frames - shortest, spans, replace=False)
+    return {start + offset for start in starts for offset in range(length) if start + offset < frames}
+
+
+@pytest.mark.parametrize(("frames", "length"), [(228, 10), (60, 5), (14, 10)])
+def test_masks_are_drawn_as_fairseq_draws_them(frames, length):
+    config = MaskConfig(probability=0.8, length=length)
+    for seed in range(20):
+        expected = _fairseq_mask(frames, 0.8, length, 2, np.random.default_rng(seed))
+        assert set(np.flatnonzero(draw_mask(frames, config, np.random.default_rng(seed)))) == expected
+    assert draw_mask(2, config, np.random.default_rng(0)).size == 2
+
+
+def test_a_batch_moves_centroids_as_in_scikit_learn():
+    rng = np.random.default_rng(0)
+    x, start = rng.standard_normal((3, 50, 4)).astype(np.float32), rng.standard_normal((6, 4)).astype(np.float32)
+    reference = MiniBatchKMeans(6, init=start, n_init=1, reassignment_ratio=0.0)
+    centroids, counts = start, np.zeros(6, np.float32)
+    for batch in x:
+        reference.partial_fit(batch)
+        centroids, counts = kmeans.update(centroids, counts, batch)
+    np.testing.assert_allclose(centroids, reference.cluster_centers_, atol=1e-5)
+
+
+def test_clusters_are_as_tight_as_those_of_scikit_learn():
+    rng = np.random.default_rng(1)
+    x = (rng.standard_normal((12, 5)) * 6)[rng.integers(12, size=2000)] + rng.standard_normal((2000, 5))
+    x = x.astype(np.float32)
+    centroids, distance = kmeans.fit(x, 12, seed=0, restarts=3)
+    reference = MiniBatchKMeans(12, n_init=3, random_state=0, batch_size=2000).fit(x)
+    assert distance < 1.05 * reference.inertia_ / len(x)
+    assert (kmeans.fit(x, 12, seed=0, restarts=3)[0] == centroids).all()
+    with pytest.raises(SpiritError, match="12 clusters need at least as many frames, found 5"):
+        kmeans.fit(x[:5], 12, seed=0)
+
+
+def _pitch(audio):
+    """The lag of the highest autocorrelation between 60 and 400 Hz, in Hz."""
+    middle = audio[audio.size // 4 : audio.size // 4 + 4000]
+    found = np.correlate(middle, middle, "full")[middle.size - 1 :]
+    return 16_000 / (40 + np.argmax(found[40:266]))
+
+
+def test_changes_of_speed_and_pitch_change_nothing_else():
+    tone = buzz(160)
+    fast = stretch(tone, 1.25)
+    assert fast.size == 12_800
+    assert abs(_pitch(fast) - 160) < 4
+    high = shift(tone, 4)
+    assert high.size == tone.size
+    assert abs(_pitch(high) - 160 * 2 ** (4 / 12)) < 6
+    rng = np.random.default_rng(0)
+    wet = reverberate(tone, 0.3, rng)
+    np.testing.assert_allclose(np.std(wet), np.std(tone), rtol=1e-3)
+    noisy = add_noise(tone, rng.standard_normal(100), 10.0)
+    np.testing.assert_allclose(np.sum((noisy - tone) ** 2) / np.sum(tone**2), 0.1, rtol=1e-3)
+
+
+def test_measures_are_those_of_their_definitions():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(4, size=500)
+    units = np.where(rng.random(500) < 0.7, labels * 2, rng.integers(8, size=500))
+    found = quality(joint_counts(units, labels))
+    entropy = -sum(p * np.log(p) for p in np.bincount(labels) / 500)
+    information = normalized_mutual_info_score(labels, units, average_method="min") * entropy
+    assert found["pnmi"] <= 1
+    assert abs(found["pnmi"] - information / entropy) < 0.02
+    by_unit = [np.bincount(labels[units == unit]).max() for unit in set(units)]
+    np.testing.assert_allclose(found["label_purity"], sum(by_unit) / 500)
+    assert quality(joint_counts(labels, labels))["pnmi"] == pytest.approx(1)
+    a, b = rng.integers(5, size=23).tolist(), rng.integers(5, size=31).tolist()
+    table = np.zeros((24, 32), int)
+    table[:, 0], table[0] = np.arange(24), np.arange(32)
+    for i, left in enumerate(a, 1):
+        for j, right in enumerate(b, 1):
+            table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (left != right))
+    assert edit_distance(a, b) == table[-1, -1]
+    assert collapsed(np.array([1, 1, 2, 2, 1])).tolist() == [1, 2, 1]

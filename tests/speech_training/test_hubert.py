@@ -1,0 +1,192 @@
+"""HuBERT's masked prediction: values, gradients and an optimizer step against transformers with the same weights."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from spirit_jax.checkpoint import flatten
+from spirit_jax.convert.components.style import hf_encoder_rows
+from spirit_jax.convert.table import Row, to_torch
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
+from spirit_jax.speech_training.crops import Crop
+from spirit_jax.speech_training.hubert import HubertObjective, HubertRows
+from spirit_jax.speech_training.hubert_config import HubertTraining, LabelConfig, MaskConfig
+from spirit_jax.speech_training.labels import Labels
+from spirit_jax.training.config import LoopConfig, OptimizerConfig
+from spirit_jax.training.optimizer import make_optimizer
+
+CLASSES, ROWS, SAMPLES = 7, 3, 1200
+ENCODER = Wav2Vec2Config(
+    conv_layers=((16, 10, 5), (16, 3, 2), (16, 2, 2)),
+    hidden_size=32,
+    num_layers=2,
+    num_heads=2,
+    intermediate_size=48,
+    position_kernel=8,
+    position_groups=4,
+)
+CONFIG = HubertTraining(
+    encoder=ENCODER,
+    labels=LabelConfig(clusters=CLASSES),
+    masking=MaskConfig(length=4),
+    noise=Wav2Vec2Noise(0, 0, 0, 0, 1.0),
+    rows=ROWS,
+    samples=SAMPLES,
+    shortest=600,
+    projection=12,
+    unmasked_weight=0.5,
+    optimizer=OptimizerConfig(learning_rate=1e-2, beta2=0.98, epsilon=1e-6, weight_decay=0.05, clip_norm=0.5),
+    loop=LoopConfig(steps=10),
+)
+OBJECTIVE = HubertObjective(CONFIG, CLASSES, seed=0)
+ROWS_OF_TORCH = (
+    *hf_encoder_rows(ENCODER, "hubert."),
+    Row("hubert.masked_spec_embed", "mask_embedding", "d -> d"),
+    Row("projection.weight", "projection/kernel", "o i -> i o"),
+    Row("projection.bias", "projection/bias", "o -> o"),
+    Row("classes", "class_embeddings", "k p -> k p"),
+)
+
+
+class TorchHubert(torch.nn.Module):
+    """transformers' HuBERT with the head and the loss of fairseq's `HubertCriterion`."""
+
+    def __init__(self):
+        super().__init__()
+        convs = ENCODER.conv_layers
+        self.hubert = transformers.HubertModel(
+            transformers.HubertConfig(
+                conv_dim=[c for c, _, _ in convs],
+                conv_kernel=[k for _, k, _ in convs],
+                conv_stride=[s for _, _, s in convs],
+                num_feat_extract_layers=len(convs),
+                hidden_size=ENCODER.hidden_size,
+                num_hidden_layers=ENCODER.num_layers,
+                num_attention_heads=ENCODER.num_heads,
+                intermediate_size=ENCODER.intermediate_size,
+                num_conv_pos_embeddings=ENCODER.position_kernel,
+                num_conv_pos_embedding_groups=ENCODER.position_groups,
+                attn_implementation="eager",
+            )
+        ).eval()
+        self.projection = torch.nn.Linear(ENCODER.hidden_size, CONFIG.projection)
+        self.classes = torch.nn.Parameter(torch.zeros(CLASSES, CONFIG.projection))
+
+    def loss(self, batch):
+        audio, masked = torch.tensor(batch["audio_br"]), torch.tensor(batch["masked_bt"])
+        labels = torch.tensor(batch["label_bt"]).long()
+        penalty = self.hubert.feature_extractor(audio).pow(2).mean()
+        x = self.projection(self.hubert(audio, mask_time_indices=masked).last_hidden_state)
+        logits = torch.cosine_similarity(x[:, :, None], self.classes, dim=-1) / CONFIG.temperature
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        mean = (loss * torch.where(masked.flatten(), 1.0, CONFIG.unmasked_weight)).sum() / masked.sum()
+        return mean + CONFIG.feature_penalty * penalty
+
+
+def _batch(seed=0, samples=SAMPLES):
+    """Rows of full length, as the row function makes them."""
+    rng = np.random.default_rng(seed)
+    frames = ENCODER.frames(samples)
+    labels = Labels(rng.integers(0, CLASSES, ROWS * frames), np.arange(ROWS + 1) * frames)
+    make = HubertRows(CONFIG, labels)
+    rows = []
+    for index in range(ROWS):
+        audio = np.pad(rng.standard_normal(samples).astype(np.float32), (0, SAMPLES - samples))
+        rows.append({**make(Crop(index, 0, samples, audio), rng), "weight_b": np.float32(1)})
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _loss(params, batch):
+    batch = {**batch, "step": np.zeros(ROWS, np.int32)}
+    return OBJECTIVE.loss(params, batch, OBJECTIVE.loss_scale(batch))
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Random weights, none of which is one or zero."""
+    found = jax.jit(OBJECTIVE.init)(jax.random.key(1))
+    leaves, tree = jax.tree.flatten(found)
+    rng = np.random.default_rng(2)
+    return jax.tree.unflatten(tree, [np.asarray(x + 0.1 * rng.standard_normal(x.shape), np.float32) for x in leaves])
+
+
+@pytest.fixture(scope="module")
+def value_and_grad():
+    return jax.jit(jax.value_and_grad(_loss, has_aux=True))
+
+
+def _torch_state(tree):
+    return {name: torch.tensor(np.asarray(array)) for name, array in to_torch(ROWS_OF_TORCH, flatten(tree)).items()}
+
+
+def _close(found, expected, rtol):
+    """Equal within a share of the largest value of each tensor; some gradients are zero but for rounding."""
+    assert found.keys() == expected.keys()
+    least = 1e-3 * max(tensor.abs().max().item() for tensor in expected.values())
+    for name in found:
+        scale = expected[name].abs().max().item() + least
+        assert (found[name] - expected[name]).abs().max().item() <= rtol * scale, name
+
+
+def test_loss_gradients_and_an_optimizer_step_are_those_of_torch(params, value_and_grad):
+    batch, network = _batch(), TorchHubert()
+    state = _torch_state(params)
+    names = {name.replace("weight_g", "parametrizations.weight.original0") for name in network.state_dict()}
+    state = {n.replace("conv.weight_g", "conv.parametrizations.weight.original0"): v for n, v in state.items()}
+    state = {n.replace("conv.weight_v", "conv.parametrizations.weight.original1"): v for n, v in state.items()}
+    assert names == set(state)
+    network.load_state_dict(state)
+
+    (loss, metrics), gradients = value_and_grad(params, batch)
+    expected = network.loss(batch)
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    assert metrics["masked"] == batch["masked_bt"].sum()
+
+    def renamed(tree):
+        return {
+            name.replace("weight_g", "parametrizations.weight.original0").replace(
+                "weight_v", "parametrizations.weight.original1"
+            ): value
+            for name, value in _torch_state(tree).items()
+        }
+
+    found = dict(network.named_parameters())
+    _close(renamed(gradients), {name: parameter.grad for name, parameter in found.items()}, 1e-3)
+
+    options = CONFIG.optimizer
+    groups = [{"params": [p for n, p in found.items() if ("norm" in n) == norms]} for norms in (False, True)]
+    groups[1]["weight_decay"] = 0.0
+    optimizer = torch.optim.AdamW(
+        groups,
+        lr=options.learning_rate,
+        betas=(options.beta1, options.beta2),
+        eps=options.epsilon,
+        weight_decay=options.weight_decay,
+    )
+    torch.nn.utils.clip_grad_norm_(list(found.values()), options.clip_norm)
+    optimizer.step()
+    ours = make_optimizer(options, CONFIG.loop.steps).transformation
+    updates = jax.jit(lambda params, gradients: ours.update(gradients, ours.init(params), params)[0])(params, gradients)
+    _close(
+        renamed(jax.tree.map(np.add, params, updates)),
+        {name: parameter.detach() for name, parameter in found.items()},
+        1e-3,
+    )
+
+
+def test_padding_and_rows_without_weight_change_nothing(params, value_and_grad):
+    batch = _batch(samples=800)
+    (loss, metrics), gradients = value_and_grad(params, batch)
+    noise = np.random.default_rng(5).standard_normal((ROWS, SAMPLES - 800))
+    noisy = {**batch, "audio_br": batch["audio_br"].copy(), "label_bt": batch["label_bt"].copy()}
+    noisy["audio_br"][:, 800:] = noise
+    noisy["label_bt"][:, ENCODER.frames(800) :] = 3
+    (again, _), others = value_and_grad(params, noisy)
+    np.testing.assert_allclose(loss, again, rtol=1e-5)
+    _close(_torch_state(gradients), _torch_state(others), 1e-3)
+    empty = {**batch, "weight_b": np.array([1, 1, 0], np.float32)}
+    fewer = jax.jit(OBJECTIVE.evaluate)(params, empty)
+    assert fewer["masked"] == batch["masked_bt"][:2].sum() < metrics["masked"]
