@@ -6,9 +6,10 @@
 
 A line of the prompts is {"input": ["text:Good morning.[TTS]"], "reference": "Good morning."}, with segments as in
 `generate`. wer compares the words of an answer, heard by a recognizer if it is speech, with the reference. likelihood
-needs no reference: it is the mean log-probability of the words' tokens as text under the model. Answers that do not
-end within `max_new_tokens`, and prompts whose answers are equally good, are left out and counted. The section
-`preferences` of a training config reads the output.
+needs no reference: it is the mean log-probability of the words' tokens as text under the model. tone needs a prompt
+with speech and an expressive model: it is the share of style units that an answer has in common with that speech.
+Answers that do not end within `max_new_tokens`, and prompts whose answers are equally good, are left out and counted.
+The section `preferences` of a training config reads the output.
 """
 
 from collections.abc import Sequence

@@ -1,5 +1,6 @@
 """Preferences from a model's own answers: several are generated to each prompt, and the best and the worst are kept."""
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -47,6 +48,13 @@ def rank(settings: RankConfig) -> str:
     lines.check_units([] if model.speech_tokenizer is None else [model.speech_tokenizer.fingerprint])
     prompts = [_read_prompt(model, where, entry, lines.directory) for where, entry in entries]
     encoded = [model.encode_prompt(segments, settings.output_modality) for segments in prompts]
+    if settings.by == "tone":
+        for (where, _), prompt in zip(entries, encoded, strict=True):
+            if not any(styles(model, prompt.ids)):
+                raise InputError(
+                    f"{where}: no style units in the input, which --by tone compares answers with; it needs speech and "
+                    "an expressive model"
+                )
     answers = _answers(model, settings, encoded)
     score = _Scorer(model, settings)
     kept: list[dict[str, Any]] = []
@@ -120,7 +128,9 @@ class _Scorer:
         self._normalize = normalizer("english") if settings.by == "wer" else str.strip
 
     def __call__(self, prompt: EncodedPrompt, ids: Int[np.ndarray, " N"], reference: str) -> float:
-        """Minus the word error rate, or the mean log-probability of a token of the words."""
+        """Minus the word error rate, the mean log-probability of a token of the words, or the share of styles kept."""
+        if self._by == "tone":
+            return kept_tone(self._model, prompt.ids, ids)
         segments = self._model.decode_answer(prompt, ids)
         words = self._normalize(" ".join(self._words(segment) for segment in segments))
         if self._by == "wer":
@@ -135,6 +145,35 @@ class _Scorer:
         if isinstance(segment.content, str):
             return segment.content
         return self._recognizer().transcribe([segment.audio])[0]
+
+
+def kept_tone(model: SpiritLM, prompt: Int[np.ndarray, " N"], answer: Int[np.ndarray, " M"]) -> float:
+    """The share of style units, 0..1, that the speech of an answer has in common with that of its prompt.
+
+    It is the sum over styles of the smaller of their two shares. An answer without speech keeps nothing.
+    """
+    found = styles(model, np.concatenate([prompt, answer]))
+    counts = collections.Counter(found[: len(prompt)]), collections.Counter(found[len(prompt) :])
+    totals = []
+    for count in counts:
+        del count[None]
+        totals.append(max(count.total(), 1))
+    return sum(min(counts[0][style] / totals[0], counts[1][style] / totals[1]) for style in counts[0])
+
+
+def styles(model: SpiritLM, ids: Int[np.ndarray, " N"]) -> list[int | None]:
+    """The id of the style unit that each phonetic unit is spoken in; None for other tokens and before the first style.
+
+    A style lasts until the next one, as in the paper's sequences; one second of speech has one (docs/formats.md,
+    "Speech tokenizer").
+    """
+    found: list[int | None] = []
+    style: int | None = None
+    for index in ids.tolist():
+        kind = TOKEN_KINDS[model.vocabulary.token_kinds[index]]
+        style = index if kind == "style" else None if kind == "text" else style
+        found.append(style if kind == "hubert" else None)
+    return found
 
 
 def strings(model: SpiritLM, ids: Sequence[int]) -> list[str]:

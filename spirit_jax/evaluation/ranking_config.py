@@ -18,8 +18,9 @@ class RankConfig:
     """JSONL file of prompts."""
     output: str
     """JSONL file of preferences to write: SPLIT.jsonl in the directory that the training config names."""
-    by: Literal["wer", "likelihood"] = "wer"
-    """wer: fewest word errors against the line's reference. likelihood: most likely words."""
+    by: Literal["wer", "likelihood", "tone"] = "wer"
+    """wer: fewest word errors against the line's reference. likelihood: most likely words. tone: the style units of the
+    prompt's speech."""
     adapter: str | None = None
     """Low-rank adapter of the checkpoint."""
     samples: int = 4
