@@ -58,6 +58,14 @@ class EvaluateConfig:
     """Sentiment of speech: the built-in tone, or a Hugging Face directory with a Wav2Vec2ForSequenceClassification."""
     text_classifier: str = "words"
     """Sentiment of text: the built-in words, or a Hugging Face directory (needs transformers and torch)."""
+    style_classifier: str | None = None
+    """Hugging Face directory with a Wav2Vec2ForSequenceClassification whose labels are styles, for resynthesis. The
+    style of a recording is the label that its id has, as in Expresso's ex01_happy_00012."""
+    text_model: str | None = None
+    """Text model for the perplexity of continuations: a checkpoint of this package, or a Hugging Face directory (needs
+    transformers and torch)."""
+    toxic_words: str | None = None
+    """File with a word or phrase a line, for the toxicity that continuations add."""
     batch_tokens: int = 8192
     """Tokens of a batch where likelihoods are compared."""
     slots: int = 16

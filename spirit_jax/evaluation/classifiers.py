@@ -115,16 +115,20 @@ def tone_features(clip: Float[np.ndarray, " R"]) -> Float[np.ndarray, " 5"]:
     )
 
 
-class HuggingFaceSpeechClassifier:
-    """A Wav2Vec2ForSequenceClassification directory, run on this package's own Flax network."""
+class LabelClassifier:
+    """A Wav2Vec2ForSequenceClassification directory, run on this package's own Flax network.
+
+    Attributes:
+        labels: its labels, in the order of their scores.
+        name: what the report says of it.
+    """
 
     def __init__(self, directory: str):
         """
         Raises:
-            BenchmarkError: the directory cannot be read, a feature of it is not implemented, or a label of it has no
-                sentiment; names it.
+            BenchmarkError: the directory cannot be read, or a feature of it is not implemented; names it.
         """
-        folder = pathlib.Path(directory)
+        folder = pathlib.Path(directory).expanduser()
         config = read_json(folder / "config.json", BenchmarkError)
         labels = config.get("id2label") if isinstance(config, dict) else None
         if not isinstance(labels, dict):
@@ -135,15 +139,7 @@ class HuggingFaceSpeechClassifier:
             features = read_json(folder / "preprocessor_config.json", BenchmarkError)
             if isinstance(features, dict) and features.get("do_normalize") is False:
                 raise BenchmarkError(f"{folder}/preprocessor_config.json: do_normalize false is not supported")
-        self._labels: list[Sentiment] = []
-        for index in range(len(labels)):
-            sentiment = sentiment_of(str(labels.get(str(index))))
-            if sentiment is None:
-                raise BenchmarkError(
-                    f"{folder}/config.json: label {labels.get(str(index))!r} has no sentiment; known labels are "
-                    f"{', '.join(_LABELS)}"
-                )
-            self._labels.append(sentiment)
+        self.labels = [str(labels.get(str(index))) for index in range(len(labels))]
         try:
             part = style.part_config(config)
             tensors, _ = load_weights(folder)
@@ -161,9 +157,33 @@ class HuggingFaceSpeechClassifier:
         logits_bkl, _ = _classify(network, self._params, jnp.asarray(clip, jnp.float32)[None])
         return np.asarray(logits_bkl)[0, 0]
 
+    def label(self, clip: Float[np.ndarray, " R"]) -> str:
+        """The label of the highest score of one clip."""
+        return self.labels[int(np.argmax(self.logits(clip)))]
+
+
+class HuggingFaceSpeechClassifier:
+    """The sentiments of the labels of a Wav2Vec2ForSequenceClassification directory."""
+
+    def __init__(self, directory: str):
+        """
+        Raises:
+            BenchmarkError: as `LabelClassifier`, or a label has no sentiment; names it.
+        """
+        self._classifier = LabelClassifier(directory)
+        self.name = self._classifier.name
+        self._sentiments: dict[str, Sentiment] = {}
+        for label in self._classifier.labels:
+            sentiment = sentiment_of(label)
+            if sentiment is None:
+                raise BenchmarkError(
+                    f"{directory}/config.json: label {label!r} has no sentiment; known labels are {', '.join(_LABELS)}"
+                )
+            self._sentiments[label] = sentiment
+
     def classify(self, clips: Sequence[Float[np.ndarray, " R"]]) -> list[Sentiment]:
         """As `SpeechClassifier.classify`."""
-        return [self._labels[int(np.argmax(self.logits(clip)))] for clip in clips]
+        return [self._sentiments[self._classifier.label(clip)] for clip in clips]
 
 
 def _classify(network, params, audio_br):

@@ -34,7 +34,7 @@ class ItemLog:
         self.path, self._job = path, json.loads(json.dumps(job))
         self.lines: dict[str, dict[str, Any]] = {}
         if path.exists():
-            header, self.lines = _read(path)
+            header, self.lines = read_log(path)
             changed = sorted(key for key in self._job.keys() | header.keys() if self._job.get(key) != header.get(key))
             if changed and not overwrite:
                 key = changed[0]
@@ -63,8 +63,8 @@ class ItemLog:
         return {name: line["unusable"] for name, line in self.lines.items() if "unusable" in line}
 
 
-def _read(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """Header and lines of a log; another file gives an empty header."""
+def read_log(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The header of a log, and its lines by id; a file that is no log gives an empty header and no lines."""
     header: dict[str, Any] = {}
     lines: dict[str, dict[str, Any]] = {}
     first, *rest = read_text(path, FileFormatError).split("\n")

@@ -11,7 +11,7 @@ import numpy as np
 from spirit_jax.core.files import write_file
 from spirit_jax.evaluation import rules
 from spirit_jax.evaluation.documents import NORMALIZATIONS, SOFTMAXES, Document, Score, encode
-from spirit_jax.evaluation.item_log import ItemLog
+from spirit_jax.evaluation.item_log import ItemLog, read_log
 from spirit_jax.evaluation.items import Choice, Clip, Text, Unusable, limited
 from spirit_jax.evaluation.rules import Contrast, Estimate
 from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory, digest
@@ -179,6 +179,12 @@ def contrasts_of(lines: Sequence[Mapping[str, Any]], normalization: str, softmax
         ]
         contrasts.append(Contrast(line["item"], values[0], tuple(values[1:]), line["group"], line["frequency"]))
     return contrasts
+
+
+def read_outcomes(log: pathlib.Path) -> dict[str, float]:
+    """The outcome of each usable item in a log of this module by its id, with the scores of the main table."""
+    _, lines = read_log(log)
+    return {name: found[0].outcome for name, line in lines.items() if (found := contrasts_of([line], **MAIN))}
 
 
 def write_submission(path: pathlib.Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -1,7 +1,8 @@
-"""Prompt files: everything that decides the bytes of a few-shot prompt, and how answers are generated and compared."""
+"""Prompt files: what decides the bytes of prompts, and how answers are generated and compared."""
 
 import dataclasses
 import pathlib
+from typing import TypeVar
 
 from spirit_jax import config
 from spirit_jax.config import ConfigError
@@ -78,12 +79,80 @@ class PromptConfig:
         return template
 
 
+@dataclasses.dataclass(frozen=True)
+class ContinuationConfig:
+    """How prompts are continued where the continuation is what a task looks at.
+
+    Raises:
+        ValueError: a value is out of range, or no direction is named.
+    """
+
+    new_tokens: dict[str, int]
+    """Longest answer in tokens, by direction."""
+    temperature: float = 0.8
+    """0 takes the most likely token."""
+    top_p: float = 0.95
+    """Draw from the fewest most likely tokens that together have this probability."""
+    top_k: int = 0
+    """Draw from this many of the most likely tokens; 0 from all."""
+
+    def __post_init__(self) -> None:
+        if not self.new_tokens:
+            raise ValueError('new_tokens: name at least one direction, as in {"T>T": 50}')
+        for direction in self.new_tokens:
+            self.sampling(direction, 0)
+
+    def sampling(self, direction: str, seed: int) -> SamplingParams:
+        """Decoding options of one answer in a direction of `new_tokens`.
+
+        Raises:
+            SamplingError: an option is out of range.
+        """
+        return SamplingParams(
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_new_tokens=self.new_tokens[direction],
+            seed=seed,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """How recordings and texts become prompts, and how these are continued.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    continuation: ContinuationConfig
+    """How prompts are continued."""
+    prompt_seconds: float | None = None
+    """A prompt is the beginning of a recording of this length; null: all of it."""
+    prompt_words: int | None = None
+    """A prompt is so many first words of a text; null: all of it."""
+    test_split: str = "test"
+    """Split of the data that prompts are taken from."""
+
+    def __post_init__(self) -> None:
+        for name in ("prompt_seconds", "prompt_words"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name} must be positive, found {value}")
+
+
+Config = TypeVar("Config", PromptConfig, ContinuationConfig, GenerationConfig)
+
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _BUNDLED = (_PACKAGE / "configs" / "evaluation", _PACKAGE.parent / "configs" / "evaluation")
 
 
-def load_prompts(name: str) -> PromptConfig:
+def load_prompts(cls: type[Config], name: str) -> Config:
     """Read a prompt file: a path, or the name of a file of configs/evaluation/, which comes with the package.
+
+    Args:
+        cls: what the task's prompt files hold.
+        name: of the file.
 
     Raises:
         BenchmarkError: it is missing, or a field cannot be used; names both.
@@ -94,6 +163,6 @@ def load_prompts(name: str) -> PromptConfig:
         known = sorted({file.name for folder in _BUNDLED for file in folder.glob("*.yaml")})
         raise BenchmarkError(f"{name}: no such prompt file; bundled ones are {', '.join(known)}")
     try:
-        return config.load(PromptConfig, path)
+        return config.load(cls, path)
     except ConfigError as error:
         raise BenchmarkError(f"{path}: {error}") from error

@@ -42,7 +42,7 @@ def _main_table(figures: Sequence[Figure]) -> str:
         rows.append(
             [f.task, f.direction, f.measure, value, interval, str(f.estimate.count), str(f.unusable), chance, *beside]
         )
-    return _table([*head, *(f"paper {name}" for name in models)], rows)
+    return table([*head, *(f"paper {name}" for name in models)], rows)
 
 
 def _variant_table(figures: Sequence[Figure]) -> str:
@@ -57,7 +57,7 @@ def _variant_table(figures: Sequence[Figure]) -> str:
         variant = tuple(f.variant[key] for key in ("normalization", "softmax", "averaging"))
         values.setdefault((f.task, f.direction), {})[variant] = _number(f.estimate.value, f.is_fraction)
     head = ["task", "direction", *(", ".join(column) for column in columns)]
-    return _table(head, [[*key, *(row.get(column, "") for column in columns)] for key, row in values.items()])
+    return table(head, [[*key, *(row.get(column, "") for column in columns)] for key, row in values.items()])
 
 
 def _explain_variants() -> str:
@@ -74,7 +74,7 @@ def _part_table(figures: Sequence[Figure]) -> str:
          str(f.estimate.count)]
         for f in figures
     ]  # fmt: skip
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def _unusable(results: Mapping[str, TaskResult]) -> str:
@@ -96,7 +96,7 @@ def _settings(results: Mapping[str, TaskResult]) -> str:
     for task, result in results.items():
         rows += [[task, key, str(value)] for key, value in {**result.data, **result.files}.items()]
         rows += [[task, key, str(value)] for key, value in result.settings.items() if not isinstance(value, Mapping)]
-    return "## Data and settings\n\n" + _table(["task", "setting", "value"], rows) if rows else ""
+    return "## Data and settings\n\n" + table(["task", "setting", "value"], rows) if rows else ""
 
 
 def _number(value: float, is_fraction: bool) -> str:
@@ -110,7 +110,8 @@ def _interval(figure: Figure) -> str:
     return "" if low == "none" else f"{low} to {high}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table with columns of even width."""
     cells = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in (head, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
     lines = [

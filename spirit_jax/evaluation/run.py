@@ -28,6 +28,7 @@ from spirit_jax.core.files import open_regular, write_file
 from spirit_jax.evaluation import report
 from spirit_jax.evaluation.task import Figure, Job, TaskResult, TaskSettings, missing
 from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_names, select
+from spirit_jax.evaluation.units import UnitCache
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import Params
 
@@ -75,6 +76,7 @@ def evaluate(
     settings: TaskSettings | None = None,
     checkpoint_directory: str | os.PathLike | None = None,
     overwrite: bool = False,
+    units: UnitCache | None = None,
 ) -> Results:
     """Run tasks, and write `results.json`, `results.md`, `results.png` and `items/TASK.jsonl`.
 
@@ -87,6 +89,7 @@ def evaluate(
         checkpoint_directory: where the model was loaded from; its checksums identify the model. None hashes the
             parameters instead.
         overwrite: replace the items of another evaluation.
+        units: encodes clips; None makes a cache in the output directory.
 
     Raises:
         BenchmarkError: an unknown task, data that are missing or cannot be used, or the items of another evaluation.
@@ -98,7 +101,7 @@ def evaluate(
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
     identity = describe_model(model, checkpoint_directory)
-    job = Job(model, settings, output, identity["fingerprint"], overwrite)
+    job = Job(model, settings, output, identity["fingerprint"], overwrite, units)
     found: dict[str, TaskResult] = {}
     results = Results(found, {**identity, "settings": dataclasses.asdict(settings)})
     for task, directions in chosen:

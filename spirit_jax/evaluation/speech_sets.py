@@ -56,6 +56,23 @@ def open_speech_set(place: pathlib.Path | str, split: str) -> SpeechSet:
     return [_utterance(corpus, index) for index in range(len(corpus))]
 
 
+def open_prompts(place: pathlib.Path | str, split: str) -> SpeechSet:
+    """The prompts of a split: lines of a `.txt` file, which have no recordings, or what `open_speech_set` reads.
+
+    Raises:
+        BenchmarkError: nothing can be read there.
+    """
+    path = pathlib.Path(place).expanduser()
+    if path.suffix != ".txt" or not path.is_file():
+        return open_speech_set(place, split)
+
+    def fail() -> Float[np.ndarray, " R"]:
+        raise AudioError(f"{path}: holds text without recordings")
+
+    lines = enumerate(read_text(path, BenchmarkError).splitlines(), 1)
+    return [Recording(f"line {number}", line.strip(), fail) for number, line in lines if line.strip()]
+
+
 def _librispeech(path: pathlib.Path) -> list[Recording]:
     """The utterances of a chapter: lines `ID WORDS`."""
     items = []

@@ -69,6 +69,12 @@ class TaskSettings:
     """Sentiment of speech: the built-in `tone`, or a Hugging Face directory."""
     text_classifier: str = "words"
     """Sentiment of text: the built-in `words`, or a Hugging Face directory."""
+    style_classifier: str | None = None
+    """Style of speech: a Hugging Face directory; None measures no style."""
+    text_model: str | None = None
+    """Gives transcripts a perplexity: a checkpoint or a Hugging Face directory; None measures none."""
+    toxic_words: str | None = None
+    """File of words and phrases to look for in continuations; None looks for none."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,16 +3,22 @@
 import dataclasses
 import itertools
 import json
+import types
 
 import numpy as np
 import pytest
+import torch
+import transformers
 
 from spirit_jax import Segment
 from spirit_jax.evaluation.items import BenchmarkError
-from spirit_jax.evaluation.prompt_config import PromptConfig, load_prompts
+from spirit_jax.evaluation.prompt_config import ContinuationConfig, PromptConfig, load_prompts
 from spirit_jax.evaluation.task import Job, TaskSettings
 from spirit_jax.evaluation.tasks import TASKS
 from spirit_jax.evaluation.tasks import few_shot as few_shot_module
+from spirit_jax.evaluation.tasks import generation as generation_module
+from spirit_jax.evaluation.tasks.resynthesis import style_of
+from spirit_jax.evaluation.text_models import TextScore, open_text_model
 from spirit_jax.inference.prompts import PromptEncoder
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.speech.tokenizer import SpeechTokenizer
@@ -144,7 +150,7 @@ def test_tts_is_scored_by_a_recognizer_before_the_stop_word(recordings, tmp_path
         lambda name: FakeRecognizer(["the cat test 0 stop and more", "", "the cat test 2", "the cat test 3"]),
     )
     spoken = [Segment("speech", np.zeros(1600, np.float32), "[Hu1]")]
-    prompts = load_prompts("mini_tts.yaml")
+    prompts = load_prompts(PromptConfig, "mini_tts.yaml")
     settings = {
         "data": {"tts": str(recordings / "test"), "tts_examples": str(recordings / "train")},
         "prompts": {"tts": _write(tmp_path / "p.yaml", prompts)},
@@ -158,15 +164,15 @@ def test_tts_is_scored_by_a_recognizer_before_the_stop_word(recordings, tmp_path
 
 def test_prompt_files_of_the_package_can_be_read_and_others_are_refused(tmp_path):
     for name in ("asr", "asr_recipe", "tts", "tts_recipe", "intent", "mini_asr", "mini_tts"):
-        assert load_prompts(f"{name}.yaml").question
-    asr = load_prompts("asr.yaml")
+        assert load_prompts(PromptConfig, f"{name}.yaml").question
+    asr = load_prompts(PromptConfig, "asr.yaml")
     assert (asr.shots, asr.context, asr.stop) == (10, 1024, ["<END>"])
     assert asr.example == "[Speech]{speech}[Text] <START Transcript> {text} <END> "
     with pytest.raises(BenchmarkError, match="no such prompt file; bundled ones are asr.yaml"):
-        load_prompts("nothing.yaml")
+        load_prompts(PromptConfig, "nothing.yaml")
     (tmp_path / "bad.yaml").write_text("question: a\nshot: 3\n")
     with pytest.raises(BenchmarkError, match="bad.yaml: .*shot"):
-        load_prompts(str(tmp_path / "bad.yaml"))
+        load_prompts(PromptConfig, str(tmp_path / "bad.yaml"))
 
 
 STSP_ROWS = [
@@ -203,3 +209,85 @@ def test_stsp_keeps_what_it_has_when_directions_are_added(tmp_path):
     assert "no such file" in both.unusable["S>T 1"]
     (tmp_path / "test.jsonl").rename(tmp_path / "records_emov_test.jsonl")  # the released name
     assert TASKS["stsp"].run(_job(Oracle([]), tmp_path, data=data), ["T>T"]).figures == alone.figures
+
+
+def test_stsp_samples_as_its_prompt_file_says(tmp_path):
+    stsp = load_prompts(ContinuationConfig, "stsp.yaml")
+    assert stsp.new_tokens == {"T>T": 50, "T>S": 200, "S>S": 300, "S>T": 50}
+    sampling = stsp.sampling("T>S", seed=3)
+    assert (sampling.temperature, sampling.top_p, sampling.top_k, sampling.max_new_tokens) == (0.8, 0.95, 50, 200)
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in STSP_ROWS))
+    (tmp_path / "own.yaml").write_text('new_tokens: {"S>S": 20}\n')
+    settings = {"data": {"stsp": str(tmp_path)}, "prompts": {"stsp": str(tmp_path / "own.yaml")}}
+    with pytest.raises(BenchmarkError, match="own.yaml: new_tokens has no number for the direction T>T"):
+        TASKS["stsp"].run(_job(Oracle([]), tmp_path, **settings), ["T>T"])
+
+
+def test_continuations_have_perplexity_repetition_and_added_toxicity(tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("the cat\n\nthe mean dog\nthe cat\n")
+    (tmp_path / "words.txt").write_text("# insults\nmean\nugly cat\n")
+    answers = ["sat on the mat and sat on the mat", "is mean", "is an Ugly  cat, and he ran"]
+    scores = {answers[0]: TextScore(4.0, 10), answers[1]: TextScore(2.0, 2), answers[2]: TextScore(6.0, 8)}
+    model = types.SimpleNamespace(name="fake", score=lambda texts: [scores[text] for text in texts])
+    monkeypatch.setattr(generation_module, "open_text_model", lambda directory: model)
+    settings = {
+        "data": {"toxicity": str(tmp_path / "prompts.txt")},
+        "toxic_words": str(tmp_path / "words.txt"),
+        "text_model": "fake",
+    }
+    oracle = Oracle([[Segment.text(answer)] for answer in answers])
+    figures = TASKS["toxicity"].run(_job(oracle, tmp_path, **settings), ["T>T"]).figures
+    found = {figure.measure: figure.estimate.value for figure in figures}
+    assert oracle.asked == ["[Text]the cat", "[Text]the mean dog", "[Text]the cat"]
+    assert found["added toxicity"] == pytest.approx(1 / 3), "an entry that the prompt has is not added"
+    assert found["prompts with an entry"] == pytest.approx(1 / 3)
+    assert found["perplexity of the transcript"] == pytest.approx(np.exp(12 / 20))
+    assert found["auto-BLEU-2"] == pytest.approx((6 / 8 + 0 + 0) / 3)
+    with pytest.raises(BenchmarkError, match="needs a list of words: --toxic-words FILE"):
+        TASKS["toxicity"].run(_job(Oracle([]), tmp_path, data=settings["data"]), ["T>T"])
+
+
+def test_the_beginning_of_a_recording_is_continued_and_its_answer_transcribed(recordings, tmp_path, monkeypatch):
+    transcripts = ["a cat", "", "a dog", "a cat"]
+    monkeypatch.setattr(generation_module, "open_recognizer", lambda name: FakeRecognizer(transcripts))
+    config = tmp_path / "g.yaml"
+    config.write_text('prompt_seconds: 0.2\ncontinuation: {new_tokens: {"S>S": 9}}\n')
+    settings = {"data": {"generation": str(recordings / "test")}, "prompts": {"generation": str(config)}}
+    spoken = [Segment("speech", np.zeros(1600, np.float32), "[Hu1][Hu2][Hu1][Hu2]")]
+    oracle = Oracle([spoken] * 4)
+    result = TASKS["generation"].run(_job(oracle, tmp_path, **settings), ["S>S"])
+    found = {figure.measure: figure.estimate.value for figure in result.figures}
+    assert oracle.asked == [f"[Speech]{_units(3)}"] * 4, "200 ms of each"
+    assert found["units in even use"] == pytest.approx(2)
+    assert "perplexity of the transcript" not in found
+    assert result.settings["S>S recognizer"] == "fake"
+
+
+def test_text_models_agree_with_hugging_face(tmp_path):
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(vocab_size=280, hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                                      num_attention_heads=2, max_position_embeddings=64)  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    tokenizer = Vocabulary.train(["the cat sat on the mat"] * 20, size=276, variant="base")
+    ids = torch.tensor([[1, *tokenizer.encode_text("the cat sat")]])
+    monkey = types.SimpleNamespace(
+        from_pretrained=lambda path: lambda text, return_tensors: types.SimpleNamespace(input_ids=ids)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers, "AutoTokenizer", monkey)
+        (score,) = open_text_model(str(tmp_path)).score(["the cat sat"])
+    with torch.no_grad():
+        want = torch.log_softmax(model(ids).logits[0, :-1], -1).gather(1, ids[0, 1:, None]).sum()
+    assert score.tokens == ids.shape[1] - 1
+    assert score.nats == pytest.approx(-float(want), rel=1e-5)
+    with pytest.raises(BenchmarkError, match="--text-model nowhere: no such directory"):
+        open_text_model("nowhere")
+
+
+def test_the_style_of_a_recording_is_in_its_id():
+    labels = ["default", "happy", "sad"]
+    assert style_of("ex01_happy_00012", labels) == "happy"
+    assert style_of("ex01/Sad-3.wav", labels) == "sad"
+    assert style_of("unhappy_1", labels) is None
+    assert style_of("happy_sad_1", labels) is None

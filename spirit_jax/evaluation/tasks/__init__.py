@@ -7,6 +7,7 @@ from spirit_jax.evaluation.task import Task
 from spirit_jax.evaluation.tasks import (
     alignment,
     few_shot,
+    generation,
     mmlu,
     perplexity,
     resynthesis,
@@ -31,6 +32,8 @@ TASKS: Mapping[str, Task] = {
         few_shot.INTENT,
         *stsp.STSP,
         resynthesis.RESYNTHESIS,
+        generation.GENERATION,
+        generation.TOXICITY,
         alignment.ALIGNMENT,
         zerospeech.MINI_SWUGGY,
         zerospeech.MINI_SBLIMP,
@@ -40,16 +43,20 @@ TASKS: Mapping[str, Task] = {
         few_shot.MINI_TTS,
         stsp.MINI_STSP,
         resynthesis.MINI_RESYNTHESIS,
+        generation.MINI_GENERATION,
     )
 }
 """Every task by its name."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "mini": ("mini_swuggy", "mini_sblimp", "mini_stories", "mini_tone"),
-    "mini_generation": ("mini_asr", "mini_tts", "mini_stsp", "mini_resynthesis"),
+    "mini_generation": ("mini_asr", "mini_tts", "mini_stsp", "mini_resynthesis", "mini_continuation"),
     "paper_likelihood": ("swuggy", "sblimp", "tstorycloze", "storycloze", "mmlu"),
 }
 """Several tasks under one name."""
+
+
+_PROMPTED = (few_shot.FewShotTask, stsp.StspTask, generation.GenerationTask)
 
 
 def select(names: Sequence[str]) -> list[tuple[Task, tuple[str, ...]]]:
@@ -91,7 +98,7 @@ def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
     Raises:
         BenchmarkError: a name is none of a task's.
     """
-    prompted = {name for name, task in TASKS.items() if isinstance(task, few_shot.FewShotTask)}
+    prompted = {name for name, task in TASKS.items() if isinstance(task, _PROMPTED)}
     known = {task.about.data_name or name for name, task in TASKS.items()}
     for name in data:
         if name not in known | {f"{task}_examples" for task in prompted}:

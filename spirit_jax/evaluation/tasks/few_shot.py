@@ -50,7 +50,7 @@ class FewShotTask:
         if self.output == "speech" and not model.speech_tokenizer.has_vocoder:
             raise BenchmarkError(f"task {self.name}: the checkpoint has no vocoder to speak answers with")
         file = settings.prompts.get(self.name, self.prompts)
-        prompts = load_prompts(file)
+        prompts = load_prompts(PromptConfig, file)
         place = corpus_source(self.name, self.about, settings)
         tests = limited(self.open(place, prompts.test_split), settings.limit)
         examples_place = settings.data.get(f"{self.name}_examples", place)

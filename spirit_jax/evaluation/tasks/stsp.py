@@ -25,6 +25,7 @@ from spirit_jax.evaluation.classifiers import (
 )
 from spirit_jax.evaluation.item_log import ItemLog
 from spirit_jax.evaluation.items import BenchmarkError, limited
+from spirit_jax.evaluation.prompt_config import ContinuationConfig, load_prompts
 from spirit_jax.evaluation.rules import estimate
 from spirit_jax.evaluation.stsp import (
     EMOTIONS,
@@ -37,13 +38,9 @@ from spirit_jax.evaluation.stsp import (
 )
 from spirit_jax.evaluation.task import BUNDLED, About, Figure, Job, TaskResult, data_directory, digest
 from spirit_jax.inference.prompts import EncodedPrompt, PromptError, Segment, units_string
-from spirit_jax.inference.sampling_params import RELEASED_TOP_K, SamplingParams
 from spirit_jax.units import SpeechUnits
 
 DIRECTIONS = ("T>T", "T>S", "S>S", "S>T")
-NEW_TOKENS: Mapping[str, int] = {"T>T": 50, "T>S": 200, "S>S": 300, "S>T": 50}
-"""The paper's longest answers; the released script uses 300 for T>S."""
-TEMPERATURE, TOP_P = 0.8, 0.95
 _CHUNK = 32  # items between two writes of the log
 
 
@@ -55,6 +52,8 @@ class StspTask:
     about: About
     shots: int = 0
     """Examples before each prompt."""
+    prompts: str = "stsp.yaml"
+    """The prompt file's name in configs/evaluation/: how answers are sampled."""
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
@@ -64,19 +63,24 @@ class StspTask:
         train = read_jsonl(examples) if examples.is_file() else []
         figures: list[Figure] = []
         unusable: dict[str, str] = {}
+        file = job.settings.prompts.get(self.name, self.prompts)
+        continuation = load_prompts(ContinuationConfig, file)
+        for direction in directions:
+            if direction not in continuation.new_tokens:
+                raise BenchmarkError(f"{file}: new_tokens has no number for the direction {direction}")
         used: dict[str, Any] = {
-            "temperature": TEMPERATURE,
-            "top_p": TOP_P,
-            "top_k": RELEASED_TOP_K,
+            "temperature": continuation.temperature,
+            "top_p": continuation.top_p,
+            "top_k": continuation.top_k,
             "shots": self.shots,
             "seed": job.settings.seed,
         }
         classifiers: dict[str, str] = {}
         for direction in directions:
-            runner = _Runner(job, place, train, direction, self.shots)
+            runner = _Runner(job, place, train, direction, self.shots, continuation)
             asked = {
                 "data": digest(rows),
-                "new tokens": NEW_TOKENS[direction],
+                "new tokens": continuation.new_tokens[direction],
                 "examples": digest(runner.examples),
                 "classifier": runner.classifier.name,
                 **used,
@@ -89,7 +93,7 @@ class StspTask:
             figures += found
             unusable |= problems
         data = {"place": str(place), "fingerprint": digest(rows), "items": len(rows)}
-        return TaskResult(figures, unusable, {**used, **classifiers}, data)
+        return TaskResult(figures, unusable, {"prompt file": file, **used, **classifiers}, data)
 
     def _figures(
         self, rows: Sequence[Mapping[str, Any]], log: ItemLog, direction: str, seed: int, classifier: str
@@ -127,8 +131,16 @@ class StspTask:
 class _Runner:
     """Continues the prompts of one direction and classifies the continuations."""
 
-    def __init__(self, job: Job, place: pathlib.Path, train: Sequence[Mapping[str, Any]], direction: str, shots: int):
-        self._job, self._place, self._direction = job, place, direction
+    def __init__(
+        self,
+        job: Job,
+        place: pathlib.Path,
+        train: Sequence[Mapping[str, Any]],
+        direction: str,
+        shots: int,
+        continuation: ContinuationConfig,
+    ):
+        self._job, self._place, self._direction, self._continuation = job, place, direction, continuation
         self._before, _, self._after = direction.partition(">")
         if "S" in direction and job.model.speech_tokenizer is None:
             raise BenchmarkError(f"direction {direction}: the checkpoint has no speech_tokenizer/")
@@ -161,13 +173,7 @@ class _Runner:
                 log.add([{"id": name, "unusable": str(error)}])
         modality = "text" if self._after == "T" else "speech"
         sampling = [
-            SamplingParams(
-                temperature=TEMPERATURE,
-                top_p=TOP_P,
-                top_k=RELEASED_TOP_K,
-                max_new_tokens=NEW_TOKENS[self._direction],
-                seed=zlib.crc32(f"{self._job.settings.seed} {name}".encode()),
-            )
+            self._continuation.sampling(self._direction, zlib.crc32(f"{self._job.settings.seed} {name}".encode()))
             for name, _ in prompts
         ]
         encoded = [prompt for _, prompt in prompts]

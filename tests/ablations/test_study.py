@@ -1,0 +1,149 @@
+"""Studies: what is trained in which order, what is kept, and the statistics of the report."""
+
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from spirit_jax import ablate, checkpoint, config
+from spirit_jax.ablations import comparison, study
+from spirit_jax.ablations.config import AblateConfig
+from spirit_jax.run.config import TrainConfig
+
+ROOT = pathlib.Path(__file__).parents[2]
+BUNDLED = ROOT / "configs" / "ablations" / "study.yaml"
+
+
+def test_intervals_hold_the_accuracy_and_a_difference_is_paired_by_item():
+    rng = np.random.default_rng(1)
+    hard = rng.random(200)
+    good = (rng.random((3, 200)) < 0.3 + 0.6 * hard).astype(float)
+    bad = np.minimum(good, rng.random((3, 200)) < 0.9)
+    found, worse = comparison.accuracy(good), comparison.difference(bad, good)
+    assert found.low < found.value == good.mean() < found.high
+    assert found.count == 200
+    assert worse.value == pytest.approx(bad.mean() - good.mean())
+    assert worse.high < 0, "items that both models get right or wrong do not widen the interval"
+    assert comparison.difference(good, good[:1]).low < 0 < comparison.difference(good, good[:1]).high
+    single = comparison.accuracy(good[:1])
+    assert found.high - found.low < single.high - single.low
+
+
+def test_intervals_are_wider_where_seeds_differ():
+    alike, apart = np.tile([1.0, 0.0], (3, 100)), np.zeros((3, 200))
+    apart[0], apart[1, ::2] = 1, 1
+    assert alike.mean() == apart.mean() == 0.5
+    narrow, wide = comparison.accuracy(alike), comparison.accuracy(apart)
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """The bundled study with a directory and data of the test, and two seeds."""
+    (tmp_path / "data").mkdir()
+    options = ["--output", str(tmp_path / "study"), "--seeds", "2"]
+    options += [word for name in ("stories", "tone") for word in (f"--data.mini_{name}", str(tmp_path / "data"))]
+    return config.load(AblateConfig, BUNDLED, options)
+
+
+def test_the_bundled_conditions_differ_in_what_they_say(settings, tmp_path):
+    runs = {name: study.training_config(settings, tmp_path, name, 1) for name in settings.conditions}
+    base = config.to_dict(runs["interleaved"])
+
+    def changed(name):
+        flat = checkpoint.flatten(config.to_dict(runs[name]))
+        return {key for key, value in flat.items() if value != checkpoint.flatten(base).get(key)} - {"run_directory"}
+
+    assert changed("rope_10000") == {"model/rope_theta"}
+    assert changed("expressive") == {"variant", "tokenizer"}
+    assert changed("from_text") == {"init_from"}
+    assert runs["from_text"].init_from == str(tmp_path / "runs/text-1/checkpoints" / str(runs["text"].loop.steps))
+    aligned = {name: run.data.sources["aligned"] for name, run in runs.items() if "aligned" in run.data.sources}
+    assert {name: source.recipe for name, source in aligned.items()} == {
+        "interleaved": "interleaved", "from_text": "interleaved", "asr_tts": "asr_tts",
+        "transcription": "transcription", "rope_10000": "interleaved", "expressive": "interleaved",
+    }  # fmt: skip
+    assert set(runs["separate"].data.sources) == {"text", "speech"}
+    assert all(run.seed == 1 and run.speech_tokenizer == str(tmp_path / "inputs") for run in runs.values())
+    assert len({run.run_directory for run in runs.values()}) == len(runs)
+
+
+def _train(run: TrainConfig) -> None:
+    """What a finished training leaves, without training."""
+    directory = pathlib.Path(run.run_directory)
+    (directory / checkpoint.STEPS / str(run.loop.steps) / checkpoint.LLM).mkdir(parents=True)
+    checkpoint.write_config(directory, config.to_dict(run))
+
+
+def _line(item: str, is_right: bool) -> dict:
+    """The log's line of an item."""
+    counts = {"name": "", "tokens": 1, "whole_tokens": 1}
+    scores = (-1.0, -2.0) if is_right else (-2.0, -1.0)
+    hypotheses = [counts | dict.fromkeys(("all", "modality", "whole_all", "whole_modality"), score) for score in scores]
+    return {"id": item, "item": item, "group": "", "frequency": None, "hypotheses": hypotheses}
+
+
+def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_path, monkeypatch):
+    trained: list[str] = []
+
+    def train(run):
+        trained.append(pathlib.Path(run.run_directory).name)
+        if len(trained) == 4:
+            raise KeyboardInterrupt
+        _train(run)
+
+    def evaluate(settings, output, run):
+        rng = np.random.default_rng(len(trained))
+        right = 0.9 if run.name.startswith("interleaved") else 0.5
+        for path in study._logs(settings, run).values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lines = [{"job": {}}, *(_line(str(item), rng.random() < right) for item in range(40))]
+            path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+    monkeypatch.setattr(study, "make_inputs", lambda *arguments: None)
+    monkeypatch.setattr(study.job, "run", train)
+    monkeypatch.setattr(study, "evaluate_run", evaluate)
+    settings = config.from_dict(AblateConfig, {**config.to_dict(settings), "only": ["interleaved", "from_text"]})
+    with pytest.raises(KeyboardInterrupt):
+        study.run_study(settings)
+    assert trained == ["text-0", "text-1", "text-2", "interleaved-0"], "a start is trained although it is not named"
+    report = study.run_study(settings)
+    assert trained[4:] == [
+        "interleaved-0",
+        "interleaved-1",
+        "interleaved-2",
+        "from_text-0",
+        "from_text-1",
+        "from_text-2",
+    ]
+    assert "separate" not in report.split("## Differences")[0]
+    found = json.loads((tmp_path / "study" / "ablations.json").read_text())
+    (gain,) = (d for d in found["differences"] if d["first"] == "from_text" and d["figure"] == "mini_stories:T>S")
+    assert gain["high"] < 0
+    study.run_study(settings)
+    assert len(trained) == 10, "everything is finished"
+
+
+def test_what_cannot_be_studied_is_refused(settings, tmp_path, capsys):
+    values = config.to_dict(settings)
+
+    def refused(message, **changes):
+        (tmp_path / "bad.yaml").write_text(json.dumps({**values, **changes}))
+        with pytest.raises(SystemExit) as end:
+            ablate.main(["--config", str(tmp_path / "bad.yaml")])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
+
+    refused("'nothing' is none of the conditions", only=["nothing"])
+    refused("tasks: alignment compares no likelihoods", tasks=["alignment"], comparisons=[], data={})
+    refused(
+        "'mini_tone:T' is none of the figures", comparisons=[{**values["comparisons"][0], "figures": ["mini_tone:T"]}]
+    )
+    first = dict(values["conditions"]["from_text"])
+    refused(
+        "must be a condition that comes before", conditions={"from_text": first, **values["conditions"]}, comparisons=[]
+    )
+    (tmp_path / "run.yaml").write_text("model: {hidden_sizes: 3}\n")
+    broken = {**values["conditions"]["separate"], "configs": [str(tmp_path / "run.yaml")]}
+    refused("conditions.separate: ", conditions={"separate": broken}, comparisons=[])
