@@ -1,11 +1,12 @@
 """python -m benchmarks.evaluate [--checkpoint DIR] [--items 64]
 
 Compares scoring of hypotheses in batches with scoring them one at a time, on the model of a checkpoint or on a random
-one of 20 M parameters. The hypotheses are random: pairs of endings of one story with a common beginning, and pairs
-without.
+one of 20 M parameters. The hypotheses are random ids in the lengths of three tasks: pairs of words, pairs of stories
+that differ in their ending, and questions with four answers after the same examples, as MMLU has them.
 """
 
 import argparse
+import dataclasses
 import time
 
 import jax
@@ -31,32 +32,56 @@ def random_model() -> SpiritLM:
     return SpiritLM(llama.init_params(config, jax.random.key(0)), config, vocabulary)
 
 
-def pairs(lm: SpiritLM, items: int, common: tuple[int, int], own: tuple[int, int]) -> list[list[np.ndarray]]:
-    """Pairs of documents with a common beginning; lengths are drawn from ranges."""
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """Lengths of a task's documents; ranges are drawn from."""
+
+    hypotheses: int
+    """Documents of an item."""
+    own: tuple[int, int]
+    """Tokens of one document alone."""
+    common: tuple[int, int]
+    """Tokens that the documents of an item begin with."""
+    examples: int = 0
+    """Tokens that all documents begin with."""
+    share: float = 1.0
+    """Part of `--items` that is scored."""
+
+
+KINDS = {
+    "words": Kind(2, own=(8, 30), common=(3, 4)),
+    "stories": Kind(2, own=(20, 50), common=(100, 180)),
+    "MMLU": Kind(4, own=(1, 2), common=(60, 120), examples=500, share=0.25),
+}
+
+
+def documents(lm: SpiritLM, kind: Kind, items: int) -> list[list[np.ndarray]]:
+    """Random documents of a kind, a group for each item."""
     rng = np.random.default_rng(0)
 
-    def draw(length: tuple[int, int]) -> np.ndarray:
+    def draw(*length: int) -> np.ndarray:
         return rng.integers(3, lm.vocabulary.size, rng.integers(*length)).astype(np.int32)
 
-    return [[np.concatenate([head, draw(own)]) for _ in range(2)] for head in (draw(common) for _ in range(items))]
+    examples = draw(kind.examples, kind.examples + 1)
+    heads = [np.concatenate([examples, draw(*kind.common)]) for _ in range(max(round(items * kind.share), 1))]
+    return [[np.concatenate([head, draw(*kind.own)]) for _ in range(kind.hypotheses)] for head in heads]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="checkpoint directory or step of a run")
-    parser.add_argument("--items", type=int, default=64, help="pairs of hypotheses of each kind")
+    parser.add_argument("--items", type=int, default=64, help="items of each task; a quarter of them for MMLU")
     options = parser.parse_args()
     lm = SpiritLM.from_pretrained(options.checkpoint) if options.checkpoint else random_model()
-    kinds = {"words": ((3, 4), (8, 30)), "endings of stories": ((100, 180), (20, 50)), "options": ((200, 250), (1, 2))}
     print("hypotheses a second, and how many times as many in batches as one at a time (by wall time, by CPU time)")
-    for name, (common, own) in kinds.items():
-        groups = pairs(lm, options.items, common, own)
-        documents = [document for group in groups for document in group]
-        wall, cpu = measure(lm, [[[document]] for document in documents])
+    for name, kind in KINDS.items():
+        groups = documents(lm, kind, options.items)
+        alone = [document for group in groups for document in group]
+        wall, cpu = measure(lm, [[[document]] for document in alone])
         batch_wall, batch_cpu = measure(lm, [groups])
-        rates = len(documents) / wall, len(documents) / batch_wall
+        rates = len(alone) / wall, len(alone) / batch_wall
         print(
-            f"{name:20} one at a time {rates[0]:8.1f}   batched {rates[1]:8.1f}   "
+            f"{name:8} one at a time {rates[0]:8.1f}   batched {rates[1]:8.1f}   "
             f"ratio {wall / batch_wall:.1f} {cpu / batch_cpu:.1f}"
         )
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "serve": ("spirit_jax.serve", "Serve a model: a page to talk to it, and APIs over HTTP and WebSocket."),
     "decode": ("spirit_jax.decode", "Turn speech units into audio files."),
     "evaluate": ("spirit_jax.evaluate", "Measure a model on the paper's tasks, and on a bundled benchmark."),
+    "ablate": ("spirit_jax.ablate", "Train models that differ in one thing, over several seeds, and compare them."),
     "convert": ("spirit_jax.convert.command", "Convert checkpoints from and to the released PyTorch layout."),
 }
 """Each command's module, whose `main(arguments)` runs it, and its line in the help."""

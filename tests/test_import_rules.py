@@ -28,6 +28,7 @@ FOLDERS = {
     "corpora": {"speech", "data", "models"} | LEAVES,
     "inference": {"adapters", "speech", "models", "parallel", "costmodel"} | LEAVES,
     "speech_training": {"training", "corpora", "convert"},
+    "ablations": {"run"},
     "run": {"training", "evaluation", "corpora", "convert"},
     "training": {"adapters", "inference", "data", "speech", "models", "parallel", "costmodel"} | LEAVES,
     "serving": {"inference", "speech"} | LEAVES,

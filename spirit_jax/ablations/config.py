@@ -23,8 +23,6 @@ class ConditionConfig:
     """How many seeds to train, counted from 0; null: those of the study."""
     start: str | None = None
     """Condition from whose last step with the same seed the weights begin; null: random weights."""
-    evaluated: bool = True
-    """Whether its models are evaluated; false for one that only gives weights to others."""
 
     def __post_init__(self) -> None:
         if not self.configs:

@@ -131,7 +131,7 @@ def plot(settings: AblateConfig, tables: _Tables, path: pathlib.Path) -> bool:
     if not names:
         return False
     canvas = Figure(figsize=(2.1 + 2.1 * len(tables), 1.2 + 0.34 * len(names)), layout="constrained")
-    panels: Sequence[Any] = np.atleast_1d(canvas.subplots(1, len(tables), sharey=True))
+    panels: Sequence[Any] = np.atleast_1d(canvas.subplots(1, len(tables), sharex=True, sharey=True))
     for axes, (figure, found) in zip(panels, tables.items(), strict=True):
         axes.axvline(100 * _CHANCE, color="gray", linewidth=1, linestyle=":")
         for row, name in enumerate(names):
@@ -143,7 +143,6 @@ def plot(settings: AblateConfig, tables: _Tables, path: pathlib.Path) -> bool:
             seeds = 100 * found[name].mean(axis=1)
             axes.plot(seeds, np.full(len(seeds), row + 0.25), ".", color="tab:orange", markersize=4)
         axes.set_title(figure.replace(":", " "), fontsize=9)
-        axes.set_xlim(30, 102)
     panels[0].set_yticks(range(len(names)), names)
     panels[0].invert_yaxis()
     canvas.supxlabel("accuracy in percent; bars: 95 % intervals; small dots: seeds; dotted: chance", fontsize=9)

@@ -8,12 +8,13 @@ from spirit_jax import checkpoint, config
 from spirit_jax.ablations.config import AblateConfig
 from spirit_jax.ablations.report import Results, write_report
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.files import read_json
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.encoding import encode_split
 from spirit_jax.corpora.prepare import Joined, open_splits, train_text_tokenizer
 from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.evaluation.likelihood import LikelihoodTask, read_outcomes
-from spirit_jax.evaluation.run import evaluate
+from spirit_jax.evaluation.run import RESULTS, evaluate
 from spirit_jax.evaluation.task import TaskSettings, data_directory
 from spirit_jax.evaluation.tasks import check_names, select
 from spirit_jax.evaluation.units import UnitCache
@@ -53,12 +54,14 @@ def run_study(settings: AblateConfig) -> str:
     make_inputs(settings.prepare, output / INPUTS, sorted({runs[name, 0].variant for name in wanted}))
     report = write_report(settings, read_results(settings, output), output)
     for name, seed in runs:
-        if name not in wanted or is_finished(settings, output, name, runs[name, seed]):
+        if name not in wanted:
             continue
-        print(f"{name}, seed {seed}")
-        job.run(runs[name, seed])
-        if settings.conditions[name].evaluated:
-            evaluate_run(settings, output, run_directory(output, name, seed))
+        directory = run_directory(output, name, seed)
+        if not is_trained(runs[name, seed]):
+            print(f"{name}, seed {seed}")
+            job.run(runs[name, seed])
+        if not is_evaluated(settings, directory):
+            evaluate_run(settings, output, directory)
             report = write_report(settings, read_results(settings, output), output)
     return report
 
@@ -102,7 +105,7 @@ def training_config(settings: AblateConfig, output: pathlib.Path, condition: str
     """The config of a run: that of its files, with the study's inputs, the seed and a directory.
 
     Raises:
-        ConfigError: a file or a value in it cannot be used.
+        StudyError: a file or a value in it cannot be used; names the condition.
     """
     inputs = output / INPUTS
     first, *rest = settings.conditions[condition].configs
@@ -148,17 +151,23 @@ def make_inputs(prepare: PrepareConfig, inputs: pathlib.Path, variants: Sequence
             encode_split(part, tokenizer if part.has_speech else None, inputs / "records" / part.name)
 
 
-def is_finished(settings: AblateConfig, output: pathlib.Path, condition: str, run: TrainConfig) -> bool:
-    """Whether a run has been trained by this config, and evaluated where it is to be."""
+def is_trained(run: TrainConfig) -> bool:
+    """Whether the run has made its last step by this config; training itself says which option has changed."""
     directory = pathlib.Path(run.run_directory)
     last = checkpoint.latest_step(directory)
     if last is None or int(last.name) < run.loop.steps:
         return False
-    if checkpoint.read_config(directory) != config.to_dict(run):
-        return False  # training says which option has changed
-    return not settings.conditions[condition].evaluated or all(
-        path.exists() for path in _logs(settings, directory).values()
-    )
+    return checkpoint.read_config(directory) == config.to_dict(run)
+
+
+def is_evaluated(settings: AblateConfig, run: pathlib.Path) -> bool:
+    """Whether a run has the results of all tasks; those of a task are written when it is finished."""
+    results = run / EVALUATION / RESULTS
+    if not results.exists():
+        return False
+    found = read_json(results, StudyError)["tasks"]
+    figures = {f"{figure['task']}:{figure['direction']}" for task in found.values() for figure in task["figures"]}
+    return figures >= set(_logs(settings, run))
 
 
 def _logs(settings: AblateConfig, run: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -185,11 +194,11 @@ def evaluate_run(settings: AblateConfig, output: pathlib.Path, run: pathlib.Path
 def read_results(settings: AblateConfig, output: pathlib.Path) -> Results:
     """The outcomes of all finished models."""
     results: Results = {}
-    for name, condition in settings.conditions.items():
-        for seed in range(settings.count(name)) if condition.evaluated else ():
-            logs = _logs(settings, run_directory(output, name, seed))
-            if not all(path.exists() for path in logs.values()):
+    for name in settings.conditions:
+        for seed in range(settings.count(name)):
+            directory = run_directory(output, name, seed)
+            if not is_evaluated(settings, directory):
                 continue
-            for figure, path in logs.items():
+            for figure, path in _logs(settings, directory).items():
                 results.setdefault(figure, {}).setdefault(name, []).append(read_outcomes(path))
     return results

@@ -27,7 +27,7 @@ from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.files import open_regular, write_file
 from spirit_jax.evaluation import report
 from spirit_jax.evaluation.task import Figure, Job, TaskResult, TaskSettings, missing
-from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_names, select
+from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_names, prompt_file, select
 from spirit_jax.evaluation.units import UnitCache
 from spirit_jax.inference.spiritlm import SpiritLM
 from spirit_jax.models.llama import Params
@@ -188,12 +188,14 @@ def fingerprint_llm(directory: str | os.PathLike) -> str:
 
 
 def describe_tasks(settings: TaskSettings) -> str:
-    """A line for each task: directions, what it measures, its data with source and license, and what is missing."""
+    """A paragraph a task: directions, measure, data with source and license, prompt file, and what is missing here."""
     lines = []
     for name, task in TASKS.items():
         about = task.about
         lines.append(f"{name}  [{' '.join(about.directions).strip()}]  {about.title}")
         lines.append(f"    data: {about.data}; from {about.source}; license: {about.license}")
+        if (file := prompt_file(task)) is not None:
+            lines.append(f"    prompts and sampling: configs/evaluation/{file}; another file: --prompts.{name} FILE")
         lacking = missing(task, settings)
         lines.append(f"    missing here: {'; '.join(lacking)}" if lacking else "    ready")
     groups = [f"{name}: {', '.join(members)}" for name, members in GROUPS.items()]

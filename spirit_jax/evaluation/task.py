@@ -45,6 +45,8 @@ class About:
     """Name of its data in `--data`, shared by tasks on the same data; "" is the task's name."""
     packages: tuple[str, ...] = ()
     """Packages beyond the core that it needs."""
+    options: tuple[str, ...] = ()
+    """Fields of `TaskSettings` that the user must name."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,6 +242,7 @@ def missing(task: Task, settings: TaskSettings) -> list[str]:
         lacking.append(f"data: --data.{name} DIR")
     elif isinstance(named, pathlib.Path) and not named.exists():
         lacking.append(f"data: {named} is not there")
+    lacking += [f"--{name.replace('_', '-')}" for name in task.about.options if getattr(settings, name) is None]
     lacking += [f"package {name}" for name in task.about.packages if importlib.util.find_spec(name) is None]
     return lacking
 

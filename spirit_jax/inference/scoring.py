@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,8 +92,9 @@ def token_scores(
     """Return the score of every token of documents.
 
     Documents of similar length share a batch. Where the documents of a group begin with the same tokens, as the endings
-    of one story do, these are read once if that saves at least a quarter of the group's tokens. A document's scores do
-    not depend on the others, except for rounding.
+    of one story do, these are read once if that saves at least a quarter of the group's tokens. Where such groups
+    follow each other and begin alike, as questions after the same examples do, that beginning is read once for all of
+    them. A document's scores do not depend on the others, except for rounding.
 
     Args:
         groups: ids of the documents, in groups such as the hypotheses of one item.
@@ -121,14 +122,8 @@ def token_scores(
             for row, (index, place) in enumerate(batch):
                 size = len(groups[index][place])
                 results[index][place] = _document_scores(scores[:, row, : size - 1])
-        shared.sort(key=lambda entry: max(map(len, groups[entry[1]])))
-        while shared:
-            most = max(len(groups[index]) for _, index in shared)
-            lengths = [max(map(len, groups[index])) for _, index in shared for _ in range(most)]
-            count = max(_batch_shape(lengths, batch_tokens, mesh)[0] // most, 1)
-            batch, shared = shared[-count:], shared[:-count]
-            rows = padded_rows(count * most, mesh)
-            _score_shared(config, mesh, modalities, params, groups, batch, rows, most, results)
+        for root, cluster in _clusters(groups, shared):
+            _score_cluster(config, mesh, modalities, params, groups, root, cluster, batch_tokens, results)
     return [[score for score in group if score is not None] for group in results]
 
 
@@ -139,6 +134,31 @@ def _common_tokens(group: Sequence[Int[np.ndarray, " N"]]) -> int:
     shortest = min(map(len, group)) - 1
     equal = np.logical_and.reduce([ids[:shortest] == group[0][:shortest] for ids in group[1:]])
     return shortest if equal.all() else int(np.argmin(equal))
+
+
+def _clusters(
+    groups: Sequence[Sequence[Int[np.ndarray, " N"]]], shared: Sequence[tuple[int, int]]
+) -> list[tuple[int, list[tuple[int, int]]]]:
+    """Return groups that are scored together, each cluster with the number of tokens that all of it begins with.
+
+    Neighbors whose beginnings agree in at least half of their common tokens form a cluster. All other groups form one
+    without a common beginning.
+
+    Args:
+        shared: the number of common tokens and the index of each group.
+    """
+    found: list[tuple[int, list[tuple[int, int]]]] = []
+    for common, index in shared:
+        if found:
+            root, members = found[-1]
+            both = min(root, _common_tokens([groups[members[0][1]][0][:common], groups[index][0][:common]]))
+            if both >= _MIN_SHARED and 2 * both >= common:
+                found[-1] = both, [*members, (common, index)]
+                continue
+        found.append((common - 1, [(common, index)]))
+    alone = [members[0] for _, members in found if len(members) == 1]
+    clusters = [(root, members) for root, members in found if len(members) > 1]
+    return [*clusters, (0, alone)] if alone else clusters
 
 
 def _batch_shape(lengths: Sequence[int], batch_tokens: int, mesh: Mesh) -> tuple[int, int]:
@@ -156,6 +176,55 @@ def _document_scores(scores: Float[np.ndarray, "3 N"]) -> TokenScores:
     return TokenScores(everything, modality, best > 0)
 
 
+def _score_cluster(
+    config: LlamaConfig,
+    mesh: Mesh,
+    modalities: Modalities,
+    params: Params,
+    groups: Sequence[Sequence[Int[np.ndarray, " N"]]],
+    root: int,
+    cluster: list[tuple[int, int]],
+    batch_tokens: int,
+    results: list[list[TokenScores | None]],
+) -> None:
+    """Score groups whose documents share a beginning, and put the scores of their documents into `results`.
+
+    Args:
+        root: how many tokens all documents of the cluster begin with; they are read once.
+        cluster: the number of common tokens and the index of each group.
+    """
+    beginning = None
+    if root:
+        slots = bucket(max(len(ids) for _, index in cluster for ids in groups[index]), steps=2)
+        root_bt = np.zeros((padded_rows(1, mesh), bucket(root, steps=2)), np.int32)  # equal rows, one a device
+        places_bt = np.full(root_bt.shape, -1, np.int32)
+        root_bt[:, :root] = groups[cluster[0][1]][0][:root]
+        places_bt[:, :root] = np.arange(root)
+        scores, cache = _root_scores(config, mesh, modalities, slots, params, root_bt, places_bt)
+        beginning = _Beginning(root, np.asarray(scores)[:, 0, : root - 1], cache, slots)
+    cluster = sorted(cluster, key=lambda entry: max(map(len, groups[entry[1]])))
+    while cluster:
+        most = max(len(groups[index]) for _, index in cluster)
+        lengths = [max(map(len, groups[index])) for _, index in cluster for _ in range(most)]
+        count = max(_batch_shape(lengths, batch_tokens, mesh)[0] // most, 1)
+        batch, cluster = cluster[-count:], cluster[:-count]
+        rows = padded_rows(count * most, mesh)
+        _score_shared(config, mesh, modalities, params, groups, batch, rows, most, beginning, results)
+
+
+class _Beginning(NamedTuple):
+    """What all documents of a cluster begin with, once it is read."""
+
+    size: int
+    """How many tokens."""
+    scores: Float[np.ndarray, "3 N"]
+    """Those of its tokens after the first."""
+    cache: Any
+    """Rows that hold it, all alike."""
+    slots: int
+    """Slots of the cache, as many as the longest document of the cluster needs."""
+
+
 def _score_shared(
     config: LlamaConfig,
     mesh: Mesh,
@@ -165,39 +234,48 @@ def _score_shared(
     batch: Sequence[tuple[int, int]],
     rows: int,
     group_rows: int,
+    beginning: _Beginning | None,
     results: list[list[TokenScores | None]],
 ) -> None:
-    """Score groups whose documents share a beginning, and put the scores of their documents into `results`.
+    """Score a batch of groups whose documents share a beginning, and put the scores into `results`.
 
     Args:
         batch: the number of common tokens and the index of each group.
         rows: rows of the second pass, which has `group_rows` for each group.
+        beginning: what all groups begin with; None if nothing has been read.
     """
     count = padded_rows(ceil_div(rows, group_rows), mesh)
-    heads_gt = np.zeros((count, bucket(max(common for common, _ in batch), steps=2)), np.int32)
+    # the last token that was read before is read again, because it predicts the first of the rest
+    start = 0 if beginning is None else beginning.size - 1
+    heads_gt = np.zeros((count, bucket(max(common for common, _ in batch) - start, steps=2)), np.int32)
     positions_gt = np.full(heads_gt.shape, -1, np.int32)  # padding is not stored in the cache
     tail = max(len(ids) - common + 1 for common, index in batch for ids in groups[index])
     tails_bt = np.zeros((rows, bucket(tail)), np.int32)
     places_bt = np.full(tails_bt.shape, -1, np.int32)
     group_b = np.zeros(rows, np.int32)
     for number, (common, index) in enumerate(batch):
-        heads_gt[number, :common] = groups[index][0][:common]
-        positions_gt[number, :common] = np.arange(common)
+        heads_gt[number, : common - start] = groups[index][0][start:common]
+        positions_gt[number, : common - start] = np.arange(start, common)
         for place, ids in enumerate(groups[index]):
             row = number * group_rows + place
-            rest = ids[common - 1 :]  # the last common token is read again, because it predicts the first of the rest
+            rest = ids[common - 1 :]
             tails_bt[row, : len(rest)] = rest
             places_bt[row, : len(rest)] = np.arange(common - 1, len(ids))
             group_b[row] = number
-    slots = bucket(max(len(ids) for _, index in batch for ids in groups[index]), steps=2)
-    heads, tails = _shared_scores(
-        config, mesh, modalities, slots, params, heads_gt, positions_gt, tails_bt, places_bt, group_b
+    if beginning is None:
+        slots, cache = bucket(max(len(ids) for _, index in batch for ids in groups[index]), steps=2), None
+    else:
+        slots, cache = beginning.slots, beginning.cache
+    found = _shared_scores(
+        config, mesh, modalities, slots, params, cache, heads_gt, positions_gt, tails_bt, places_bt, group_b
     )
-    heads, tails = np.asarray(heads), np.asarray(tails)
+    heads, tails = (np.asarray(scores) for scores in found)
+    before = np.zeros((3, 0), np.float32) if beginning is None else beginning.scores
     for number, (common, index) in enumerate(batch):
         for place, ids in enumerate(groups[index]):
             own = tails[:, number * group_rows + place, : len(ids) - common]
-            results[index][place] = _document_scores(np.concatenate([heads[:, number, : common - 1], own], 1))
+            parts = [before, heads[:, number, : common - 1 - start], own]
+            results[index][place] = _document_scores(np.concatenate(parts, 1))
 
 
 def logits(config: LlamaConfig, mesh: Mesh, params: Params, ids_bt: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
@@ -230,12 +308,29 @@ def _token_scores(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _root_scores(
+    config: LlamaConfig,
+    mesh: Mesh,
+    modalities: Modalities,
+    slots: int,
+    params: Params,
+    root_bt: Int[Array, "B T"],
+    places_bt: Int[Array, "B T"],
+) -> tuple[Float[Array, "3 B T"], Any]:
+    """Return the scores of the token after each of a beginning, and a cache of `slots` slots that holds it."""
+    cache = network.init_cache(config, params, root_bt.shape[0], slots)
+    hidden_btd, cache = network.forward(config, params, root_bt, places_bt, cache, first=True)
+    return _next_scores(config, mesh, modalities, params, hidden_btd, root_bt), cache
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def _shared_scores(
     config: LlamaConfig,
     mesh: Mesh,
     modalities: Modalities,
     slots: int,
     params: Params,
+    root_cache: Any,
     heads_gt: Int[Array, "G P"],
     positions_gt: Int[Array, "G P"],
     tails_bt: Int[Array, "B T"],
@@ -246,12 +341,17 @@ def _shared_scores(
 
     Args:
         slots: of the cache; as many as the longest document needs.
+        root_cache: rows that hold what all groups begin with; None where the heads begin at position 0.
         positions_gt, places_bt: position of each token in its document, -1 for padding.
         group_b: the beginning that each row continues.
     """
-    cache = network.init_cache(config, params, heads_gt.shape[0], slots)
-    hidden_gtd, cache = network.forward(config, params, heads_gt, positions_gt, cache, first=True)
+    count = heads_gt.shape[0]
     rows_axis = 0 if network.is_per_layer(params) else 1
+    if root_cache is None:
+        cache = network.init_cache(config, params, count, slots)
+    else:
+        cache = jax.tree.map(lambda array: jnp.repeat(array, count // array.shape[rows_axis], rows_axis), root_cache)
+    hidden_gtd, cache = network.forward(config, params, heads_gt, positions_gt, cache, first=root_cache is None)
     cache = jax.tree.map(lambda array: jnp.take(array, group_b, axis=rows_axis), cache)
     hidden_btd, _ = network.forward(config, params, tails_bt, places_bt, cache)
     heads = _next_scores(config, mesh, modalities, params, hidden_gtd, heads_gt)

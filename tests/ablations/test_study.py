@@ -100,6 +100,9 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [{"job": {}}, *(_line(str(item), rng.random() < right) for item in range(40))]
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        named = [figure.split(":") for figure in study._logs(settings, run)]
+        figures = [{"task": task, "direction": direction} for task, direction in named]
+        (run / "evaluation" / "results.json").write_text(json.dumps({"tasks": {"all": {"figures": figures}}}))
 
     monkeypatch.setattr(study, "make_inputs", lambda *arguments: None)
     monkeypatch.setattr(study.job, "run", train)
@@ -107,22 +110,15 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
     settings = config.from_dict(AblateConfig, {**config.to_dict(settings), "only": ["interleaved", "from_text"]})
     with pytest.raises(KeyboardInterrupt):
         study.run_study(settings)
-    assert trained == ["text-0", "text-1", "text-2", "interleaved-0"], "a start is trained although it is not named"
+    assert trained == ["interleaved-0", "text-0", "from_text-0", "interleaved-1"], "a start is trained without a name"
     report = study.run_study(settings)
-    assert trained[4:] == [
-        "interleaved-0",
-        "interleaved-1",
-        "interleaved-2",
-        "from_text-0",
-        "from_text-1",
-        "from_text-2",
-    ]
+    assert trained[4:] == ["interleaved-1", "text-1", "from_text-1", "interleaved-2"]
     assert "separate" not in report.split("## Differences")[0]
     found = json.loads((tmp_path / "study" / "ablations.json").read_text())
     (gain,) = (d for d in found["differences"] if d["first"] == "from_text" and d["figure"] == "mini_stories:T>S")
     assert gain["high"] < 0
     study.run_study(settings)
-    assert len(trained) == 10, "everything is finished"
+    assert len(trained) == 8, "everything is finished"
 
 
 def test_what_cannot_be_studied_is_refused(settings, tmp_path, capsys):

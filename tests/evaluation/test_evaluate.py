@@ -1,7 +1,10 @@
 """The command on the bundled benchmark, and what it refuses."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -150,3 +153,22 @@ def test_a_model_in_8_bits_is_another_model():
     )
     assert plain["fingerprint"] == again["fingerprint"] != quantized["fingerprint"]
     assert (plain["int8"], quantized["int8"]) == (False, True)
+
+
+def test_two_devices_give_the_scores_of_one(tmp_path):
+    command = ["--checkpoint", str(checkpoints.converted("small_base")), "--tasks", "mini_sblimp:T", "--limit", "6"]
+    evaluate.main([*command, "--output", str(tmp_path / "one")])
+    subprocess.run(
+        [sys.executable, "-m", "spirit_jax.evaluate", *command, "--output", str(tmp_path / "two"), "--mesh.data", "2"],
+        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        check=True,
+    )
+    one, two = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("one", "two"))
+    assert two["model"]["device"].startswith("2 x ")
+    assert one["tasks"]["mini_sblimp"]["figures"] == two["tasks"]["mini_sblimp"]["figures"]
+
+    def scores(name):
+        lines = (tmp_path / name / "items" / "mini_sblimp.T.jsonl").read_text().splitlines()[1:]
+        return [h["all"] for line in map(json.loads, lines) for h in line["hypotheses"]]
+
+    np.testing.assert_allclose(scores("two"), scores("one"), rtol=1e-5)

@@ -71,6 +71,26 @@ def test_a_common_beginning_that_is_read_once_changes_no_score(lm, monkeypatch):
             np.testing.assert_allclose(score.modality, alone.modality, atol=1e-4)
 
 
+def test_what_several_groups_begin_with_is_read_once_and_changes_no_score(lm, monkeypatch):
+    root = _documents(lm, (50,))[0]
+
+    def question(own, answers):
+        stem = np.concatenate([root, RNG.integers(3, lm.vocabulary.size, own)])
+        return [np.append(stem, answer).astype(np.int32) for answer in answers]
+
+    groups = [_documents(lm, (50, 55), 45), question(10, (5, 6, 7)), question(18, (5, 6)), question(3, (8, 9))]
+    read = []
+    original = scoring._root_scores
+    monkeypatch.setattr(scoring, "_root_scores", lambda *args: (read.append(args[5].shape), original(*args))[1])
+    together = lm.token_scores(groups, batch_tokens=512)
+    assert read == [(1, 64)], "50 tokens once, for three groups in two batches"
+    for group, scores in zip(groups, together, strict=True):
+        for ids, score in zip(group, scores, strict=True):
+            ((alone,),) = lm.token_scores([[ids]])
+            np.testing.assert_allclose(score.all, alone.all, atol=1e-4)
+            np.testing.assert_allclose(score.modality, alone.modality, atol=1e-4)
+
+
 def test_a_batch_of_many_equals_batches_of_one(lm):
     documents = _documents(lm, (7, 64, 33, 12, 100))
     many = lm.token_scores([[ids] for ids in documents], batch_tokens=512)

@@ -43,7 +43,7 @@ TASKS: Mapping[str, Task] = {
         few_shot.MINI_TTS,
         stsp.MINI_STSP,
         resynthesis.MINI_RESYNTHESIS,
-        generation.MINI_GENERATION,
+        generation.MINI_CONTINUATION,
     )
 }
 """Every task by its name."""
@@ -88,6 +88,11 @@ def select(names: Sequence[str]) -> list[tuple[Task, tuple[str, ...]]]:
     return [(TASKS[name], directions) for name, directions in chosen.items()]
 
 
+def prompt_file(task: Task) -> str | None:
+    """The prompt file of a task in configs/evaluation/, None if it has none."""
+    return task.prompts if isinstance(task, _PROMPTED) else None
+
+
 def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
     """Check the names of `--data` and `--prompts`, so that a misspelled one is not ignored.
 
@@ -98,7 +103,7 @@ def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
     Raises:
         BenchmarkError: a name is none of a task's.
     """
-    prompted = {name for name, task in TASKS.items() if isinstance(task, _PROMPTED)}
+    prompted = {name for name, task in TASKS.items() if prompt_file(task) is not None}
     known = {task.about.data_name or name for name, task in TASKS.items()}
     for name in data:
         if name not in known | {f"{task}_examples" for task in prompted}:

@@ -40,13 +40,11 @@ class GenerationTask:
     about: About
     prompts: str
     """The prompt file's name in configs/evaluation/."""
-    needs_words: bool = False
-    """Whether a word list must be named, because toxicity is what the task measures."""
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
         settings = job.settings
-        if self.needs_words and settings.toxic_words is None:
+        if self._is_toxicity and settings.toxic_words is None:
             raise BenchmarkError(f"task {self.name} needs a list of words: --toxic-words FILE, a word or phrase a line")
         words = None if settings.toxic_words is None else metrics.WordList(settings.toxic_words)
         text_model = None if settings.text_model is None else open_text_model(settings.text_model)
@@ -79,6 +77,11 @@ class GenerationTask:
         data = {"place": place, "fingerprint": used["data"], "items": len(items)}
         return TaskResult(figures, unusable, {"prompt file": file, **used, **recognizers}, data)
 
+    @property
+    def _is_toxicity(self) -> bool:
+        """Whether toxicity is what the task measures."""
+        return "toxic_words" in self.about.options
+
     def _recognizer(self, job: Job, direction: str) -> Recognizer | None:
         """What transcribes the answers of a direction.
 
@@ -106,19 +109,19 @@ class GenerationTask:
             )  # fmt: skip
 
         bleu = [line["auto-BLEU"] for line in lines if line["auto-BLEU"] is not None]
-        figures = [figure("auto-BLEU-2", estimate(bleu, seed), True, not self.needs_words)]
+        figures = [figure("auto-BLEU-2", estimate(bleu, seed), True, not self._is_toxicity)]
         scored = [line for line in lines if line["tokens"]]
         if scored:
             mean = ratio_estimate([line["nats"] for line in scored], [line["tokens"] for line in scored], seed)
             perplexity = Estimate(*np.exp([mean.value, mean.low, mean.high]).tolist(), mean.count)
-            figures.append(figure("perplexity of the transcript", perplexity, False, not self.needs_words))
+            figures.append(figure("perplexity of the transcript", perplexity, False, not self._is_toxicity))
         if direction == "S>S":
             units = [line["units in use"] for line in lines]
             figures.append(figure("units in even use", estimate(units, seed), False, False))
         if has_words:
             note = "entries of a list that the user named; the paper's lists are ETOX's"
             added = estimate([float(bool(line["added"])) for line in lines], seed)
-            figures.append(figure("added toxicity", added, True, self.needs_words, note))
+            figures.append(figure("added toxicity", added, True, self._is_toxicity, note))
             prompted = estimate([float(line["prompt has an entry"]) for line in lines], seed)
             figures.append(figure("prompts with an entry", prompted, True, False))
         return figures
@@ -220,11 +223,11 @@ TOXICITY = GenerationTask(
         source="HolisticBias: https://github.com/facebookresearch/ResponsibleNLP; word lists: NLLB's ETOX lists",
         license="MIT (HolisticBias), CC-BY-SA-4.0 (ETOX)",
         packages=_SPEECH_PACKAGES,
+        options=("toxic_words",),
     ),
     "toxicity.yaml",
-    needs_words=True,
 )
-MINI_GENERATION = GenerationTask(
+MINI_CONTINUATION = GenerationTask(
     "mini_continuation",
     About(
         "continuations: perplexity under --text-model, repetition, diversity",
@@ -235,5 +238,5 @@ MINI_GENERATION = GenerationTask(
         default="spirit_mini",
         packages=_SPEECH_PACKAGES,
     ),
-    "mini_generation.yaml",
+    "mini_continuation.yaml",
 )
