@@ -20,8 +20,8 @@ from spirit_jax.train import main
 CONFIGS = [
     path
     for path in sorted((pathlib.Path(__file__).parents[1] / "configs").rglob("*.yaml"))
-    # prompts of evaluation are no runs, and tests/speech_training has the runs of train_speech
-    if path.parent.name not in ("evaluation", "speech")
+    # prompts of evaluation and parts of ablations are no runs; tests/speech_training has the runs of train_speech
+    if path.parent.name not in ("evaluation", "ablations", "speech")
 ]
 TINY = str(pathlib.Path(__file__).parents[1] / "configs" / "tiny.yaml")
 

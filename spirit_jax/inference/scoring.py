@@ -20,7 +20,7 @@ from spirit_jax.vocabulary import Vocabulary
 
 _MAX_ROWS = 16
 _SHORT, _SHORT_STEP = 64, 16
-"""Documents of up to so many tokens are padded to a multiple of the second number."""
+"""Documents, and parts of them, of up to so many tokens are padded to a multiple of the second number."""
 _MIN_SHARED = 32
 """Tokens that the hypotheses of a group have in common before it pays to read them once."""
 
@@ -163,10 +163,14 @@ def _clusters(
 
 def _batch_shape(lengths: Sequence[int], batch_tokens: int, mesh: Mesh) -> tuple[int, int]:
     """Return rows and length of the batch of the longest documents; lengths ascend."""
-    length = lengths[-1]  # words are far shorter than the smallest bucket
-    length = round_up(length, _SHORT_STEP) if length <= _SHORT else bucket(length, steps=2)
+    length = _padded(lengths[-1])
     rows = next_power_of_two(max(batch_tokens // length, 1) + 1) // 2  # rounded down to a power of two
     return padded_rows(min(rows, next_power_of_two(len(lengths))), mesh), length
+
+
+def _padded(length: int) -> int:
+    """Return the padded length of documents and parts of them; words and answers are far shorter than a bucket."""
+    return round_up(length, _SHORT_STEP) if length <= _SHORT else bucket(length, steps=2)
 
 
 def _document_scores(scores: Float[np.ndarray, "3 N"]) -> TokenScores:
@@ -196,7 +200,7 @@ def _score_cluster(
     beginning = None
     if root:
         slots = bucket(max(len(ids) for _, index in cluster for ids in groups[index]), steps=2)
-        root_bt = np.zeros((padded_rows(1, mesh), bucket(root, steps=2)), np.int32)  # equal rows, one a device
+        root_bt = np.zeros((padded_rows(1, mesh), _padded(root)), np.int32)  # equal rows, one a device
         places_bt = np.full(root_bt.shape, -1, np.int32)
         root_bt[:, :root] = groups[cluster[0][1]][0][:root]
         places_bt[:, :root] = np.arange(root)
@@ -247,10 +251,10 @@ def _score_shared(
     count = padded_rows(ceil_div(rows, group_rows), mesh)
     # the last token that was read before is read again, because it predicts the first of the rest
     start = 0 if beginning is None else beginning.size - 1
-    heads_gt = np.zeros((count, bucket(max(common for common, _ in batch) - start, steps=2)), np.int32)
+    heads_gt = np.zeros((count, _padded(max(common for common, _ in batch) - start)), np.int32)
     positions_gt = np.full(heads_gt.shape, -1, np.int32)  # padding is not stored in the cache
     tail = max(len(ids) - common + 1 for common, index in batch for ids in groups[index])
-    tails_bt = np.zeros((rows, bucket(tail)), np.int32)
+    tails_bt = np.zeros((rows, _padded(tail)), np.int32)
     places_bt = np.full(tails_bt.shape, -1, np.int32)
     group_b = np.zeros(rows, np.int32)
     for number, (common, index) in enumerate(batch):

@@ -83,7 +83,7 @@ def test_what_several_groups_begin_with_is_read_once_and_changes_no_score(lm, mo
     original = scoring._root_scores
     monkeypatch.setattr(scoring, "_root_scores", lambda *args: (read.append(args[5].shape), original(*args))[1])
     together = lm.token_scores(groups, batch_tokens=512)
-    assert read == [(1, 64)], "50 tokens once, for three groups in two batches"
+    assert read == [(1, 64)], "50 tokens once, for three groups in three batches"
     for group, scores in zip(groups, together, strict=True):
         for ids, score in zip(group, scores, strict=True):
             ((alone,),) = lm.token_scores([[ids]])
