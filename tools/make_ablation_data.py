@@ -55,9 +55,9 @@ def pairs(topic: str, held_out: bool) -> list[tuple[str, str]]:
     ]
 
 
-def story(random_: random.Random, topic: str, sentences: int, held_out: bool) -> list[str]:
-    """The sentences of a story; each has another pair of verb and object."""
-    pronoun = random_.choice(sorted(NAMES))
+def story(random_: random.Random, topic: str, sentences: int, held_out: bool, pronoun: str | None = None) -> list[str]:
+    """The sentences of a story; each has another pair of verb and object. The pronoun is drawn by default."""
+    pronoun = pronoun or random_.choice(sorted(NAMES))
     name = random_.choice(NAMES[pronoun])
     subjects = [name] + [pronoun.capitalize()] * (sentences - 1)
     chosen = random_.sample(pairs(topic, held_out), sentences)
@@ -123,26 +123,23 @@ def corpus(split: str, count: int, seed: int, recorder: Recorder) -> Iterator[Ut
 def make_stories(output: pathlib.Path, recorder: Recorder) -> None:
     """Two-sentence stories. The unfitting ending is the fitting one of another story on another topic.
 
-    So each ending is once right and once wrong, and an ending that is likely by itself gives no advantage. Both endings
-    have the same voice and tone.
+    Stories come in blocks, one of each topic, in one voice and tone and with one pronoun. The endings of a block change
+    places. So each recording of an ending is once right and once wrong: one that is likely by itself, for its words or
+    for its sound, gives no advantage.
     """
     random_, topics = random.Random(13), sorted(TOPICS)
-    stories = []
-    for index in range(STORIES):
-        while True:
-            first, second = story(random_, topics[index % len(topics)], 2, held_out=True)
-            if second.startswith(("He", "She")[index // len(topics) % 2]):
-                break
-        stories.append((first, second))
-    assert STORIES % (2 * len(topics)) == 0
-    for index, (first, second) in enumerate(stories):
-        voice, tone = list(VOICES)[index % 2], list(TONES)[index % 3]
-        block = index - index % len(topics)
-        other = stories[block + (index + 1 + block // len(topics) % (len(topics) - 1)) % len(topics)][1]
-        for role, text in (("mutual", first), ("correct", second), ("incorrect", other)):
-            write_file(output / f"{index + 1}_{role}.txt", text + "\n")
-            audio, _ = recorder.sentence(text, voice, tone)
-            (output / f"{index + 1}_{role}.flac").write_bytes(noisy(audio, index))
+    for number in range(STORIES // len(topics)):
+        pronoun = ("he", "she")[number % 2]
+        voice, tone = list(VOICES)[number // 2 % 2], list(TONES)[number // 4 % 3]
+        block = [story(random_, topic, 2, held_out=True, pronoun=pronoun) for topic in topics]
+        shift = 1 + number % (len(topics) - 1)
+        for place, (first, second) in enumerate(block):
+            other = block[(place + shift) % len(topics)][1]
+            name = str(number * len(topics) + place + 1)
+            for role, text in (("mutual", first), ("correct", second), ("incorrect", other)):
+                write_file(output / f"{name}_{role}.txt", text + "\n")
+                audio, _ = recorder.sentence(text, voice, tone)
+                (output / f"{name}_{role}.flac").write_bytes(noisy(audio, number))
 
 
 def make_tone(output: pathlib.Path, recorder: Recorder) -> None:
