@@ -19,7 +19,7 @@ def test_intervals_hold_the_accuracy_and_a_difference_is_paired_by_item():
     rng = np.random.default_rng(1)
     hard = rng.random(200)
     good = (rng.random((3, 200)) < 0.3 + 0.6 * hard).astype(float)
-    bad = np.minimum(good, rng.random((3, 200)) < 0.9)
+    bad = np.minimum(good, rng.random((3, 200)) < 0.7)
     found, worse = comparison.accuracy(good), comparison.difference(bad, good)
     assert found.low < found.value == good.mean() < found.high
     assert found.count == 200
