@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from spirit_jax.checkpoint import CONFIG, CheckpointError, save_arrays
@@ -12,12 +12,21 @@ from spirit_jax.core.files import atomic_directory, read_json, write_file
 from spirit_jax.speech.protocols import Part
 
 
-def save_part(directory: str | os.PathLike, part: Part) -> None:
-    """Write a part to `directory` in one atomic step. An existing directory is replaced."""
+def save_part(
+    directory: str | os.PathLike, part: Part, more: Callable[[pathlib.Path], None] = lambda directory: None
+) -> None:
+    """Write a part to `directory` in one atomic step. An existing directory is replaced.
+
+    Args:
+        directory: the part's own directory.
+        part: its config and arrays.
+        more: writes further files into the directory that it is given.
+    """
     with atomic_directory(directory, overwrite=True) as scratch:
         config = {"kind": part.kind, **part.config()}
         write_file(scratch / CONFIG, json.dumps(config, indent=1, sort_keys=True) + "\n")
         save_arrays(scratch, part.arrays())
+        more(scratch)
         write_checksums(scratch)
 
 

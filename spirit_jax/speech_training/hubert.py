@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import os
+import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -179,7 +181,8 @@ class Hubert:
         if config.start == "previous":
             if self.before is None:
                 raise SpiritError(f"{self.name}.start: there is no iteration before to take weights from")
-            before, initial = read_encoder(context.run / self.before / ENCODER)
+            before, found = read_pretraining(context.run / self.before / ENCODER)
+            initial = found["encoder"]
             if before != encoder:
                 raise SpiritError(f"{self.name}.start: the encoder of {self.before} has another shape")
         objective = HubertObjective(config, config.labels.clusters, context.seed, initial)
@@ -215,7 +218,7 @@ class Hubert:
             ),
             batches=batches,
             held_out=held_out_batches,
-            finish=lambda params: save_encoder(context.directory / ENCODER, encoder, params["encoder"]),
+            finish=lambda params: save_pretraining(context.directory / ENCODER, encoder, params),
             measure=measure,
         )
 
@@ -254,7 +257,8 @@ class Hubert:
             shape, params = read_phonetic_encoder(config.labels.teacher)
             described: Any = config.labels.teacher
         elif self.before is not None:
-            shape, params = read_encoder(context.run / self.before / ENCODER)
+            shape, found = read_pretraining(context.run / self.before / ENCODER)
+            params = found["encoder"]
             described = self.before
         else:
             raise SpiritError(f"{self.name}.labels: source layer needs a teacher, or an iteration before this one")
@@ -286,37 +290,41 @@ def layer_features(config: Wav2Vec2Config, params: Params, layer: int) -> Extrac
 
 
 @dataclasses.dataclass(frozen=True)
-class _StoredEncoder:
-    """An encoder as `save_part` stores it."""
+class _Pretraining:
+    """The parameters of a finished iteration, as `save_part` stores them."""
 
-    kind = "hubert_encoder"
+    kind: ClassVar[str] = "hubert_pretraining"
+
     encoder: Wav2Vec2Config
     params: Params
 
     @classmethod
-    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "_StoredEncoder":
+    def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "_Pretraining":
+        """The parameters from the content of config.json and the arrays."""
         return cls(Wav2Vec2Config.from_dict(config["encoder"]), arrays)
 
     def config(self) -> dict[str, Any]:
+        """The content of config.json, without the kind."""
         return {"encoder": dataclasses.asdict(self.encoder)}
 
     def arrays(self) -> dict[str, Any]:
+        """The arrays, as stored."""
         return self.params
 
 
-def save_encoder(directory, config: Wav2Vec2Config, params: Params) -> None:
-    """Store the encoder of a finished iteration."""
-    save_part(directory, _StoredEncoder(config, jax.device_get(params)))
+def save_pretraining(directory: str | os.PathLike, config: Wav2Vec2Config, params: Params) -> None:
+    """Store the parameters of a finished iteration, those of `models.hubert.HubertPretraining`."""
+    save_part(directory, _Pretraining(config, params))
 
 
-def read_encoder(directory) -> tuple[Wav2Vec2Config, Params]:
-    """The encoder of a finished iteration.
+def read_pretraining(directory: str | os.PathLike) -> tuple[Wav2Vec2Config, Params]:
+    """The parameters of a finished iteration.
 
     Raises:
-        CheckpointError: it is missing or damaged.
+        CheckpointError: they are missing or damaged.
     """
-    config = read_part_config(directory, (_StoredEncoder.kind,))
-    stored = _StoredEncoder.load(config, load_arrays(directory))
+    directory = pathlib.Path(directory)
+    stored = _Pretraining.load(read_part_config(directory, (_Pretraining.kind,)), load_arrays(directory))
     return stored.encoder, stored.params
 
 

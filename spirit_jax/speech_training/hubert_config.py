@@ -122,5 +122,11 @@ class HubertTraining:
             )
         if self.encoder.position_norm != "weight":
             raise ValueError("encoder.position_norm must be weight: a batch norm of positions is not trained here")
+        same = self.encoder.conv_layers[-1][0] == self.encoder.hidden_size
+        if self.encoder.project_features == same:
+            raise ValueError(
+                f"encoder.project_features must be {str(not same).lower()}, as in fairseq, whose encoders project "
+                "features to another width, and only then"
+            )
         if self.loop.evaluate_tasks:
             raise ValueError("loop.evaluate_tasks: tasks of language models, not of a part of a speech tokenizer")

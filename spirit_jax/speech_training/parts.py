@@ -4,6 +4,7 @@ import dataclasses
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.processes import report
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech.loading import load_phonetic_encoder
@@ -11,6 +12,7 @@ from spirit_jax.speech.scratch.trainer import complete_speech_tokenizer, train_s
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.hubert import Hubert
 from spirit_jax.speech_training.part import Context, Part
+from spirit_jax.speech_training.purity import unit_quality
 from spirit_jax.speech_training.quantizers import PHONETIC, Quantizer, Units
 from spirit_jax.training.config import LoopConfig
 
@@ -61,3 +63,6 @@ class Scratch:
             report(f"{self.name}: {', '.join(names) or 'nothing is missing'}")
         else:
             train_speech_tokenizer(utterances, self.config, context.run, context.seed)
+            encoder = load_phonetic_encoder(context.run)
+            values = unit_quality(context.held_out, encoder.encode_batch, Wav2Vec2Config())
+            report(f"{self.name}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,19 +11,25 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.checkpoint import SPEECH_TOKENIZER
+from spirit_jax.checkpoint import SPEECH_TOKENIZER, load_arrays
+from spirit_jax.convert import released_folder
+from spirit_jax.convert.formats.arrays import ReadableArray
+from spirit_jax.convert.parts import HUBERT_FILE
+from spirit_jax.convert.released_folder import ReleasedFolder
+from spirit_jax.convert.trained import hubert_folder
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.ctc import ctc_loss
 from spirit_jax.models.wav2vec2 import Wav2Vec2Model, truncate
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer
+from spirit_jax.parallel.processes import report
 from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech.released.phonetic import HubertEncoder
-from spirit_jax.speech.storage import save_part
+from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.augment import change
 from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
-from spirit_jax.speech_training.hubert import ENCODER, layer_features, read_encoder, read_phonetic_encoder
+from spirit_jax.speech_training.hubert import ENCODER, layer_features, read_phonetic_encoder, read_pretraining
 from spirit_jax.speech_training.labels import Labels, cached, sampled_features
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
@@ -56,8 +63,10 @@ class Units:
         """Learn the clusters and write the phonetic part."""
         if self.config.encoder is not None:
             encoder, params = read_phonetic_encoder(self.config.encoder)
+            unused = {}
         elif self.before is not None:
-            encoder, params = read_encoder(context.run / self.before / ENCODER)
+            encoder, trained = read_pretraining(context.run / self.before / ENCODER)
+            params, unused = trained["encoder"], fairseq_heads(trained)
         else:
             raise SpiritError("units: name an encoder, or train a HuBERT in this run")
         extract = layer_features(encoder, params, self.config.layer)
@@ -72,9 +81,9 @@ class Units:
             {"encoder": params, "quantizer": {"centroids": centroids}},
         )
         values = {"inertia": distance} | unit_quality(context.held_out, part.encode_batch, encoder)
-        print(f"{self.name}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
-        save_part(context.run / SPEECH_TOKENIZER / PHONETIC, part)
-        save_part(context.directory / PHONETIC, part)
+        report(f"{self.name}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
+        for place in (context.directory, context.run / SPEECH_TOKENIZER):
+            save_phonetic(place / PHONETIC, part, unused)
         return None
 
 
@@ -236,8 +245,9 @@ class Quantizer:
             return values | unit_quality(context.held_out, student.encode_batch, teacher.encoder)
 
         def finish(trained: Params) -> None:
-            save_part(context.directory / PHONETIC, part(trained))
-            save_part(context.run / SPEECH_TOKENIZER / PHONETIC, part(trained))
+            released = ReleasedFolder.load(context.run / self.before / PHONETIC / released_folder.FOLDER)
+            for place in (context.directory, context.run / SPEECH_TOKENIZER):
+                save_phonetic(place / PHONETIC, part(trained), released.unused[HUBERT_FILE])
 
         optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
         frozen = Frozen(params, lambda bound: UpdateRule(QuantizerObjective(model, bound, quantizer), optimizer))
@@ -312,14 +322,43 @@ def units_of(clips: Clips, encoder: HubertEncoder) -> Labels:
     return Labels(values, np.cumsum([0, *map(len, each)]))
 
 
+def fairseq_heads(params: Params) -> dict[str, np.ndarray]:
+    """What pre-training adds to an encoder, by fairseq's names."""
+    return {
+        "mask_emb": np.asarray(params["mask_embedding"]),
+        "final_proj.weight": np.ascontiguousarray(np.asarray(params["projection"]["kernel"]).T),
+        "final_proj.bias": np.asarray(params["projection"]["bias"]),
+        "label_embs_concat": np.asarray(params["class_embeddings"]),
+    }
+
+
+def save_phonetic(directory: pathlib.Path, part: HubertEncoder, unused: Mapping[str, ReadableArray]) -> None:
+    """Write a phonetic part, with the description of the released files that `convert export` writes.
+
+    Args:
+        directory: the part's own directory.
+        part: the encoder and its quantizer.
+        unused: tensors that the part does not read, by fairseq's names.
+    """
+    config = part.config()
+
+    def describe(scratch: pathlib.Path) -> None:
+        if config["quantizer"]["kind"] == "linear":
+            hubert_folder(config, unused, None).save(scratch)
+            return
+        with tempfile.TemporaryDirectory() as temporary:
+            file = pathlib.Path(temporary, f"L{config['layer']}_km{part.unit_count}.npy")
+            np.save(file, part.arrays()["quantizer"]["centroids"])
+            hubert_folder(config, unused, file).save(scratch)
+
+    save_part(directory, part, describe)
+
+
 def read_phonetic(directory: pathlib.Path) -> HubertEncoder:
     """A phonetic part that `save_part` wrote.
 
     Raises:
         CheckpointError: it is missing or damaged.
     """
-    from spirit_jax.checkpoint import load_arrays
-    from spirit_jax.speech.storage import read_part_config
-
     config = read_part_config(directory, (HubertEncoder.kind,))
     return HubertEncoder(config, load_arrays(directory))

@@ -8,6 +8,7 @@ from sklearn.metrics import normalized_mutual_info_score
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.parallel.sharding import HostShare
+from spirit_jax.speech.mfcc import differences, label_features, mfcc
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.augment import add_noise, reverberate, shift, stretch
 from spirit_jax.speech_training.crops import Clips, CropBatches, CropShape, held_out_crops
@@ -99,6 +100,17 @@ def test_masks_are_drawn_as_fairseq_draws_them(frames, length):
         expected = _fairseq_mask(frames, 0.8, length, 2, np.random.default_rng(seed))
         assert set(np.flatnonzero(draw_mask(frames, config, np.random.default_rng(seed)))) == expected
     assert draw_mask(2, config, np.random.default_rng(0)).size == 2
+
+
+def test_cepstra_of_a_louder_sound_differ_in_the_first_alone_and_slopes_are_slopes():
+    tone = np.random.default_rng(0).standard_normal(8000).astype(np.float32)
+    quiet, loud = mfcc(tone), mfcc(4 * tone)
+    assert quiet.shape == ((8000 - 400) // 160 + 1, 13)
+    np.testing.assert_allclose(loud[:, 1:], quiet[:, 1:], atol=2e-3)
+    np.testing.assert_allclose(loud[:, 0] - quiet[:, 0], np.sqrt(23) * np.log(16), rtol=1e-3)
+    np.testing.assert_allclose(differences(np.arange(20.0)[:, None] * 3)[2:-2], 3)
+    # at 50 Hz, the cepstra of frame t are those of 10 ms frame 2 t, as in fairseq's labels
+    np.testing.assert_array_equal(label_features(tone, 20, 320, 400)[:, :13], quiet[0:40:2])
 
 
 def test_a_batch_moves_centroids_as_in_scikit_learn():

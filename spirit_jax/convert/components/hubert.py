@@ -110,6 +110,20 @@ def part_config(
     return {"kind": "hubert", "layer": layer, "encoder": dataclasses.asdict(encoder), "quantizer": quantizer}
 
 
+def model_config(encoder: Mapping[str, Any]) -> dict[str, Any]:
+    """fairseq's `model_cfg` of an encoder, the inverse of `part_config`; its fields are those of `Wav2Vec2Config`."""
+    layers = ", ".join(f"({channels}, {kernel}, {stride})" for channels, kernel, stride in encoder["conv_layers"])
+    mode = next(name for name, norm in _CONV_NORMS.items() if norm == encoder["conv_norm"])
+    return {
+        **{fairseq: encoder[field] for field, fairseq, _ in _FIELDS},
+        "conv_feature_layers": f"[{layers}]",
+        "extractor_mode": mode,
+        "conv_pos_batch_norm": encoder["position_norm"] == "batch",
+        "required_seq_len_multiple": 2,
+        **dict(_FIXED),
+    }
+
+
 def conv_feature_layers(text: str) -> tuple[tuple[int, int, int], ...]:
     """(channels, kernel, stride) of each layer, from a text such as fairseq's "[(512,10,5)] + [(512,3,2)] * 4".
 

@@ -1,0 +1,149 @@
+"""The whole chain on a handful of short recordings: resumed bit for bit, exported, and used as a tokenizer."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from spirit_jax import SpeechTokenizer, config, load_audio
+from spirit_jax.convert.components import hubert
+from spirit_jax.convert.part_export import export_part
+from spirit_jax.convert.part_import import import_part
+from spirit_jax.convert.parts import RELEASED_PARTS
+from spirit_jax.convert.verification import reference
+from spirit_jax.speech_training import job
+from spirit_jax.speech_training.config import TrainSpeechConfig
+from spirit_jax.speech_training.quantizers import read_phonetic
+from spirit_jax.training.checks import RunError
+from tests.support.runs import newest_arrays
+from tests.support.sounds import buzz
+
+CONFIG = """
+hubert_1: &hubert
+  encoder:
+    conv_layers: [[8, 10, 5], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 3, 2], [8, 2, 2], [8, 2, 2], [8, 2, 2]]
+    hidden_size: 16
+    num_layers: 2
+    num_heads: 2
+    intermediate_size: 16
+    position_kernel: 8
+    position_groups: 2
+  labels: {clusters: 6, restarts: 1}
+  masking: {length: 2}
+  rows: 2
+  samples: 16000
+  shortest: 8000
+  projection: 8
+  optimizer: {learning_rate: 1.0e-3}
+  loop: {steps: 4, log_every: 1, evaluate_every: 4, sample_every: 0}
+units: {layer: 1, units: 5, restarts: 1}
+quantizer: {rounds: 1, rows: 2, samples: 16000, loop: {steps: 2, log_every: 1, evaluate_every: 0, sample_every: 0}}
+scratch: {pitch_units: 4, style_units: 2}
+checkpoint: {every: 2}
+cache_gb: 0.001
+"""
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A manifest of nine clips: buzzes with two words each, one silent clip and one that is too short."""
+    directory = tmp_path_factory.mktemp("recordings")
+    rng, lines = np.random.default_rng(0), []
+    for index in range(9):
+        seconds = 0.3 if index == 8 else 1.2
+        audio = buzz(rng.uniform(90, 300), seconds) + 0.01 * rng.standard_normal(int(seconds * 16_000))
+        if index == 7:
+            audio = np.zeros_like(audio)
+        soundfile.write(directory / f"{index}.wav", audio, 16_000)
+        words = [["low", 0.1, 0.6], ["high", 0.6, 1.1]] if index < 7 else []
+        lines.append({"id": str(index), "audio": f"{index}.wav", "text": "low high" if words else "", "words": words})
+    (directory / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (directory / "config.yaml").write_text(CONFIG)
+    return directory
+
+
+def _settings(recordings, run, *options):
+    arguments = ["--corpora", str(recordings / "clips.jsonl"), "--validation_fraction", "0.3"]
+    return config.load(
+        TrainSpeechConfig, recordings / "config.yaml", [*arguments, "--run_directory", str(run), *options]
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(recordings, tmp_path_factory):
+    """A run that was never interrupted."""
+    run = tmp_path_factory.mktemp("runs") / "whole"
+    job.run(_settings(recordings, run))
+    return run
+
+
+def test_a_killed_run_resumes_bit_for_bit(recordings, finished, tmp_path):
+    run = tmp_path / "killed"
+    killed = (
+        "import os, sys\nfrom spirit_jax.training.checkpoints import RunCheckpoints\n"
+        "from spirit_jax.train_speech import main\nsave = RunCheckpoints.save\n"
+        "def save_and_die(self, state, streams):\n    save(self, state, streams)\n    self.wait()\n    os._exit(9)\n"
+        "RunCheckpoints.save = save_and_die\nmain(sys.argv[1:])\n"
+    )
+    options = ["--config", str(recordings / "config.yaml"), "--corpora", str(recordings / "clips.jsonl")]
+    options += ["--validation_fraction", "0.3", "--run_directory", str(run)]
+    result = subprocess.run([sys.executable, "-c", killed, *options], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 9, result.stderr
+    assert [path.name for path in (run / "hubert_1" / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
+    job.run(_settings(recordings, run, "--units", "null", "--quantizer", "null", "--scratch", "null"))
+    expected, found = newest_arrays(finished / "hubert_1"), newest_arrays(run / "hubert_1")
+    assert jax.tree.structure(expected) == jax.tree.structure(found)
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: (a == b).all(), expected, found)))
+    lines = [(path / "hubert_1" / "metrics.jsonl").read_text().count("train/loss") for path in (run, finished)]
+    assert lines == [4, 4]
+
+
+def test_a_finished_run_is_a_tokenizer_and_its_log_has_the_measures(recordings, finished):
+    records = [json.loads(line) for line in (finished / "hubert_1" / "metrics.jsonl").read_text().splitlines()]
+    values = {name for record in records for name in record}
+    assert {
+        "validation/masked_accuracy",
+        "evaluation/pnmi",
+        "evaluation/cluster_purity",
+        "train/masked_accuracy",
+    } <= values
+    tokenizer = SpeechTokenizer.from_pretrained(finished, "expressive")
+    audio = load_audio(recordings / "0.wav")
+    units = tokenizer.encode(audio)
+    assert len(units.hubert) == (audio.size - 720) // 640 + 1
+    assert set(units.hubert) <= set(range(5))
+    assert np.isfinite(tokenizer.decode(units, predict_durations=False)).all()
+
+
+def test_nothing_is_trained_twice_and_other_options_are_refused(recordings, finished, capsys):
+    job.run(_settings(recordings, finished))
+    assert "hubert_1: finished, 4 steps" in capsys.readouterr().out
+    with pytest.raises(RunError, match=r"hubert_1 holds a run with another config \(hubert_1.rows 2 -> 4\)"):
+        job.run(_settings(recordings, finished, "--hubert_1.rows", "4"))
+
+
+@pytest.mark.parametrize("part", ["units", "quantizer_1"])
+def test_export_gives_the_released_files_with_which_pytorch_gives_the_same_units(recordings, finished, part, tmp_path):
+    directory = finished / part / "phonetic"
+    (phonetic,) = (part for part in RELEASED_PARTS if part.name == "phonetic")
+    export_part(phonetic, directory).write(tmp_path, lambda count: None)
+    released = tmp_path / phonetic.folder
+    state = torch.load(released / "mhubert_base_25hz.pt", weights_only=True)
+    assert {"mask_emb", "label_embs_concat", "final_proj.weight"} <= state["model_weight"].keys()
+    encoder, audio = read_phonetic(directory), load_audio(recordings / "1.wav")
+    with torch.no_grad():
+        features = reference.hubert(
+            reference.tensors({name: tensor.numpy() for name, tensor in state["model_weight"].items()}),
+            state["model_cfg"],
+            encoder.config()["layer"],
+            torch.from_numpy(audio)[None],
+        )
+    np.testing.assert_allclose(encoder.features([audio])[0], features[0].numpy(), atol=2e-4)
+    again = import_part(phonetic, released)
+    assert again.config == encoder.config() | {"kind": "hubert"}
+    assert hubert.conv_feature_layers(state["model_cfg"]["conv_feature_layers"]) == encoder.encoder.conv_layers
