@@ -4,13 +4,13 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.core.constants import SAMPLE_RATE
@@ -24,7 +24,7 @@ from spirit_jax.speech.released.batches import encode_clips, jit_float32, replic
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import Crop, CropBatches, CropShape, held_out_crops
 from spirit_jax.speech_training.hubert_config import HubertTraining
 from spirit_jax.speech_training.labels import Extractor, Labels, cached, make_labels, sampled_features
 from spirit_jax.speech_training.masking import draw_mask
@@ -201,10 +201,17 @@ class Hubert:
             rows = held_out_crops(context.held_out, shape, held_out, rows=config.rows, seed=context.seed, share=share)
             return {"clips": rows}
 
+        predict = self._prediction(objective)
+
         def measure(params: Params, step: int) -> Mapping[str, float]:
-            """How well the classes that the network predicts tell the words, where words are aligned."""
+            """The quality of the classes that the network tells without masks; nothing without aligned words."""
             del step
-            return self.prediction_quality(objective, params, context.held_out)
+            run = functools.partial(predict, params)
+
+            def classes(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+                return [found for (found,) in encode_clips(run, batch, encoder.receptive_field, "classes")]
+
+            return unit_quality(context.held_out, classes, encoder)
 
         return Prepared(
             rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps)),
@@ -219,27 +226,19 @@ class Hubert:
             batches=batches,
             held_out=held_out_batches,
             finish=lambda params: save_pretraining(context.directory / ENCODER, encoder, params),
-            measure=measure,
+            measure=measure if len(context.held_out) else None,
         )
 
-    def prediction_quality(self, objective: HubertObjective, params: Params, clips: Clips) -> dict[str, float]:
-        """`unit_quality` of the classes that the network tells without masks; nothing without words."""
-        model = objective.model
+    def _prediction(self, objective: HubertObjective) -> Callable[..., tuple[Array, Array]]:
+        """The class with the highest logit at each frame, from parameters, audio and lengths; compiled once a shape."""
+        encoder = self.config.encoder
 
-        def run(audio_br: Array, lengths_b: Int[Array, " B"]):
-            frames = self.config.encoder.frames(audio_br.shape[1])
-            logits, frames_b = model.apply(
-                {"params": params}, audio_br, lengths_b, jnp.zeros((len(audio_br), frames), bool)
-            )
-            return jnp.argmax(logits, -1), frames_b
+        def run(params: Params, audio_br: Array, lengths_b: Array) -> tuple[Array, Array]:
+            masked_bt = jnp.zeros((len(audio_br), encoder.frames(audio_br.shape[1])), bool)
+            logits_btk, frames_b = objective.model.apply({"params": params}, audio_br, lengths_b, masked_bt)
+            return jnp.argmax(logits_btk, -1), frames_b
 
-        compiled = jit_float32(run)
-
-        def classes(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
-            field = self.config.encoder.receptive_field
-            return [found for (found,) in encode_clips(compiled, batch, field, "classes")]
-
-        return unit_quality(clips, classes, self.config.encoder)
+        return jit_float32(run)
 
     def _teacher(self, context: Context) -> tuple[Extractor, Any]:
         """What computes the features that are clustered, and a description of it."""

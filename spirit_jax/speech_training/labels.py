@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory, read_json, write_file
+from spirit_jax.parallel.processes import is_primary, wait_for_all
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.crops import Clips
 
@@ -92,6 +93,8 @@ def cached(
 ) -> dict[str, np.ndarray]:
     """Arrays that a directory holds, mapped into memory; they are made now unless they were made from the same.
 
+    The primary process makes them for all. Every process must call it.
+
     Args:
         directory: where they are kept.
         made_from: what they depend on, as JSON.
@@ -99,10 +102,11 @@ def cached(
     """
     described = json.loads(json.dumps(made_from))
     source = directory / "made_from.json"
-    if not source.is_file() or read_json(source) != described:
+    if is_primary() and (not source.is_file() or read_json(source) != described):
         arrays = make()
         with atomic_directory(directory, overwrite=True) as scratch:
             for name, array in arrays.items():
                 np.save(scratch / f"{name}.npy", array)
             write_file(scratch / "made_from.json", json.dumps(described))
+    wait_for_all(f"made {directory.name}")
     return {path.stem: np.load(path, mmap_mode="r") for path in directory.glob("*.npy")}

@@ -5,7 +5,7 @@ import dataclasses
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
-from spirit_jax.parallel.processes import report
+from spirit_jax.parallel.processes import is_primary, report
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech.loading import load_phonetic_encoder
 from spirit_jax.speech.scratch.trainer import complete_speech_tokenizer, train_speech_tokenizer
@@ -55,7 +55,9 @@ class Scratch:
     loop: LoopConfig = LoopConfig(steps=1)
 
     def prepare(self, context: Context) -> None:
-        """Learn and write them."""
+        """Learn and write them, in the primary process."""
+        if not is_primary():
+            return
         utterances = context.train.utterances
         if (context.run / SPEECH_TOKENIZER / PHONETIC).exists():
             phonetic = load_phonetic_encoder(context.run)

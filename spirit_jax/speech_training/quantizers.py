@@ -22,7 +22,7 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.ctc import ctc_loss
 from spirit_jax.models.wav2vec2 import Wav2Vec2Model, truncate
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer
-from spirit_jax.parallel.processes import report
+from spirit_jax.parallel.processes import is_primary, report
 from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import read_part_config, save_part
@@ -60,7 +60,9 @@ class Units:
     loop: LoopConfig = LoopConfig(steps=1)
 
     def prepare(self, context: Context) -> Prepared | None:
-        """Learn the clusters and write the phonetic part."""
+        """Learn the clusters and write the phonetic part, in the primary process."""
+        if not is_primary():
+            return None
         if self.config.encoder is not None:
             encoder, params = read_phonetic_encoder(self.config.encoder)
             unused = {}

@@ -125,6 +125,8 @@ def test_nothing_is_trained_twice_and_other_options_are_refused(recordings, fini
     assert "hubert_1: finished, 4 steps" in capsys.readouterr().out
     with pytest.raises(RunError, match=r"hubert_1 holds a run with another config \(hubert_1.rows 2 -> 4\)"):
         job.run(_settings(recordings, finished, "--hubert_1.rows", "4"))
+    with pytest.raises(RunError, match=r"units holds a run with another config \(units.units 5 -> 4\)"):
+        job.run(_settings(recordings, finished, "--units.units", "4"))
 
 
 @pytest.mark.parametrize("part", ["units", "quantizer_1"])
