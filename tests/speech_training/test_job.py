@@ -147,5 +147,5 @@ def test_export_gives_the_released_files_with_which_pytorch_gives_the_same_units
         )
     np.testing.assert_allclose(encoder.features([audio])[0], features[0].numpy(), atol=2e-4)
     again = import_part(phonetic, released)
-    assert again.config == encoder.config() | {"kind": "hubert"}
+    assert json.loads(json.dumps(again.config)) == encoder.config()
     assert hubert.conv_feature_layers(state["model_cfg"]["conv_feature_layers"]) == encoder.encoder.conv_layers
