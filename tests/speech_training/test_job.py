@@ -60,7 +60,10 @@ def recordings(tmp_path_factory):
         if index == 7:
             audio = np.zeros_like(audio)
         soundfile.write(directory / f"{index}.wav", audio, 16_000)
-        words = [["low", 0.1, 0.6], ["high", 0.6, 1.1]] if index < 7 else []
+        words = [
+            {"word": word, "start_ms": 100 + 500 * place, "end_ms": 600 + 500 * place}
+            for place, word in enumerate(("low", "high"))
+        ] * (index < 7)
         lines.append({"id": str(index), "audio": f"{index}.wav", "text": "low high" if words else "", "words": words})
     (directory / "clips.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     (directory / "config.yaml").write_text(CONFIG)
@@ -68,7 +71,7 @@ def recordings(tmp_path_factory):
 
 
 def _settings(recordings, run, *options):
-    arguments = ["--corpora", str(recordings / "clips.jsonl"), "--validation_fraction", "0.3"]
+    arguments = ["--corpora", str(recordings / "clips.jsonl"), "--validation_fraction", "0.35"]
     return config.load(
         TrainSpeechConfig, recordings / "config.yaml", [*arguments, "--run_directory", str(run), *options]
     )
@@ -91,7 +94,7 @@ def test_a_killed_run_resumes_bit_for_bit(recordings, finished, tmp_path):
         "RunCheckpoints.save = save_and_die\nmain(sys.argv[1:])\n"
     )
     options = ["--config", str(recordings / "config.yaml"), "--corpora", str(recordings / "clips.jsonl")]
-    options += ["--validation_fraction", "0.3", "--run_directory", str(run)]
+    options += ["--validation_fraction", "0.35", "--run_directory", str(run)]
     result = subprocess.run([sys.executable, "-c", killed, *options], capture_output=True, text=True, timeout=300)
     assert result.returncode == 9, result.stderr
     assert [path.name for path in (run / "hubert_1" / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
