@@ -76,9 +76,10 @@ def open_clips(settings: TrainSpeechConfig) -> tuple[Clips, Clips]:
 def _identity(settings: TrainSpeechConfig, chosen: list[Part], part: Part) -> dict[str, Any]:
     """What a part depends on: the corpora, the seed, and the sections of the parts up to it."""
     values = config.to_dict(settings)
-    names = [each.name for each in chosen]
+    # The rounds of a section, such as quantizer_1, are parts of their own.
+    names = [each.name if each.name in values else each.name.rpartition("_")[0] for each in chosen]
     kept = {name: values[name] for name in ("corpora", "validation_fraction", "seed")}
-    return kept | {name: values[name] for name in names[: names.index(part.name) + 1]}
+    return kept | {name: values[name] for name in names[: chosen.index(part) + 1]}
 
 
 def train_part(
