@@ -100,7 +100,8 @@ def train_part(
     directory, loop = context.directory, part.loop
     free = {f"{name}/{field}" for name in identity for field in MUTABLE_ON_RESUME}
     finished = (directory / _FINISHED).is_file()
-    check_resumable(directory, stored_config(directory), identity, free, finished=finished)
+    if finished or checkpoint.latest_step(directory) is not None:
+        check_resumable(str(directory), stored_config(directory), identity, free)
     if _is_finished(directory, loop.steps):
         report(f"{part.name}: finished, {loop.steps} steps")
         return

@@ -51,28 +51,22 @@ def stored_config(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def check_resumable(
-    directory: pathlib.Path,
-    before: Mapping[str, Any] | None,
-    config: Mapping[str, Any],
-    mutable: Collection[str],
-    *,
-    finished: bool = False,
+    directory: str, before: Mapping[str, Any] | None, config: Mapping[str, Any], mutable: Collection[str]
 ) -> None:
-    """Check that a run directory is new or holds a run of the same weights and data.
+    """Check that a run directory with steps holds a run of the same weights and data.
 
     Paths may be spelled otherwise, and records may have moved: what they hold is compared when they are opened.
 
     Args:
-        directory: the run directory.
-        before: the config that it holds.
+        directory: the run directory, which has steps.
+        before: the config that it holds; None if it was lost.
         config: the run's config as plain values.
         mutable: keys that may change when a run resumes, and those whose parts may, joined by "/".
-        finished: whether the directory holds results, also without checkpoints.
 
     Raises:
         RunError: the directory holds checkpoints of a run with another config.
     """
-    if before is None or not (finished or checkpoint.latest_step(directory)):
+    if before is None:
         return
     old, now = checkpoint.flatten(before), checkpoint.flatten(config)
     changed = [key for key in sorted(old.keys() | now.keys()) if old.get(key) != now.get(key)]
