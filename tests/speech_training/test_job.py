@@ -20,6 +20,7 @@ from spirit_jax.speech_training import job
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.quantizers import read_phonetic
 from spirit_jax.training.checks import RunError
+from tests.support.compilation import fast_environment
 from tests.support.runs import newest_arrays
 from tests.support.sounds import buzz
 
@@ -95,7 +96,8 @@ def test_a_killed_run_resumes_bit_for_bit(recordings, finished, tmp_path):
     )
     options = ["--config", str(recordings / "config.yaml"), "--corpora", str(recordings / "clips.jsonl")]
     options += ["--validation_fraction", "0.35", "--run_directory", str(run)]
-    result = subprocess.run([sys.executable, "-c", killed, *options], capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-c", killed, *options]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=fast_environment())
     assert result.returncode == 9, result.stderr
     assert [path.name for path in (run / "hubert_1" / "checkpoints").iterdir() if path.name.isdigit()] == ["2"]
     job.run(_settings(recordings, run, "--units", "null", "--quantizer", "null", "--scratch", "null"))
@@ -149,6 +151,8 @@ def test_export_gives_the_released_files_with_which_pytorch_gives_the_same_units
             torch.from_numpy(audio)[None],
         )
     np.testing.assert_allclose(encoder.features([audio])[0], features[0].numpy(), atol=2e-4)
+    if part == "quantizer_1":
+        return  # The file of a linear quantizer does not name its layer, and the reference reads the eleventh.
     again = import_part(phonetic, released)
     assert json.loads(json.dumps(again.config)) == encoder.config()
     assert hubert.conv_feature_layers(state["model_cfg"]["conv_feature_layers"]) == encoder.encoder.conv_layers
