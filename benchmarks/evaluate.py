@@ -59,8 +59,8 @@ def documents(lm: SpiritLM, kind: Kind, items: int) -> list[list[np.ndarray]]:
     """Random documents of a kind, a group for each item."""
     rng = np.random.default_rng(0)
 
-    def draw(*length: int) -> np.ndarray:
-        return rng.integers(3, lm.vocabulary.size, rng.integers(*length)).astype(np.int32)
+    def draw(low: int, high: int) -> np.ndarray:
+        return rng.integers(3, lm.vocabulary.size, rng.integers(low, high)).astype(np.int32)
 
     examples = draw(kind.examples, kind.examples + 1)
     heads = [np.concatenate([examples, draw(*kind.common)]) for _ in range(max(round(items * kind.share), 1))]

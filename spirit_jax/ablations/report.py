@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -131,7 +131,7 @@ def plot(settings: AblateConfig, tables: _Tables, path: pathlib.Path) -> bool:
     if not names:
         return False
     canvas = Figure(figsize=(2.1 + 2.1 * len(tables), 1.2 + 0.34 * len(names)), layout="constrained")
-    panels: Sequence[Any] = np.atleast_1d(canvas.subplots(1, len(tables), sharex=True, sharey=True))
+    panels: Any = np.atleast_1d(canvas.subplots(1, len(tables), sharex=True, sharey=True))
     for axes, (figure, found) in zip(panels, tables.items(), strict=True):
         axes.axvline(100 * _CHANCE, color="gray", linewidth=1, linestyle=":")
         for row, name in enumerate(names):

@@ -81,7 +81,7 @@ def connect() -> Any:
     # The kind of a bucket is asked for over gRPC, which no emulator speaks and which blocks for a minute without it.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        import fsspec
+        import fsspec.config as fsspec_config
         import gcsfs
     except ImportError as error:
         raise BucketError(_INSTALL) from error
@@ -91,7 +91,7 @@ def connect() -> Any:
         os.environ.setdefault("TENSORSTORE_GCS_HTTP_URL", emulator)
         os.environ.setdefault("GOOGLE_AUTH_TOKEN_FOR_TESTING", "none")  # TensorStore asks for a token all the same
     for protocol in ("gs", "gcs"):  # etils makes its own file system with these
-        fsspec.config.conf.setdefault(protocol, {}).update(settings)
+        fsspec_config.conf.setdefault(protocol, {}).update(settings)
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it logs what it raises, with tracebacks
     with failing("gs://"):
         return gcsfs.GCSFileSystem(**settings)

@@ -38,10 +38,10 @@ def write_checksums(
         index, count: this process and the number of processes; it takes every `count`-th file from `index` on.
         names: relative paths of the files to seal; None for all.
     """
-    directory = as_path(directory)
-    files = (_files(directory) if names is None else sorted(names))[index::count]
-    checksums = dict(zip(files, _checksums(directory / name for name in files), strict=True))
-    write_file(directory / f"checksums-{index:05}-of-{count:05}.json", json.dumps(checksums, indent=0))
+    folder = as_path(directory)
+    files = (_files(folder) if names is None else sorted(names))[index::count]
+    checksums = dict(zip(files, _checksums(folder / name for name in files), strict=True))
+    write_file(folder / f"checksums-{index:05}-of-{count:05}.json", json.dumps(checksums, indent=0))
 
 
 def read_checksums(directory: str | os.PathLike) -> dict[str, list] | None:
@@ -80,14 +80,14 @@ def find_damage(
         index, count: look at every `count`-th file from `index` on, so that the processes of a job share the work.
         within: look only at files whose relative path starts with this, or with one of these.
     """
-    directory, checksums = as_path(directory), read_checksums(directory)
+    folder, checksums = as_path(directory), read_checksums(directory)
     if checksums is None:
-        return f"{directory}: no checksums, so it was not completely written"
+        return f"{folder}: no checksums, so it was not completely written"
     names = [name for name in sorted(checksums) if name.startswith(within)][index::count]
-    for name, found in zip(names, _checksums(directory / name for name in names), strict=True):
+    for name, found in zip(names, _checksums(folder / name for name in names), strict=True):
         if found != checksums[name]:
             expected = shown(checksums[name])
-            return f"{directory / name}: is not as it was written (size and CRC-32 {found}, not {expected})"
+            return f"{folder / name}: is not as it was written (size and CRC-32 {found}, not {expected})"
     return None
 
 

@@ -118,40 +118,40 @@ def encode_split(
     Raises:
         EncodingError, OutputError, RecordError, LockError, BucketError, BucketJobError: as `encode_corpus`.
     """
-    directory, units = as_path(directory), ""
+    output, units = as_path(directory), ""
     if corpus.has_speech:
         if tokenizer is None:
             raise EncodingError(f"corpus {corpus.name!r} holds speech: a speech tokenizer is needed to encode it")
         units = tokenizer.fingerprint
     check_split_name(corpus.split)
-    check_units(directory, corpus.split, units)
+    check_units(output, corpus.split, units)
     fingerprint = corpus.fingerprint
-    finished = _finished(directory, corpus.split, fingerprint, units, overwrite)
-    if finished and shards in (None, count_files(directory, corpus.split)):
-        _LOG.info("%s: split %s is already encoded, nothing to do", directory, corpus.split)
+    finished = _finished(output, corpus.split, fingerprint, units, overwrite)
+    if finished and (shards is None or shards == count_files(output, corpus.split)):
+        _LOG.info("%s: split %s is already encoded, nothing to do", output, corpus.split)
         return finished
-    if finished:
-        reshard(directory, corpus.split, shards)
-        _LOG.info("%s: split %s is already encoded, written again in %d files", directory, corpus.split, shards)
+    if finished and shards is not None:
+        reshard(output, corpus.split, shards)
+        _LOG.info("%s: split %s is already encoded, written again in %d files", output, corpus.split, shards)
         return finished
     encoder = BlockEncoder(corpus, tokenizer, skip_bad=skip_bad)
     job = {"corpus": fingerprint, "units": units, "block": encoder.size}
-    store = BlockStore(directory / f".encoding-{corpus.split}", EncodedBlock, job)
+    store = BlockStore(output / f".encoding-{corpus.split}", EncodedBlock, job)
     _clear_other_blocks(store, overwrite)
 
     def result() -> EncodingSummary | None:
-        return _finished(directory, corpus.split, fingerprint, units, True)
+        return _finished(output, corpus.split, fingerprint, units, True)
 
     with SharedWork(store, encoder.count, lambda: result() is not None, sharing) as work:
         _encode_blocks(encoder, work, store, corpus, progress)
         with work.result() as is_ours:
             if is_ours:
-                totals = _write_records(corpus, store, encoder.count, directory, shards or 1, units)
+                totals = _write_records(corpus, store, encoder.count, output, shards or 1, units)
                 summary = totals.summary(corpus, units, () if tokenizer is None else tokenizer.unit_counts())
-                summary.save(directory)
+                summary.save(output)
     summary = result()
     if summary is None:
-        raise EncodingError(f"{directory}: was removed or replaced while the job ran; start the same command again")
+        raise EncodingError(f"{output}: was removed or replaced while the job ran; start the same command again")
     store.folder.clear()
     return summary
 

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
+from typing import Generic
 
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.leases import Leases
@@ -34,7 +35,7 @@ ALONE = Sharing()
 """A process that knows of no other; others may join it."""
 
 
-class SharedWork:
+class SharedWork(Generic[Block]):
     """The blocks of one job, as one of its processes sees them. Use it as a context manager.
 
     Args:

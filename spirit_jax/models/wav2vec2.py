@@ -291,7 +291,7 @@ class Wav2Vec2Model(nn.Module):
         self.sow("intermediates", "projected", x)
         if self.noise is not None:
             x = _dropout(x, self.noise.input_dropout)
-        if masked_bt is not None:
+        if masked_bt is not None and mask_d is not None:
             x = jnp.where(masked_bt[:, :, None], mask_d, x)
 
         valid_bt = valid_frames(frames_b, x.shape[1])

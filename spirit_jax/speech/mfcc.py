@@ -41,9 +41,9 @@ def mfcc(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "frames 13"]:
     frames = frames - frames.mean(axis=1, keepdims=True)
     before = np.concatenate([frames[:, :1], frames[:, :-1]], axis=1)
     povey = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / (WINDOW - 1))) ** 0.85
-    spectrum = scipy.fft.rfft((frames - _PREEMPHASIS * before) * povey, _FFT, axis=1)
+    spectrum = np.fft.rfft((frames - _PREEMPHASIS * before) * povey, _FFT, axis=1)
     energies = np.log(np.maximum(np.abs(spectrum) ** 2 @ _filters().T, np.finfo(np.float32).eps))
-    cepstra = scipy.fft.dct(energies, type=2, norm="ortho", axis=1)[:, :CEPSTRA]
+    cepstra = np.asarray(scipy.fft.dct(energies, type=2, norm="ortho", axis=1))[:, :CEPSTRA]
     lifter = 1 + 0.5 * _LIFTER * np.sin(np.pi * np.arange(CEPSTRA) / _LIFTER)
     return (cepstra * lifter).astype(np.float32)
 

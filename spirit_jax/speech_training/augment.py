@@ -20,7 +20,7 @@ def stretch(audio: Float[np.ndarray, " R"], speed: float) -> Float[np.ndarray, "
     """The same audio `speed` times as fast, at the same pitch, by a phase vocoder: [round(R / speed)]."""
     wanted = round(audio.size / speed)
     if audio.size < _WINDOW or wanted < 1:
-        return scipy.signal.resample(audio, max(1, wanted)).astype(np.float32)
+        return np.asarray(scipy.signal.resample(audio, max(1, wanted)), np.float32)
     window = np.hanning(_WINDOW + 1)[:-1]
     padded = np.pad(audio, (_WINDOW // 2, _WINDOW))
     count = wanted // _HOP + 1
@@ -42,7 +42,7 @@ def shift(audio: Float[np.ndarray, " R"], semitones: float) -> Float[np.ndarray,
     """The same audio at another pitch and the same speed."""
     factor = 2 ** (semitones / 12)
     slower = stretch(audio, 1 / factor)
-    return scipy.signal.resample(slower, audio.size).astype(np.float32)
+    return np.asarray(scipy.signal.resample(slower, audio.size), np.float32)
 
 
 def reverberate(audio: Float[np.ndarray, " R"], seconds: float, rng: np.random.Generator) -> Float[np.ndarray, " R"]:

@@ -100,7 +100,8 @@ class HubertObjective:
         )
         weight_b = batch["weight_b"]
         sums = masked_prediction(logits_btk, batch["label_bt"], batch["masked_bt"], frames_b, weight_b)
-        penalty = feature_penalty(state["features"]["encoder"]["conv"][0], frames_b, weight_b)
+        features_btc: Any = state["features"]["encoder"]["conv"][0]
+        penalty = feature_penalty(features_btc, frames_b, weight_b)
         seconds = (batch["length_b"] * weight_b).sum() / SAMPLE_RATE
         return {**sums._asdict(), "penalty": penalty * sums.masked, "seconds": seconds}
 
@@ -235,7 +236,8 @@ class Hubert:
 
         def run(params: Params, audio_br: Array, lengths_b: Array) -> tuple[Array, Array]:
             masked_bt = jnp.zeros((len(audio_br), encoder.frames(audio_br.shape[1])), bool)
-            logits_btk, frames_b = objective.model.apply({"params": params}, audio_br, lengths_b, masked_bt)
+            outputs: Any = objective.model.apply({"params": params}, audio_br, lengths_b, masked_bt)
+            logits_btk, frames_b = outputs
             return jnp.argmax(logits_btk, -1), frames_b
 
         return jit_float32(run)

@@ -101,7 +101,8 @@ class QuantizerObjective:
 
     def init(self, key: Array) -> Params:
         """Fresh weights of the student."""
-        return self.quantizer.init(key, jnp.zeros((1, self.quantizer.dim)))["params"]
+        variables: Any = self.quantizer.init(key, jnp.zeros((1, self.quantizer.dim)))
+        return variables["params"]
 
     def logical_axes(self) -> Any:
         """Every device holds all parameters."""
@@ -120,7 +121,8 @@ class QuantizerObjective:
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
         """Sums over rows. Rows that are too short for their units do not count."""
-        x_btd, frames_b = self.model.apply({"params": self.encoder}, batch["audio_br"], batch["length_b"])
+        encoded: Any = self.model.apply({"params": self.encoder}, batch["audio_br"], batch["length_b"])
+        x_btd, frames_b = encoded
         logits_btk = jnp.asarray(self.quantizer.apply({"params": params}, jax.lax.stop_gradient(x_btd)))
         count_b = batch["count_b"]
         loss_b = ctc_loss(

@@ -9,7 +9,7 @@ import ast
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ _FIXED = (
     ("pos_conv_depth", 1),
 )
 _CONV_LAYERS = "[(512,10,5)] + [(512,3,2)] * 4 + [(512,2,2)] * 2"
-_CONV_NORMS = {"default": "group", "layer_norm": "layer"}
+_CONV_NORMS: Mapping[str, Literal["group", "layer"]] = {"default": "group", "layer_norm": "layer"}
 
 
 def part_config(

@@ -68,7 +68,7 @@ class _Sums(NamedTuple):
 
 def cepstra(mel_btc: Float[Array, "B T C"]) -> Float[Array, "B T D"]:
     """Cepstra of log-mel features with their first and second differences over time."""
-    transform_cc = scipy.fft.dct(np.eye(mel_btc.shape[-1]), axis=1, norm="ortho")
+    transform_cc = np.asarray(scipy.fft.dct(np.eye(mel_btc.shape[-1]), axis=1, norm="ortho"))
     static_btd = mel_btc @ jnp.asarray(transform_cc[:, :_CEPSTRA], jnp.float32)
     delta_btd = _differences(static_btd)
     return jnp.concatenate([static_btd, delta_btd, _differences(delta_btd)], axis=-1)

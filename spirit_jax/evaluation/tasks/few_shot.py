@@ -231,7 +231,7 @@ def _stop_units(job: Job) -> str:
     return _unit_strings(job, [clip])[0] or ""
 
 
-_LIBRISPEECH: Mapping[str, str] = {
+_LIBRISPEECH: Mapping[str, Any] = {
     "data": "LibriSpeech (test-clean/... with .trans.txt, examples from dev-clean), or anything that encode takes",
     "source": "https://www.openslr.org/12",
     "license": "CC-BY-4.0",
@@ -265,7 +265,7 @@ INTENT = FewShotTask(
     "text",
     open_intents,
 )
-_CORPUS = {
+_CORPUS: Mapping[str, Any] = {
     "data": "bundled corpus spirit_mini",
     "source": "this package",
     "license": "Apache-2.0",

@@ -113,7 +113,8 @@ class GenerationTask:
         scored = [line for line in lines if line["tokens"]]
         if scored:
             mean = ratio_estimate([line["nats"] for line in scored], [line["tokens"] for line in scored], seed)
-            perplexity = Estimate(*np.exp([mean.value, mean.low, mean.high]).tolist(), mean.count)
+            value, low, high = np.exp([mean.value, mean.low, mean.high]).tolist()
+            perplexity = Estimate(value, low, high, mean.count)
             figures.append(figure("perplexity of the transcript", perplexity, False, not self._is_toxicity))
         if direction == "S>S":
             units = [line["units in use"] for line in lines]
