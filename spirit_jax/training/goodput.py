@@ -34,13 +34,8 @@ _REMEMBERED = 50  # steps whose time is known, so that those after the one that 
 class Goodput:
     """A clock that adds up seconds by kind.
 
-    Example::
-
-        goodput = Goodput(run_directory)
-        goodput.begin_steps(step=0)
-        with goodput.during("evaluation"):
-            ...
-        goodput.save(step)
+    Steps are counted from `begin_steps(step)` on. A block `with goodput.during("evaluation"):` counts for another kind,
+    and `save(step)` writes the sums.
 
     Args:
         directory: the run directory; sums of earlier processes are read from it.
