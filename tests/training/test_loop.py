@@ -186,7 +186,7 @@ def test_a_signal_while_waiting_for_data_saves_and_stops(train_step, tmp_path):
     assert saved.read_metadata(5)["data"] == {"0": 5}
 
 
-# Under load the signal is lost now and then, and the test waits for ever. tests/core/test_interrupts.py interrupts commands.
+# Under load the signal is lost now and then, and the test waits for ever. tests/core/test_interrupts.py is quick.
 @pytest.mark.slow
 def test_ctrl_c_ends_a_run_that_has_done_no_step_and_saves_one_that_has(train_step, tmp_path):
     """Inside the command's block, whose watching thread must leave the first Ctrl-C after a step to the loop."""
