@@ -1,4 +1,4 @@
-"""HuBERT's pre-training (arXiv 2106.07447): tell the classes of masked frames by their similarity to class embeddings.
+"""HuBERT's pre-training (arXiv 2106.07447): predict the classes of masked frames by similarity to class embeddings.
 
 Everything follows fairseq's HuBERT Base where the paper is silent: initial weights, dropout, the scaled gradient of the
 feature extractor and the penalty on its features.
@@ -28,7 +28,7 @@ class HubertPretraining(nn.Module):
     projection: int = 256
     temperature: float = 0.1
     noise: Wav2Vec2Noise | None = None
-    """What is left out at random, in training."""
+    """Dropout and layer drop, in training."""
 
     @nn.compact
     def __call__(

@@ -173,7 +173,7 @@ class EncoderLayer(nn.Module):
 
     config: Wav2Vec2Config
     noise: Wav2Vec2Noise | None = None
-    """What is left out at random, in training."""
+    """Dropout and layer drop, in training."""
 
     @nn.compact
     def __call__(
@@ -249,8 +249,8 @@ class Wav2Vec2Model(nn.Module):
     """Whether a pre-norm encoder ends with its layer norm. The last layer's output has it, earlier ones do not."""
     parts: EncoderParts = EncoderParts()
     noise: Wav2Vec2Noise | None = None
-    """What is left out at random, in training; its random numbers are those of the collection "noise". The layers of
-    `parts` know nothing of it."""
+    """Dropout and layer drop, in training, from the random numbers of the collection "noise". It replaces the layers
+    of `parts` by plain ones."""
 
     @nn.compact
     def __call__(

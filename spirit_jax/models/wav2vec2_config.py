@@ -80,18 +80,18 @@ class Wav2Vec2Config:
 
 @dataclasses.dataclass(frozen=True)
 class Wav2Vec2Noise:
-    """What is left out at random while an encoder trains. The defaults are those of HuBERT Base.
+    """Dropout and layer drop while an encoder trains. The defaults are those of HuBERT Base.
 
     Raises:
         ValueError: a rate outside [0, 1).
     """
 
     dropout: float = 0.1
-    """Of the encoder's input, and of each sub-layer's output."""
+    """Dropout of the encoder's input, and of each sub-layer's output."""
     attention_dropout: float = 0.1
-    """Of attention weights."""
+    """Dropout of attention weights."""
     input_dropout: float = 0.1
-    """Of the projected features."""
+    """Dropout of the projected features."""
     layer_drop: float = 0.05
     """Probability that a layer is left out of a step."""
     feature_gradient: float = 0.1

@@ -45,3 +45,15 @@ def read_part_config(part: pathlib.Path, kinds: Collection[str]) -> dict[str, An
     if not isinstance(kind, str) or kind not in kinds:
         raise CheckpointError(f"{part / CONFIG}: needs a 'kind' out of {', '.join(sorted(kinds))}; found {kind!r}")
     return config
+
+
+def has_kind(part: pathlib.Path, kind: str) -> bool:
+    """Whether a directory holds a part of this kind; false if there is none.
+
+    Raises:
+        CheckpointError: its config.json cannot be read.
+    """
+    if not (part / CONFIG).exists():
+        return False
+    config = read_json(part / CONFIG, CheckpointError)
+    return isinstance(config, dict) and config.get("kind") == kind

@@ -1,4 +1,4 @@
-"""Changes of audio that leave what is said as it is: speed, pitch, reverberation and noise. NumPy alone.
+"""Changes of audio that keep its words: speed, pitch, reverberation and noise. NumPy alone.
 
 Gat et al. 2022 (arXiv 2209.15483) take rooms and noises from recordings. Here an echo is decaying noise, and a noise is
 white, pink, or another clip, so that nothing has to be downloaded.

@@ -8,9 +8,6 @@ from spirit_jax.speech_training.hubert_config import HubertTraining
 from spirit_jax.speech_training.quantizer_config import QuantizerTraining, UnitsConfig
 from spirit_jax.training.config import CheckpointConfig, FaultConfig
 
-MUTABLE_ON_RESUME = ("loop", "accumulate")
-"""Fields of a part's section that may change when it resumes."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpeechConfig:
@@ -45,8 +42,9 @@ class TrainSpeechConfig:
     quantizer: QuantizerTraining | None = None
     """The linear quantizer that gives the same units for noisy or otherwise changed audio; null: k-means quantizes."""
     scratch: SpeechTokenizerConfig | None = None
-    """Parts that no section trains are learned from scratch for the trained phonetic units (k-means of spectra,
-    quantiles of F0, Griffin-Lim), so that the tokenizer is complete. null: they are missing."""
+    """Parts that no section trains are learned from scratch for the trained phonetic units (quantiles of F0, k-means
+    of style, Griffin-Lim), so that the tokenizer is complete; without section `units` phonetic units too, by k-means of
+    spectra. null: they are missing."""
     mesh: MeshConfig = MeshConfig()
     """How many devices each axis of the mesh has."""
     checkpoint: CheckpointConfig = CheckpointConfig()

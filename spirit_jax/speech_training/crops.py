@@ -36,17 +36,16 @@ class Clips:
 
     Args:
         utterances: the split.
-        minimum: samples that a clip needs.
         memory: bytes of decoded audio that are kept, the most recently used clips.
 
     Attributes:
         skipped: why clips cannot be used, by index.
     """
 
-    def __init__(self, utterances: Sequence[Utterance], minimum: int = 0, memory: int = 2**31):
+    def __init__(self, utterances: Sequence[Utterance], memory: int = 2**31):
         self.utterances = utterances
         """The split."""
-        self._minimum, self._memory = minimum, memory
+        self._memory = memory
         self._kept: collections.OrderedDict[int, np.ndarray] = collections.OrderedDict()
         self._bytes, self._lock = 0, threading.Lock()
         self.skipped: dict[int, str] = {}
@@ -66,7 +65,7 @@ class Clips:
         """The audio of a clip, float32 [R] at 16 kHz, read-only.
 
         Raises:
-            CorpusError: it cannot be read, is too short, silent, or holds samples that are not finite. The first clips
+            CorpusError: it cannot be read, is silent, or holds samples that are not finite. The first clips
                 are logged, all are counted in `skipped`.
         """
         with self._lock:
@@ -97,10 +96,9 @@ class Clips:
         audio = utterance.load()
         if not np.isfinite(audio).all():
             raise CorpusError(f"utterance {utterance.id!r}: its audio holds samples that are not finite")
-        if audio.size < self._minimum:
-            raise CorpusError(f"utterance {utterance.id!r}: {audio.size} samples, at least {self._minimum} are needed")
         if np.abs(audio).max() < _SILENT:
             raise CorpusError(f"utterance {utterance.id!r}: its audio is silent")
+        audio = np.array(audio)  # a copy, because a part of a long recording would keep all of it in memory
         audio.flags.writeable = False
         return audio
 
@@ -260,6 +258,36 @@ def held_out_crops(
     if waiting:
         waiting += [{**waiting[-1], "weight_b": np.float32(0)}] * (rows - len(waiting))
         yield _stacked(waiting[own])
+
+
+@dataclasses.dataclass(frozen=True)
+class CropData:
+    """The crops of both splits, as `part.Prepared` opens them."""
+
+    train: Clips
+    held_out: Clips
+    shape: CropShape
+    train_row: RowFunction
+    held_out_row: RowFunction
+    rows: int
+    """Rows of a batch over all hosts."""
+    seed: int
+
+    def batches(self, share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
+        """Endless training batches of a host, from the position that a saved state gives."""
+        return CropBatches(
+            self.train, self.shape, self.train_row, rows=self.rows, seed=self.seed, share=share, state=state
+        )
+
+    def held_out_batches(self, share: HostShare) -> dict[str, Iterator[HostBatch]]:
+        """One pass of a host over the held-out split; nothing if it is empty."""
+        if not len(self.held_out):
+            return {}
+        return {
+            "clips": held_out_crops(
+                self.held_out, self.shape, self.held_out_row, rows=self.rows, seed=self.seed, share=share
+            )
+        }
 
 
 def _stacked(rows: Sequence[Mapping[str, Any]]) -> HostBatch:

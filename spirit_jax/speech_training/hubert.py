@@ -13,20 +13,28 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
+from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.hubert import HubertPretraining, feature_penalty, init_pretraining, masked_prediction
 from spirit_jax.models.wav2vec2 import truncate
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
-from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
-from spirit_jax.speech_training.crops import Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import Crop, CropData, CropShape
 from spirit_jax.speech_training.hubert_config import HubertTraining
-from spirit_jax.speech_training.labels import Extractor, Labels, cached, make_labels, sampled_features
+from spirit_jax.speech_training.labels import (
+    Compute,
+    Labels,
+    cached,
+    in_chunks,
+    sampled_features,
+    split_arrays,
+    split_labels,
+)
 from spirit_jax.speech_training.masking import draw_mask
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
@@ -161,23 +169,19 @@ class Hubert:
             "labels": dataclasses.asdict(config.labels),
             "encoder": [encoder.hop, encoder.receptive_field],
             "teacher": teacher,
-            "seed": context.seed,
-            "clips": [len(context.train), len(context.held_out)],
+            "data": context.data,
         }
 
         def make() -> dict[str, np.ndarray]:
             features = sampled_features(context.train, extract, config.labels.hours, context.seed)
             centroids, _ = kmeans.fit(features, config.labels.clusters, context.seed, restarts=config.labels.restarts)
-            arrays = {"centroids": centroids}
-            for split, clips in (("train", context.train), ("held_out", context.held_out)):
-                labels = make_labels(clips, extract, centroids)
-                arrays |= {f"{split}_values": labels.values, f"{split}_offsets": labels.offsets}
-            return arrays
 
-        arrays = cached(context.directory / "labels", made_from, make)
-        labels = {
-            split: Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"]) for split in ("train", "held_out")
-        }
+            def classify(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+                return [kmeans.assign(x, centroids) for x in extract(clips)]
+
+            return {"centroids": centroids, **split_arrays(context.train, context.held_out, classify)}
+
+        train, held_out = split_labels(cached(context.directory / "labels", made_from, make))
         initial = None
         if config.start == "previous":
             if self.before is None:
@@ -187,27 +191,22 @@ class Hubert:
             if before != encoder:
                 raise SpiritError(f"{self.name}.start: the encoder of {self.before} has another shape")
         objective = HubertObjective(config, config.labels.clusters, context.seed, initial)
-        shape = CropShape(config.samples, config.shortest, encoder.hop)
-        train = HubertRows(config, labels["train"])
-        held_out = HubertRows(config, labels["held_out"])
-
-        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
-            return CropBatches(
-                context.train, shape, train, rows=config.rows, seed=context.seed, share=share, state=state
-            )
-
-        def held_out_batches(share: HostShare):
-            if not len(context.held_out):
-                return {}
-            rows = held_out_crops(context.held_out, shape, held_out, rows=config.rows, seed=context.seed, share=share)
-            return {"clips": rows}
-
+        data = CropData(
+            train=context.train,
+            held_out=context.held_out,
+            shape=CropShape(config.samples, config.shortest, encoder.hop),
+            train_row=HubertRows(config, train),
+            held_out_row=HubertRows(config, held_out),
+            rows=config.rows,
+            seed=context.seed,
+        )
         predict = self._prediction(objective)
 
         def measure(params: Params, step: int) -> Mapping[str, float]:
-            """The quality of the classes that the network tells without masks; nothing without aligned words."""
+            """The quality of the classes that the network predicts without masks; nothing without aligned words."""
             del step
-            run = functools.partial(predict, params)
+            # Each host computes alone, so it needs the parameters on its own devices only.
+            run = functools.partial(predict, replicate(jax.device_get(params)))
 
             def classes(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
                 return [found for (found,) in encode_clips(run, batch, encoder.receptive_field, "classes")]
@@ -215,7 +214,7 @@ class Hubert:
             return unit_quality(context.held_out, classes, encoder)
 
         return Prepared(
-            rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps)),
+            rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps), context.spike_sigmas),
             summary=RatioSummary(
                 {
                     "loss": ("loss_masked", "masked"),
@@ -224,8 +223,8 @@ class Hubert:
                     "feature_penalty": ("penalty", "masked"),
                 }
             ),
-            batches=batches,
-            held_out=held_out_batches,
+            batches=data.batches,
+            held_out=data.held_out_batches,
             finish=lambda params: save_pretraining(context.directory / ENCODER, encoder, params),
             measure=measure if len(context.held_out) else None,
         )
@@ -242,8 +241,8 @@ class Hubert:
 
         return jit_float32(run)
 
-    def _teacher(self, context: Context) -> tuple[Extractor, Any]:
-        """What computes the features that are clustered, and a description of it."""
+    def _teacher(self, context: Context) -> tuple[Compute, Any]:
+        """The function that computes the features to cluster, and what its results depend on, as JSON."""
         config, encoder = self.config, self.config.encoder
         if config.labels.source == "mfcc":
 
@@ -255,23 +254,23 @@ class Hubert:
 
             return cepstra, "mfcc"
         if config.labels.teacher is not None:
+            directory = find(config.labels.teacher, f"{SPEECH_TOKENIZER}/phonetic")
             shape, params = read_phonetic_encoder(config.labels.teacher)
-            described: Any = config.labels.teacher
         elif self.before is not None:
-            shape, found = read_pretraining(context.run / self.before / ENCODER)
+            directory = context.run / self.before / ENCODER
+            shape, found = read_pretraining(directory)
             params = found["encoder"]
-            described = self.before
         else:
             raise SpiritError(f"{self.name}.labels: source layer needs a teacher, or an iteration before this one")
-        if shape.hop != encoder.hop:
+        if (shape.hop, shape.receptive_field) != (encoder.hop, encoder.receptive_field):
             raise SpiritError(
-                f"{self.name}.labels: the teacher has a frame each {shape.hop} samples, this encoder one each "
-                f"{encoder.hop}"
+                f"{self.name}.labels: the teacher has a frame of {shape.receptive_field} samples each {shape.hop}, "
+                f"this encoder one of {encoder.receptive_field} each {encoder.hop}; they must be equal"
             )
-        return layer_features(shape, params, config.labels.layer), described
+        return layer_features(shape, params, config.labels.layer), read_checksums(directory)
 
 
-def layer_features(config: Wav2Vec2Config, params: Params, layer: int) -> Extractor:
+def layer_features(config: Wav2Vec2Config, params: Params, layer: int) -> Compute:
     """The output of a layer (from 1) for each clip, float32 [T, D].
 
     Raises:
@@ -287,7 +286,7 @@ def layer_features(config: Wav2Vec2Config, params: Params, layer: int) -> Extrac
         found = encode_clips(run, clips, config.receptive_field, "frames")
         return [features for (features,) in found]
 
-    return extract
+    return in_chunks(extract, config)
 
 
 @dataclasses.dataclass(frozen=True)

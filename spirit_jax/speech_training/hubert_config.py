@@ -32,7 +32,7 @@ class MaskConfig:
 
 @dataclasses.dataclass(frozen=True)
 class LabelConfig:
-    """The classes that masked frames are to be told by: clusters of features by k-means.
+    """The classes of frames, which the network learns to predict: clusters of features by k-means.
 
     Raises:
         ValueError: a number out of range, or a layer without a teacher.
@@ -56,13 +56,13 @@ class LabelConfig:
         for name in ("layer", "hours", "restarts"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"labels.{name} must be positive, found {getattr(self, name)}")
-        if self.clusters < 2:
-            raise ValueError(f"labels.clusters must be at least 2, found {self.clusters}")
+        if not 2 <= self.clusters <= 2**16:  # stored as 16-bit numbers
+            raise ValueError(f"labels.clusters must lie in 2..65536, found {self.clusters}")
 
 
 @dataclasses.dataclass(frozen=True)
 class HubertTraining:
-    """One iteration of HuBERT's pre-training (arXiv 2106.07447): the network tells the classes of masked frames.
+    """One iteration of HuBERT's pre-training (arXiv 2106.07447): the network predicts the classes of masked frames.
 
     Raises:
         ValueError: a value out of range.
@@ -75,7 +75,7 @@ class HubertTraining:
     masking: MaskConfig = MaskConfig()
     """Which frames are masked."""
     noise: Wav2Vec2Noise = Wav2Vec2Noise()
-    """What is left out at random."""
+    """Dropout, layer drop, and the gradient of the feature extractor."""
     start: Literal["random", "previous"] = "random"
     """Initial weights: random ones, as published, or those of the iteration before in this run."""
     rows: int = 32
@@ -87,7 +87,7 @@ class HubertTraining:
     projection: int = 256
     """Width in which frames and classes are compared."""
     temperature: float = 0.1
-    """Of the cosine similarities."""
+    """Divisor of the cosine similarities."""
     unmasked_weight: float = 0.0
     """Weight of the loss of frames that are not masked."""
     feature_penalty: float = 10.0

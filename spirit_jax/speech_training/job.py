@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,12 +18,13 @@ from spirit_jax.corpora.utterance import CorpusError
 from spirit_jax.parallel.mesh import make_mesh
 from spirit_jax.parallel.processes import is_primary, report, wait_for_all
 from spirit_jax.parallel.sharding import BatchLayout
-from spirit_jax.speech_training.config import MUTABLE_ON_RESUME, TrainSpeechConfig
+from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.crops import Clips
 from spirit_jax.speech_training.part import Context, Part, Prepared
 from spirit_jax.speech_training.parts import parts
 from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.checks import RunError, check_resumable, stored_config
+from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.loop import RunOutputs, train
 from spirit_jax.training.metrics import MetricsLog
 from spirit_jax.training.run_lock import hold_run
@@ -53,8 +54,21 @@ def run(settings: TrainSpeechConfig) -> None:
         if is_primary():
             write_file(directory / "config.yaml", yaml.safe_dump(config.to_dict(settings), sort_keys=False))
         for part in chosen:
-            context = Context(directory, directory / part.name, train_clips, held_out, settings.seed)
-            train_part(part, context, settings, _identity(settings, chosen, part), check)
+            context = Context(
+                run=directory,
+                directory=directory / part.name,
+                train=train_clips,
+                held_out=held_out,
+                seed=settings.seed,
+                data={
+                    "corpora": settings.corpora,
+                    "validation_fraction": settings.validation_fraction,
+                    "seed": settings.seed,
+                    "clips": [len(train_clips), len(held_out)],
+                },
+                spike_sigmas=settings.faults.spike_sigmas,
+            )
+            train_part(part, context, settings, _sections(settings, chosen, part), check)
 
 
 def open_clips(settings: TrainSpeechConfig) -> tuple[Clips, Clips]:
@@ -73,17 +87,24 @@ def open_clips(settings: TrainSpeechConfig) -> tuple[Clips, Clips]:
     return trained, Clips(Joined(validation) if validation else [], memory=memory)
 
 
-def _identity(settings: TrainSpeechConfig, chosen: list[Part], part: Part) -> dict[str, Any]:
-    """What a part depends on: the corpora, the seed, and the sections of the parts up to it."""
+def _sections(settings: TrainSpeechConfig, chosen: list[Part], part: Part) -> dict[str, Any]:
+    """The sections of the parts up to one, whose own is the last, as plain values."""
     values = config.to_dict(settings)
     # The rounds of a section, such as quantizer_1, are parts of their own.
     names = [each.name if each.name in values else each.name.rpartition("_")[0] for each in chosen]
-    kept = {name: values[name] for name in ("corpora", "validation_fraction", "seed")}
-    return kept | {name: values[name] for name in names[: chosen.index(part) + 1]}
+    return {name: values[name] for name in names[: chosen.index(part) + 1]}
+
+
+def _mutable(sections: Mapping[str, Any]) -> set[str]:
+    """Fields that may change when a part resumes. The run length of an earlier part may not: labels come from it."""
+    *_, own = sections
+    intervals = [field.name for field in dataclasses.fields(LoopConfig) if field.name != "steps"]
+    found = {f"{name}/accumulate" for name in sections} | {f"{own}/loop"}
+    return found | {f"{name}/loop/{field}" for name in sections for field in intervals}
 
 
 def train_part(
-    part: Part, context: Context, settings: TrainSpeechConfig, identity: dict[str, Any], check: Callable[[], None]
+    part: Part, context: Context, settings: TrainSpeechConfig, sections: Mapping[str, Any], check: Callable[[], None]
 ) -> None:
     """Train a part, or continue its training, unless it is finished.
 
@@ -91,17 +112,18 @@ def train_part(
         part: what is trained.
         context: where, and on what.
         settings: the run.
-        identity: what the part depends on, as plain values.
+        sections: the sections of the parts up to this one, as plain values.
         check: raises if the run directory is removed.
 
     Raises:
         PartUnfinished: a signal stopped it; the last state is saved.
     """
     directory, loop = context.directory, part.loop
-    free = {f"{name}/{field}" for name in identity for field in MUTABLE_ON_RESUME}
+    identity = {**context.data, **sections}
     finished = (directory / _FINISHED).is_file()
     if finished or checkpoint.latest_step(directory) is not None:
-        check_resumable(str(directory), stored_config(directory), identity, free)
+        remedy = "choose another run_directory, or remove the folders of this part and of those after it"
+        check_resumable(str(directory), stored_config(directory), identity, _mutable(sections), remedy)
     if _is_finished(directory, loop.steps):
         report(f"{part.name}: finished, {loop.steps} steps")
         return

@@ -16,7 +16,9 @@ from spirit_jax.models.wav2vec2_heads import nearest_centroid
 
 BATCH = 10_000
 """Points of a batch."""
-_BATCHES = 100  # of a run, at most; a run ends earlier when a pass no longer improves
+_BATCHES = 100  # of a start, at most
+POINTS = BATCH * _BATCHES
+"""Points that `fit` uses at most."""
 _TESTED = 20_000  # points that starts are compared on
 
 

@@ -1,9 +1,10 @@
 """The class of every frame of every clip: clusters of MFCC, or of a layer of a HuBERT."""
 
 import dataclasses
+import itertools
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -11,14 +12,16 @@ from jaxtyping import Float, Int
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import atomic_directory, read_json, write_file
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.processes import is_primary, wait_for_all
+from spirit_jax.speech.features import CHUNK_SAMPLES
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.crops import Clips
 
-Extractor = Callable[[Sequence[Float[np.ndarray, " R"]]], list[Float[np.ndarray, "T F"]]]
-"""Features of clips, one row a frame."""
+Compute = Callable[[Sequence[Float[np.ndarray, " R"]]], Sequence[np.ndarray]]
+"""Computes an array of each clip, with one row a frame: features [T, F], or classes or units [T]."""
 
-_BATCH = 16  # clips whose features are computed together
+_BATCH = 16  # clips that are computed together
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,26 +44,48 @@ class Labels:
         return found
 
 
-def batched_features(clips: Clips, extract: Extractor) -> Iterator[tuple[int, Float[np.ndarray, "T F"]]]:
-    """The features of every clip that can be used, with its index."""
-    waiting: list[tuple[int, np.ndarray]] = []
-    for each in clips.usable():
-        waiting.append(each)
-        if len(waiting) == _BATCH:
-            yield from zip([index for index, _ in waiting], extract([audio for _, audio in waiting]), strict=True)
-            waiting = []
-    if waiting:
-        yield from zip([index for index, _ in waiting], extract([audio for _, audio in waiting]), strict=True)
+def in_chunks(compute: Compute, config: Wav2Vec2Config) -> Compute:
+    """The same function for clips of any length: those of more than 100 s are computed in chunks.
+
+    Neighboring chunks overlap by as much as a frame needs beyond its hop, so that no frame is lost.
+    """
+    frames = config.frames(CHUNK_SAMPLES)
+    hop, length = frames * config.hop, (frames - 1) * config.hop + config.receptive_field
+
+    def cut(clip: np.ndarray) -> list[np.ndarray]:
+        if clip.size <= CHUNK_SAMPLES:
+            return [clip]
+        return [clip[start : start + length] for start in range(0, config.frames(clip.size) * config.hop, hop)]
+
+    def run(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+        chunks = [cut(clip) for clip in clips]
+        found = iter(compute([chunk for clip in chunks for chunk in clip]))
+        return [np.concatenate([next(found) for _ in clip]) for clip in chunks]
+
+    return run
 
 
-def sampled_features(clips: Clips, extract: Extractor, hours: float, seed: int) -> Float[np.ndarray, "N F"]:
-    """Features of clips in random order, until there are enough.
+def compute_clips(
+    clips: Iterable[tuple[int, Float[np.ndarray, " R"]]], compute: Compute
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The index and the result of each clip, computed in small batches."""
+    clips = iter(clips)
+    while batch := list(itertools.islice(clips, _BATCH)):
+        yield from zip([index for index, _ in batch], compute([audio for _, audio in batch]), strict=True)
+
+
+def sampled_features(clips: Clips, extract: Compute, hours: float, seed: int) -> Float[np.ndarray, "N F"]:
+    """Features of clips in random order, until there are enough hours of speech.
+
+    Frames are left out at random where there are far more than k-means uses, so that they fit into memory: 100 hours of
+    a layer of HuBERT Base at 50 Hz have 55 GB.
 
     Raises:
         SpiritError: no clip can be used.
     """
-    found, seconds, waiting = [], 0.0, []
-    order = np.random.default_rng((seed, 4)).permutation(len(clips)).tolist()
+    found, seconds, waiting, share = [], 0.0, [], 1.0
+    rng = np.random.default_rng((seed, 4))
+    order = rng.permutation(len(clips)).tolist()
     for place, index in enumerate(order):
         try:
             audio = clips.audio(index)
@@ -70,8 +95,10 @@ def sampled_features(clips: Clips, extract: Extractor, hours: float, seed: int) 
             waiting.append(audio)
             seconds += audio.size / SAMPLE_RATE
         if waiting and (len(waiting) == _BATCH or seconds >= hours * 3600 or place == len(order) - 1):
-            found += extract(waiting)
+            found += [x[rng.random(len(x)) < share] for x in extract(waiting)]
             waiting = []
+            while sum(map(len, found)) > 2 * kmeans.POINTS:
+                found, share = [x[rng.random(len(x)) < 0.5] for x in found], share / 2
         if seconds >= hours * 3600:
             break
     if not found:
@@ -79,13 +106,28 @@ def sampled_features(clips: Clips, extract: Extractor, hours: float, seed: int) 
     return np.concatenate(found)
 
 
-def make_labels(clips: Clips, extract: Extractor, centroids: Float[np.ndarray, "K F"]) -> Labels:
-    """Assign every frame of every clip to its nearest centroid."""
-    found = {index: kmeans.assign(x, centroids) for index, x in batched_features(clips, extract)}
+def make_labels(clips: Clips, classify: Compute) -> Labels:
+    """The class of every frame of every clip of a split."""
+    found = dict(compute_clips(clips.usable(), classify))
     none = np.zeros(0, np.int32)
     each = [found.get(index, none) for index in range(len(clips))]
     values = np.concatenate(each).astype(np.uint16) if each else none
     return Labels(values, np.cumsum([0, *map(len, each)]))
+
+
+def split_arrays(train: Clips, held_out: Clips, classify: Compute) -> dict[str, np.ndarray]:
+    """The labels of both splits as arrays, which `cached` can keep."""
+    arrays = {}
+    for split, clips in (("train", train), ("held_out", held_out)):
+        labels = make_labels(clips, classify)
+        arrays |= {f"{split}_values": labels.values, f"{split}_offsets": labels.offsets}
+    return arrays
+
+
+def split_labels(arrays: Mapping[str, np.ndarray]) -> tuple[Labels, Labels]:
+    """The labels of the training and of the held-out split, from `split_arrays`."""
+    train, held_out = (Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"]) for split in ("train", "held_out"))
+    return train, held_out
 
 
 def cached(

@@ -28,6 +28,10 @@ class Context:
     """The clips to measure on; there may be none."""
     seed: int
     """Seed of the run."""
+    data: Mapping[str, Any]
+    """What the clips depend on, as plain values: corpora, share held out, seed, and the numbers of clips."""
+    spike_sigmas: float
+    """`FaultConfig.spike_sigmas` of the run."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,9 @@ from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.processes import is_primary, report
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech.loading import load_phonetic_encoder
+from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.scratch.trainer import complete_speech_tokenizer, train_speech_tokenizer
+from spirit_jax.speech.storage import has_kind
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.hubert import Hubert
 from spirit_jax.speech_training.part import Context, Part
@@ -55,16 +57,17 @@ class Scratch:
     loop: LoopConfig = LoopConfig(steps=1)
 
     def prepare(self, context: Context) -> None:
-        """Learn and write them, in the primary process."""
+        """Learn and write them, in the primary process. Parts that were learned from scratch before are replaced."""
         if not is_primary():
             return
         utterances = context.train.utterances
-        if (context.run / SPEECH_TOKENIZER / PHONETIC).exists():
+        if has_kind(context.run / SPEECH_TOKENIZER / PHONETIC, HubertEncoder.kind):
             phonetic = load_phonetic_encoder(context.run)
             names = complete_speech_tokenizer(utterances, self.config, context.run, phonetic, context.seed)
-            report(f"{self.name}: {', '.join(names) or 'nothing is missing'}")
+            report(f"{self.name}: learned {', '.join(names) or 'nothing'}")
         else:
             train_speech_tokenizer(utterances, self.config, context.run, context.seed)
             encoder = load_phonetic_encoder(context.run)
             values = unit_quality(context.held_out, encoder.encode_batch, Wav2Vec2Config())
-            report(f"{self.name}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
+            measures = "".join(f", {name} {value:.4g}" for name, value in values.items())
+            report(f"{self.name}: learned all parts{measures}")

@@ -1,10 +1,10 @@
-"""How well units tell what is said, measured against the aligned words of a corpus.
+"""How much units tell about the words of a corpus that has its words aligned.
 
 Phones would be better, where a corpus has them; words are what most alignments give. Frames of silence belong to no
 word and do not count.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -13,11 +13,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech_training.crops import Clips
-
-Encode = Callable[[Sequence[Float[np.ndarray, " R"]]], Sequence[Int[np.ndarray, " T"]]]
-"""Units of clips."""
-
-_BATCH = 16
+from spirit_jax.speech_training.labels import Compute, compute_clips, in_chunks
 
 
 def joint_counts(units: Int[np.ndarray, " N"], labels: Int[np.ndarray, " N"]) -> Int[np.ndarray, "units labels"]:
@@ -55,37 +51,30 @@ def word_labels(clips: Clips, index: int, frames: int, config: Wav2Vec2Config, k
     return labels
 
 
-def unit_quality(clips: Clips, encode: Encode, config: Wav2Vec2Config) -> dict[str, float]:
-    """`quality` of the units of a split against its words; nothing if no clip has words.
+def unit_quality(clips: Clips, encode: Compute, config: Wav2Vec2Config) -> dict[str, float]:
+    """`quality` of the units of a split against its words; nothing if no frame lies in a word.
 
     Args:
         clips: the split.
         encode: gives the units of clips, one a frame of `config`.
         config: the encoder whose frames the units are.
     """
-    units: list[np.ndarray] = []
-    labels: list[np.ndarray] = []
+    units, labels = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)]
     known: dict[str, int] = {}
-    waiting: list[tuple[int, np.ndarray]] = []
+    for index, found in compute_clips(_with_words(clips, config), in_chunks(encode, config)):
+        words = word_labels(clips, index, len(found), config, known)
+        units.append(found[words >= 0])
+        labels.append(words[words >= 0])
+    counts = joint_counts(np.concatenate(units), np.concatenate(labels))
+    return quality(counts) if counts.size else {}
 
-    def take() -> None:
-        for (index, _), found in zip(waiting, encode([audio for _, audio in waiting]), strict=True):
-            words = word_labels(clips, index, len(found), config, known)
-            units.append(np.asarray(found)[words >= 0])
-            labels.append(words[words >= 0])
-        waiting.clear()
 
+def _with_words(clips: Clips, config: Wav2Vec2Config) -> Iterator[tuple[int, Float[np.ndarray, " R"]]]:
+    """The clips that have words and at least one frame, with their indices."""
     for index, audio in clips.usable():
         try:
-            has_words = bool(clips.utterance(index).words) and audio.size >= config.receptive_field
+            has_words = bool(clips.utterance(index).words)
         except SpiritError:
             continue
-        if has_words:
-            waiting.append((index, audio))
-        if len(waiting) == _BATCH:
-            take()
-    if waiting:
-        take()
-    if not known:
-        return {}
-    return quality(joint_counts(np.concatenate(units), np.concatenate(labels)))
+        if has_words and audio.size >= config.receptive_field:
+            yield index, audio

@@ -36,7 +36,7 @@ class UnitsConfig:
 
 @dataclasses.dataclass(frozen=True)
 class AugmentConfig:
-    """How audio is changed without changing what is said; each row gets one of the four changes at random.
+    """How audio is changed while its words stay the same; each row gets one of the four changes at random.
 
     The ranges are those of Gat et al. 2022 (arXiv 2209.15483, section 4), except that reverberation and noise are
     made here and not taken from recordings.

@@ -1,6 +1,8 @@
 """Quantizers of HuBERT's features as parts of a run: k-means, and the augmentation-invariant linear quantizer."""
 
 import dataclasses
+import functools
+import math
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -17,20 +19,21 @@ from spirit_jax.convert.formats.arrays import ReadableArray
 from spirit_jax.convert.parts import HUBERT_FILE
 from spirit_jax.convert.released_folder import ReleasedFolder
 from spirit_jax.convert.trained import hubert_folder
+from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.ctc import ctc_loss
 from spirit_jax.models.wav2vec2 import Wav2Vec2Model, truncate
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer
 from spirit_jax.parallel.processes import is_primary, report
-from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.augment import change
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
 from spirit_jax.speech_training.hubert import ENCODER, layer_features, read_phonetic_encoder, read_pretraining
-from spirit_jax.speech_training.labels import Labels, cached, sampled_features
+from spirit_jax.speech_training.labels import Labels, cached, in_chunks, sampled_features, split_arrays, split_labels
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
 from spirit_jax.speech_training.quantizer_config import QuantizerTraining, UnitsConfig
@@ -144,20 +147,18 @@ class QuantizerRows:
     config: QuantizerTraining
     clips: Clips
     units: Labels
-    hop: int
-    frames: int
-    """Frames of a row that was not changed."""
+    encoder: Wav2Vec2Config
+    """Its frames are those of the units."""
 
     @property
     def longest(self) -> int:
-        """Samples of a row after its audio is changed."""
-        return int(self.config.samples / self.config.augment.stretch[0]) + 1
+        """Samples of a row after its audio is changed; only the lowest speed makes it longer."""
+        return int(self.config.samples / min(1, self.config.augment.stretch[0])) + 1
 
     def __call__(self, crop: Crop, rng: np.random.Generator) -> Mapping[str, Any]:
         """Audio [R], units [N] and their numbers."""
-        first = crop.start // self.hop
-        frames = max(0, (crop.length - 1) // self.hop)
-        units = collapsed(self.units.of(crop.index)[first : first + frames])[: self.frames]
+        first, total = crop.start // self.encoder.hop, self.encoder.frames(self.config.samples)
+        units = collapsed(self.units.of(crop.index)[first : first + self.encoder.frames(crop.length)])
 
         def another() -> np.ndarray:
             return self.clips.audio(int(rng.integers(len(self.clips))))
@@ -166,7 +167,7 @@ class QuantizerRows:
         return {
             "audio_br": np.pad(changed, (0, self.longest - changed.size)),
             "length_b": np.int32(changed.size),
-            "unit_bn": np.pad(units.astype(np.int32), (0, self.frames - len(units))),
+            "unit_bn": np.pad(units.astype(np.int32), (0, total - len(units))),
             "count_b": np.int32(len(units)),
         }
 
@@ -195,41 +196,38 @@ class Quantizer:
         return self.config.accumulate
 
     def prepare(self, context: Context) -> Prepared:
-        """Compute the teacher's units of all clips, and put the pieces together."""
-        teacher = read_phonetic(context.run / self.before / PHONETIC)
+        """Compute the teacher's units of all clips, and put the pieces together.
+
+        Raises:
+            SpiritError: the shortest clip at the highest speed has no frame.
+        """
+        source = context.run / self.before / PHONETIC
+        teacher = read_phonetic(source)
+        frame, speed = teacher.encoder.receptive_field, max(1, self.config.augment.stretch[1])
+        if self.config.shortest < frame * speed:
+            raise SpiritError(
+                f"quantizer.shortest {self.config.shortest} must be at least {math.ceil(frame * speed)}: a frame of "
+                f"the encoder has {frame} samples, and quantizer.augment.stretch makes a clip {speed:g} times as fast"
+            )
         config, stored = teacher.config(), teacher.arrays()
         layer, units = config["layer"], teacher.unit_count
         model, params = truncate(teacher.encoder, stored["encoder"], layer)
         quantizer = LinearQuantizer(teacher.encoder.hidden_size, teacher.encoder.hidden_size, units)
+        made_from = {"teacher": read_checksums(source), "data": context.data}
 
         def make() -> dict[str, np.ndarray]:
-            arrays: dict[str, np.ndarray] = {}
-            for split, clips in (("train", context.train), ("held_out", context.held_out)):
-                found = units_of(clips, teacher)
-                arrays |= {f"{split}_values": found.values, f"{split}_offsets": found.offsets}
-            return arrays
+            return split_arrays(context.train, context.held_out, in_chunks(teacher.encode_batch, teacher.encoder))
 
-        made_from = {"teacher": self.before, "clips": [len(context.train), len(context.held_out)]}
-        arrays = cached(context.directory / "units", made_from, make)
-        shape = CropShape(self.config.samples, self.config.shortest, teacher.encoder.hop)
-
-        def rows(split: str, clips: Clips) -> QuantizerRows:
-            labels = Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"])
-            return QuantizerRows(
-                self.config, clips, labels, teacher.encoder.hop, teacher.encoder.frames(self.config.samples)
-            )
-
-        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
-            made = rows("train", context.train)
-            return CropBatches(context.train, shape, made, rows=self.rows, seed=context.seed, share=share, state=state)
-
-        def held_out(share: HostShare):
-            if not len(context.held_out):
-                return {}
-            made = rows("held_out", context.held_out)
-            return {
-                "clips": held_out_crops(context.held_out, shape, made, rows=self.rows, seed=context.seed, share=share)
-            }
+        train, held_out = split_labels(cached(context.directory / "units", made_from, make))
+        data = CropData(
+            train=context.train,
+            held_out=context.held_out,
+            shape=CropShape(self.config.samples, self.config.shortest, teacher.encoder.hop),
+            train_row=QuantizerRows(self.config, context.train, train, teacher.encoder),
+            held_out_row=QuantizerRows(self.config, context.held_out, held_out, teacher.encoder),
+            rows=self.rows,
+            seed=context.seed,
+        )
 
         def part(trained: Params) -> HubertEncoder:
             sizes = {"kind": "linear", "dim": quantizer.dim, "upstream_dim": quantizer.upstream_dim, "units": units}
@@ -238,14 +236,19 @@ class Quantizer:
                 {"encoder": stored["encoder"], "quantizer": jax.device_get(trained)},
             )
 
+        @functools.cache
+        def teachers_distance() -> float | None:
+            return unit_edit_distance(teacher, context.held_out, self.config, context.seed)
+
         def measure(trained: Params, step: int) -> Mapping[str, float]:
             """The unit edit distance of student and teacher, and how well the student's units tell the words."""
             del step
             student = part(trained)
-            values = {
+            distances = {
                 "ued_student": unit_edit_distance(student, context.held_out, self.config, context.seed),
-                "ued_teacher": unit_edit_distance(teacher, context.held_out, self.config, context.seed),
+                "ued_teacher": teachers_distance(),
             }
+            values = {name: distance for name, distance in distances.items() if distance is not None}
             return values | unit_quality(context.held_out, student.encode_batch, teacher.encoder)
 
         def finish(trained: Params) -> None:
@@ -254,13 +257,17 @@ class Quantizer:
                 save_phonetic(place / PHONETIC, part(trained), released.unused[HUBERT_FILE])
 
         optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
-        frozen = Frozen(params, lambda bound: UpdateRule(QuantizerObjective(model, bound, quantizer), optimizer))
+
+        def rule(encoder: Params) -> UpdateRule:
+            return UpdateRule(QuantizerObjective(model, encoder, quantizer), optimizer, context.spike_sigmas)
+
+        frozen = Frozen(params, rule)
         return Prepared(
-            rule=frozen.bind(params),
+            rule=rule(params),
             frozen=frozen,
             summary=RatioSummary({"loss": ("loss_sum", "rows")}),
-            batches=batches,
-            held_out=held_out,
+            batches=data.batches,
+            held_out=data.held_out_batches,
             finish=finish,
             measure=measure if len(context.held_out) else None,
         )
@@ -283,10 +290,11 @@ def edit_distance(a: Sequence[int], b: Sequence[int]) -> int:
     return int(row[-1])
 
 
-def unit_edit_distance(encoder: HubertEncoder, clips: Clips, config: QuantizerTraining, seed: int) -> float:
+def unit_edit_distance(encoder: HubertEncoder, clips: Clips, config: QuantizerTraining, seed: int) -> float | None:
     """Edits between the units of clips and those of the same clips after a change, in percent of the former's number.
 
     Both are without repetitions (Gat et al. 2022, section 3.1). Lower is better; the changes are always the same ones.
+    None if the clips are all too short or cannot be used.
     """
     rng = np.random.default_rng((seed, 5))
     before: list[np.ndarray] = []
@@ -301,29 +309,7 @@ def unit_edit_distance(encoder: HubertEncoder, clips: Clips, config: QuantizerTr
         reference = collapsed(units).tolist()
         edits += edit_distance(reference, collapsed(changed).tolist())
         total += len(reference)
-    return 100 * edits / max(total, 1)
-
-
-def units_of(clips: Clips, encoder: HubertEncoder) -> Labels:
-    """The units of every clip of a split."""
-    found = {}
-    waiting: list[tuple[int, np.ndarray]] = []
-
-    def take() -> None:
-        encoded = encoder.encode_batch([audio for _, audio in waiting])
-        found.update(zip([index for index, _ in waiting], encoded, strict=True))
-        waiting.clear()
-
-    for each in clips.usable():
-        waiting.append(each)
-        if len(waiting) == 16:
-            take()
-    if waiting:
-        take()
-    none = np.zeros(0, np.int32)
-    each = [found.get(index, none) for index in range(len(clips))]
-    values = np.concatenate(each).astype(np.uint16) if each else none
-    return Labels(values, np.cumsum([0, *map(len, each)]))
+    return 100 * edits / total if total else None
 
 
 def fairseq_heads(params: Params) -> dict[str, np.ndarray]:

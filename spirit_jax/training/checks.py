@@ -51,7 +51,11 @@ def stored_config(directory: pathlib.Path) -> dict[str, Any] | None:
 
 
 def check_resumable(
-    directory: str, before: Mapping[str, Any] | None, config: Mapping[str, Any], mutable: Collection[str]
+    directory: str,
+    before: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
+    mutable: Collection[str],
+    remedy: str = "choose another run_directory, and init_from to continue from its weights",
 ) -> None:
     """Check that a run directory with steps holds a run of the same weights and data.
 
@@ -62,6 +66,7 @@ def check_resumable(
         before: the config that it holds; None if it was lost.
         config: the run's config as plain values.
         mutable: keys that may change when a run resumes, and those whose parts may, joined by "/".
+        remedy: what to do about another config, for the message.
 
     Raises:
         RunError: the directory holds checkpoints of a run with another config.
@@ -77,10 +82,7 @@ def check_resumable(
     ]
     if changed:
         listed = ", ".join(f"{key.replace('/', '.')} {old.get(key)} -> {now.get(key)}" for key in changed[:_LISTED])
-        raise RunError(
-            f"{directory} holds a run with another config ({listed}): choose another run_directory, "
-            "and init_from to continue from its weights"
-        )
+        raise RunError(f"{directory} holds a run with another config ({listed}): {remedy}")
 
 
 def check_units(data: DataConfig, directory: pathlib.Path, preferences: PreferenceData | None = None) -> None:

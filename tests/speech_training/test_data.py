@@ -1,5 +1,8 @@
 """Crops, masks, cepstra, clusters, changes of audio and measures: all in NumPy, against other implementations."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 from sklearn.cluster import MiniBatchKMeans
@@ -7,15 +10,17 @@ from sklearn.metrics import normalized_mutual_info_score
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.utterance import CorpusError, Utterance
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech.mfcc import differences, label_features, mfcc
-from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training import kmeans, labels
 from spirit_jax.speech_training.augment import add_noise, reverberate, shift, stretch
-from spirit_jax.speech_training.crops import Clips, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
 from spirit_jax.speech_training.hubert_config import MaskConfig
 from spirit_jax.speech_training.masking import draw_mask
-from spirit_jax.speech_training.purity import joint_counts, quality
-from spirit_jax.speech_training.quantizers import collapsed, edit_distance
+from spirit_jax.speech_training.purity import joint_counts, quality, unit_quality
+from spirit_jax.speech_training.quantizer_config import AugmentConfig, QuantizerTraining
+from spirit_jax.speech_training.quantizers import QuantizerRows, collapsed, edit_distance, unit_edit_distance
 from tests.support.sounds import buzz
 
 SHAPE = CropShape(samples=1000, minimum=500, hop=10)
@@ -73,6 +78,33 @@ def test_unusable_clips_are_named_counted_and_replaced(caplog):
     assert "'4': its audio holds samples that are" in caplog.text
     with pytest.raises(SpiritError, match="100 clips in a row cannot be used"):
         next(_batches(_clips(sizes=(400,))))
+
+
+def test_a_kept_part_of_a_recording_does_not_keep_the_recording_in_memory():
+    recording = np.ones(5000, np.float32)
+    clips = Clips([Sound("part", recording[1000:2000], "")])
+    assert not np.shares_memory(clips.audio(0), recording)
+    assert clips.audio(0).base is None
+
+
+def test_clips_of_more_than_100_seconds_are_computed_in_chunks(monkeypatch):
+    monkeypatch.setattr(labels, "CHUNK_SAMPLES", 1000)
+    config = Wav2Vec2Config(conv_layers=((4, 10, 5), (4, 4, 4)))
+
+    def frames(clips):
+        assert all(clip.size <= 1000 for clip in clips)
+        return _frames(clips)
+
+    def _frames(clips):
+        windows = [np.lib.stride_tricks.sliding_window_view(clip, config.receptive_field) for clip in clips]
+        return [window[:: config.hop] for window in windows]
+
+    audio = np.arange(5000, dtype=np.float32)
+    clips = [audio[:size] for size in (25, 999, 1000, 1001, 1019, 1024, 1025, 2037, 5000)]
+    found = labels.in_chunks(frames, config)(clips)
+    for clip, one, whole in zip(clips, found, _frames(clips), strict=True):
+        assert len(one) == config.frames(clip.size)
+        np.testing.assert_array_equal(one, whole)
 
 
 def test_held_out_crops_are_one_pass_whose_last_batch_is_filled_up():
@@ -136,6 +168,19 @@ def test_clusters_are_as_tight_as_those_of_scikit_learn():
         kmeans.fit(x[:5], 12, seed=0)
 
 
+def test_far_more_frames_than_k_means_uses_are_thinned_evenly(monkeypatch):
+    def frames(clips):
+        return [np.repeat(clip[:1], 100)[:, None] for clip in clips]
+
+    clips = _clips(sizes=(16_000,) * 40)
+    whole = labels.sampled_features(clips, frames, 1.0, 0)
+    assert len(whole) == 4000
+    monkeypatch.setattr(kmeans, "POINTS", 500)
+    thinned = labels.sampled_features(clips, frames, 1.0, 0)
+    assert 400 < len(thinned) <= 1000
+    assert len(set(thinned[:, 0].tolist())) == 40
+
+
 def _pitch(audio):
     """The lag of the highest autocorrelation between 60 and 400 Hz, in Hz."""
     middle = audio[audio.size // 4 : audio.size // 4 + 4000]
@@ -178,3 +223,23 @@ def test_measures_are_those_of_their_definitions():
             table[i, j] = min(table[i - 1, j] + 1, table[i, j - 1] + 1, table[i - 1, j - 1] + (left != right))
     assert edit_distance(a, b) == table[-1, -1]
     assert collapsed(np.array([1, 1, 2, 2, 1])).tolist() == [1, 2, 1]
+
+
+def test_measures_without_a_frame_in_a_word_or_a_long_enough_clip_are_left_out():
+    config = Wav2Vec2Config()
+    words = Sound("0", np.ones(16_000, np.float32), "a b", ("a", "b"), np.array([[0, 1], [990, 995]]))
+    assert unit_quality(Clips([words]), lambda clips: [np.zeros(config.frames(16_000), np.int32)], config) == {}
+    spoken = dataclasses.replace(words, spans_ms=np.array([[0, 500], [500, 990]]))
+    assert unit_quality(Clips([spoken]), lambda clips: [np.zeros(config.frames(16_000), np.int32)], config)["pnmi"] == 0
+    silent = types.SimpleNamespace(encode_batch=lambda clips: [])
+    assert unit_edit_distance(silent, Clips([words]), QuantizerTraining(shortest=32_000), 0) is None
+
+
+def test_a_row_keeps_the_audio_of_all_its_units_when_every_speed_is_fast():
+    encoder = Wav2Vec2Config()
+    config = QuantizerTraining(samples=16_000, shortest=16_000, augment=AugmentConfig(stretch=(1.1, 1.2)))
+    units = labels.Labels(np.arange(encoder.frames(16_000)), np.array([0, encoder.frames(16_000)]))
+    rows = QuantizerRows(config, _clips(), units, encoder)
+    crop = Crop(0, 0, 16_000, np.ones(16_000, np.float32))
+    lengths = {int(rows(crop, np.random.default_rng(seed))["length_b"]) for seed in range(20)}
+    assert 16_000 in lengths

@@ -1,6 +1,8 @@
 """The whole chain on a handful of short recordings: resumed bit for bit, exported, and used as a tokenizer."""
 
+import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 
@@ -18,6 +20,9 @@ from spirit_jax.convert.parts import RELEASED_PARTS
 from spirit_jax.convert.verification import reference
 from spirit_jax.speech_training import job
 from spirit_jax.speech_training.config import TrainSpeechConfig
+from spirit_jax.speech_training.crops import Clips
+from spirit_jax.speech_training.part import Context
+from spirit_jax.speech_training.parts import parts
 from spirit_jax.speech_training.quantizers import read_phonetic
 from spirit_jax.training.checks import RunError
 from tests.support.compilation import fast_environment
@@ -132,6 +137,54 @@ def test_nothing_is_trained_twice_and_other_options_are_refused(recordings, fini
         job.run(_settings(recordings, finished, "--hubert_1.rows", "4"))
     with pytest.raises(RunError, match=r"units holds a run with another config \(units.units 5 -> 4\)"):
         job.run(_settings(recordings, finished, "--units.units", "4"))
+
+
+def test_a_corpus_that_has_grown_is_refused(recordings, finished, monkeypatch):
+    train, held_out = job.open_clips(_settings(recordings, finished))
+    monkeypatch.setattr(job, "open_clips", lambda settings: (Clips([*train.utterances, train.utterance(0)]), held_out))
+    with pytest.raises(RunError, match=r"another config \(clips \[\d, \d\] -> .*remove the folders of this part"):
+        job.run(_settings(recordings, finished))
+
+
+def test_labels_are_kept_for_the_same_clips_only_and_spikes_are_those_of_the_config(recordings, finished, tmp_path):
+    directory = shutil.copytree(finished / "hubert_1", tmp_path / "hubert_1")
+    settings, labels = _settings(recordings, finished), directory / "labels" / "train_values.npy"
+    made_from = json.loads((directory / "labels" / "made_from.json").read_text())
+    (hubert, *_), (train, held_out) = parts(settings), job.open_clips(settings)
+    context = Context(
+        run=finished,
+        directory=directory,
+        train=train,
+        held_out=held_out,
+        seed=0,
+        data=made_from["data"],
+        spike_sigmas=7.0,
+    )
+    before = labels.stat().st_mtime_ns
+    assert hubert.prepare(context).rule.spike_sigmas == 7
+    assert labels.stat().st_mtime_ns == before
+    hubert.prepare(dataclasses.replace(context, data=made_from["data"] | {"corpora": ["others.jsonl"]}))
+    assert labels.stat().st_mtime_ns > before
+
+
+def test_parts_from_scratch_are_learned_anew_for_other_phonetic_units(recordings, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    for part in ("units", "quantizer_1", "scratch"):
+        shutil.rmtree(run / part)
+    job.run(_settings(recordings, run, "--units.units", "4", "--quantizer", "null"))
+    tokenizer = SpeechTokenizer.from_pretrained(run)
+    units = tokenizer.encode(load_audio(recordings / "0.wav"))
+    assert set(units.hubert) <= set(range(4))
+    vocoders = [
+        json.loads((path / "speech_tokenizer" / "vocoder_base" / "config.json").read_text()) for path in (run, finished)
+    ]
+    assert [vocoder["phonetic_units"] for vocoder in vocoders] == [4, 5]
+
+
+def test_a_part_is_refused_when_an_earlier_one_was_trained_for_longer(recordings, finished, tmp_path):
+    run = shutil.copytree(finished, tmp_path / "run")
+    with pytest.raises(RunError, match=r"units holds a run with another config \(hubert_1.loop.steps 4 -> 5\)"):
+        job.run(_settings(recordings, run, "--hubert_1.loop.steps", "5"))
 
 
 @pytest.mark.parametrize("part", ["units", "quantizer_1"])

@@ -22,7 +22,7 @@ from spirit_jax.speech.protocols import Part, PhoneticEncoder
 from spirit_jax.speech.scratch.griffin_lim import GriffinLim, Observed
 from spirit_jax.speech.scratch.kmeans import KMeansEncoder, nearest, normalize
 from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, log_f0, style_features
-from spirit_jax.speech.storage import save_part
+from spirit_jax.speech.storage import has_kind, save_part
 from spirit_jax.units import SpeechUnits
 
 
@@ -87,7 +87,9 @@ def complete_speech_tokenizer(
     *,
     progress: bool = True,
 ) -> list[str]:
-    """Learn the parts that `directory/speech_tokenizer/` lacks. Parts that are there are kept.
+    """Learn the parts that `directory/speech_tokenizer/` lacks, or has from scratch. Trained parts are kept.
+
+    Parts from scratch are replaced because they may belong to other phonetic units.
 
     Args:
         utterances, config, directory, seed, progress: as for `train_speech_tokenizer`; the number of phonetic units is
@@ -103,10 +105,10 @@ def complete_speech_tokenizer(
     place = pathlib.Path(directory) / SPEECH_TOKENIZER
     with one_thread():
         parts = _learn(utterances, config, seed, progress, phonetic)
-    missing = [name for name in parts if name != "phonetic" and not (place / name).exists()]
-    for name in missing:
+    names = [name for name, part in parts.items() if not (place / name).exists() or has_kind(place / name, part.kind)]
+    for name in names:
         save_part(place / name, parts[name])
-    return missing
+    return names
 
 
 def _learn(
@@ -183,6 +185,7 @@ def _analyze(
             utterance = utterances[int(index)]
             audio = utterance.load()
             check_length(audio)
+            units = np.zeros(0, np.int32) if phonetic is None else phonetic.encode_batch([audio])[0]
         except SpiritError as error:
             logging.warning("left out of the speech tokenizer's training: %s", error)
             continue
@@ -194,7 +197,7 @@ def _analyze(
             octaves=octaves,
             mean_log2_f0=mean,
             style=style_features(spectrum, octaves, mean, style_frames(audio.size)),
-            units=np.zeros(0, np.int32) if phonetic is None else phonetic.encode_batch([audio])[0],
+            units=units,
         )
         clips.append(clip)
         samples += audio.size
