@@ -5,6 +5,7 @@ import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -22,6 +23,8 @@ Compute = Callable[[Sequence[Float[np.ndarray, " R"]]], Sequence[np.ndarray]]
 """Computes an array of each clip, with one row a frame: features [T, F], or classes or units [T]."""
 
 _BATCH = 16  # clips that are computed together
+
+_Result = TypeVar("_Result")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,8 +69,9 @@ def in_chunks(compute: Compute, config: Wav2Vec2Config) -> Compute:
 
 
 def compute_clips(
-    clips: Iterable[tuple[int, Float[np.ndarray, " R"]]], compute: Compute
-) -> Iterator[tuple[int, np.ndarray]]:
+    clips: Iterable[tuple[int, Float[np.ndarray, " R"]]],
+    compute: Callable[[Sequence[Float[np.ndarray, " R"]]], Sequence[_Result]],
+) -> Iterator[tuple[int, _Result]]:
     """The index and the result of each clip, computed in small batches."""
     clips = iter(clips)
     while batch := list(itertools.islice(clips, _BATCH)):
