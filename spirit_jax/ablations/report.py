@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,30 @@ from spirit_jax.evaluation.rules import Estimate
 
 REPORT, VALUES, PLOT = "ablations.md", "ablations.json", "ablations.png"
 
-_CHANCE = 0.5
-
 Results = dict[str, dict[str, list[Outcomes]]]
 """Outcomes of finished models: by figure (TASK:DIRECTION), condition, and seed in a list."""
 
 _Tables = Mapping[str, Mapping[str, np.ndarray]]  # outcomes [seeds, items] by figure and condition
+_Accuracies = Mapping[str, Mapping[str, Estimate]]  # by figure and condition
+_Difference = tuple[str, str, str, str, Estimate]  # question, first condition, second condition, figure, value
 
 
-def write_report(settings: AblateConfig, results: Results, output: pathlib.Path) -> str:
-    """Write `ablations.md`, `ablations.json` and `ablations.png`, and return the text of the first."""
+def write_report(settings: AblateConfig, results: Results, chances: Mapping[str, float], output: pathlib.Path) -> str:
+    """Write `ablations.md`, `ablations.json` and `ablations.png`, and return the text of the first.
+
+    Args:
+        chances: accuracy of guessing, by figure.
+    """
     tables = _on_common_items(results)
-    text = "\n\n".join(["# Ablations", *_condition_part(settings, tables), *_comparison_part(settings, tables)]) + "\n"
+    accuracies = {
+        figure: {name: accuracy(outcomes) for name, outcomes in found.items()} for figure, found in tables.items()
+    }
+    differences = _differences(settings, tables)
+    parts = ["# Ablations", *_condition_part(settings, results, accuracies, chances), *_comparison_part(differences)]
+    text = "\n\n".join(parts) + "\n"
     write_file(output / REPORT, text)
-    write_file(output / VALUES, json.dumps(_values(settings, tables), indent=1) + "\n")
-    plot(settings, tables, output / PLOT)
+    write_file(output / VALUES, json.dumps(_values(settings, tables, accuracies, differences), indent=1) + "\n")
+    _plot(settings, tables, accuracies, chances, output / PLOT)
     return text
 
 
@@ -44,23 +53,35 @@ def _on_common_items(results: Results) -> _Tables:
     return found
 
 
-def _condition_part(settings: AblateConfig, tables: _Tables) -> list[str]:
-    if not tables:
+def _condition_part(
+    settings: AblateConfig, results: Results, accuracies: _Accuracies, chances: Mapping[str, float]
+) -> list[str]:
+    if not results:
         return ["No model is finished yet."]
     rows = []
     for name, condition in settings.conditions.items():
-        cells = [_shown(accuracy(found[name])) if name in found else "" for found in tables.values()]
-        if any(cells):
-            seeds = len(next(found[name] for found in tables.values() if name in found))
+        seeds = next((len(conditions[name]) for conditions in results.values() if name in conditions), 0)
+        if seeds:
+            cells = [_shown(found[name]) if name in found else "" for found in accuracies.values()]
             rows.append([name, condition.about, str(seeds), *cells])
-    items = ", ".join(f"{figure} {next(iter(found.values())).shape[1]}" for figure, found in tables.items())
+    items = ", ".join(
+        f"{figure} {_counts(conditions, accuracies.get(figure, {}))} (chance {100 * chances[figure]:.0f})"
+        for figure, conditions in results.items()
+    )
     return [
-        f"Accuracy in percent, with its 95 % interval over seeds and items; chance is 50. Items: {items}.",
-        table(["condition", "what differs", "seeds", *tables], rows),
+        f"Accuracy in percent, with its 95 % interval over seeds and items. Items: {items}.",
+        table(["condition", "what differs", "seeds", *accuracies], rows),
     ]
 
 
-def _comparison_part(settings: AblateConfig, tables: _Tables) -> list[str]:
+def _counts(conditions: Mapping[str, Sequence[Outcomes]], found: Mapping[str, Estimate]) -> str:
+    """How many items all models could use, and of how many that any could use if these are more."""
+    common = next(iter(found.values())).count if found else 0
+    known = len({item for models in conditions.values() for model in models for item in model})
+    return str(common) if common == known else f"{common} of {known}, because not every model can use the others"
+
+
+def _comparison_part(differences: Sequence[_Difference]) -> list[str]:
     rows = [
         [
             question,
@@ -69,7 +90,7 @@ def _comparison_part(settings: AblateConfig, tables: _Tables) -> list[str]:
             _shown(found, signed=True),
             "yes" if found.low > 0 or found.high < 0 else "no",
         ]
-        for question, first, second, figure, found in _differences(settings, tables)
+        for question, first, second, figure, found in differences
     ]
     if not rows:
         return []
@@ -80,8 +101,8 @@ def _comparison_part(settings: AblateConfig, tables: _Tables) -> list[str]:
     ]
 
 
-def _differences(settings: AblateConfig, tables: _Tables) -> list[tuple[str, str, str, str, Estimate]]:
-    """Question, first condition, second condition, figure and value of each comparison that can be made."""
+def _differences(settings: AblateConfig, tables: _Tables) -> list[_Difference]:
+    """The comparisons that can be made."""
     return [
         (c.question, c.first, c.second, figure, difference(tables[figure][c.first], tables[figure][c.second]))
         for c in settings.comparisons
@@ -90,23 +111,25 @@ def _differences(settings: AblateConfig, tables: _Tables) -> list[tuple[str, str
     ]
 
 
-def _values(settings: AblateConfig, tables: _Tables) -> dict[str, Any]:
+def _values(
+    settings: AblateConfig, tables: _Tables, accuracies: _Accuracies, differences: Sequence[_Difference]
+) -> dict[str, Any]:
     """The content of ablations.json: fractions, not percent."""
-    accuracies = [
+    of_conditions = [
         {
             "figure": figure,
             "condition": name,
-            **dataclasses.asdict(accuracy(outcomes)),
+            **dataclasses.asdict(accuracies[figure][name]),
             "seeds": outcomes.mean(axis=1).tolist(),
         }
         for figure, found in tables.items()
         for name, outcomes in found.items()
     ]
-    differences = [
+    between = [
         {"question": question, "first": first, "second": second, "figure": figure, **dataclasses.asdict(value)}
-        for question, first, second, figure, value in _differences(settings, tables)
+        for question, first, second, figure, value in differences
     ]
-    return {"accuracies": accuracies, "differences": differences, "study": dataclasses.asdict(settings)}
+    return {"accuracies": of_conditions, "differences": between, "study": dataclasses.asdict(settings)}
 
 
 def _shown(estimate: Estimate, signed: bool = False) -> str:
@@ -117,27 +140,32 @@ def _shown(estimate: Estimate, signed: bool = False) -> str:
     return f"{value} ({low} to {high})"
 
 
-def plot(settings: AblateConfig, tables: _Tables, path: pathlib.Path) -> bool:
+def _plot(
+    settings: AblateConfig,
+    tables: _Tables,
+    accuracies: _Accuracies,
+    chances: Mapping[str, float],
+    path: pathlib.Path,
+) -> None:
     """Draw a panel for each figure with the accuracy of every condition, its interval, and each seed by itself.
 
-    Returns:
-        Whether a plot was drawn; it is not without matplotlib (extra `plots`) or without results.
+    Nothing is drawn without matplotlib (extra `plots`) or without results.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return False
+        return
     names = [name for name in settings.conditions if any(name in found for found in tables.values())]
     if not names:
-        return False
+        return
     canvas = Figure(figsize=(2.1 + 2.1 * len(tables), 1.2 + 0.34 * len(names)), layout="constrained")
     panels: Any = np.atleast_1d(canvas.subplots(1, len(tables), sharex=True, sharey=True))
     for axes, (figure, found) in zip(panels, tables.items(), strict=True):
-        axes.axvline(100 * _CHANCE, color="gray", linewidth=1, linestyle=":")
+        axes.axvline(100 * chances[figure], color="gray", linewidth=1, linestyle=":")
         for row, name in enumerate(names):
             if name not in found:
                 continue
-            shown = accuracy(found[name])
+            shown = accuracies[figure][name]
             axes.plot([100 * shown.low, 100 * shown.high], [row, row], color="tab:blue", linewidth=2)
             axes.plot([100 * shown.value], [row], "o", color="tab:blue")
             seeds = 100 * found[name].mean(axis=1)
@@ -147,4 +175,3 @@ def plot(settings: AblateConfig, tables: _Tables, path: pathlib.Path) -> bool:
     panels[0].invert_yaxis()
     canvas.supxlabel("accuracy in percent; bars: 95 % intervals; small dots: seeds; dotted: chance", fontsize=9)
     canvas.savefig(path, dpi=130)
-    return True

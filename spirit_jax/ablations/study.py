@@ -1,21 +1,23 @@
 """Trains and evaluates the models of a study one after the other, and writes the report."""
 
 import dataclasses
+import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from spirit_jax import checkpoint, config
 from spirit_jax.ablations.config import AblateConfig
 from spirit_jax.ablations.report import Results, write_report
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.files import read_json
+from spirit_jax.core.files import read_json, write_file
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.encoding import encode_split
 from spirit_jax.corpora.prepare import Joined, open_splits, train_text_tokenizer
 from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.evaluation.likelihood import LikelihoodTask, read_outcomes
 from spirit_jax.evaluation.run import RESULTS, evaluate
-from spirit_jax.evaluation.task import TaskSettings, data_directory
+from spirit_jax.evaluation.task import TaskSettings, log_path
 from spirit_jax.evaluation.tasks import check_names, select
 from spirit_jax.evaluation.units import UnitCache
 from spirit_jax.inference.spiritlm import SpiritLM
@@ -30,6 +32,7 @@ INPUTS, RUNS, EVALUATION = "inputs", "runs", "evaluation"
 _INPUTS_IN_PATH = "{inputs}"
 _TEXT_TOKENIZERS: dict[Variant, str] = {"base": "tokenizer_base", "expressive": "tokenizer_expressive"}
 _SEED_OF_INPUTS = 0
+_MADE_WITH = "prepare.json"  # the options that the inputs were made with
 
 
 class StudyError(SpiritError):
@@ -43,7 +46,7 @@ def run_study(settings: AblateConfig) -> str:
         SpiritError: a config, corpus, task or run cannot be used; names it.
     """
     output = pathlib.Path(settings.output).expanduser()
-    check_tasks(settings)
+    figures = read_figures(settings)
     runs = {  # seed by seed, so that a study that is stopped early has all conditions
         (name, seed): training_config(settings, output, name, seed)
         for seed in range(max(settings.count(name) for name in settings.conditions))
@@ -52,7 +55,12 @@ def run_study(settings: AblateConfig) -> str:
     }
     wanted = with_starts(settings)
     make_inputs(settings.prepare, output / INPUTS, sorted({runs[name, 0].variant for name in wanted}))
-    report = write_report(settings, read_results(settings, output), output)
+
+    def report() -> str:
+        chances = {name: figure.task.chance for name, figure in figures.items()}
+        return write_report(settings, read_results(settings, figures, output), chances, output)
+
+    text = report()
     for name, seed in runs:
         if name not in wanted:
             continue
@@ -60,30 +68,46 @@ def run_study(settings: AblateConfig) -> str:
         if not is_trained(runs[name, seed]):
             print(f"{name}, seed {seed}")
             job.run(runs[name, seed])
-        if not is_evaluated(settings, directory):
+        if not is_evaluated(figures, directory):
             evaluate_run(settings, output, directory)
-            report = write_report(settings, read_results(settings, output), output)
-    return report
+            text = report()
+    return text
 
 
-def check_tasks(settings: AblateConfig) -> None:
-    """Check the tasks, their data and the figures of comparisons before anything is trained.
+@dataclasses.dataclass(frozen=True)
+class StudyFigure:
+    """A task in one direction."""
+
+    task: LikelihoodTask
+    direction: str
+    fingerprint: str
+    """Identifies the items; results on other items are not used."""
+
+    def log(self, run: pathlib.Path) -> pathlib.Path:
+        """The log of the items in a run."""
+        return log_path(run / EVALUATION, self.task.name, self.direction)
+
+
+def read_figures(settings: AblateConfig) -> dict[str, StudyFigure]:
+    """The figures of the tasks by name, TASK:DIRECTION. Tasks, data and comparisons are checked before any training.
 
     Raises:
         SpiritError: a task is unknown or has no likelihoods, its data are missing, or a comparison names a figure that
             no task gives.
     """
     check_names(settings.data, {})
-    figures = set()
+    figures: dict[str, StudyFigure] = {}
     for task, directions in select(settings.tasks):
         if not isinstance(task, LikelihoodTask):
             raise StudyError(f"tasks: {task.name} compares no likelihoods; a study needs an outcome for every item")
-        data_directory(task.name, task.about, TaskSettings(data=settings.data))
-        figures |= {f"{task.name}:{direction}" for direction in directions}
+        for direction in directions:
+            _, fingerprint = task.items(direction, TaskSettings(data=settings.data))
+            figures[f"{task.name}:{direction}"] = StudyFigure(task, direction, fingerprint)
     for comparison in settings.comparisons:
         for figure in comparison.figures:
             if figure not in figures:
                 raise StudyError(f"comparisons: {figure!r} is none of the figures {', '.join(sorted(figures))}")
+    return figures
 
 
 def with_starts(settings: AblateConfig) -> set[str]:
@@ -136,8 +160,9 @@ def make_inputs(prepare: PrepareConfig, inputs: pathlib.Path, variants: Sequence
     """Make the tokenizers and records that all runs share. Those that are there are kept.
 
     Raises:
-        SpiritError: a corpus is missing, cannot be used or is too small.
+        SpiritError: a corpus is missing, cannot be used or is too small, or the inputs were made with other options.
     """
+    _check_options(config.to_dict(prepare), inputs)
     corpora = [open_input(source, "train") for source in prepare.corpora]
     for variant in variants:
         if not (inputs / _TEXT_TOKENIZERS[variant]).exists():
@@ -151,33 +176,56 @@ def make_inputs(prepare: PrepareConfig, inputs: pathlib.Path, variants: Sequence
             encode_split(part, tokenizer if part.has_speech else None, inputs / "records" / part.name)
 
 
+def _check_options(options: Mapping[str, Any], inputs: pathlib.Path) -> None:
+    """Note the options that inputs are made with, or refuse those that differ from the noted ones."""
+    noted = inputs / _MADE_WITH
+    if not noted.exists():
+        write_file(noted, json.dumps(options, indent=1))
+        return
+    before = read_json(noted, StudyError)
+    if before != options:
+        changed = [name for name in options if not isinstance(before, dict) or options[name] != before.get(name)]
+        raise StudyError(
+            f"{inputs} was made with other options ({', '.join(changed)}): choose another output for this study"
+        )
+
+
 def is_trained(run: TrainConfig) -> bool:
-    """Whether the run has made its last step by this config; training itself says which option has changed."""
+    """Whether the run has made its last step by this config; training itself says which option has changed.
+
+    Raises:
+        StudyError: the run was started with another number of steps. Training would continue it, and its model would
+            not be like one that was trained for the new number from the start.
+    """
     directory = pathlib.Path(run.run_directory)
     last = checkpoint.latest_step(directory)
-    if last is None or int(last.name) < run.loop.steps:
+    if last is None:
         return False
-    return checkpoint.read_config(directory) == config.to_dict(run)
+    before = checkpoint.read_config(directory)
+    if before["loop"]["steps"] != run.loop.steps:
+        raise StudyError(
+            f"{directory} is a run of {before['loop']['steps']} steps, and the study asks for {run.loop.steps}: choose "
+            "another output for this study"
+        )
+    return int(last.name) >= run.loop.steps and before == config.to_dict(run)
 
 
-def is_evaluated(settings: AblateConfig, run: pathlib.Path) -> bool:
-    """Whether a run has the results of all tasks; those of a task are written when it is finished."""
-    results = run / EVALUATION / RESULTS
-    if not results.exists():
+def is_evaluated(figures: Mapping[str, StudyFigure], run: pathlib.Path) -> bool:
+    """Whether a run has the results of its last step on the items of all figures.
+
+    The results of a task are written when it is finished.
+    """
+    results, last = run / EVALUATION / RESULTS, checkpoint.latest_step(run)
+    if last is None or not results.exists():
         return False
-    found = read_json(results, StudyError)["tasks"]
-    figures = {f"{figure['task']}:{figure['direction']}" for task in found.values() for figure in task["figures"]}
-    return figures >= set(_logs(settings, run))
-
-
-def _logs(settings: AblateConfig, run: pathlib.Path) -> dict[str, pathlib.Path]:
-    """The log of items of each figure."""
-    items = run / EVALUATION / "items"
-    return {
-        f"{task.name}:{direction}": items / f"{task.name}.{direction.replace('>', '_to_')}.jsonl"
-        for task, directions in select(settings.tasks)
-        for direction in directions
-    }
+    found = read_json(results, StudyError)
+    if pathlib.Path(found["model"]["checkpoint"]).name != last.name:
+        return False
+    data = {name: task["data"] for name, task in found["tasks"].items()}
+    return all(
+        data.get(figure.task.name, {}).get(f"{figure.direction} fingerprint") == figure.fingerprint
+        for figure in figures.values()
+    )
 
 
 def evaluate_run(settings: AblateConfig, output: pathlib.Path, run: pathlib.Path) -> None:
@@ -191,14 +239,15 @@ def evaluate_run(settings: AblateConfig, output: pathlib.Path, run: pathlib.Path
     evaluate(model, settings.tasks, run / EVALUATION, task_settings, last, overwrite=True, units=units)
 
 
-def read_results(settings: AblateConfig, output: pathlib.Path) -> Results:
-    """The outcomes of all finished models."""
+def read_results(settings: AblateConfig, figures: Mapping[str, StudyFigure], output: pathlib.Path) -> Results:
+    """The outcomes of all finished models, on the same items."""
     results: Results = {}
     for name in settings.conditions:
         for seed in range(settings.count(name)):
             directory = run_directory(output, name, seed)
-            if not is_evaluated(settings, directory):
+            if not is_evaluated(figures, directory):
                 continue
-            for figure, path in _logs(settings, directory).items():
-                results.setdefault(figure, {}).setdefault(name, []).append(read_outcomes(path))
+            for key, figure in figures.items():
+                outcomes = read_outcomes(figure.log(directory), figure.task.averaging)
+                results.setdefault(key, {}).setdefault(name, []).append(outcomes)
     return results

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from spirit_jax.evaluation.documents import NORMALIZATIONS, SOFTMAXES, Document,
 from spirit_jax.evaluation.item_log import ItemLog, read_log
 from spirit_jax.evaluation.items import Choice, Clip, Text, Unusable, limited
 from spirit_jax.evaluation.rules import Contrast, Estimate
-from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, data_directory, digest
+from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, TaskSettings, data_directory, digest
 from spirit_jax.units import SpeechUnits
 
 MAIN: Mapping[str, str] = {"normalization": "mean", "softmax": "all"}
@@ -48,8 +48,7 @@ class LikelihoodTask:
         data: dict[str, Any] = {"place": str(place)}
         files: dict[str, str] = {}
         for direction in directions:
-            items = limited(self.read(place, direction), job.settings.limit)
-            fingerprint = digest([_describe(item) for item in items])
+            items, fingerprint = self.items(direction, job.settings)
             data[f"{direction} items"], data[f"{direction} fingerprint"] = len(items), fingerprint
             log = job.log(self.name, direction, {"data": fingerprint})
             _score(job, log, items, f"{self.name} {direction}".strip())
@@ -61,6 +60,15 @@ class LikelihoodTask:
                 write_submission(path, list(log.lines.values()))
                 files["ZeroSpeech submission"] = str(path)
         return TaskResult(figures, unusable, {"scores": NORMALIZATIONS, "softmax": SOFTMAXES}, data, files)
+
+    def items(self, direction: str, settings: TaskSettings) -> tuple[Sequence[Choice | Unusable], str]:
+        """The items of a direction, and the fingerprint that logs and results have of them.
+
+        Raises:
+            BenchmarkError: the data are missing or cannot be used.
+        """
+        items = limited(self.read(data_directory(self.name, self.about, settings), direction), settings.limit)
+        return items, digest([_describe(item) for item in items])
 
     def _figures(self, lines: Sequence[Mapping[str, Any]], direction: str, unusable: int, seed: int) -> list[Figure]:
         def figure(accuracy: Estimate, variant: Mapping[str, str], group: str = "", is_main: bool = False) -> Figure:
@@ -181,9 +189,14 @@ def contrasts_of(lines: Sequence[Mapping[str, Any]], normalization: str, softmax
     return contrasts
 
 
-def read_outcomes(log: pathlib.Path) -> dict[str, float]:
-    """The outcome of each usable item in a log of this module by its id, with the scores of the main table."""
+def read_outcomes(log: pathlib.Path, averaging: str) -> dict[Hashable, float]:
+    """The outcome of each usable item in a log of this module, with the scores of the main table.
+
+    By the rule `zerospeech` of `rules.AVERAGES`, the voices of an item are averaged first.
+    """
     _, lines = read_log(log)
+    if averaging == "zerospeech":
+        return rules.item_outcomes(contrasts_of(list(lines.values()), **MAIN))
     return {name: found[0].outcome for name, line in lines.items() if (found := contrasts_of([line], **MAIN))}
 
 

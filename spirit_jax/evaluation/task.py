@@ -126,6 +126,12 @@ class TaskResult:
     """Further files that were written, by what they are."""
 
 
+def log_path(output: pathlib.Path, task: str, direction: str) -> pathlib.Path:
+    """The log of a task and direction in the directory of an evaluation."""
+    name = f"{task}.{direction.replace('>', '_to_')}" if direction else task
+    return output / "items" / f"{name}.jsonl"
+
+
 class Job:
     """A model under evaluation, with what tasks share.
 
@@ -165,9 +171,8 @@ class Job:
         Raises:
             BenchmarkError: the log in the output directory is that of another evaluation.
         """
-        name = f"{task}.{direction.replace('>', '_to_')}" if direction else task
         job = {"model": self._fingerprint, **depends_on}
-        return ItemLog(self.output / "items" / f"{name}.jsonl", job, self._overwrite)
+        return ItemLog(log_path(self.output, task, direction), job, self._overwrite)
 
     def report(self, message: str) -> None:
         """Print a line on standard error, above a progress bar if there is one."""

@@ -1,5 +1,6 @@
 """Studies: what is trained in which order, what is kept, and the statistics of the report."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -13,6 +14,7 @@ from spirit_jax.run.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
 BUNDLED = ROOT / "configs" / "ablations" / "study.yaml"
+BENCHMARK = ROOT / "spirit_jax" / "evaluation" / "bundled" / "mini"
 
 
 def test_intervals_hold_the_accuracy_and_a_difference_is_paired_by_item():
@@ -38,12 +40,18 @@ def test_intervals_are_wider_where_seeds_differ():
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 
+def test_the_bootstrap_in_blocks_of_memory_is_that_of_one_block(monkeypatch):
+    outcomes = np.random.default_rng(0).random((3, 20)).round()
+    whole = comparison.difference(outcomes, outcomes[:2])
+    monkeypatch.setattr(comparison, "_BLOCK", 20 * 37)
+    assert comparison.difference(outcomes, outcomes[:2]) == whole
+
+
 @pytest.fixture
 def settings(tmp_path):
-    """The bundled study with a directory and data of the test, and two seeds."""
-    (tmp_path / "data").mkdir()
+    """The bundled study with a directory of the test, the bundled data, and two seeds."""
     options = ["--output", str(tmp_path / "study"), "--seeds", "2"]
-    options += [word for name in ("stories", "tone") for word in (f"--data.mini_{name}", str(tmp_path / "data"))]
+    options += ["--data.mini_stories", str(BENCHMARK / "stories"), "--data.mini_tone", str(BENCHMARK / "salmon")]
     return config.load(AblateConfig, BUNDLED, options)
 
 
@@ -96,18 +104,29 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
     def evaluate(settings, output, run):
         rng = np.random.default_rng(len(trained))
         right = 0.9 if run.name.startswith("interleaved") else 0.5
-        for path in study._logs(settings, run).values():
+        figures = study.read_figures(settings)
+        for figure in figures.values():
+            path = figure.log(run)
             path.parent.mkdir(parents=True, exist_ok=True)
             lines = [{"job": {}}, *(_line(str(item), rng.random() < right) for item in range(40))]
             path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        named = [figure.split(":") for figure in study._logs(settings, run)]
-        figures = [{"task": task, "direction": direction} for task, direction in named]
-        (run / "evaluation" / "results.json").write_text(json.dumps({"tasks": {"all": {"figures": figures}}}))
+        tasks: dict[str, dict] = {}
+        for figure in figures.values():
+            data = tasks.setdefault(figure.task.name, {"data": {}})["data"]
+            data[f"{figure.direction} fingerprint"] = figure.fingerprint
+        results = {"model": {"checkpoint": str(checkpoint.latest_step(run))}, "tasks": tasks}
+        (run / "evaluation" / "results.json").write_text(json.dumps(results))
 
     monkeypatch.setattr(study, "make_inputs", lambda *arguments: None)
     monkeypatch.setattr(study.job, "run", train)
     monkeypatch.setattr(study, "evaluate_run", evaluate)
-    settings = config.from_dict(AblateConfig, {**config.to_dict(settings), "only": ["interleaved", "from_text"]})
+    values = config.to_dict(settings)
+    kept = ("interleaved", "separate", "text", "from_text")
+    values["conditions"] = {name: values["conditions"][name] for name in kept}
+    values["comparisons"] = [c for c in values["comparisons"] if c["first"] == "from_text"]
+    values |= {"tasks": ["mini_stories:T2S"], "only": ["interleaved", "from_text"]}
+    values["comparisons"][0]["figures"] = ["mini_stories:T>S"]
+    settings = config.from_dict(AblateConfig, values)
     with pytest.raises(KeyboardInterrupt):
         study.run_study(settings)
     assert trained == ["interleaved-0", "text-0", "from_text-0", "interleaved-1"], "a start is trained without a name"
@@ -119,6 +138,23 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
     assert gain["high"] < 0
     study.run_study(settings)
     assert len(trained) == 8, "everything is finished"
+    figures = study.read_figures(settings)
+    changed = {name: dataclasses.replace(figure, fingerprint="other") for name, figure in figures.items()}
+    assert study.read_results(settings, figures, tmp_path / "study")
+    assert not study.read_results(settings, changed, tmp_path / "study"), "results on other items are not used"
+
+
+def test_a_study_that_has_changed_is_refused(settings, tmp_path):
+    run = study.training_config(settings, tmp_path, "text", 0)
+    assert not study.is_trained(run)
+    _train(run)
+    assert study.is_trained(run)
+    longer = dataclasses.replace(run, loop=dataclasses.replace(run.loop, steps=run.loop.steps + 1))
+    with pytest.raises(study.StudyError, match="is a run of 100 steps, and the study asks for 101"):
+        study.is_trained(longer)
+    (tmp_path / "prepare.json").write_text(json.dumps({**config.to_dict(settings.prepare), "text_pieces": 300}))
+    with pytest.raises(study.StudyError, match=r"was made with other options \(text_pieces\)"):
+        study.make_inputs(settings.prepare, tmp_path, ["base"])
 
 
 def test_what_cannot_be_studied_is_refused(settings, tmp_path, capsys):

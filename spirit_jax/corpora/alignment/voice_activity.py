@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 
@@ -103,7 +104,7 @@ class SileroActivity:
 
     def spans(self, audio: Float[np.ndarray, " R"]) -> Int[np.ndarray, "N 2"]:
         """As `VoiceActivity.spans`."""
-        count = -(-audio.size // _CHUNK)
+        count = ceil_div(audio.size, _CHUNK)
         padded = np.pad(audio.astype(np.float32), (_CONTEXT, count * _CHUNK - audio.size))
         state, rate = np.zeros(_STATE, np.float32), np.array(SAMPLE_RATE, np.int64)
         active, speaking = np.zeros(count, bool), False
