@@ -18,8 +18,9 @@ import numpy as np
 
 from spirit_jax.data import loader, packing, sampling, source
 from spirit_jax.data.config import DataConfig, SourceConfig
-from spirit_jax.data.records import RecordSource, RecordWriter, UnitRecord
+from spirit_jax.data.records import RecordSource, RecordWriter
 from spirit_jax.data.sequences import Recipe, Sequencer
+from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 

@@ -115,7 +115,7 @@ def decode(settings: DecodeConfig, vocoder: Vocoder, inputs: "UnitInputs") -> De
     import tqdm
 
     from spirit_jax.audio import save_audio
-    from spirit_jax.data.records import RecordError
+    from spirit_jax.data.unit_record import RecordError
     from spirit_jax.units import SpeechUnits, UnitError
 
     output = pathlib.Path(settings.output)

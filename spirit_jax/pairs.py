@@ -67,7 +67,7 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
 
     from spirit_jax.checkpoint import CheckpointError
     from spirit_jax.data.pairs import TOKENIZER_KEY, LineFile
-    from spirit_jax.data.records import RecordError
+    from spirit_jax.data.unit_record import RecordError
     from spirit_jax.inference.prompts import units_string
     from spirit_jax.speech import SpeechTokenizer, speech_fingerprints
 
@@ -101,7 +101,7 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
 
 def _speech(entry: dict[str, Any], where: str, directory: pathlib.Path) -> Iterator[tuple[list[Any], int, "Segment"]]:
     """Each `speech:FILE` of a line: the list that holds it, its index there, and its audio."""
-    from spirit_jax.data.records import RecordError
+    from spirit_jax.data.unit_record import RecordError
     from spirit_jax.inference.prompts import Segment
 
     turns = entry.get("turns", [entry])

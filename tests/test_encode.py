@@ -24,7 +24,8 @@ from spirit_jax.corpora.blocks import SPEECH_BLOCK, TEXT_BLOCK, BlockEncoder, En
 from spirit_jax.corpora.encoding import EncodingError, OutputError, encode_split
 from spirit_jax.corpora.held_out import hold_out
 from spirit_jax.corpora.shared_work import Sharing
-from spirit_jax.data.records import RecordError, RecordSource
+from spirit_jax.data.records import RecordSource
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.speech.storage import save_part

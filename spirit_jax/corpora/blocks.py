@@ -19,7 +19,7 @@ from spirit_jax.core.errors import printable
 from spirit_jax.core.threads import one_thread
 from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.utterance import Utterance
-from spirit_jax.data.records import RecordError, UnitRecord
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.units import NAMES, SIZES, SpeechUnits
 

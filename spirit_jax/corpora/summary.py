@@ -14,7 +14,8 @@ from spirit_jax.core.files import read_json, write_file
 from spirit_jax.core.paths import as_path
 from spirit_jax.corpora.blocks import EncodedBlock
 from spirit_jax.corpora.inputs import Input
-from spirit_jax.data.records import RecordError, check_files
+from spirit_jax.data.records import check_files
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.units import NAMES, SIZES
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig
 from spirit_jax.data.packing import HostBatch, Packer, empty_batch, fill_row
-from spirit_jax.data.records import RecordError
 from spirit_jax.data.source import Source, open_source
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

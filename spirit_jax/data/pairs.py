@@ -24,7 +24,7 @@ from jaxtyping import Int32
 from spirit_jax import units as speech_units
 from spirit_jax.core.files import parse_json, read_bytes
 from spirit_jax.data.packing import only_read
-from spirit_jax.data.records import RecordError
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.data.word_pieces import shared_prefix
 from spirit_jax.vocabulary import SPEECH_TOKEN, Vocabulary
 

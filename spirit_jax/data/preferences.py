@@ -17,8 +17,8 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.packing import HostBatch, empty_batch, fill_row
 from spirit_jax.data.pairs import LineFile, Pair, PairSequencer, Turn, has_content, name_of, segments, split_file
 from spirit_jax.data.preference_config import PreferenceData
-from spirit_jax.data.records import RecordError
 from spirit_jax.data.sampling import Shuffle
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

@@ -35,7 +35,7 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from spirit_jax.data.packing import only_read
-from spirit_jax.data.records import FRAME_MS, RecordError, UnitRecord
+from spirit_jax.data.unit_record import FRAME_MS, RecordError, UnitRecord
 from spirit_jax.data.word_pieces import WordPieces, shared_prefix
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import ASR, TTS, Vocabulary

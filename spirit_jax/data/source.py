@@ -11,9 +11,10 @@ from jaxtyping import Int32
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.pairs import PairRecords, PairSequencer
-from spirit_jax.data.records import RecordError, RecordSource
+from spirit_jax.data.records import RecordSource
 from spirit_jax.data.sampling import Shuffle, record_rng
 from spirit_jax.data.sequences import Sequencer
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.vocabulary import Vocabulary
 
 _log = logging.getLogger(__name__)

@@ -13,9 +13,9 @@ from jaxtyping import Int32
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.packing import Packer
-from spirit_jax.data.records import RecordError
 from spirit_jax.data.sampling import Mixture
 from spirit_jax.data.source import Source
+from spirit_jax.data.unit_record import RecordError
 
 MAX_CONSECUTIVE_BAD_RECORDS = 1000
 """A stream gives up after so many unusable records of a source in a row: then a setting is wrong."""

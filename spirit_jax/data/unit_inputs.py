@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_text
 from spirit_jax.core.paths import local_path
-from spirit_jax.data.records import METADATA, RecordError, RecordSource, read_metadata
+from spirit_jax.data.records import METADATA, RecordSource, read_metadata
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.units import SpeechUnits, UnitError
 
 _MAX_NAME_BYTES = 200

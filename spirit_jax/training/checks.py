@@ -11,7 +11,8 @@ from spirit_jax.core.files import read_json
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.pairs import LineFile, split_file
 from spirit_jax.data.preference_config import PreferenceData
-from spirit_jax.data.records import RecordError, RecordSource, read_metadata
+from spirit_jax.data.records import RecordSource, read_metadata
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.speech import speech_fingerprints
 from spirit_jax.vocabulary import Variant
 

@@ -4,7 +4,8 @@ import itertools
 from collections.abc import Iterator
 
 from spirit_jax.data.config import DataConfig, SourceConfig
-from spirit_jax.data.records import RecordError, RecordSource, UnitRecord
+from spirit_jax.data.records import RecordSource
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from spirit_jax.inference.sample_config import SamplePrompt
 from spirit_jax.units import HUBERT_RATE, SpeechUnits
 from spirit_jax.vocabulary import Variant

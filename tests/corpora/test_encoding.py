@@ -10,7 +10,8 @@ import pytest
 from spirit_jax.corpora import CorpusError, Utterance, open_corpus, open_input, write_corpus
 from spirit_jax.corpora.blocks import BlockEncoder
 from spirit_jax.corpora.encoding import EncodingError, OutputError, encode_corpus, encode_split
-from spirit_jax.data.records import RecordError, read_metadata, read_records
+from spirit_jax.data.records import read_metadata, read_records
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 
 SMALL = SpeechTokenizerConfig(phonetic_units=16, pitch_units=8, style_units=2)

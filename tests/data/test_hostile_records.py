@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spirit_jax.core.files import write_file
-from spirit_jax.data.records import METADATA, RecordError, RecordSource, RecordWriter, UnitRecord, read_metadata
+from spirit_jax.data.records import METADATA, RecordSource, RecordWriter, read_metadata
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from tests.support.mutations import byte_mutations, json_mutations
 from tests.support.synthetic import speech_record, text_record
 

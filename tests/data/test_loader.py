@@ -10,9 +10,10 @@ import pytest
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.held_out import held_out_batches
 from spirit_jax.data.loader import Loader
-from spirit_jax.data.records import RecordError, RecordSource, RecordWriter
+from spirit_jax.data.records import RecordSource, RecordWriter
 from spirit_jax.data.sampling import Shuffle, record_rng
 from spirit_jax.data.sequences import Sequencer
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.goldens import golden
 from tests.support.synthetic import RECIPES, make_records, mixture_config, speech_record, text_record

@@ -11,8 +11,8 @@ from spirit_jax.data.packing import empty_batch, fill_row, only_read
 from spirit_jax.data.pairs import TEMPLATES, TOKENIZER_KEY, Pair, PairRecords, PairSequencer, Turn, render
 from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.preferences import PreferenceBatches, Preferences, held_out_preferences
-from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.data.sequences import Sequencer
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
 

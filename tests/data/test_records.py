@@ -14,14 +14,13 @@ import pytest
 from spirit_jax.data import records as records_module
 from spirit_jax.data.records import (
     METADATA,
-    RecordError,
     RecordSource,
     RecordWriter,
-    UnitRecord,
     read_metadata,
     read_records,
     reshard,
 )
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from spirit_jax.units import SpeechUnits
 from tests.support.synthetic import speech_record, text_record
 

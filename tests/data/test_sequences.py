@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from spirit_jax.corpora import open_corpus
-from spirit_jax.data.records import RecordError, UnitRecord
 from spirit_jax.data.sampling import record_rng
 from spirit_jax.data.sequences import SPEECH, TEXT, Sequencer, interleaving, span_unit_ids, word_frames
+from spirit_jax.data.unit_record import RecordError, UnitRecord
 from spirit_jax.data.word_pieces import WordPieces
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary

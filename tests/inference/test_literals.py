@@ -106,8 +106,8 @@ TASKS = {
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_writes_the_prompt_as_training_does(vocabulary, task):
     """Its ids are the start of the document that the recipe of the same name makes of the pair."""
-    from spirit_jax.data.records import UnitRecord
     from spirit_jax.data.sequences import Sequencer
+    from spirit_jax.data.unit_record import UnitRecord
 
     segment, string, modality = TASKS[task]
     prompt = encoder(vocabulary).encode_task(segment, task)

@@ -6,8 +6,9 @@ import pathlib
 import numpy as np
 
 from spirit_jax.data.config import DataConfig, SourceConfig
-from spirit_jax.data.records import RecordWriter, UnitRecord
+from spirit_jax.data.records import RecordWriter
 from spirit_jax.data.sequences import Recipe
+from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.units import SpeechUnits
 
 RECIPES: dict[str, Recipe] = {"speech": "speech", "aligned": "interleaved", "prose": "text"}

@@ -16,7 +16,7 @@ from spirit_jax.convert.command import main as convert
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.preference_config import PreferenceData
-from spirit_jax.data.records import RecordError
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.models.lora_config import TARGETS

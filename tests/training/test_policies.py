@@ -18,7 +18,8 @@ from spirit_jax.core.checksums import find_damage
 from spirit_jax.core.files import write_file
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.loader import Loader
-from spirit_jax.data.records import RecordWriter, UnitRecord
+from spirit_jax.data.records import RecordWriter
+from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.models import llama
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.runs import newest_arrays, newest_step

@@ -13,7 +13,8 @@ import pytest
 from spirit_jax import train
 from spirit_jax.checkpoint import write_config
 from spirit_jax.core.locks import LockError
-from spirit_jax.data.records import RecordWriter, UnitRecord
+from spirit_jax.data.records import RecordWriter
+from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.training.run_lock import hold_run
 from spirit_jax.vocabulary import Vocabulary
 from tests.support.runs import newest_step

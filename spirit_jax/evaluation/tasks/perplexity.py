@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from spirit_jax.data.records import RecordError, RecordSource, read_metadata
+from spirit_jax.data.records import RecordSource, read_metadata
 from spirit_jax.data.sampling import record_rng
 from spirit_jax.data.sequences import Recipe, Sequencer
+from spirit_jax.data.unit_record import RecordError
 from spirit_jax.evaluation.item_log import ItemLog
 from spirit_jax.evaluation.items import BenchmarkError, limited
 from spirit_jax.evaluation.rules import Estimate, ratio_estimate
