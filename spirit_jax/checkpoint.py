@@ -38,7 +38,8 @@ _SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
 _OF_A_RUN = ("records/", "tensorboard/", "samples/", "generated/", "damaged/", "faults/", "profile/", ".")
 """Folders of a run that no reader of a checkpoint needs."""
 
-_ORBAX_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # beside llm/ or adapter/
+_COMMITTED = "commit_success.txt"
+_ORBAX_FILES = ("_CHECKPOINT_METADATA", _COMMITTED)  # beside llm/ or adapter/
 _ARRAYS = "params.safetensors"
 
 
@@ -115,7 +116,18 @@ def latest_step(run: str | os.PathLike) -> Any:
 
 
 def _is_complete(step: Any) -> bool:
-    return any((step / name).is_dir() for name in (LLM, ADAPTER, PARAMS))
+    return is_committed(step) and any((step / name).is_dir() for name in (LLM, ADAPTER, PARAMS))
+
+
+def is_committed(step: Any) -> bool:
+    """Whether the step at a path was completely written.
+
+    Orbax renames a step when it has finished it. Where a bucket cannot rename folders, it writes a file instead. A step
+    that was copied there from a disk has no such file, and is complete when it is sealed.
+    """
+    if buckets.is_bucket(step) and not buckets.is_hierarchical(buckets.split(os.fspath(step))[0]):
+        return (step / _COMMITTED).exists() or read_checksums(step) is not None
+    return step.is_dir()
 
 
 def read_config(directory: str | os.PathLike) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import hashlib
 import os
 import pathlib
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 from spirit_jax.core import buckets
 from spirit_jax.core.buckets import SCHEME, BucketError, StoredObject
@@ -35,9 +35,9 @@ def cache_directory() -> pathlib.Path:
     return pathlib.Path(os.environ.get(DIRECTORY) or pathlib.Path(caches, "spirit_jax", "buckets")).absolute()
 
 
-def work_directory() -> pathlib.Path:
-    """Where files are written before they are uploaded."""
-    return cache_directory() / "work"
+def new_work_directory() -> pathlib.Path:
+    """A new directory for files that are written before they are uploaded; those of killed processes are removed."""
+    return staging_directory(cache_directory() / "work", "files")
 
 
 def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> pathlib.Path:
@@ -68,7 +68,8 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> p
     name_in_messages(copy, f"{SCHEME}{bucket}/{name}".rstrip("/"))
     if not copy.exists():
         pool = {path: _pool_file(root, bucket, prefix + path, item) for path, item in objects.items()}
-        _make_room(root, sum(item.size for path, item in objects.items() if not pool[path].exists()), url)
+        needed = sum(item.size for path, item in objects.items() if not pool[path].exists())
+        _make_room(root, needed, url, keep={*pool.values()})
         with concurrent.futures.ThreadPoolExecutor(_TRANSFERS) as threads:
             transfers = [
                 threads.submit(_fetch, f"{SCHEME}{bucket}/{prefix}{path}", item, pool[path])
@@ -125,8 +126,14 @@ def _link(tree: pathlib.Path, name: str, pool: dict[str, pathlib.Path]) -> None:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _make_room(root: pathlib.Path, needed: int, url: str) -> None:
+def _make_room(root: pathlib.Path, needed: int, url: str, keep: Container[pathlib.Path]) -> None:
     """Remove the trees that were not used for the longest time, and objects of no tree, until `needed` bytes fit.
+
+    Args:
+        root: the cache.
+        needed: bytes to read.
+        url: what needs them, for the message.
+        keep: objects that are needed too, and were read before.
 
     Raises:
         BucketError: the copies that running processes use leave too little room.
@@ -141,6 +148,8 @@ def _make_room(root: pathlib.Path, needed: int, url: str) -> None:
             trees.remove(unused)
             shutil.rmtree(unused, ignore_errors=True)
         for path in pool[:]:
+            if path in keep:
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_nlink > 1:
                     continue

@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -24,6 +25,7 @@ SCHEME = "gs://"
 EMULATOR = "STORAGE_EMULATOR_HOST"
 """Environment variable with the address of a server that takes the place of Google's, such as http://127.0.0.1:9023."""
 
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # Google's rule
 _PAGE = 1000  # objects of one answer to a listing
 _DOWNLOADS = 4  # attempts to read an object whose connection drops; each repeats its requests itself
 _INSTALL = "gs:// needs gcsfs: pip install 'spirit_jax[gcs]'"
@@ -62,12 +64,17 @@ def split(url: str) -> tuple[str, str]:
     """Bucket and name of an object or folder; the name has no slash at its ends.
 
     Raises:
-        BucketError: the address names no bucket, or a part of the name is empty, "." or "..".
+        BucketError: a bucket cannot have this name, or a part of the object's name is empty, "." or "..".
     """
     bucket, _, name = url.removeprefix(SCHEME).partition("/")
     name = name.strip("/")
     if not bucket or (name and {"", ".", ".."} & set(name.split("/"))):
         raise BucketError(f"{url}: expected gs://BUCKET/NAME, without empty parts, . and ..")
+    if not _BUCKET.fullmatch(bucket):
+        raise BucketError(
+            f"{url}: no bucket can be named {bucket!r}; names have at least 3 characters, of a-z, 0-9, -, _ and ., and "
+            "begin and end with a letter or digit"
+        )
     return bucket, name
 
 
@@ -119,7 +126,8 @@ def failing(url: str) -> Iterator[None]:
         if code in (401, 403, "401", "403") or reason.startswith("Forbidden") or kind.startswith("google.auth"):
             raise BucketError(
                 f"{url}: these credentials may not be used here ({reason}); log in (gcloud auth application-default "
-                "login), or ask for the role Storage Object User on the bucket"
+                "login), or ask for the role Storage Object User on the bucket and, for a training run, also Storage "
+                "Legacy Bucket Reader"
             ) from error
         if isinstance(error, ValueError | AttributeError | TypeError) and not isinstance(error, UnicodeError):
             if "Bad Request" not in reason:
@@ -191,14 +199,15 @@ def read_object(url: str) -> bytes:
         return connect().cat_file("/".join(split(url)))
 
 
-def open_object(url: str) -> Any:
-    """Open an object as a binary file for reading from its beginning to its end.
+@contextlib.contextmanager
+def open_object(url: str) -> Iterator[Any]:
+    """Open an object as a binary file, which the block reads from its beginning to its end.
 
     Raises:
-        BucketError, BucketJobError: as `failing`.
+        BucketError, BucketJobError: as `failing`, also where the block reads.
     """
-    with failing(url):
-        return connect().open("/".join(split(url)), "rb", block_size=2**24)
+    with failing(url), connect().open("/".join(split(url)), "rb", block_size=2**24) as file:
+        yield file
 
 
 def download(url: str, expected: StoredObject, target: pathlib.Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import FileFormatError, open_regular, read_json, shown, write_file
-from spirit_jax.core.paths import as_path
+from spirit_jax.core.paths import as_path, file_sizes
 
 CHECKSUMS = "checksums-00000-of-00001.json"
 """The file of checksums that a single process writes."""
@@ -51,11 +51,11 @@ def read_checksums(directory: str | os.PathLike) -> dict[str, list] | None:
         FileFormatError: a file of checksums is there and the operating system cannot read it, or it names a file
             outside the directory.
     """
-    found = sorted(path for path in as_path(directory).glob("checksums-*-of-*.json") if is_checksums(path.name))
-    if not found or len(found) != int(found[0].stem.rsplit("-", 1)[1]):
+    names = sorted(filter(is_checksums, file_sizes(directory)))
+    if not names or len(names) != int(names[0].removesuffix(".json").rsplit("-", 1)[1]):
         return None
     checksums: dict[str, list] = {}
-    for path in found:
+    for path in (as_path(directory) / name for name in names):
         try:
             content = read_json(path)
         except FileFormatError as error:
@@ -100,7 +100,7 @@ def check_seal(directory: str | os.PathLike, error: type[SpiritError], within: s
     Raises:
         error: a file is damaged or missing, or a seal cannot be read; the message names it.
     """
-    sealed = any(is_checksums(path.name) for path in pathlib.Path(directory).glob("checksums-*-of-*.json"))
+    sealed = any(map(is_checksums, file_sizes(directory)))
     try:
         problem = find_damage(directory, within=within) if sealed else None
     except FileFormatError as unreadable:

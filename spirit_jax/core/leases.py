@@ -48,7 +48,7 @@ class Leases:
         holder = {"host": socket.gethostname(), "pid": os.getpid(), "token": secrets.token_hex(8)}
         self._content = json.dumps(holder).encode()
         self.lost = set[str]()
-        """Names that another process has taken, because this one gave no sign of life in time."""
+        """Names whose lease was removed, or taken by another process because this one gave no sign of life in time."""
 
     def __enter__(self) -> "Leases":
         self._thread = threading.Thread(target=self._keep, daemon=True, name="leases")
@@ -91,13 +91,14 @@ class Leases:
 
     def is_there(self, name: str) -> bool:
         """Whether the file of a lease exists, so that its folder was not removed."""
-        return self._folder.read(name + SUFFIX) is not None
+        return self._folder.has(name + SUFFIX)
 
     def release(self, name: str) -> None:
-        """Give a name back."""
+        """Give a name back, unless another process has taken it."""
         with self._lock:
             self._held.discard(name)
-            self._folder.remove(name + SUFFIX)
+            if self._folder.read(name + SUFFIX) == self._content:
+                self._folder.remove(name + SUFFIX)
 
     def _keep(self) -> None:
         while not self._ended.wait(self.timeout / 4):
@@ -105,7 +106,7 @@ class Leases:
                 with contextlib.suppress(OSError, SpiritError), self._lock:  # the next round tries again
                     if name not in self._held:
                         continue
-                    if self._folder.read(name + SUFFIX) not in (None, b"", self._content):
+                    if self._folder.read(name + SUFFIX) not in (b"", self._content):
                         self._held.discard(name)
                         self.lost.add(name)
                         continue
@@ -142,7 +143,10 @@ def hold_lease(
 
         def check() -> None:
             if name in leases.lost:
-                raise LockError(f"{folder / name}: another process has taken this lease, because this one was silent")
+                raise LockError(
+                    f"{folder / name}: this lease was removed, or another process has taken it because this one gave "
+                    "no sign of life; start the same command again"
+                )
 
         yield check
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from spirit_jax.core.errors import JobError
 from spirit_jax.core.files import process_exists
+from spirit_jax.core.shared_folder import LocalFolder
 
 _BUSY = (errno.EWOULDBLOCK, errno.EACCES)
 _LOCAL: set[int] = set()
@@ -115,8 +116,7 @@ def _acquire(path: pathlib.Path, what: str, stale_after: float | None) -> int:
                 continue
             holder = _holder(descriptor)
             if holder and holder.get("host") != socket.gethostname():
-                silent = time.time() - os.fstat(descriptor).st_mtime
-                if stale_after is None or silent <= stale_after:
+                if stale_after is None or (LocalFolder(path.parent).age(path.name) or 0.0) <= stale_after:
                     raise _refusal(path, holder, stale_after)
             elif holder and not locks and _is_alive(holder):
                 raise _refusal(path, holder)

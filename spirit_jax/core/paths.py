@@ -100,7 +100,7 @@ def file_sizes(directory: str | os.PathLike) -> dict[str, int]:
     try:
         with os.scandir(directory) as entries:
             return {entry.name: entry.stat().st_size for entry in entries if _is(entry.is_file)}
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
 
 

@@ -3,14 +3,16 @@
 Both kinds create a file atomically, which is what the leases of `leases` rest on, and replace one atomically.
 """
 
-import contextlib
 import os
 import pathlib
+import secrets
 import shutil
 import time
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 from spirit_jax.core import buckets
+from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
 
 
@@ -18,12 +20,16 @@ from spirit_jax.core.files import write_file
 class SharedFolder(Protocol):
     """Files by name. Another machine sees a file complete or not at all."""
 
-    def ages(self) -> dict[str, float]:
-        """Seconds since each file was written, by name."""
+    def names(self) -> list[str]:
+        """The names of all files."""
+        ...
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this name."""
         ...
 
     def age(self, name: str) -> float | None:
-        """Seconds since a file was written, None if there is none."""
+        """Seconds since a file was written, by the clock of the folder; None if there is none."""
         ...
 
     def read(self, name: str) -> bytes | None:
@@ -51,6 +57,27 @@ class SharedFolder(Protocol):
         ...
 
 
+class _FolderClock:
+    """The clock that gives the files of a folder their times. It is the server's, and may differ from this machine's.
+
+    Args:
+        write_probe: writes a file, removes it, and returns its time.
+    """
+
+    def __init__(self, write_probe: Callable[[str], float]):
+        self._write_probe, self._ahead = write_probe, None
+
+    def now(self) -> float:
+        """The time in seconds since 1970; by this machine's clock while the folder cannot be written."""
+        if self._ahead is None:
+            before = time.monotonic()
+            try:
+                self._ahead = self._write_probe(f".clock.{secrets.token_hex(8)}.part") - before
+            except (OSError, SpiritError):  # the folder was removed meanwhile
+                return time.time()
+        return time.monotonic() + self._ahead
+
+
 class LocalFolder:
     """A folder on a disk; it is made when the first file is written.
 
@@ -60,23 +87,34 @@ class LocalFolder:
 
     def __init__(self, directory: str | os.PathLike):
         self._directory = pathlib.Path(directory)
+        self._clock = _FolderClock(self._write_probe)
 
-    def ages(self) -> dict[str, float]:
+    def names(self) -> list[str]:
         """See `SharedFolder`."""
-        found, now = {}, time.time()
-        with contextlib.suppress(FileNotFoundError), os.scandir(self._directory) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another machine removed it
-                    if not entry.name.endswith(".part"):
-                        found[entry.name] = now - entry.stat().st_mtime
-        return found
+        try:
+            return [name for name in os.listdir(self._directory) if not name.endswith(".part")]
+        except FileNotFoundError:
+            return []
+
+    def has(self, name: str) -> bool:
+        """See `SharedFolder`."""
+        return (self._directory / name).exists()
 
     def age(self, name: str) -> float | None:
         """See `SharedFolder`."""
         try:
-            return time.time() - (self._directory / name).stat().st_mtime
+            written = (self._directory / name).stat().st_mtime
         except FileNotFoundError:
             return None
+        return self._clock.now() - written
+
+    def _write_probe(self, name: str) -> float:
+        path = self._directory / name
+        try:
+            path.write_bytes(b"?")
+            return path.stat().st_mtime
+        finally:
+            path.unlink(missing_ok=True)
 
     def read(self, name: str) -> bytes | None:
         """See `SharedFolder`."""
@@ -120,22 +158,30 @@ class BucketFolder:
 
     def __init__(self, url: str):
         self._url = url.rstrip("/")
+        self._clock = _FolderClock(self._write_probe)
 
-    def ages(self) -> dict[str, float]:
-        """See `SharedFolder`. The clocks of the server and of this machine are taken to agree."""
-        now = time.time()
-        return {name: now - found.updated for name, found in buckets.list_objects(self._url).items()}
+    def names(self) -> list[str]:
+        """See `SharedFolder`."""
+        return [name for name in buckets.list_objects(self._url) if not name.endswith(".part")]
+
+    def has(self, name: str) -> bool:
+        """See `SharedFolder`."""
+        return buckets.find_object(self / name) is not None
 
     def age(self, name: str) -> float | None:
-        """See `SharedFolder`. The clocks of the server and of this machine are taken to agree."""
+        """See `SharedFolder`."""
         found = buckets.find_object(self / name)
-        return None if found is None else time.time() - found.updated
+        return None if found is None else self._clock.now() - found.updated
+
+    def _write_probe(self, name: str) -> float:
+        try:
+            return buckets.write_object(self / name, b"?").updated
+        finally:
+            buckets.remove_object(self / name)
 
     def read(self, name: str) -> bytes | None:
         """See `SharedFolder`."""
-        if buckets.find_object(self / name) is None:
-            return None
-        return buckets.read_object(self / name)
+        return buckets.read_object(self / name) if self.has(name) else None
 
     def write(self, name: str, content: bytes) -> None:
         """See `SharedFolder`."""

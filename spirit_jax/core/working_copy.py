@@ -11,15 +11,15 @@ import logging
 import os
 import pathlib
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from spirit_jax.core import buckets
-from spirit_jax.core.bucket_cache import local_copy, work_directory
+from spirit_jax.core.bucket_cache import local_copy, new_work_directory
 from spirit_jax.core.checksums import is_checksums
 from spirit_jax.core.errors import SpiritError, name_in_messages
-from spirit_jax.core.files import staging_directory
 from spirit_jax.core.paths import disk_path
 
 INTERVAL = 30.0
@@ -27,7 +27,7 @@ INTERVAL = 30.0
 
 _SEALS = ("metadata.json", "config.json")  # beside the files of checksums and the summaries of jobs
 _LOG = logging.getLogger(__name__)
-_SMALL = 2**22  # bytes of a file that may grow while it is uploaded, as a log does
+_SMALL = 2**22  # bytes of a file that is read into memory before it is uploaded
 _TRANSFERS = 16
 
 
@@ -43,7 +43,7 @@ class WorkingCopy:
         self.url = url.rstrip("/")
         bucket, name = buckets.split(self.url)
         buckets.check_bucket(self.url)
-        self._staging = staging_directory(work_directory(), name.replace("/", "-") or bucket)
+        self._staging = new_work_directory()
         self.directory = self._staging / (name.rsplit("/", 1)[-1] or bucket)
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._wanted, self._lock = wanted, threading.Lock()
@@ -73,23 +73,44 @@ class WorkingCopy:
             with ThreadPoolExecutor(_TRANSFERS) as threads:
                 for seals in (False, True):
                     now = [name for name in changed if is_seal(name) == seals]
-                    for name, done in zip(now, threads.map(self._put, now), strict=True):
+                    uploads = threads.map(self._put, now, [files[name] for name in now])
+                    for name, done in zip(now, uploads, strict=True):
                         if done:
                             self._uploaded[name] = files[name]
             for name in [name for name in self._uploaded if name not in files]:
                 buckets.remove_object(f"{self.url}/{name}")
                 del self._uploaded[name]
 
-    def _put(self, name: str) -> bool:
-        path = self.directory / name
+    def _put(self, name: str, listed: tuple[int, int]) -> bool:
+        """Upload a file as it is now, but a seal only as it was listed; returns whether it was uploaded.
+
+        A seal that was written since then may name files that are not uploaded yet.
+
+        Args:
+            name: its relative path.
+            listed: its state when the files were listed.
+        """
+        path, url = self.directory / name, f"{self.url}/{name}"
         try:
-            with path.open("rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                content = file.read(size) if size <= _SMALL else path
+            before = _state(path)
+            content = path.read_bytes() if before[0] <= _SMALL else path
+            if is_seal(name) and _state(path) != listed:
+                return False
+            try:
+                buckets.write_object(url, content)
+            except SpiritError:
+                if isinstance(content, bytes) or _state(path) == before:
+                    raise
+                self._put_copy(path, url)  # a log that grew while it was uploaded
         except FileNotFoundError:  # it was removed meanwhile
             return False
-        buckets.write_object(f"{self.url}/{name}", content)
         return True
+
+    def _put_copy(self, path: pathlib.Path, url: str) -> None:
+        """Upload a copy of a file, which does not change meanwhile."""
+        with tempfile.NamedTemporaryFile(dir=self._staging) as copy:
+            shutil.copyfile(path, copy.name)
+            buckets.write_object(url, pathlib.Path(copy.name))
 
     def remove(self) -> None:
         """Remove the local directory."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import msgpack
 
+from spirit_jax.core.files import DAMAGE
 from spirit_jax.core.shared_folder import shared_folder
 
 if TYPE_CHECKING:
@@ -44,30 +45,29 @@ class BlockStore(Generic[Block]):
 
     def stored(self) -> set[int]:
         """Numbers of the blocks that have a file."""
-        names = (name.removesuffix(_SUFFIX) for name in self.folder.ages() if name.endswith(_SUFFIX))
+        names = (name.removesuffix(_SUFFIX) for name in self.folder.names() if name.endswith(_SUFFIX))
         return {int(name) for name in names if name.isdigit()}
 
     def has(self, block: int) -> bool:
         """Whether a block has a file."""
-        return self.folder.age(self.name(block)) is not None
+        return self.folder.has(self.name(block))
 
     def read(self, block: int) -> Block | None:
         """A finished block of this job, or None."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # damaged: worked out again
-            found = self.folder.read(self.name(block))
-            if found is None:
-                return None
-            content = msgpack.unpackb(found)
+        found = self.folder.read(self.name(block))
+        with contextlib.suppress(*DAMAGE):  # damaged: worked out again
+            content = msgpack.unpackb(found or b"")
             if content.pop("job") == self._job:
                 return self._block(**content)
         return None
 
     def blocks_of_another_job(self) -> int:
         """Number of finished blocks that another job left here, 0 if the first one that can be read is of this job."""
-        found = sorted(name for name in self.folder.ages() if name.endswith(_SUFFIX))
+        found = sorted(name for name in self.folder.names() if name.endswith(_SUFFIX))
         for name in found:
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-                return 0 if msgpack.unpackb(self.folder.read(name) or b"")["job"] == self._job else len(found)
+            content = self.folder.read(name)
+            with contextlib.suppress(*DAMAGE):
+                return 0 if msgpack.unpackb(content or b"")["job"] == self._job else len(found)
         return 0
 
     def write(self, block: int, finished: Block) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue] - a compiled module
 
-from spirit_jax.core.bucket_cache import local_copy, work_directory
+from spirit_jax.core.bucket_cache import local_copy, new_work_directory
 from spirit_jax.core.buckets import is_bucket
 from spirit_jax.core.errors import JobError
 from spirit_jax.core.files import (
@@ -190,7 +190,7 @@ class RecordWriter:
         check_units(directory, split, units)
         self._names = shard_names(split, shards)
         # files of a bucket are written on this machine first
-        self._part = staging_directory(work_directory() if is_bucket(directory) else self.directory, split)
+        self._part = new_work_directory() if is_bucket(directory) else staging_directory(self.directory, split)
         # with more shards than files that may be open, records go to one file first
         self._spool = self._part / "records" if shards > _max_open_files() else None
         self._paths = [self._part / file for file in self._names]

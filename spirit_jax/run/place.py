@@ -70,6 +70,8 @@ def open_place(run_directory: str) -> Iterator[RunPlace]:
         directory = pathlib.Path(run_directory)
         yield RunPlace(str(directory), directory)
         return
+    # Orbax needs this permission at the first save, which may be hours away: ask for it now
+    buckets.is_hierarchical(buckets.split(run_directory)[0])
     copy = WorkingCopy(run_directory, lambda name: not name.startswith(_NOT_RESUMED))
     with uploading(copy):
         yield RunPlace(copy.url, copy.directory, copy)

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from spirit_jax.checkpoint import LLM, STEPS, CheckpointError
+from spirit_jax.checkpoint import LLM, STEPS, CheckpointError, is_committed
 from spirit_jax.core import buckets
 from spirit_jax.core.checksums import find_damage, read_checksums, write_checksums
 from spirit_jax.core.errors import JobError, SpiritError
@@ -119,7 +119,7 @@ class RunCheckpoints:
         path, deadline = self._directory / str(step), time.monotonic() + _SEAL_TIMEOUT
         with self._saving(step):
             response.result()
-            while not _is_committed(path):  # Another process may be the one that renames it.
+            while not is_committed(path):  # Another process may be the one that renames it.
                 if not (self._directory.is_dir() or buckets.is_bucket(path)):
                     raise SaveError(f"{self._directory}: was removed while step {step} was saved")
                 if time.monotonic() > deadline:
@@ -182,13 +182,6 @@ class RunCheckpoints:
         wait_for_all("sealed")
 
 
-def _is_committed(path: Any) -> bool:
-    """Whether Orbax has finished a step: by a rename, or by a file where a bucket cannot rename folders."""
-    if buckets.is_bucket(path) and not buckets.is_hierarchical(buckets.split(os.fspath(path))[0]):
-        return (path / "commit_success.txt").exists()
-    return path.is_dir()
-
-
 def _by_layer(key: Sequence[Any], value: Any) -> Any:
     """Store stacked arrays with one layer per chunk, so that reading a layer reads no other."""
     del value
@@ -200,7 +193,8 @@ def _set_damaged_aside(directory: Any) -> None:
     """Move the steps that are newer than the newest intact one to `RUN/damaged`.
 
     If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete:
-    a run may be killed between writing its first step and sealing it.
+    a run may be killed between writing its first step and sealing it. Steps in a bucket that Orbax has not finished are
+    moved too.
     """
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     steps = gather_json(steps)[0]
@@ -213,12 +207,14 @@ def _set_damaged_aside(directory: Any) -> None:
     else:
         if not steps:
             return
-        unsealed = [step for step in steps if read_checksums(directory / str(step)) is None]
-        if not unsealed:
+        committed = [step for step in steps if is_committed(directory / str(step))]
+        unsealed = [step for step in committed if read_checksums(directory / str(step)) is None]
+        if committed and not unsealed:
             raise CheckpointError(f"no step in {directory} is intact: {problems[steps[0]]}; remove it to start afresh")
-        step = unsealed[0]
+        step = unsealed[0] if unsealed else 0  # 0: the run was killed in its first save
         problems = {other: problem for other, problem in problems.items() if other > step}
-        report(f"no step in {directory} is known to be intact; continuing from step {step}, which has no checksums")
+        if unsealed:
+            report(f"no step in {directory} is known to be intact; continuing from step {step}, which has no checksums")
     for bad, problem in problems.items():
         report(f"step {bad} cannot be trusted and is set aside ({problem}); going back to step {step}")
     wait_for_all("damage known")

@@ -86,6 +86,9 @@ def test_missing_buckets_and_objects_and_bad_addresses_are_named(bucket):
     for address in ("gs://", "gs:///x", "gs://bucket/a//b", "gs://bucket/../b"):
         with pytest.raises(BucketError, match="expected gs://BUCKET/NAME"):
             buckets.split(address)
+    for address in ("gs://My Bucket/x", "gs://a?b/x", "gs://x", "gs://-bucket"):
+        with pytest.raises(BucketError, match="no bucket can be named"):
+            buckets.split(address)
     with pytest.raises(PathError, match="s3:// is not read or written"):
         output_path("s3://bucket/x", "--output")
 
@@ -190,7 +193,7 @@ def test_a_lease_has_one_holder_until_it_is_released_or_expires(folder):
         assert other.claim("2")
         mine.release("1")
         assert other.claim("1")
-    assert not [name for name in folder.ages() if name.endswith(".lease")]
+    assert not [name for name in folder.names() if name.endswith(".lease")]
     folder.write("1.lease", b'{"host": "elsewhere", "pid": 1}')
     with Leases(folder, 60) as mine:
         assert not mine.claim("1")
@@ -226,3 +229,116 @@ def test_a_directory_in_a_bucket_is_held_by_one_job(bucket):
             pass
     with hold_anywhere(bucket, ".lock", "training"):
         pass
+
+
+@pytest.mark.parametrize("name", ["run[1]", "a b", "\u00fc", "x%20y", "a#12", "a?b=1", "a*b", "a+b"])
+def test_odd_names_are_read_written_and_sealed(bucket, name):
+    for file in ("a", "deep/b"):
+        write_file(f"{bucket}/{name}/{file}", file)
+    assert read_text(f"{bucket}/{name}/a") == "a"
+    assert (local_copy(f"{bucket}/{name}") / "deep/b").read_text() == "deep/b"
+    write_checksums(f"{bucket}/{name}")
+    assert find_damage(f"{bucket}/{name}") is None
+
+
+def test_a_connection_that_drops_while_checksums_are_read_is_named(bucket, bucket_faults):
+    write_file(f"{bucket}/step/a", os.urandom(10_000))
+    write_checksums(f"{bucket}/step")
+    bucket_faults.plan(DROP, 10_000, "GET", "step%2Fa")
+    with pytest.raises(BucketJobError, match="step/a: the transfer failed"):
+        find_damage(f"{bucket}/step")
+
+
+def test_objects_that_are_there_already_stay_while_room_is_made(bucket, bucket_faults, monkeypatch):
+    monkeypatch.setenv("SPIRIT_BUCKET_CACHE_GIB", str(2500 / 2**30))
+    for name in ("folder/a", "folder/b", "other"):
+        buckets.write_object(f"{bucket}/{name}", os.urandom(1000))
+    for name in ("folder", "other"):
+        tree = local_copy(f"{bucket}/{name}", lambda name: name != "b").parent
+        next(tree.glob(".used-by-*")).rename(tree / f".used-by-{1 << 22}")  # a process that has ended
+    bucket_faults.requests.clear()
+    assert {path.name for path in local_copy(f"{bucket}/folder").iterdir()} == {"a", "b"}
+    assert len(_downloads(bucket_faults)) == 1
+
+
+def test_a_log_that_grows_while_it_is_uploaded_is_uploaded_as_it_was_then(bucket, monkeypatch):
+    copy = WorkingCopy(f"{bucket}/out", lambda name: True)
+    log, write_object = copy.directory / "log.jsonl", buckets.write_object
+    monkeypatch.setattr("spirit_jax.core.working_copy._SMALL", 0)
+    log.write_text("one\n")
+
+    def write_slowly(url, content):
+        result = write_object(url, content)
+        if content == log:
+            log.write_text("one\ntwo\n")
+            raise BucketJobError("the server holds other bytes than were sent")
+        return result
+
+    monkeypatch.setattr(buckets, "write_object", write_slowly)
+    copy.upload()
+    assert buckets.read_object(f"{bucket}/out/log.jsonl") == b"one\ntwo\n"
+    copy.remove()
+
+
+def test_a_seal_that_is_written_during_an_upload_waits_for_the_next_one(bucket, monkeypatch):
+    copy = WorkingCopy(f"{bucket}/out", lambda name: True)
+    (copy.directory / "metadata.json").write_text("names nothing")
+    copy.upload()
+    (copy.directory / "metadata.json").write_text("names data")
+    (copy.directory / "data").write_text("data")
+    write_object = buckets.write_object
+
+    def write_while_the_command_works(url, content):
+        (copy.directory / "more").write_text("more")
+        (copy.directory / "metadata.json").write_text("names data and more")
+        return write_object(url, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "write_object", write_while_the_command_works)
+        copy.upload()
+    assert buckets.read_object(f"{bucket}/out/metadata.json") == b"names nothing"
+    copy.upload()
+    assert buckets.read_object(f"{bucket}/out/metadata.json") == b"names data and more"
+    copy.remove()
+
+
+def test_working_copies_of_killed_processes_are_removed_whatever_they_were_named(bucket):
+    left = WorkingCopy(f"{bucket}/first", lambda name: True).directory.parent
+    gone = left.rename(left.with_name(left.name.replace(f"-{os.getpid()}-", f"-{1 << 22}-")))
+    WorkingCopy(f"{bucket}/{'n' * 150}/{'n' * 150}", lambda name: True).remove()
+    assert not gone.exists()
+
+
+@pytest.mark.parametrize("ahead", [-1000, 1000])
+def test_leases_do_not_depend_on_the_clock_of_this_machine(folder, monkeypatch, ahead):
+    folder.write("1.lease", b'{"host": "elsewhere", "pid": 1}')
+    real = time.time
+    monkeypatch.setattr("time.time", lambda: real() + ahead)
+    with Leases(folder, 60) as mine:
+        assert not mine.claim("1")
+    monkeypatch.setattr("time.time", real)
+    time.sleep(1.1)
+    monkeypatch.setattr("time.time", lambda: real() + ahead)
+    with Leases(folder, 1) as mine:
+        assert mine.claim("1")
+    monkeypatch.setattr("time.time", real)
+
+
+def test_a_silent_holder_does_not_release_the_lease_of_its_successor(folder):
+    with Leases(folder, 60) as silent, Leases(folder, 60) as successor:
+        assert silent.claim("1")
+        folder.remove("1.lease")
+        assert successor.claim("1")
+        silent.release("1")
+        assert successor.is_there("1")
+
+
+def test_a_lease_that_was_removed_is_lost(folder):
+    with Leases(folder, 0.4) as mine:
+        assert mine.claim("1")
+        folder.clear()
+        deadline = time.monotonic() + 60
+        while mine.lost != {"1"}:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert not folder.names()

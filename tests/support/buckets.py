@@ -83,7 +83,8 @@ class _Handler(emulator.RequestHandler):
         self.rfile = io.BytesIO(body)
         fault = self.faults.take(method, self.path)
         if fault == DROP:
-            self.wfile = _Half(self.wfile)  # pyright: ignore[reportAttributeAccessIssue] (only write and flush are used)
+            half: Any = _Half(self.wfile)  # only write and flush are used
+            self.wfile = half
         elif fault is not None:
             self._refuse(fault)
             return

@@ -12,7 +12,11 @@ from orbax.checkpoint import v1 as ocp
 
 from spirit_jax import checkpoint, train
 from spirit_jax.core import buckets
-from spirit_jax.data.records import RecordWriter, UnitRecord
+from spirit_jax.core.checksums import write_checksums
+from spirit_jax.data.records import RecordWriter
+from spirit_jax.data.unit_record import UnitRecord
+from spirit_jax.training.checkpoints import RunCheckpoints
+from spirit_jax.training.config import CheckpointConfig
 from spirit_jax.vocabulary import Vocabulary
 
 WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
@@ -113,3 +117,21 @@ def test_buckets_that_do_not_exist_are_one_line(data, bucket, capsys):
         assert (stop.value.code, error.count("\n")) == (2, 1)
         assert "gs://no-such" in error
     assert "checkpoints" not in " ".join(buckets.list_objects(bucket))
+
+
+def test_a_first_step_that_was_not_finished_is_no_step(bucket, capfd):
+    for name in ("llm/manifest.ocdbt", "_CHECKPOINT_METADATA"):
+        buckets.write_object(f"{bucket}/run/checkpoints/2/{name}", b"half")
+    assert checkpoint.latest_step(f"{bucket}/run") is None
+    checkpoints = RunCheckpoints(f"{bucket}/run", CheckpointConfig())
+    assert checkpoints.steps == []
+    checkpoints.close()
+    assert "step 2 cannot be trusted and is set aside" in capfd.readouterr().out
+    assert not [name for name in buckets.list_objects(f"{bucket}/run") if name.startswith("checkpoints/2/")]
+
+
+def test_a_step_that_was_copied_from_a_disk_is_complete_by_its_checksums(bucket):
+    buckets.write_object(f"{bucket}/run/checkpoints/2/llm/manifest.ocdbt", b"whole")
+    assert checkpoint.latest_step(f"{bucket}/run") is None
+    write_checksums(f"{bucket}/run/checkpoints/2")
+    assert checkpoint.latest_step(f"{bucket}/run").name == "2"
