@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
+from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ class EvaluateConfig:
     """Answers that are generated at once."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and computation. Null: the checkpoint's."""
-    int8: bool = False
-    """Keep the weights in 8 bits."""
+    quantize: Quantization | None = None
+    """Keep the weights in 8 bits (int8) or 4 bits (int4). Null: in floats."""
     adapter: str | None = None
     """Low-rank adapter of the checkpoint to evaluate: a step of a run with a section `lora`, or a directory in PEFT's
     format."""
@@ -133,7 +134,7 @@ def _load_model(checkpoint: str, settings: EvaluateConfig) -> "SpiritLM":
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
-    return SpiritLM.from_pretrained(checkpoint, settings.dtype, mesh, settings.int8, adapter=settings.adapter)
+    return SpiritLM.from_pretrained(checkpoint, settings.dtype, mesh, settings.quantize, adapter=settings.adapter)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

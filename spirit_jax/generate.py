@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Literal
 from spirit_jax import config
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes, printable
 from spirit_jax.core.paths import disk_path, local_path
+from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
 
@@ -90,8 +91,8 @@ class GenerateConfig:
     """Prompts that are worked on at once."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and computation. Null: the checkpoint's."""
-    int8: bool = False
-    """Keep the weights in 8 bits."""
+    quantize: Quantization | None = None
+    """Keep the weights in 8 bits (int8) or 4 bits (int4). Null: in floats."""
     adapter: str | None = None
     """Low-rank adapter of the checkpoint to use: a step of a run with a section `lora`, or a directory in PEFT's
     format."""
@@ -158,6 +159,7 @@ def compile_run(settings: GenerateConfig, topology: str) -> "dict[str, Report]":
         settings.mesh,
         slots=settings.slots,
         new_tokens=settings.max_new_tokens or SamplingParams().max_new_tokens,
+        quantize=settings.quantize,
     )
 
 
@@ -255,7 +257,7 @@ def _load_model(settings: GenerateConfig) -> "SpiritLM":
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     mesh = make_mesh(settings.mesh, devices)
     model = SpiritLM.from_pretrained(
-        settings.checkpoint, settings.dtype, mesh, settings.int8, settings.f0, settings.adapter
+        settings.checkpoint, settings.dtype, mesh, settings.quantize, settings.f0, settings.adapter
     )
     speaks = model.speech_tokenizer is not None and model.speech_tokenizer.has_vocoder
     if settings.output_modality != "text" and settings.task != "asr" and not speaks:

@@ -1,7 +1,7 @@
 """Serve a model: a page to talk to it, and APIs over HTTP and WebSocket.
 
     python -m spirit_jax.serve --checkpoint runs/tiny/checkpoints/500
-    python -m spirit_jax.serve --checkpoint DIR --int8 --slots 16 --port 8080
+    python -m spirit_jax.serve --checkpoint DIR --quantize int8 --slots 16 --port 8080
     SPIRIT_JAX_API_KEY=... python -m spirit_jax.serve --checkpoint DIR --host 0.0.0.0
 
 Open the address that it prints. `/v1/generate` continues text and speech, `/v1/chat/completions` and its sister paths
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.files import read_text
+from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.serving.limits import Limits
 
@@ -81,8 +82,8 @@ class ServeConfig:
     """PEM file of the certificate's key."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Type of weights and computation. Null: the checkpoint's."""
-    int8: bool = False
-    """Keep the weights in 8 bits."""
+    quantize: Quantization | None = None
+    """Keep the weights in 8 bits (int8) or 4 bits (int4). Null: in floats."""
     adapter: str | None = None
     """Low-rank adapter of the checkpoint to serve: a step of a run with a section `lora`, or a directory in PEFT's
     format."""
@@ -164,7 +165,11 @@ def run(settings: ServeConfig) -> None:
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
     model = SpiritLM.from_pretrained(
-        settings.checkpoint, settings.dtype, make_mesh(settings.mesh, devices), settings.int8, adapter=settings.adapter
+        settings.checkpoint,
+        settings.dtype,
+        make_mesh(settings.mesh, devices),
+        settings.quantize,
+        adapter=settings.adapter,
     )
     capacity = settings.capacity(model.config.max_position_embeddings)
     service = Service(model, capacity, settings.limits, settings.tokens_per_step)

@@ -72,6 +72,25 @@ CHIPS = {
 }
 """The chips of each generation of TPU."""
 
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """Limits of one GPU, from its datasheet."""
+
+    memory: float
+    """Bytes of memory."""
+    flops: float
+    """Dense bfloat16 FLOP/s."""
+
+
+GPUS = {
+    "h100": Gpu(memory=80e9, flops=989e12),
+    "a100": Gpu(memory=80e9, flops=312e12),
+    "rtx4090": Gpu(memory=24e9, flops=165e12),
+    "l4": Gpu(memory=24e9, flops=121e12),
+}
+"""GPUs for which the memory of a training step is computed from shapes (`training.estimate`)."""
+
 _PEAK_FLOPS = {
     "TPU v4": CHIPS["v4"].flops,
     "TPU v5 lite": CHIPS["v5e"].flops,

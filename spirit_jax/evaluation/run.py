@@ -30,6 +30,7 @@ from spirit_jax.evaluation.task import Figure, Job, TaskResult, TaskSettings, mi
 from spirit_jax.evaluation.tasks import GROUPS, TASKS, check_names, prompt_file, select
 from spirit_jax.evaluation.units import UnitCache
 from spirit_jax.inference.spiritlm import SpiritLM
+from spirit_jax.models import quantized
 from spirit_jax.models.llama import Params
 
 RESULTS, REPORT, PLOT = "results.json", "results.md", "results.png"
@@ -122,20 +123,20 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
     """The identity of a model and of the program: what a reader needs to repeat the figures.
 
     The fingerprint is that of the parameters' files, or of the parameters themselves if no directory is named, of
-    int8 quantization, of an adapter, of the vocabulary and of the speech tokenizer.
+    quantization, of an adapter, of the vocabulary and of the speech tokenizer.
     """
     speech = ""
     if model.speech_tokenizer is not None:
         with contextlib.suppress(CheckpointError):  # it has a vocoder alone
             speech = model.speech_tokenizer.fingerprint
     weights = fingerprint_params(model.params) if directory is None else fingerprint_llm(directory)
-    int8 = any(leaf.dtype == np.int8 for leaf in jax.tree.leaves(model.params))
+    quantize = quantized.find_kind(model.params)
     parts = [weights, model.vocabulary.fingerprint, speech, model.config.dtype]
     adapter = None if model.adapter is None else model.adapter.fingerprint
     if adapter is not None:
         parts.append(adapter)
-    if int8:
-        parts.append("int8")
+    if quantize is not None:
+        parts.append(quantize)
     device = model.mesh.devices.flat[0]
     return {
         "checkpoint": None if directory is None else os.fspath(directory),
@@ -146,7 +147,7 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
         "speech_tokenizer": speech,
         "variant": model.vocabulary.variant,
         "dtype": model.config.dtype,
-        "int8": int8,
+        "quantize": quantize,
         "context": model.config.max_position_embeddings,
         "spirit_jax": __version__,
         "commit": _commit(),

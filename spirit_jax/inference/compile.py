@@ -24,6 +24,7 @@ from spirit_jax.inference.sampling_params import SamplingParams
 from spirit_jax.inference.shapes import bucket, padded_rows
 from spirit_jax.inference.steps import DecodeProgram, ModelArrays, PromptChunks, RowOptions
 from spirit_jax.models.llama import LlamaConfig, parameter_count
+from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import tracing, with_shardings
 
@@ -46,13 +47,20 @@ def model_config(path: str | os.PathLike, dtype: str | None) -> LlamaConfig:
 
 
 def compile_generation(
-    topology: Topology, config: LlamaConfig, mesh: MeshConfig, *, slots: int, new_tokens: int
+    topology: Topology,
+    config: LlamaConfig,
+    mesh: MeshConfig,
+    *,
+    slots: int,
+    new_tokens: int,
+    quantize: Quantization | None = None,
 ) -> dict[str, Report]:
     """Compile one prefill of 512 tokens in every slot, and one decode step with the cache at its longest.
 
     Args:
         slots: requests that run at once.
         new_tokens: tokens to generate for each.
+        quantize: the form of the weights; None for floats.
 
     Returns:
         A report for "prefill" and one for "decode".
@@ -71,7 +79,9 @@ def compile_generation(
     weights = {"prefill": parameter_count(config) - 2 * head, "decode": parameter_count(config) - head}
     tokens = {"prefill": _PROMPT_TOKENS, "decode": 1}
     reports = {}
-    for name, lowered in lower_steps(config, device_mesh, slots=slots, new_tokens=new_tokens).items():
+    for name, lowered in lower_steps(
+        config, device_mesh, slots=slots, new_tokens=new_tokens, quantize=quantize
+    ).items():
         start = time.perf_counter()
         compiled = lowered.compile()
         seconds = time.perf_counter() - start
@@ -80,11 +90,13 @@ def compile_generation(
     return reports
 
 
-def lower_steps(config: LlamaConfig, mesh: Mesh, *, slots: int, new_tokens: int) -> dict[str, jax.stages.Lowered]:
+def lower_steps(
+    config: LlamaConfig, mesh: Mesh, *, slots: int, new_tokens: int, quantize: Quantization | None = None
+) -> dict[str, jax.stages.Lowered]:
     """Lower "prefill" and "decode" as generation runs them, from shapes alone; arguments as in `compile_generation`."""
     sampled = SamplingParams(temperature=1.0)
     program = DecodeProgram(config, mesh, end_ids=(2,), features=SamplingFeatures.of([sampled]))
-    params = network.sharded_abstract_params(config, mesh)
+    params = network.sharded_abstract_params(config, mesh, quantize)
     model = ModelArrays(params, _abstract(Constraints.none(config.vocab_size), mesh))
     options = RowOptions.join([RowOptions.of(sampled, "text", max_new_tokens=new_tokens)] * slots)
     chunks = PromptChunks(

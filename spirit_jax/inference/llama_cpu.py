@@ -9,24 +9,28 @@ times as many tokens a second at batch 1 and 1.6 times at batch 16, and reads pr
   step faster in this order than rows by [inputs, outputs].
 - Layers are separate arrays. A loop over stacked layers copies each layer's weights and cache before it uses them.
 - The cache keeps the slots of one head together, so that attention multiplies contiguous memory.
+- Quantized weights become floats in blocks that a core's cache holds, never as a whole layer. A product reads a quarter
+  or an eighth of the memory that float32 takes.
 """
 
 import functools
+import math
 import operator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from spirit_jax.inference.int8 import dequantize
 from spirit_jax.kernels import causal_attention
 from spirit_jax.kernels.reference import MASKED
-from spirit_jax.models import llama
+from spirit_jax.models import llama, quantized
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params
 
 _SHORT_PROMPT = 128  # tokens of a row up to which the scores of all heads are computed at once
+_BLOCK_BYTES = 2**20
+"""Most memory of a quantized weight's block in floats: half of what a core's second cache holds."""
 
 
 class LayerCache(NamedTuple):
@@ -62,7 +66,7 @@ def arrange(config: LlamaConfig, params: Params) -> Params:
     """Return parameters in the layout that `forward` reads.
 
     Args:
-        params: those of `models/llama.py`, in floats or in 8 bits. Stacked ones may be any object whose `[index]` reads
+        params: those of `models/llama.py`, in floats, 8 or 4 bits. Stacked ones may be any object whose `[index]` reads
             one layer.
     """
     layers = [
@@ -81,7 +85,7 @@ def _arrange_layer(config: LlamaConfig, layer: Params) -> Params:
     """Return the weights of one layer, [outputs, inputs]. Query, key and value share one product; so do gate and up.
 
     qkv is [K, (N/K + 2) H, D]: each key-value head stands with its query heads, so that tensor parallelism splits whole
-    groups. gate_up is [F, 2, D]. The scales of 8-bit weights are arranged like the weights.
+    groups. gate_up is [F, 2, D]. The parts of quantized weights are arranged like the weights.
     """
 
     def join_heads(*arrays: Float[Array, "D n H"]) -> Float[Array, "K j D"]:
@@ -114,11 +118,13 @@ def forward(
     with jax.ensure_compile_time_eval():  # a constant: XLA would compute the sines again in every layer, for every head
         table = llama.rotary_embedding(config, jnp.arange(slots)[None])
     rotary = tuple(jnp.take(x[0, :, 0], positions_bt, axis=0, mode="clip")[:, None, None] for x in table)
-    rows_btd = dequantize(jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"]), dtype)
+    rows_btd = quantized.dequantize(
+        jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"]), dtype
+    )
     x_dbt = jnp.transpose(rows_btd, (2, 0, 1))
     caches: list[LayerCache] = []
     for index, layer in enumerate(params["layers"]):
-        weights = dequantize(layer, dtype, after=x_dbt)
+        weights = _floats_to(layer, dtype)
         layer_cache = None if cache is None else cache[index]
         x_dbt, layer_cache = _block(config, weights, x_dbt, rotary, positions_bt, layer_cache, rows_b, first)
         if layer_cache is not None:
@@ -129,7 +135,7 @@ def forward(
 
 def logits(config: LlamaConfig, params: Params, hidden_bd: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Return the scores of the next token, float32, for parameters as `arrange` returns them."""
-    head_vd = dequantize(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
+    head_vd = _floats_to(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
     return jnp.moveaxis(_matmul("vd,d...->v...", head_vd, jnp.moveaxis(hidden_bd, -1, 0)), 0, -1)
 
 
@@ -181,16 +187,52 @@ def _rms_norm(config: LlamaConfig, weight_d: Float[Array, " D"], x_dbt: Float[Ar
     return (x * weight_d[:, None, None]).astype(x_dbt.dtype)
 
 
-def _matmul(equation: str, weight: Float[Array, "..."], x: Float[Array, "D ..."]) -> Float[Array, "..."]:
-    """Return the einsum that sums over the first axis of x, in float32; the factors are in the dtype of x.
+def _floats_to(tree: Any, dtype: Any) -> Any:
+    """Return parameters with their floats in a type; quantized weights stay as they are."""
+    is_leaf = quantized.is_quantized
+    return jax.tree.map(lambda node: node if is_leaf(node) else node.astype(dtype), tree, is_leaf=is_leaf)
+
+
+def _matmul(equation: str, weight: Any, x: Float[Array, "D ..."]) -> Float[Array, "..."]:
+    """Return the einsum that sums over the last axis of a weight and the first one of x, in float32.
+
+    The factors are in the dtype of x. The weight may be quantized.
 
     XLA:CPU uses a CPU's instructions for bfloat16 matrices only if the sums are float32 and there are at least two
     columns; otherwise the product takes many times longer. So a single column is repeated.
     """
+    if quantized.is_quantized(weight):
+        return _quantized_matmul(weight, x)
     if single := x.dtype == jnp.bfloat16 and x.size == x.shape[0]:
         x = jnp.repeat(x, 2, axis=-1)
     result = jnp.einsum(equation, weight, x, preferred_element_type=jnp.float32)
     return result[..., :1] if single else result
+
+
+def _quantized_matmul(weight: dict[str, Array], x: Float[Array, "D ..."]) -> Float[Array, "..."]:
+    """Return the product of a quantized weight [outputs..., inputs] with x, float32.
+
+    A loop works through blocks of outputs. On a mesh, each block holds rows of every device, so that none of them needs
+    the rows of another.
+    """
+    outputs = weight["scale"].shape[:-1]
+    x_dc, rows = x.reshape(x.shape[0], -1), math.prod(outputs)
+    mesh = jax.sharding.get_abstract_mesh()
+    devices = mesh.size if not mesh.empty and rows % mesh.size == 0 else 1
+    most = max(_BLOCK_BYTES // (x_dc.shape[0] * x.dtype.itemsize), 1)
+    size = max(size for size in range(1, most + 1) if (rows // devices) % size == 0)
+
+    def in_blocks(array: Array) -> Array:
+        return jnp.moveaxis(array.reshape(devices, -1, size, array.shape[-1]), 1, 0)
+
+    def multiply(block: dict[str, Array]) -> Float[Array, "p r c"]:
+        if "int8" in block:
+            return _matmul("prd,dc->prc", quantized.to_float(block, x.dtype), x_dc)
+        even, odd, _ = quantized.split_inputs(block, x.dtype)
+        return _matmul("prd,dc->prc", even, x_dc[0::2]) + _matmul("prd,dc->prc", odd, x_dc[1::2])
+
+    result = jax.lax.map(multiply, jax.tree.map(in_blocks, weight))
+    return jnp.moveaxis(result, 0, 1).reshape(*outputs, *x.shape[1:])
 
 
 def _cached_attention(

@@ -1,6 +1,6 @@
 """Loading a checkpoint's language model for generation, in little more memory than the loaded parameters take.
 
-Layers are read one at a time, and changed as they are read: into the layout of `llama_cpu`, or to 8 bits.
+Layers are read one at a time, and changed as they are read: into the layout of `llama_cpu`, or to 8 or 4 bits.
 """
 
 import dataclasses
@@ -21,8 +21,9 @@ from spirit_jax.adapters import Adapter
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import ConfigError, from_dict
 from spirit_jax.inference import llama_cpu, network
-from spirit_jax.inference.int8 import quantize_leaf
+from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig, Params
+from spirit_jax.models.llama_config import Quantization
 
 
 def model_config(settings: Any, source: str | os.PathLike, dtype: str | None = None) -> LlamaConfig:
@@ -49,7 +50,7 @@ def load_params(
     directory: str | os.PathLike,
     config: LlamaConfig,
     mesh: Mesh,
-    int8: bool = False,
+    quantize: Quantization | None = None,
     adapter: Adapter | None = None,
 ) -> Params:
     """Load the parameters of a converted checkpoint or a training step, laid out as `network.arrange` returns them.
@@ -58,23 +59,27 @@ def load_params(
     a progress bar appears if loading takes longer than two seconds.
 
     Args:
-        int8: keep matrices in 8 bits; they are quantized on the devices of the mesh.
+        quantize: keep matrices in 8 or 4 bits; they are quantized on the devices of the mesh.
         adapter: low-rank updates, which are added to the weights as they are read, before they are quantized.
 
     Raises:
-        CheckpointError: as `checkpoint.load_llm`.
+        CheckpointError: as `checkpoint.load_llm`, or the weights cannot have the form of `quantize`.
         AdapterError: the adapter belongs to other weights.
     """
     wanted = network.sharded_abstract_params(config, mesh)
     if adapter is not None:
         adapter.check_base(directory)
-    if not int8 and adapter is None and not network.runs_llama_cpu(mesh):
+    try:
+        quantized.check_fits(config, quantize)
+    except ValueError as error:
+        raise CheckpointError(f"{directory}: {error}") from error
+    if quantize is None and adapter is None and not network.runs_llama_cpu(mesh):
         return checkpoint.load_llm(directory, wanted)
     stored = checkpoint.open_llm(directory, wanted)
     size = sum(math.prod(array.shape) * array.dtype.itemsize for array in jax.tree.leaves(stored))
     with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=f"reading {directory}", disable=None, delay=2) as bar:
         params = jax.tree_util.tree_map_with_path(
-            lambda path, array, like: _StoredParameter(path, array, like, int8, adapter, bar), stored, wanted
+            lambda path, array, like: _StoredParameter(path, array, like, quantize, adapter, bar), stored, wanted
         )
         layers = params.pop("layers")
         others = jax.tree.map(lambda parameter: parameter[...], params)
@@ -83,7 +88,7 @@ def load_params(
         return {**others, "layers": jax.tree.map(_StoredParameter.stack_layers, layers)}
 
 
-_quantize = jax.jit(quantize_leaf, static_argnums=0)
+_quantize = jax.jit(quantized.quantize_leaf, static_argnums=(0, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +98,7 @@ class _StoredParameter:
     path: tuple
     stored: checkpoint.StoredArray
     wanted: jax.ShapeDtypeStruct
-    int8: bool
+    quantize: Quantization | None
     adapter: Adapter | None
     bar: tqdm.tqdm
 
@@ -109,7 +114,7 @@ class _StoredParameter:
             names = tuple(key.key for key in self.path)
             array = self.adapter.merged(names, array, layer=None if isinstance(index, EllipsisType) else index)
         array = array.astype(self.wanted.dtype)
-        return _quantize(self.path, array) if self.int8 else array
+        return array if self.quantize is None else _quantize(self.path, array, self.quantize)
 
     def stack_layers(self) -> Array | dict[str, Array]:
         """Read and convert all layers, one after the other; only the result ever exists as a whole."""

@@ -1,4 +1,4 @@
-"""The Llama decoder with a KV cache, on a mesh, with weights in floats or in 8 bits.
+"""The Llama decoder with a KV cache, on a mesh, with weights in floats, 8 or 4 bits.
 
 There are two layouts of parameters and cache. Accelerators loop over stacked layers (`models/llama.py`) and carry the
 cache through the loop; CPUs run one tree of weights per layer (`llama_cpu.py`). `arrange` chooses the layout, and every
@@ -13,11 +13,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from spirit_jax.inference import llama_cpu
-from spirit_jax.inference.int8 import dequantize
 from spirit_jax.kernels.platform import REFERENCE, kernels_in_use
-from spirit_jax.models import llama
+from spirit_jax.models import llama, quantized
 from spirit_jax.models.llama import DTYPES, KVCache, LlamaConfig, Params
-from spirit_jax.parallel.sharding import named_sharding, tree_shardings, with_shardings
+from spirit_jax.models.llama_config import Quantization
+from spirit_jax.parallel.sharding import abstract_result, named_sharding, tree_shardings, with_shardings
 
 Cache = KVCache | tuple[llama_cpu.LayerCache, ...]
 """A KV cache: all layers stacked, or one cache per layer."""
@@ -49,7 +49,8 @@ def forward(
 ) -> tuple[Float[Array, "B T D"], Cache | None]:
     """Return final hidden states, and the cache with these tokens in it, as `Llama.__call__` does.
 
-    Weights in 8 bits are converted one layer at a time, so that only one layer exists in floats.
+    Quantized weights are converted one layer at a time, so that only one layer exists in floats; `llama_cpu` converts
+    even less at once.
 
     Args:
         positions_bt: position of each token; negative positions are not stored. None means 0, 1, 2, ... in every row.
@@ -70,11 +71,11 @@ def forward(
 
     def layer(carry, inputs):
         weights, index = inputs
-        return block.apply({"params": dequantize(weights, dtype)}, carry, index, rotary, positions_bt, None)
+        return block.apply({"params": quantized.dequantize(weights, dtype)}, carry, index, rotary, positions_bt, None)
 
     layers = (params["layers"], jnp.arange(config.num_hidden_layers))
     own = cache if rows_b is None else jax.tree.map(lambda array: jnp.take(array, rows_b, 1, mode="clip"), cache)
-    (x_btd, own), _ = jax.lax.scan(layer, (dequantize(embedded, dtype), own), layers)
+    (x_btd, own), _ = jax.lax.scan(layer, (quantized.dequantize(embedded, dtype), own), layers)
     if rows_b is not None:
         own = jax.tree.map(lambda old, new: old.at[:, rows_b].set(new, mode="drop"), cache, own)
     return cast(Array, norm.apply({"params": params["norm"]}, x_btd)), own
@@ -82,7 +83,7 @@ def forward(
 
 def head_weight(config: LlamaConfig, params: Params) -> Float[Array, "D V"]:
     """Return the matrix from final hidden states to logits, in the compute dtype."""
-    head = dequantize(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
+    head = quantized.to_float(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
     return head.T if config.tie_word_embeddings or is_per_layer(params) else head
 
 
@@ -118,6 +119,16 @@ def param_shardings(config: LlamaConfig, mesh: Mesh) -> Any:
     return tree_shardings(mesh, llama.logical_axes(config), llama.abstract_params(config))
 
 
-def sharded_abstract_params(config: LlamaConfig, mesh: Mesh) -> Params:
-    """Return shapes, dtypes and shardings of the stacked parameters, so that files load straight into shards."""
-    return with_shardings(llama.abstract_params(config), param_shardings(config, mesh))
+def sharded_abstract_params(config: LlamaConfig, mesh: Mesh, quantize: Quantization | None = None) -> Params:
+    """Return shapes, dtypes and shardings of the stacked parameters, so that files load straight into shards.
+
+    Args:
+        quantize: the form that loaded parameters have; None for floats.
+    """
+    params = with_shardings(llama.abstract_params(config), param_shardings(config, mesh))
+    if quantize is None:
+        return params
+    return jax.tree_util.tree_map_with_path(
+        lambda path, array: abstract_result(lambda weight: quantized.quantize_leaf(path, weight, quantize), array),
+        params,
+    )

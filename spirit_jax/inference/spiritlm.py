@@ -23,6 +23,7 @@ from spirit_jax.inference.scoring import TokenScores
 from spirit_jax.inference.streaming import stream_segments
 from spirit_jax.inference.voice import Voice
 from spirit_jax.models.llama import LlamaConfig, Params
+from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, F0Extractor
 from spirit_jax.speech.tokenizer import SpeechTokenizer
@@ -79,7 +80,7 @@ class SpiritLM:
         directory: str | os.PathLike,
         dtype: str | None = None,
         mesh: Mesh | None = None,
-        int8: bool = False,
+        quantize: Quantization | None = None,
         f0: F0Extractor | None = None,
         adapter: str | os.PathLike | None = None,
     ) -> "SpiritLM":
@@ -91,7 +92,8 @@ class SpiritLM:
             directory: `~` is expanded, in `adapter` too.
             dtype: "float32" or "bfloat16", of weights and computation; None means what the checkpoint's config says.
             mesh: devices to spread the model over; weights are read straight into their shards. None means one device.
-            int8: keep matrices in 8 bits, half the memory of bfloat16; they are quantized as they are read.
+            quantize: keep matrices in 8 bits ("int8"), half the memory of bfloat16, or in 4 bits ("int4"), less than a
+                third; they are quantized as they are read.
             f0: pitch extractor for the audio of prompts, as in `SpeechTokenizer.from_pretrained`.
             adapter: directory of a low-rank adapter that is merged into the weights: a step of a run with a section
                 `lora`, or an adapter in PEFT's format.
@@ -110,7 +112,7 @@ class SpiritLM:
         vocabulary = vocabulary.with_ends(checkpoint.end_ids(settings.get("generation") or {}))
         mesh = _first_device() if mesh is None else mesh
         updates = None if adapter is None else read_adapter(checkpoint.local_directory(adapter, "adapter"), config)
-        params = load_params(directory, config, mesh, int8, updates)
+        params = load_params(directory, config, mesh, quantize, updates)
         try:
             checkpoint.find(directory, checkpoint.SPEECH_TOKENIZER)
         except CheckpointError:

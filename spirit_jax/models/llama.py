@@ -124,8 +124,12 @@ def _weight(
 ) -> Float[Array, "..."]:
     """Declare a weight matrix with its logical axes; returned in the type of matrix products.
 
-    The parameters may hold the weight in 8 bits (`quantized`). In a scan, only one layer of it exists in floats.
+    The parameters may hold the weight in 8 or 4 bits (`quantized`). In a scan, only one layer of it exists in floats.
     """
+    if module.has_variable("params", name):
+        stored = module.get_variable("params", name)
+        if quantized.is_quantized(stored):  # flax would compare its shapes with that of the initializer
+            return quantized.to_float(stored, DTYPES[config.dtype])
     init = nn.initializers.normal(config.initializer_range)
     return quantized.to_float(_parameter(module, config, name, init, shape, axes), DTYPES[config.dtype])
 

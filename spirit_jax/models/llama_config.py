@@ -1,11 +1,15 @@
 """Shape and numerics of a Llama. Reading a config needs this, and never starts JAX."""
 
 import dataclasses
+from typing import Literal
 
 DTYPE_NAMES = ("float32", "bfloat16")
 """Types of weights and computation; `models.llama.DTYPES` has the types of arrays."""
 REMAT_NAMES = ("none", "dots", "gate", "mlp", "full")
 """Activations that the backward pass recomputes; `kernels.remat.POLICIES` has the policies."""
+
+Quantization = Literal["int8", "int4"]
+"""Forms of weights that take less memory: 8 bits, or 4 bits in groups of 32 (`models.quantized`)."""
 
 
 @dataclasses.dataclass(frozen=True)

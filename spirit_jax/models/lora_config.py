@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import NamedTuple
 
+from spirit_jax.models.llama_config import Quantization
+
 
 class Target(NamedTuple):
     """A weight that an adapter can update."""
@@ -45,9 +47,9 @@ class LoraConfig:
     rows_from: int | None = None
     """Ids from this one on have their rows of the embedding and of the head trained in full: 32000 for the speech
     tokens that were added to a Llama 2; null for none."""
-    int8: bool = False
-    """Keep the frozen projections in 8 bits (QLoRA with integers): half the memory of bfloat16. The adapter then
-    corrects their rounding too; use it with a base in 8 bits."""
+    quantize: Quantization | None = None
+    """Keep the frozen projections in 8 bits (int8) or 4 bits (int4), as QLoRA does: a half or less than a third of the
+    memory of bfloat16. The adapter then corrects their rounding too; use it with a base in the same form."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.targets if name not in TARGETS]

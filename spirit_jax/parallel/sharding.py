@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -110,6 +110,26 @@ def with_shardings(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
+
+
+def fitting(sharding: NamedSharding, shape: tuple[int, ...]) -> NamedSharding:
+    """Return a sharding without the mesh axes that do not divide an array of this shape."""
+    ways = [math.prod(sharding.mesh.shape[axis] for axis in axis_names(part)) for part in sharding.spec]
+    parts = [part if size % way == 0 else None for size, way, part in zip(shape, ways, sharding.spec, strict=False)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*parts))
+
+
+def abstract_result(function: Callable[[Any], Any], array: jax.ShapeDtypeStruct) -> Any:
+    """Return the abstract arrays that a function makes of one, each split as that one is, where the mesh divides it.
+
+    Args:
+        function: keeps the number and order of the axes.
+        array: carries a `NamedSharding`.
+    """
+    sharding = array.sharding
+    assert isinstance(sharding, NamedSharding)
+    shapes = jax.eval_shape(function, array)
+    return with_shardings(shapes, jax.tree.map(lambda shape: fitting(sharding, shape.shape), shapes))
 
 
 @contextmanager

@@ -87,8 +87,8 @@ class TrainConfig:
     """Tokenizers and records to build from corpora before the first step; null: the data are ready."""
     compile_topology: str | None = None
     """Run nothing: compile the step for these TPUs (v5e:16x16, v5p-128, 2xv6e-256), which need not exist here, and
-    print what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer. Not for `lora`
-    and `preferences`."""
+    print what it will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no data and no tokenizer. For one GPU
+    (h100, a100, rtx4090, l4), the memory is computed from shapes, without a compiler. Not for `preferences`."""
 
     def __post_init__(self) -> None:
         if "://" in self.run_directory and not is_bucket(self.run_directory):
@@ -101,6 +101,11 @@ class TrainConfig:
                 raise ValueError(f"{name}: name the weights to begin with as init_from")
         if self.lora is not None and self.lora.trains_nothing():
             raise ValueError("lora: nothing to train: rank is 0 or targets is empty, and rows_from is null")
+        if self.lora is not None and self.lora.quantize is not None and self.model.remat == "none":
+            raise ValueError(
+                "lora.quantize: the backward pass would keep every layer of the base in floats; name a model.remat, "
+                "such as dots"
+            )
         if self.preferences is not None and self.data.sources:
             raise ValueError("preferences: a run trains on preferences or on data.sources, not on both")
         if self.init_from is None:  # else the sizes that this config does not name are read from there

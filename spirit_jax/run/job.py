@@ -14,6 +14,7 @@ from spirit_jax import checkpoint, config
 from spirit_jax.convert.hugging_face import is_hugging_face, open_hugging_face, read_hugging_face_config
 from spirit_jax.core import buckets
 from spirit_jax.core.files import write_file
+from spirit_jax.core.hardware import GPUS
 from spirit_jax.core.paths import as_path, local_path
 from spirit_jax.corpora.run_inputs import RunInputs, put_inputs, run_vocabulary
 from spirit_jax.costmodel.report import Report
@@ -27,6 +28,7 @@ from spirit_jax.models import llama
 from spirit_jax.models.lora import parameter_count
 from spirit_jax.models.lora_config import LoraConfig
 from spirit_jax.parallel.mesh import make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.parallel.processes import gather_json, is_primary, report
 from spirit_jax.parallel.sharding import BatchLayout, HostShare
 from spirit_jax.run.config import MUTABLE_ON_RESUME, TrainConfig
@@ -41,7 +43,8 @@ from spirit_jax.training.checks import (
     check_vocabulary_size,
     stored_config,
 )
-from spirit_jax.training.compile import compile_step
+from spirit_jax.training.compile import abstract_objectives, compile_step
+from spirit_jax.training.estimate import Estimate, estimate_step
 from spirit_jax.training.goodput import Goodput
 from spirit_jax.training.initialize import Weights, adopt_sizes, checkpoint_config, load_initial_params
 from spirit_jax.training.language_model import padded_token_kinds, param_shardings
@@ -89,17 +92,29 @@ def with_sizes(settings: TrainConfig, named: Collection[str]) -> TrainConfig:
         raise RunError(f"the sizes of {directory} and those of this config do not go together: {error}") from error
 
 
-def compile_run(settings: TrainConfig) -> Report:
-    """Compile the training step of a run for `compile_topology`.
+def compile_run(settings: TrainConfig) -> Report | Estimate:
+    """Compile the training step of a run for the TPUs of `compile_topology`, or compute its memory on a GPU.
 
     Raises:
-        SpiritError: there is no such topology or no TPU compiler, the mesh does not fit the run, or the run trains an
-            adapter or on preferences.
+        SpiritError: there is no such topology or no TPU compiler, the mesh does not fit the run, or the run trains on
+            preferences.
     """
     if settings.compile_topology is None:
-        raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16")
-    if settings.lora is not None or settings.preferences is not None:
-        raise RunError("compile_topology: only training of all weights on documents; leave out lora and preferences")
+        raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16, or a GPU such as h100")
+    if settings.preferences is not None:
+        raise RunError("compile_topology: only training on documents; leave out preferences")
+    if settings.lora is not None and pathlib.Path(settings.resolved().init_from or "").exists():
+        settings, _ = with_base(settings, settings.lora)
+    if settings.compile_topology in GPUS:
+        here = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+        return estimate_step(
+            settings.compile_topology,
+            abstract_objectives(settings.model, settings.optimizer, here, settings.lora),
+            make_optimizer(settings.optimizer, settings.loop.steps),
+            rows=settings.global_batch_size,
+            length=settings.sequence_length,
+            accumulate=settings.accumulate,
+        )
     return compile_step(
         Topology.parse(settings.compile_topology),
         settings.model,
@@ -109,6 +124,7 @@ def compile_run(settings: TrainConfig) -> Report:
         length=settings.sequence_length,
         accumulate=settings.accumulate,
         steps=settings.loop.steps,
+        lora=settings.lora,
     )
 
 
@@ -209,7 +225,7 @@ def run_held(
     trained = reference = None
     if base is not None and settings.lora is not None:
         trained = lora.AdapterWeights(
-            settings.model, settings.lora, lora.load_base(base, mesh, settings.lora.int8), settings.seed
+            settings.model, settings.lora, lora.load_base(base, mesh, settings.lora.quantize), settings.seed
         )
     elif preferences is not None and preferences.reference:
         reference = initial_params(settings, vocabulary, param_shardings(settings.model, mesh))

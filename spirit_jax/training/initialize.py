@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 import pathlib
 from collections.abc import Callable, Collection
@@ -15,7 +14,7 @@ from spirit_jax import checkpoint
 from spirit_jax.config import from_dict
 from spirit_jax.core.arithmetic import round_up
 from spirit_jax.models import llama
-from spirit_jax.parallel.sharding import axis_names, with_shardings
+from spirit_jax.parallel.sharding import fitting, with_shardings
 from spirit_jax.training.state import Params
 from spirit_jax.vocabulary import ROW_MULTIPLE, PlainTokenizerError, Variant, Vocabulary, VocabularyError
 
@@ -153,15 +152,7 @@ def load_initial_params(
 def _abstract(config: llama.LlamaConfig, shardings: Any) -> Any:
     """The checkpoint's parameters in the run's shardings; an axis that the devices do not divide is kept whole."""
     shapes = llama.abstract_params(config)
-
-    def fitting(shape, sharding):
-        ways = [math.prod(sharding.mesh.shape[axis] for axis in axis_names(part)) for part in sharding.spec]
-        spec = [
-            part if size % way == 0 else None for size, way, part in zip(shape.shape, ways, sharding.spec, strict=False)
-        ]
-        return jax.sharding.NamedSharding(sharding.mesh, jax.sharding.PartitionSpec(*spec))
-
-    return with_shardings(shapes, jax.tree.map(fitting, shapes, shardings))
+    return with_shardings(shapes, jax.tree.map(lambda shape, split: fitting(split, shape.shape), shapes, shardings))
 
 
 def _known_ids(directory: str | os.PathLike, weights: Weights, vocabulary: Vocabulary) -> int:

@@ -21,7 +21,8 @@ from spirit_jax.adapters.adapter import DESCRIPTION
 from spirit_jax.config import from_dict, to_dict
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.models import llama, lora, quantized
-from spirit_jax.parallel.sharding import tracing, tree_shardings, with_shardings
+from spirit_jax.models.llama_config import Quantization
+from spirit_jax.parallel.sharding import abstract_result, tracing, tree_shardings, with_shardings
 from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import checkpoint_weights
 from spirit_jax.training.language_model import param_shardings
@@ -110,7 +111,8 @@ def check_fits(base: Base, config: lora.LoraConfig, sequence_length: int) -> Non
     """Check that a base allows what a config asks for.
 
     Raises:
-        RunError: rows beyond the vocabulary, or a row longer than the context; names the field.
+        RunError: rows beyond the vocabulary, a row longer than the context, or widths that 4 bits cannot divide; names
+            the field.
     """
     if sequence_length > base.model.max_position_embeddings:
         raise RunError(
@@ -119,32 +121,48 @@ def check_fits(base: Base, config: lora.LoraConfig, sequence_length: int) -> Non
         )
     try:
         lora.check_fits(base.model, config)
+        quantized.check_fits(base.model, config.quantize)
     except ValueError as error:
         raise RunError(str(error)) from error
 
 
-def load_base(base: Base, mesh: Mesh, int8: bool = False) -> Params:
+def load_base(base: Base, mesh: Mesh, quantize: Quantization | None = None) -> Params:
     """Load the frozen weights directly into their shards.
 
     Args:
         base: the base.
         mesh: the devices.
-        int8: keep the projections in 8 bits (`models.quantized`). They are quantized layer by layer as they are read;
-            embedding, head and norms stay in floats.
+        quantize: keep the projections in 8 or 4 bits (`models.quantized`). They are quantized layer by layer as they
+            are read; embedding, head and norms stay in floats.
 
     Raises:
         CheckpointError: they cannot be read, or do not fit the config beside them.
     """
     shapes = with_shardings(llama.abstract_params(base.model), param_shardings(base.model, mesh))
-    if not int8:
+    if quantize is None:
         return checkpoint_weights(base.directory).load(shapes)
     stored = checkpoint.flatten(checkpoint.open_llm(base.directory, shapes))
     wanted = checkpoint.flatten(shapes)
-    return checkpoint.unflatten({path: _load_quantized(path, stored[path], wanted[path]) for path in wanted})
+    return checkpoint.unflatten({path: _load_quantized(path, stored[path], wanted[path], quantize) for path in wanted})
 
 
-def _load_quantized(path: str, stored: checkpoint.StoredArray, wanted: jax.ShapeDtypeStruct) -> Any:
-    """One parameter, in 8 bits if it is a projection."""
+def abstract_base(model: llama.LlamaConfig, mesh: Mesh, quantize: Quantization | None = None) -> Params:
+    """Shapes and shardings of what `load_base` returns; takes no memory."""
+    shapes = with_shardings(llama.abstract_params(model), param_shardings(model, mesh))
+    if quantize is None:
+        return shapes
+
+    def leaf(path: tuple, array: jax.ShapeDtypeStruct) -> Any:
+        name = path[-1].key
+        if name not in lora.TARGETS:
+            return array
+        return abstract_result(lambda weight: quantized.quantize(name, weight, quantize), array)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def _load_quantized(path: str, stored: checkpoint.StoredArray, wanted: jax.ShapeDtypeStruct, kind: Quantization) -> Any:
+    """One parameter, quantized if it is a projection."""
     sharding, name = wanted.sharding, path.split("/")[-1]
     assert isinstance(sharding, NamedSharding)
     if name not in lora.TARGETS:
@@ -156,7 +174,7 @@ def _load_quantized(path: str, stored: checkpoint.StoredArray, wanted: jax.Shape
         weight = jax.make_array_from_callback(
             wanted.shape[1:], placement, functools.partial(_read_layer, stored, layer)
         )
-        layers.append(_quantize(name, weight))
+        layers.append(_quantize(name, weight, kind))
     return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
 
 
@@ -164,7 +182,7 @@ def _read_layer(stored: checkpoint.StoredArray, layer: int, at: tuple[slice, ...
     return stored[(layer, *(at or ()))]
 
 
-_quantize = jax.jit(quantized.quantize, static_argnums=0)
+_quantize = jax.jit(quantized.quantize, static_argnums=(0, 2))
 
 
 def first_adapter(weights: AdapterWeights, mesh: Mesh, seed: int) -> Params:
@@ -191,7 +209,7 @@ def merging(weights: AdapterWeights, use: Callable[[Params, int], Result]) -> Ca
 
     @jax.jit
     def merge(base: Params, adapter: Params) -> Params:
-        whole = quantized.tree_to_float(base, llama.DTYPES[weights.model.param_dtype])
+        whole = quantized.dequantize(base, llama.DTYPES[weights.model.param_dtype])
         return lora.merge(weights.model, weights.config, whole, adapter)
 
     return lambda adapter, step: use(merge(weights.base, adapter), step)

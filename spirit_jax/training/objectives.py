@@ -45,11 +45,12 @@ class Objectives:
         frozen = self.reference if self.trained is None else self.trained.base
 
         def rule(base: Params) -> UpdateRule:
-            return UpdateRule(self._objective(base), optimizer, spike_sigmas)
+            return UpdateRule(self.bind(base), optimizer, spike_sigmas)
 
         return TrainStep(rule(frozen or {}), layout, None if frozen is None else Frozen(frozen, rule))
 
-    def _objective(self, frozen: Params) -> Objective:
+    def bind(self, frozen: Params) -> Objective:
+        """The objective that reads these frozen weights."""
         weights: Any = AllWeights(self.model)
         if self.trained is not None:
             weights = dataclasses.replace(self.trained, base=frozen)

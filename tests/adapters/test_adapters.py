@@ -213,8 +213,8 @@ def test_merge_writes_the_checkpoint_that_base_and_adapter_make(base, written, t
 
 def test_int8_quantizes_the_merged_weights(base, written, tmp_path):
     convert(["merge", "--source", str(base), "--adapter", str(written), "--target", str(tmp_path / "merged")])
-    found = SpiritLM.from_pretrained(base, dtype="float32", int8=True, adapter=written).params
-    expected = SpiritLM.from_pretrained(tmp_path / "merged", dtype="float32", int8=True).params
+    found = SpiritLM.from_pretrained(base, dtype="float32", quantize="int8", adapter=written).params
+    expected = SpiritLM.from_pretrained(tmp_path / "merged", dtype="float32", quantize="int8").params
     for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
         one, other = np.asarray(one, np.float32), np.asarray(other, np.float32)
         assert np.mean(one != other) < 0.02  # the two orders of rounding

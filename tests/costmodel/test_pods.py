@@ -6,9 +6,11 @@ import json
 import pytest
 
 from spirit_jax import config
+from spirit_jax.costmodel.report import Report
 from spirit_jax.run.config import TrainConfig
 from spirit_jax.run.job import compile_run
-from tests.support.pods import CONFIGS, FIGURES, cases, compile_case, figures
+from spirit_jax.training.estimate import Estimate
+from tests.support.pods import CONFIGS, FIGURES, cases, compile_case, figures, gpu_cases
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'"
@@ -51,6 +53,7 @@ def test_each_gradient_crosses_between_slices_once():
         options += [f"--model.{name}", str(value)]
     settings = config.load(TrainConfig, CONFIGS / "spirit_lm_base_7b.yaml", options)
     report = compile_run(settings)
+    assert isinstance(report, Report)
     assert report.mesh == {"data": 2, "fsdp": 64, "tensor": 1}
     across = [collective for collective in report.collectives if collective.devices == 2]
     assert {collective.kind for collective in across} == {"all-reduce"}
@@ -58,3 +61,29 @@ def test_each_gradient_crosses_between_slices_once():
     gradients = 2 * layers * (4 * d * d + 3 * d * f) + 2 * embedding + 4 * embedding  # the head's gradient is float32
     assert sum(c.size * c.count for c in across) == pytest.approx(gradients / 64, rel=0.02)
     assert {collective.devices for collective in report.collectives} == {2, 64}  # all else stays within a slice
+
+
+@pytest.mark.parametrize("name", list(gpu_cases()))
+def test_adapters_of_7b_fit_the_gpus_that_their_config_names(name):
+    path, options = gpu_cases()[name]
+    estimate = compile_run(config.load(TrainConfig, path, options))
+    assert isinstance(estimate, Estimate)
+    assert 0.1 <= estimate.spare < 0.8
+    bits = 4 + 16 / 32 if "int4" in options else 16  # and the scale of a group
+    assert estimate.frozen == pytest.approx(6.476e9 * bits / 8 + 2 * 32768 * 4096 * 2, rel=0.01)
+    assert "nothing was compiled" in str(estimate)
+
+
+def test_saved_activations_follow_the_remat_policy():
+    """From mlp to gate, the forward pass also keeps the output of the up projection, [B, T, F] of each layer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    options = ["--global_batch_size", "2", "--sequence_length", "16", "--compile_topology", "l4"]
+    for name, value in (sizes | {"num_key_value_heads": 2, "vocab_size": 64}).items():
+        options += [f"--model.{name}", str(value)]
+    saved = {}
+    for remat in ("mlp", "gate"):
+        settings = config.load(TrainConfig, CONFIGS / "finetune" / "lora_7b.yaml", [*options, "--model.remat", remat])
+        estimate = compile_run(settings)
+        assert isinstance(estimate, Estimate)
+        saved[remat] = estimate.saved
+    assert saved["gate"] - saved["mlp"] == 3 * 2 * 16 * 64 * 2  # bfloat16

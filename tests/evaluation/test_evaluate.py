@@ -149,10 +149,10 @@ def test_a_model_is_known_by_its_parameters(tmp_path):
 def test_a_model_in_8_bits_is_another_model():
     place = checkpoints.converted("small_base")
     plain, again, quantized = (
-        run.describe_model(SpiritLM.from_pretrained(place, int8=int8), place) for int8 in (False, False, True)
+        run.describe_model(SpiritLM.from_pretrained(place, quantize=kind), place) for kind in (None, None, "int8")
     )
     assert plain["fingerprint"] == again["fingerprint"] != quantized["fingerprint"]
-    assert (plain["int8"], quantized["int8"]) == (False, True)
+    assert (plain["quantize"], quantized["quantize"]) == (None, "int8")
 
 
 def test_two_devices_give_the_scores_of_one(tmp_path):

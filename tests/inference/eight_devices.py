@@ -26,10 +26,10 @@ def main(directory: str) -> None:
     score = one.log_likelihood(*PAIR)[0]
     for sizes in ((1, 1, 4), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: np.prod(sizes)])
-        for int8 in (False, True) if sizes == (2, 2, 2) else (False,):
-            lm = SpiritLM.from_pretrained(directory, dtype="float32", mesh=mesh, int8=int8)
+        for quantize in (None, "int8", "int4") if sizes == (2, 2, 2) else (None,):
+            lm = SpiritLM.from_pretrained(directory, dtype="float32", mesh=mesh, quantize=quantize)
             weight = lm.params["layers"][0]["gate_up"]  # [F, 2, D]
-            weight = weight["int8"] if int8 else weight
+            weight = weight[quantize] if quantize else weight
             shard = weight.addressable_shards[0].data.shape
             assert shard == (weight.shape[0] // sizes[2], 2, weight.shape[2] // sizes[1]), (sizes, shard)
             got = [
@@ -37,9 +37,9 @@ def main(directory: str) -> None:
                 for answer in lm.generate_batch(PROMPTS, "text", max_new_tokens=16, temperature=0)
                 for segment in answer
             ]
-            assert int8 or got == want, (sizes, got, want)
-            assert abs(lm.log_likelihood(*PAIR)[0] - score) < (2 if int8 else 1e-3), sizes
-            if int8:
+            assert quantize or got == want, (sizes, got, want)
+            assert abs(lm.log_likelihood(*PAIR)[0] - score) < (2 if quantize else 1e-3), sizes
+            if quantize:
                 continue
             drawn = lm.generate_ids(
                 lm.vocabulary.encode(PROMPTS[1]), "speech", max_new_tokens=8, temperature=1.0, seed=1

@@ -13,6 +13,7 @@ from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.inference.prompts import PromptError
 from spirit_jax.inference.sampling_params import SamplingError
+from spirit_jax.models.quantized import dequantize
 from spirit_jax.speech import load_vocoder
 from spirit_jax.units import SpeechUnits
 from tests.support import checkpoints
@@ -99,7 +100,7 @@ def test_speech_without_pitch_takes_the_pitch_of_its_context():
 
 def test_int8_changes_little_and_takes_a_quarter_of_the_memory(lm):
     """Each weight is within half a step of its channel's scale, and log-likelihoods change little."""
-    small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", int8=True)
+    small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", quantize="int8")
     kept, weight = small.params["layers"][1]["gate_up"], lm.params["layers"][1]["gate_up"]
     assert kept["int8"].dtype == np.int8
     error = np.abs(np.asarray(kept["int8"]) * np.asarray(kept["scale"]) - np.asarray(weight))
@@ -120,6 +121,20 @@ def test_int8_changes_little_and_takes_a_quarter_of_the_memory(lm):
     for (a, n), (b, _) in zip(small.log_likelihood_batch(pairs), lm.log_likelihood_batch(pairs), strict=True):
         assert 0 < abs(a - b) / n < 0.5  # nats a token, of a random model whose logits spread over +-15
     assert small.generate(PROMPT, "text", max_new_tokens=8)
+
+
+def test_int4_takes_a_fifth_of_the_memory_and_computes_with_the_weights_that_it_keeps(lm):
+    """Products of blocks equal those of the dense weights that the integers mean."""
+    small = SpiritLM.from_pretrained(checkpoints.converted("small_expressive"), dtype="float32", quantize="int4")
+    sizes = [sum(x.nbytes for x in jax.tree.leaves(model.params["layers"])) for model in (small, lm)]
+    assert sizes[0] < 0.2 * sizes[1]
+    dense = SpiritLM(dequantize(small.params, "float32"), lm.config, lm.vocabulary, mesh=lm.mesh)
+    ids = lm.vocabulary.encode(PROMPT)
+    np.testing.assert_allclose(np.asarray(small.logits(ids)), np.asarray(dense.logits(ids)), atol=1e-3)
+    assert (
+        small.generate_ids(ids, "text", max_new_tokens=8).tolist()
+        == dense.generate_ids(ids, "text", max_new_tokens=8).tolist()
+    )
 
 
 def test_a_checkpoint_runs_in_bfloat16():

@@ -2,7 +2,8 @@
 
     python -m tests.support.pods [TEXT]    # compile the cases whose name holds TEXT, update pods.json, print the table
 
-A line of a config's head is `#   v5e-256   --model.remat gate`: a topology and the options that fit it.
+A line of a config's head is `#   v5e-256   --model.remat gate`: a topology and the options that fit it. GPUs are named
+in the same way; their memory is computed from shapes.
 """
 
 import json
@@ -12,12 +13,14 @@ import sys
 
 from spirit_jax import config
 from spirit_jax.core.constants import GIB
+from spirit_jax.core.hardware import GPUS
 from spirit_jax.costmodel.report import Report
 from spirit_jax.run.config import TrainConfig
 from spirit_jax.run.job import compile_run
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FIGURES = pathlib.Path(__file__).with_name("pods.json")
+_GPU_LINE = re.compile(rf"^#   ({'|'.join(GPUS)})\b *(.*)$", re.MULTILINE)
 _LINE = re.compile(r"^#   (v\w+-\d+)\b *(.*)$", re.MULTILINE)
 
 
@@ -25,7 +28,7 @@ def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
     """The config file and the command-line options of each case, by name: `CONFIG TOPOLOGY`."""
     return {
         f"{path.stem} {topology}": (path, [*options.split(), "--compile_topology", topology])
-        for path in sorted(CONFIGS.glob("*_7b.yaml"))
+        for path in sorted(CONFIGS.rglob("*_7b.yaml"))
         for topology, options in _LINE.findall(path.read_text())
     }
 
@@ -33,7 +36,18 @@ def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
 def compile_case(name: str) -> Report:
     """Compile the training step of a case."""
     path, options = cases()[name]
-    return compile_run(config.load(TrainConfig, path, options))
+    report = compile_run(config.load(TrainConfig, path, options))
+    assert isinstance(report, Report)
+    return report
+
+
+def gpu_cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
+    """The GPUs that the heads of configs name, as `cases` gives TPUs."""
+    return {
+        f"{path.stem} {card}": (path, [*options.split(), "--compile_topology", card])
+        for path in sorted(CONFIGS.rglob("*_7b.yaml"))
+        for card, options in _GPU_LINE.findall(path.read_text())
+    }
 
 
 def figures(report: Report) -> dict[str, float]:

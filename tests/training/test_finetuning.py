@@ -18,8 +18,8 @@ from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.preference_config import PreferenceData
 from spirit_jax.data.unit_record import RecordError
 from spirit_jax.models import quantized
-from spirit_jax.models.llama import LlamaConfig
-from spirit_jax.models.lora_config import TARGETS
+from spirit_jax.models.llama import Llama, LlamaConfig
+from spirit_jax.models.lora_config import TARGETS, LoraConfig
 from spirit_jax.parallel.mesh import make_mesh
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.run import job
@@ -30,7 +30,7 @@ from tests.support import checkpoints
 from tests.support.runs import newest_step
 
 STEPS = 4
-SMALL = {"rank": 2, "int8": True}  # the base in 8 bits
+SMALL = {"rank": 2, "quantize": "int8"}  # the base in 8 bits
 IDS = [1, 40, 7, 305, 12]
 QUESTIONS = ("one", "two", "three", "four", "five")
 
@@ -120,15 +120,47 @@ def test_a_run_that_is_resumed_with_another_base_is_refused(base, data, finished
         SpiritLM.from_pretrained(merged, adapter=newest_step(finished))
 
 
-def test_the_base_is_quantized_as_it_is_read(base):
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_base_is_quantized_as_it_is_read(base, kind):
     opened = lora.open_base(base, LlamaConfig())
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    found, plain = lora.load_base(opened, mesh, int8=True), lora.load_base(opened, mesh)
+    found, plain = lora.load_base(opened, mesh, kind), lora.load_base(opened, mesh)
     np.testing.assert_array_equal(found["lm_head"], plain["lm_head"])
     for group, weights in plain["layers"].items():
         for name, weight in weights.items():
-            expected = jax.jit(quantized.quantize, static_argnums=0)(name, weight) if name in TARGETS else weight
+            expected = (
+                jax.jit(quantized.quantize, static_argnums=(0, 2))(name, weight, kind) if name in TARGETS else weight
+            )
             jax.tree.map(np.testing.assert_array_equal, found["layers"][group][name], expected)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_an_adapter_is_trained_beside_the_quantized_base(base, kind):
+    """It begins at the base as it is quantized, it alone has gradients, and merging adds it to the base in floats."""
+    opened = lora.open_base(base, LlamaConfig(dtype="float32", param_dtype="float32"))
+    mesh, config = make_mesh(MeshConfig(), jax.devices()[:1]), LoraConfig(rank=2, targets=["q_proj", "down_proj"])
+    weights = lora.AdapterWeights(opened.model, config, lora.load_base(opened, mesh, kind))
+    adapter = lora.first_adapter(weights, mesh, seed=0)
+    ids = np.array([IDS], np.int32)
+    dense = quantized.dequantize(weights.base, "float32")
+    hidden, expected = (
+        Llama(opened.model).apply(variables, ids)[0] for variables in (weights.variables(adapter), {"params": dense})
+    )
+    np.testing.assert_array_equal(hidden, expected)
+
+    gradients = jax.grad(lambda adapter: Llama(opened.model).apply(weights.variables(adapter), ids)[0].sum())(adapter)
+    assert jax.tree.structure(gradients) == jax.tree.structure(adapter)
+    changed = {"layers": jax.tree.map(lambda value, gradient: value + gradient, adapter, gradients)["layers"]}
+    merged = lora.merging(weights, lambda params, step: params)(changed, 1)
+    for group, name in (("self_attn", "q_proj"), ("mlp", "down_proj"), ("mlp", "up_proj")):
+        update = 0.0
+        if name in config.targets:
+            pair = changed["layers"][group][name]
+            update = config.scale * np.einsum(
+                "ldr,lr...->ld...", *(np.asarray(pair[side]) for side in ("lora_a", "lora_b"))
+            )
+            assert np.abs(update).max() > 1e-3
+        np.testing.assert_allclose(merged["layers"][group][name], dense["layers"][group][name] + update, atol=1e-5)
 
 
 def test_a_step_without_its_base_is_refused(finished):
@@ -171,7 +203,15 @@ def test_an_answer_that_is_cut_by_the_row_is_refused_or_counted(base, data, tmp_
     with pytest.raises(RecordError, match=r"pair 21: it takes \d+ tokens, a row has 65: the answer would be cut"):
         job.run(_config(tmp_path / "a", base, data, data={"sources": sources}, loop=loop))
     job.run(
-        _config(tmp_path / "b", base, data, data={"sources": sources, "on_bad_record": "skip"}, loop=loop, lora=SMALL)
+        _config(
+            tmp_path / "b",
+            base,
+            data,
+            data={"sources": sources, "on_bad_record": "skip"},
+            loop=loop,
+            lora=SMALL,
+            model={"remat": "dots"},
+        )
     )
     assert "could not be used and left out" in capsys.readouterr().out
 
@@ -182,6 +222,7 @@ def test_an_answer_that_is_cut_by_the_row_is_refused_or_counted(base, data, tmp_
         ({"init_from": None}, "lora: name the weights to begin with as init_from"),
         ({"lora": {"rank": 0}}, "nothing to train"),
         ({"lora": {"targets": ["qkv"]}}, "qkv: no such weights"),
+        ({"lora": {"quantize": "int4"}}, "name a model.remat, such as dots"),
     ],
 )
 def test_configs_that_train_nothing_are_refused(base, data, tmp_path, changes, message):
@@ -205,7 +246,10 @@ def test_held_out_units_of_another_speech_tokenizer_are_refused(recipe, tmp_path
         check_units(*arguments)
 
 
-def test_a_topology_is_refused_for_an_adapter(base, data, tmp_path):
-    """The compiled program trains all weights, whose cost would be reported as the adapter's."""
-    with pytest.raises(RunError, match="leave out lora and preferences"):
-        job.compile_run(_config(tmp_path / "run", base, data, compile_topology="v5e:4x4"))
+def test_a_topology_is_refused_for_preferences(base, data, tmp_path):
+    """The compiled program trains on documents, which would be reported as the cost of preferences."""
+    preferences = {"data": {"path": str(data / "preferences")}}
+    with pytest.raises(RunError, match="leave out preferences"):
+        job.compile_run(
+            _config(tmp_path / "run", base, data, data={}, preferences=preferences, compile_topology="v5e:4x4")
+        )
