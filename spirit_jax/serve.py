@@ -15,6 +15,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
@@ -35,6 +36,8 @@ PROG = "python -m spirit_jax.serve"
 API_KEY = "SPIRIT_JAX_API_KEY"
 """Environment variable with the API key."""
 
+_NAMED = re.compile(r"([A-Za-z0-9][\w.-]*)=")
+"""The beginning of an adapter that has a name."""
 _SHORTLIST = 64  # as many as `SamplingFeatures.of` allows for a top_k without a sort of the whole vocabulary
 
 
@@ -84,9 +87,10 @@ class ServeConfig:
     """Type of weights and computation. Null: the checkpoint's."""
     quantize: Quantization | None = None
     """Keep the weights in 8 bits (int8) or 4 bits (int4). Null: in floats."""
-    adapter: str | None = None
-    """Low-rank adapter of the checkpoint to serve: a step of a run with a section `lora`, or a directory in PEFT's
-    format."""
+    adapter: list[str] = dataclasses.field(default_factory=list)
+    """Low-rank adapter of the checkpoint: a step of a run with a section `lora`, or a directory in PEFT's format. DIR
+    is merged into the model that is served. NAME=DIR is a model of its own, which requests choose as NAME or
+    MODEL:NAME; it may be repeated."""
     mesh: MeshConfig = MeshConfig(1, 1, 1)
     """Devices: tensor spreads one model, data spreads the requests."""
 
@@ -98,8 +102,22 @@ class ServeConfig:
             raise ServeError(f"port must be 0 to 65535, found {self.port}")
         if self.length is not None and self.length < 2:
             raise ServeError(f"length must be 2 or more, found {self.length}")
+        named = self.named_adapters()
+        if len(self.adapter) > max(len(named), 1):
+            raise ServeError("--adapter DIR is merged into the model and stands alone; give several as NAME=DIR")
+        names = [self.model_name(), *(name for name, _ in named)]
+        if len(set(names)) < len(names):
+            raise ServeError(f"--adapter: a name comes twice in {', '.join(names)}")
         if (self.tls_certificate is None) != (self.tls_key is None):
             raise ServeError("--tls-certificate and --tls-key belong together")
+
+    def merged_adapter(self) -> str | None:
+        """Return the directory of the adapter that is merged into the model that is served, None without one."""
+        return self.adapter[0] if self.adapter and not self.named_adapters() else None
+
+    def named_adapters(self) -> list[tuple[str, str]]:
+        """Return the name and the directory of each adapter that requests choose."""
+        return [(found[1], text[found.end() :]) for text in self.adapter if (found := _NAMED.match(text))]
 
     def capacity(self, context: int) -> "Capacity":
         """Return what the scheduler has room for, for a model with this context."""
@@ -164,15 +182,15 @@ def run(settings: ServeConfig) -> None:
     access = Access(key, settings.origins, hosts)
     sizes = dataclasses.astuple(settings.mesh)
     devices = jax.devices()[: math.prod(sizes)] if min(sizes) > 0 else jax.devices()
+    mesh = make_mesh(settings.mesh, devices)
     model = SpiritLM.from_pretrained(
-        settings.checkpoint,
-        settings.dtype,
-        make_mesh(settings.mesh, devices),
-        settings.quantize,
-        adapter=settings.adapter,
+        settings.checkpoint, settings.dtype, mesh, settings.quantize, adapter=settings.merged_adapter()
     )
+    adapters = {
+        name: model.with_adapter(settings.checkpoint, directory) for name, directory in settings.named_adapters()
+    }
     capacity = settings.capacity(model.config.max_position_embeddings)
-    service = Service(model, capacity, settings.limits, settings.tokens_per_step)
+    service = Service(model, capacity, settings.limits, settings.tokens_per_step, adapters)
     if settings.warm_up != "none":
         print("compiling ...", file=sys.stderr, flush=True)
         warm_up(service.lm, capacity, every_batch=settings.warm_up == "all")

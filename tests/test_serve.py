@@ -30,6 +30,13 @@ def test_the_name_is_that_of_the_directory():
     assert ServeConfig(checkpoint="c", name="mine").model_name() == "mine"
 
 
+def test_adapters_are_merged_or_named():
+    assert ServeConfig(checkpoint="c", adapter=["runs/a=b/1"]).merged_adapter() == "runs/a=b/1"
+    several = ServeConfig(checkpoint="c", adapter=["voice=runs/voice/1", "asr-2=x=y"])
+    assert several.merged_adapter() is None
+    assert several.named_adapters() == [("voice", "runs/voice/1"), ("asr-2", "x=y")]
+
+
 def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv(serve.API_KEY, raising=False)
     assert ServeConfig(checkpoint="c").api_key() is None
@@ -50,6 +57,8 @@ def test_the_key_comes_from_a_file_or_the_environment(tmp_path, monkeypatch):
         (["--checkpoint", "c", "--slots", "0"], "slots must be 1 or more, found 0"),
         (["--checkpoint", "c", "--limits.seconds", "0"], "limits.seconds must be 1 or more"),
         (["--checkpoint", "c", "--tls-key", "k"], "belong together"),
+        (["--checkpoint", "c", "--adapter", "a", "--adapter", "b=c"], "give several as NAME=DIR"),
+        (["--checkpoint", "c", "--adapter", "a=b", "--adapter", "a=d"], "a name comes twice in c, a, a"),
         (["--checkpoint", "/nowhere"], "/nowhere"),
     ],
 )

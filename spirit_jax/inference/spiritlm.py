@@ -22,6 +22,7 @@ from spirit_jax.inference.scheduler import Capacity, Request
 from spirit_jax.inference.scoring import TokenScores
 from spirit_jax.inference.streaming import stream_segments
 from spirit_jax.inference.voice import Voice
+from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -123,6 +124,28 @@ class SpiritLM:
             speech_tokenizer = SpeechTokenizer.from_pretrained(directory, vocabulary.variant, f0)
         sampling = SamplingParams.from_generation_config(settings.get("generation") or {})
         model = cls(params, config, vocabulary, speech_tokenizer, mesh, sampling)
+        model.adapter = updates
+        return model
+
+    def with_adapter(self, directory: str | os.PathLike, adapter: str | os.PathLike) -> "SpiritLM":
+        """Return this model with a low-rank adapter merged into it.
+
+        The two share the tokenizers, the compiled programs, and the weights outside the layers that the adapter leaves
+        alone. The layers of the result take as much memory as those of this model.
+
+        Args:
+            directory: the checkpoint that this model was loaded from, without an adapter.
+            adapter: as in `from_pretrained`.
+
+        Raises:
+            CheckpointError, AdapterError, PathError: as `from_pretrained`.
+        """
+        updates = read_adapter(local_path(os.fspath(adapter), "adapter"), self.config)
+        directory = local_path(os.fspath(directory), "checkpoint")
+        params = load_params(directory, self.config, self.mesh, quantized.find_kind(self.params), updates)
+        changed = {"layers", *updates.arrays.get("rows", {})}
+        params |= {name: self.params[name] for name in params.keys() - changed}
+        model = SpiritLM(params, self.config, self.vocabulary, self.speech_tokenizer, self.mesh, self.sampling)
         model.adapter = updates
         return model
 

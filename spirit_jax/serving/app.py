@@ -31,7 +31,7 @@ def make_app(service: Service, name: str, access: Access) -> ASGIApp:
     """Return the application. Its lifespan starts and closes the service.
 
     Args:
-        name: of the model.
+        name: of the model; those of its adapters follow from it.
     """
 
     @contextlib.asynccontextmanager
@@ -50,9 +50,10 @@ def make_app(service: Service, name: str, access: Access) -> ASGIApp:
     )
     errors.install(app)
     app.add_exception_handler(sse.Disconnected, _nobody_reads)
-    app.include_router(routes.make_router(service, name))
-    app.include_router(openai_routes.make_router(service, name))
-    app.include_router(websocket.make_router(service, name, access))
+    names = routes.ModelNames(name, service.adapters)
+    app.include_router(routes.make_router(service, names))
+    app.include_router(openai_routes.make_router(service, names))
+    app.include_router(websocket.make_router(service, names, access))
     for path, (file, kind) in _FILES.items():
         app.add_api_route(path, _page_route(file, kind), methods=["GET"], include_in_schema=False)
     return Guard(_Counted(app, service), access, service.limits.upload_bytes)

@@ -1,15 +1,17 @@
-"""The thread that owns the device: it runs one scheduler, to which other threads submit requests.
+"""The thread that owns the device: it runs schedulers, to which other threads submit requests.
 
 Requests join the running batch at the next step (continuous batching). Their tokens do not depend on the requests
-beside them (see `inference.steps`).
+beside them (see `inference.steps`). The model and each of its adapters have a scheduler of their own, with slots of its
+own; the schedulers that have work take turns, and share the compiled programs.
 """
 
+import collections
 import functools
 import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -36,15 +38,17 @@ class Ticket:
     Attributes:
         request: the prompt and how to continue it.
         finish_reason: how the answer ended; None until then.
+        adapter: name of the adapter that answers; empty for the model without one.
     """
 
-    def __init__(self, request: Request, deadline: float, cancel: Callable[["Ticket"], None]):
+    def __init__(self, request: Request, deadline: float, adapter: str, cancel: Callable[["Ticket"], None]):
         """
         Args:
             deadline: time by `time.monotonic` at which the answer ends early.
+            adapter: the scheduler that runs the request.
             cancel: asks the engine's thread to drop the request.
         """
-        self.request, self.deadline = request, deadline
+        self.request, self.deadline, self.adapter = request, deadline, adapter
         self.submitted = time.monotonic()
         self.finish_reason: FinishReason | None = None
         self.request_id = -1
@@ -89,32 +93,31 @@ class Ticket:
 
 
 class EngineThread:
-    """Runs requests of any thread on one scheduler.
+    """Runs requests of any thread on one scheduler for the model and one for each adapter.
 
-    After an error inside a step, the requests that were there fail, and the thread continues with an empty scheduler.
+    After an error inside a step, the requests that were there fail, and the thread continues with empty schedulers.
     """
 
-    def __init__(self, engine: Engine, capacity: Capacity, metrics: ServerMetrics, tokens_per_step: int):
+    def __init__(self, engines: Mapping[str, Engine], capacity: Capacity, metrics: ServerMetrics, tokens_per_step: int):
         """
         Args:
-            capacity: slots and lengths; the steps are compiled for it.
+            engines: of the model, whose name is empty, and of each adapter. Their networks have the same shape.
+            capacity: slots and lengths of each scheduler; the steps are compiled for it.
             tokens_per_step: tokens that each running request generates before they are handed out.
         """
         self.capacity = capacity
-        self._engine, self._metrics, self._tokens_per_step = engine, metrics, tokens_per_step
+        self._engines, self._metrics, self._tokens_per_step = engines, metrics, tokens_per_step
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._tickets: dict[int, Ticket] = {}  # by request id
-        self._scheduler: Scheduler | None = None
+        self._tickets: dict[tuple[str, int], Ticket] = {}  # by adapter and request id
+        self._schedulers: dict[str, Scheduler] = {}  # those of adapters are made when they are first needed
         self._closing = threading.Event()
         self._submission_lock = threading.Lock()  # no submission enters the inbox after the thread's last look
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="spirit-engine", daemon=True)
-        metrics.gauge("spirit_slots", "Requests that can run at once.", lambda: capacity.slots)
-        metrics.gauge("spirit_slots_in_use", "Requests that run.", lambda: min(len(self._tickets), capacity.slots))
+        metrics.gauge("spirit_slots", "Requests that can run at once.", lambda: capacity.slots * len(engines))
+        metrics.gauge("spirit_slots_in_use", "Requests that run.", self._running)
         metrics.gauge(
-            "spirit_requests_pending",
-            "Requests that wait for a slot.",
-            lambda: max(len(self._tickets) - capacity.slots, 0),
+            "spirit_requests_pending", "Requests that wait for a slot.", lambda: len(self._tickets) - self._running()
         )
 
     @property
@@ -126,17 +129,20 @@ class EngineThread:
         """Start the thread."""
         self._thread.start()
 
-    def submit(self, request: Request, deadline: float) -> Ticket:
+    def submit(self, request: Request, deadline: float, adapter: str = "") -> Ticket:
         """Add a request; it starts when a slot is free. Any thread may call this.
 
         Args:
             deadline: time by `time.monotonic` at which the answer ends early.
+            adapter: name of the adapter that answers; empty for the model without one.
 
         Raises:
             CapacityError: the request does not fit the slots.
             EngineError: the engine is shutting down.
         """
-        ticket = Ticket(request, deadline, lambda ticket: self._inbox.put(functools.partial(self._cancel, ticket)))
+        ticket = Ticket(
+            request, deadline, adapter, lambda ticket: self._inbox.put(functools.partial(self._cancel, ticket))
+        )
         with self._submission_lock:
             if self._stopped or self._closing.is_set():
                 raise EngineError("the server is shutting down")
@@ -152,19 +158,30 @@ class EngineThread:
             self._inbox.put(self._cancel_all)
             self._thread.join(timeout=10)
 
+    def _running(self) -> int:
+        """Return how many requests run; those beyond the slots of their scheduler wait."""
+        counts = collections.Counter(adapter for adapter, _ in list(self._tickets))
+        return sum(min(count, self.capacity.slots) for count in counts.values())
+
+    def _scheduler(self, adapter: str) -> Scheduler:
+        if adapter not in self._schedulers:
+            self._schedulers[adapter] = self._engines[adapter].scheduler(self.capacity)
+        return self._schedulers[adapter]
+
     def _run(self) -> None:
-        self._scheduler = self._engine.scheduler(self.capacity)
+        self._scheduler("")
         try:
             while not self._closing.is_set() or self._tickets:
                 self._take_commands()
                 try:
                     self._expire()
-                    for progress in self._scheduler.step(self._tokens_per_step):
-                        self._deliver(progress)
+                    for adapter, scheduler in self._schedulers.items():
+                        for progress in scheduler.step(self._tokens_per_step) if scheduler.busy else ():
+                            self._deliver(adapter, progress)
                 except Exception:
                     logging.exception("the engine failed; its requests are dropped")
                     self._fail_all(EngineError("the engine failed while this request ran; the server's log says why"))
-                    self._scheduler = self._engine.scheduler(self.capacity)
+                    self._schedulers.clear()
         finally:
             with self._submission_lock:
                 self._stopped = True
@@ -186,22 +203,21 @@ class EngineThread:
             pass
 
     def _submit(self, ticket: Ticket) -> None:
-        assert self._scheduler is not None
         try:
-            ticket.request_id = self._scheduler.submit(ticket.request)
+            ticket.request_id = self._scheduler(ticket.adapter).submit(ticket.request)
         except Exception as error:
             ticket._accept(error)
             return
-        self._tickets[ticket.request_id] = ticket
+        self._tickets[ticket.adapter, ticket.request_id] = ticket
         self._metrics.prompt_tokens.add(len(ticket.request.prompt.ids))
         ticket._accept()
 
     def _cancel(self, ticket: Ticket, reason: FinishReason = "cancelled") -> None:
-        if self._tickets.get(ticket.request_id) is not ticket:
+        key = (ticket.adapter, ticket.request_id)
+        if self._tickets.get(key) is not ticket:
             return
-        assert self._scheduler is not None
-        self._scheduler.cancel(ticket.request_id)
-        del self._tickets[ticket.request_id]
+        self._scheduler(ticket.adapter).cancel(ticket.request_id)
+        del self._tickets[key]
         ticket._finish(reason)
 
     def _cancel_all(self) -> None:
@@ -214,9 +230,9 @@ class EngineThread:
         for ticket in [ticket for ticket in self._tickets.values() if ticket.deadline <= now]:
             self._cancel(ticket, "timeout")
 
-    def _deliver(self, progress: Progress) -> None:
+    def _deliver(self, adapter: str, progress: Progress) -> None:
         """Hand new ids to the ticket that waits for them."""
-        ticket = self._tickets[progress.request_id]
+        ticket = self._tickets[adapter, progress.request_id]
         new_ids = progress.new_ids[ticket.arrived :].tolist()
         if new_ids and not ticket.arrived:
             self._metrics.first_token.observe(time.monotonic() - ticket.submitted)
@@ -224,12 +240,13 @@ class EngineThread:
         self._metrics.tokens.add(len(new_ids))
         ticket._receive(new_ids)
         if progress.finished:
-            del self._tickets[progress.request_id]
+            del self._tickets[adapter, progress.request_id]
             ticket._finish(self._reason(ticket, progress.new_ids))
 
     def _reason(self, ticket: Ticket, new_ids: Int[np.ndarray, " N"]) -> FinishReason:
-        longest = ticket.request.max_new_tokens(self._engine.config.max_position_embeddings)
-        ended = len(new_ids) > 0 and new_ids[-1] in self._engine.end_ids
+        engine = self._engines[ticket.adapter]
+        longest = ticket.request.max_new_tokens(engine.config.max_position_embeddings)
+        ended = len(new_ids) > 0 and new_ids[-1] in engine.end_ids
         return "length" if len(new_ids) >= longest and not ended else "stop"
 
     def _fail_all(self, error: Exception) -> None:

@@ -18,7 +18,7 @@ from spirit_jax.inference.prompts import Segment
 from spirit_jax.serving import sound_files, sse
 from spirit_jax.serving.errors import ApiError
 from spirit_jax.serving.openai_schemas import ChatBody, CompletionBody, SpeechBody, audio_id
-from spirit_jax.serving.routes import check_model, collect, new_id, unit_string, usage
+from spirit_jax.serving.routes import ModelNames, collect, new_id, unit_string, usage
 from spirit_jax.serving.service import Event, Finished, Generation, Service, Started
 from spirit_jax.serving.uploads import Recordings
 
@@ -45,26 +45,23 @@ def joined_audio(segments: Sequence[Segment]) -> np.ndarray:
     return np.concatenate(clips) if clips else np.zeros(0, np.float32)
 
 
-def make_router(service: Service, name: str) -> APIRouter:
-    """Return the routes of OpenAI's API.
-
-    Args:
-        name: of the model.
-    """
+def make_router(service: Service, names: ModelNames) -> APIRouter:
+    """Return the routes of OpenAI's API."""
     router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
     @router.post("/completions", response_model=None)
     async def completions(body: CompletionBody, request: Request) -> Response:
         """Continue text. With `output_modality`, speech comes as unit tokens in the string."""
-        check_model(name, body.model)
-        head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time()), "model": name}
+        adapter = names.adapter(body.model)
+        head = {"id": new_id("cmpl"), "object": "text_completion", "created": int(time.time())}
+        head["model"] = names.full(adapter)
         prompts = body.prompts()
         defaults = service.sampling
         if body.stream:
-            generation = body.generation(prompts[0], 0, defaults)
+            generation = body.generation(prompts[0], 0, defaults, adapter)
             events = await started(service, generation)
             return sse.Stream(_completion_stream(events, head, prompts[0] if body.echo else "", body.include_usage))
-        asked = [body.generation(prompt, n, defaults) for prompt in prompts for n in range(body.n or 1)]
+        asked = [body.generation(prompt, n, defaults, adapter) for prompt in prompts for n in range(body.n or 1)]
         answers = await sse.unless_disconnected(request, _collect_all(service, asked))
         choices = [
             {
@@ -80,8 +77,9 @@ def make_router(service: Service, name: str) -> APIRouter:
     @router.post("/chat/completions", response_model=None)
     async def chat(body: ChatBody, request: Request) -> Response:
         """Continue a chat of text and speech, as one document."""
-        check_model(name, body.model)
-        head = {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time()), "model": name}
+        adapter = names.adapter(body.model)
+        head = {"id": new_id("chatcmpl"), "object": "chat.completion", "created": int(time.time())}
+        head["model"] = names.full(adapter)
         sound = "wav" if body.audio is None else body.audio.format
         if body.output_modality != "text":
             sound_files.check_format(sound)
@@ -90,10 +88,10 @@ def make_router(service: Service, name: str) -> APIRouter:
         prompt = await anyio.to_thread.run_sync(body.prompt, service.limits)
         defaults = service.sampling
         if body.stream:
-            events = await started(service, body.generation(prompt, 0, defaults))
+            events = await started(service, body.generation(prompt, 0, defaults, adapter))
             head["object"] = "chat.completion.chunk"
             return sse.Stream(_chat_stream(events, head, body.include_usage))
-        asked = [body.generation(prompt, number, defaults) for number in range(body.n or 1)]
+        asked = [body.generation(prompt, number, defaults, adapter) for number in range(body.n or 1)]
         answers = await sse.unless_disconnected(request, _collect_all(service, asked))
         choices = await anyio.to_thread.run_sync(
             lambda: [
@@ -112,17 +110,17 @@ def make_router(service: Service, name: str) -> APIRouter:
     @router.post("/audio/speech", response_model=None)
     async def speech(body: SpeechBody, request: Request) -> Response:
         """Continue a text in speech. WAV and PCM are sent while they are spoken."""
-        check_model(name, body.model)
+        adapter = names.adapter(body.model)
         _check_speaks(service)
         sound = body.response_format or "mp3"
         sound_files.check_format(sound)
         defaults = service.sampling
         if body.stream_format == "sse" or sound in ("wav", "pcm"):
-            events = await started(service, body.generation(defaults, stream=True))
+            events = await started(service, body.generation(defaults, adapter, stream=True))
             if body.stream_format == "sse":
                 return sse.Stream(_speech_events(events))
             return sse.Stream(_speech_bytes(events, sound), sound_files.MEDIA_TYPES[sound])
-        asked = collect(service, body.generation(defaults, stream=False))
+        asked = collect(service, body.generation(defaults, adapter, stream=False))
         _, segments, _ = await sse.unless_disconnected(request, asked)
         content = await anyio.to_thread.run_sync(sound_files.encode, joined_audio(segments), sound)
         return Response(content, media_type=sound_files.MEDIA_TYPES[sound])
@@ -143,14 +141,14 @@ def make_router(service: Service, name: str) -> APIRouter:
 
         `prompt` is text that the transcript continues.
         """
-        check_model(name, model)
+        adapter = names.adapter(model)
         if not is_encodable(prompt):
             raise ApiError("prompt holds half a character, which UTF-8 cannot hold", 400, "prompt")
         content = await file.read()
         recording = await anyio.to_thread.run_sync(Recordings(service.limits).decode, content)
         parts = [recording, Segment.text(prompt)] if prompt else [recording]
         sampling = service.sampling.override(temperature=temperature, max_new_tokens=max_tokens)
-        generation = Generation(parts, "text", sampling, stream=stream)
+        generation = Generation(parts, "text", sampling, stream=stream, adapter=adapter)
         if stream:
             return sse.Stream(_transcript_events(await started(service, generation)))
         _, segments, finished = await sse.unless_disconnected(request, collect(service, generation))

@@ -129,10 +129,10 @@ class CompletionBody(CommonBody):
         given = [self.prompt] if isinstance(self.prompt, str) else self.prompt
         return [text if text.startswith("[") else f"[Text]{text}" for text in given]
 
-    def generation(self, prompt: str, number: int, defaults: SamplingParams) -> Generation:
+    def generation(self, prompt: str, number: int, defaults: SamplingParams, adapter: str) -> Generation:
         """Return what is asked for: answer `number` to a prompt."""
         sampling = self.sampling(defaults, self.max_tokens, number)
-        return Generation(prompt, self.output_modality, sampling, stream=bool(self.stream))
+        return Generation(prompt, self.output_modality, sampling, stream=bool(self.stream), adapter=adapter)
 
 
 class TextPart(Body):
@@ -259,10 +259,10 @@ class ChatBody(CommonBody):
             document.append(segment)
         return document
 
-    def generation(self, prompt: Prompt, number: int, defaults: SamplingParams) -> Generation:
+    def generation(self, prompt: Prompt, number: int, defaults: SamplingParams, adapter: str) -> Generation:
         """Return what is asked for: answer `number` to the messages."""
         sampling = self.sampling(defaults, self.max_completion_tokens or self.max_tokens, number)
-        return Generation(prompt, self.output_modality, sampling, self.speaker, bool(self.stream))
+        return Generation(prompt, self.output_modality, sampling, self.speaker, bool(self.stream), adapter)
 
 
 class SpeechBody(Body):
@@ -288,13 +288,13 @@ class SpeechBody(Body):
             raise ValueError("instructions are not supported; leave them out")
         return self
 
-    def generation(self, defaults: SamplingParams, *, stream: bool) -> Generation:
+    def generation(self, defaults: SamplingParams, adapter: str, *, stream: bool) -> Generation:
         """Return what is asked for: the text, continued in speech."""
         sampling = defaults.override(
             temperature=self.temperature, top_p=self.top_p, seed=self.seed, max_new_tokens=self.max_tokens
         )
         voice = self.voice.get("id") if isinstance(self.voice, dict) else self.voice
-        return Generation([Segment.text(self.input)], "speech", sampling, speaker_of(voice), stream)
+        return Generation([Segment.text(self.input)], "speech", sampling, speaker_of(voice), stream, adapter)
 
 
 def speaker_of(voice: int | str | None) -> int | str:

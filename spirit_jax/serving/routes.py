@@ -2,8 +2,9 @@
 
 import base64
 import contextlib
+import dataclasses
 import secrets
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import anyio.to_thread
@@ -22,14 +23,36 @@ from spirit_jax.serving.sound_files import pcm16
 from spirit_jax.units import SpeechUnits
 
 
-def check_model(name: str, asked: str | None) -> None:
-    """Check that a request names the model that is served, or none.
+@dataclasses.dataclass(frozen=True)
+class ModelNames:
+    """The names under which requests find the model and its adapters."""
 
-    Raises:
-        ApiError: it names another one.
-    """
-    if asked is not None and asked != name:
-        raise ApiError(f"there is no model {asked!r}; this server has {name!r}", 404, "model", "model_not_found")
+    base: str
+    """Name of the model without an adapter."""
+    adapters: Sequence[str] = ()
+    """Names of its adapters. Requests may write NAME or BASE:NAME."""
+
+    def all(self) -> list[str]:
+        """Every model as `/v1/models` lists it."""
+        return [self.base, *(self.full(adapter) for adapter in self.adapters)]
+
+    def full(self, adapter: str) -> str:
+        """The name of the model with an adapter; an empty one is none."""
+        return f"{self.base}:{adapter}" if adapter else self.base
+
+    def adapter(self, asked: str | None) -> str:
+        """Return the adapter that a request names, empty for none.
+
+        Raises:
+            ApiError: it names another model.
+        """
+        if asked is None or asked == self.base:
+            return ""
+        found = asked.removeprefix(f"{self.base}:")
+        if found not in self.adapters:
+            served = ", ".join(map(repr, self.all()))
+            raise ApiError(f"there is no model {asked!r}; this server has {served}", 404, "model", "model_not_found")
+        return found
 
 
 def new_id(prefix: str) -> str:
@@ -109,19 +132,17 @@ async def collect(service: Service, generation: Generation) -> tuple[Started, li
     raise AssertionError("a generation ends with Finished or an error")
 
 
-def make_router(service: Service, name: str) -> APIRouter:
-    """Return the routes of the server's own API.
-
-    Args:
-        name: of the model.
-    """
+def make_router(service: Service, names: ModelNames) -> APIRouter:
+    """Return the routes of the server's own API."""
     router = APIRouter()
 
     @router.get("/health", tags=["server"])
     async def health() -> JSONResponse:
         """Whether the server answers requests: 200 or 503."""
         healthy = service.healthy
-        return JSONResponse({"status": "ok" if healthy else "unavailable", "model": name}, 200 if healthy else 503)
+        return JSONResponse(
+            {"status": "ok" if healthy else "unavailable", "model": names.base}, 200 if healthy else 503
+        )
 
     @router.get("/metrics", tags=["server"], response_class=PlainTextResponse)
     async def show_metrics() -> Response:
@@ -130,14 +151,13 @@ def make_router(service: Service, name: str) -> APIRouter:
 
     @router.get("/v1/models", tags=["OpenAI"])
     async def models() -> dict[str, Any]:
-        """The model that is served, its voices and its limits."""
-        return {"object": "list", "data": [describe_model(service, name)]}
+        """The model that is served and its adapters, with voices and limits."""
+        return {"object": "list", "data": [describe_model(service, name) for name in names.all()]}
 
     @router.get("/v1/models/{model}", tags=["OpenAI"])
     async def model(model: str) -> dict[str, Any]:
         """One model."""
-        check_model(name, model)
-        return describe_model(service, name)
+        return describe_model(service, names.full(names.adapter(model)))
 
     @router.post("/v1/generate", tags=["spirit_jax"], response_model=None)
     async def generate(body: GenerateBody, request: Request) -> Response:
@@ -146,8 +166,8 @@ def make_router(service: Service, name: str) -> APIRouter:
         Events are JSON with a `type`: `start` (the prompt and its units), `text`, `speech` (16-bit samples at 16 kHz in
         base64, and units), and `end` or `error`.
         """
-        check_model(name, body.model)
-        generation = await anyio.to_thread.run_sync(body.generation, service.sampling, service.limits)
+        adapter = names.adapter(body.model)
+        generation = await anyio.to_thread.run_sync(body.generation, service.sampling, service.limits, adapter)
         request_id = new_id("gen")
         if generation.stream:
             return await stream(service, generation, request_id)
@@ -156,7 +176,7 @@ def make_router(service: Service, name: str) -> APIRouter:
         return JSONResponse(
             {
                 "id": request_id,
-                "model": name,
+                "model": names.full(adapter),
                 "prompt": started.prompt.string,
                 "segments": described,
                 **describe_end(finished),

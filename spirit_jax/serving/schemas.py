@@ -136,7 +136,7 @@ class GenerateBody(SamplingBody):
             raise ValueError("give either segments or prompt")
         return self
 
-    def generation(self, defaults: SamplingParams, limits: Limits) -> Generation:
+    def generation(self, defaults: SamplingParams, limits: Limits, adapter: str) -> Generation:
         """Return what is asked for; recordings are decoded here.
 
         Raises:
@@ -144,4 +144,4 @@ class GenerateBody(SamplingBody):
         """
         recordings = Recordings(limits)
         prompt = self.prompt if self.prompt is not None else [part.segment(recordings) for part in self.segments or []]
-        return Generation(prompt, self.output_modality, self.sampling(defaults), self.voice, self.stream)
+        return Generation(prompt, self.output_modality, self.sampling(defaults), self.voice, self.stream, adapter)

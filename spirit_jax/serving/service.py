@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -52,6 +52,8 @@ class Generation:
     stream: bool = False
     """Whether segments come in pieces as they are generated, as from `SpiritLM.stream`; otherwise whole, as from
     `SpiritLM.generate`."""
+    adapter: str = ""
+    """Name of the adapter that answers; empty for the model without one."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -112,7 +114,8 @@ class Service:
     """A model that answers requests of many clients at once.
 
     Attributes:
-        lm: the model.
+        lm: the model; its adapters share its tokenizers.
+        adapters: names of the adapters that requests may name.
         limits: what requests may take.
         sampling: decoding options of requests that name none: the checkpoint's, within the capacity.
         metrics: what the server counts.
@@ -122,14 +125,24 @@ class Service:
         created: when the service was made, in seconds of Unix time.
     """
 
-    def __init__(self, lm: SpiritLM, capacity: Capacity, limits: Limits, tokens_per_step: int = 8):
+    def __init__(
+        self,
+        lm: SpiritLM,
+        capacity: Capacity,
+        limits: Limits,
+        tokens_per_step: int = 8,
+        adapters: Mapping[str, SpiritLM] | None = None,
+    ):
         """
         Args:
-            capacity: slots and lengths of the scheduler.
+            capacity: slots and lengths of each scheduler.
             tokens_per_step: tokens that each running request generates before they are handed out.
+            adapters: the model with each adapter that requests may name, merged.
         """
         self.lm, self.limits, self.metrics = lm, limits, ServerMetrics()
-        self.engine = EngineThread(lm.engine, capacity, self.metrics, tokens_per_step)
+        self.adapters = tuple(adapters or {})
+        engines = {"": lm.engine} | {name: model.engine for name, model in (adapters or {}).items()}
+        self.engine = EngineThread(engines, capacity, self.metrics, tokens_per_step)
         self.sampling = lm.sampling.override(max_new_tokens=min(lm.sampling.max_new_tokens, capacity.new_tokens))
         # Parts of the speech tokenizer are loaded when first needed; many threads will need the vocoder at once.
         vocoder = None if lm.speech_tokenizer is None else lm.speech_tokenizer.vocoder
@@ -246,7 +259,7 @@ class Service:
             voice.check()
         prompt, segments = self._encode(generation)
         request = Request(prompt, self._fitting(prompt, generation.sampling))
-        ticket = self.engine.submit(request, job.admitted + self.limits.seconds)
+        ticket = self.engine.submit(request, job.admitted + self.limits.seconds, generation.adapter)
         job.set_ticket(ticket)
         yield Started(prompt, segments)
         ids: list[int] = []

@@ -31,7 +31,7 @@ from spirit_jax.inference.prompts import Modality, Segment
 from spirit_jax.serving import errors
 from spirit_jax.serving.errors import ApiError
 from spirit_jax.serving.limits import LimitError
-from spirit_jax.serving.routes import check_model, describe_end, describe_start, new_id, unit_string
+from spirit_jax.serving.routes import ModelNames, describe_end, describe_start, new_id, unit_string
 from spirit_jax.serving.schemas import Body, SamplingBody, Text, Units, units_segment
 from spirit_jax.serving.security import Access
 from spirit_jax.serving.service import Finished, Generation, Service, Started
@@ -89,19 +89,15 @@ _Message = Annotated[
 _MESSAGES: TypeAdapter[Any] = TypeAdapter(_Message)
 
 
-def make_router(service: Service, name: str, access: Access) -> APIRouter:
-    """Return the WebSocket's route.
-
-    Args:
-        name: of the model.
-    """
+def make_router(service: Service, names: ModelNames, access: Access) -> APIRouter:
+    """Return the WebSocket's route."""
     router = APIRouter()
 
     @router.websocket("/v1/stream")
     async def talk(socket: WebSocket) -> None:
         await socket.accept()
         with contextlib.suppress(WebSocketDisconnect, RuntimeError):  # RuntimeError: it was closed while we sent
-            await Conversation(socket, service, name, access).run()
+            await Conversation(socket, service, names, access).run()
 
     return router
 
@@ -109,8 +105,8 @@ def make_router(service: Service, name: str, access: Access) -> APIRouter:
 class Conversation:
     """One connection: what was said so far, and the answer that is being generated."""
 
-    def __init__(self, socket: WebSocket, service: Service, name: str, access: Access):
-        self._socket, self._service, self._name, self._access = socket, service, name, access
+    def __init__(self, socket: WebSocket, service: Service, names: ModelNames, access: Access):
+        self._socket, self._service, self._names, self._access = socket, service, names, access
         self._options: StartMessage | None = None
         self._segments: list[Segment] = []
         self._recording = bytearray()
@@ -172,10 +168,10 @@ class Conversation:
         header = self._socket.headers.get("authorization", f"Bearer {options.api_key or ''}")
         if not self._access.allows_key(header):
             raise ApiError("a valid API key is needed: api_key in the start message", 401, code="invalid_api_key")
-        check_model(self._name, options.model)
+        name = self._names.full(self._names.adapter(options.model))
         options.sampling(self._service.sampling)
         self._options = options
-        await self._send({"type": "ready", "model": self._name})
+        await self._send({"type": "ready", "model": name})
 
     def _add(self, segment: Segment) -> None:
         """End the recording that is open, and add a segment."""
@@ -202,7 +198,8 @@ class Conversation:
         self._end_recording()
         sampling = options.sampling(self._service.sampling).override(seed=message.seed)
         modality = message.output_modality or options.output_modality
-        generation = Generation(list(self._segments), modality, sampling, options.voice, stream=True)
+        adapter = self._names.adapter(options.model)
+        generation = Generation(list(self._segments), modality, sampling, options.voice, stream=True, adapter=adapter)
         self._answer = asyncio.create_task(self._stream(generation))
 
     async def _stream(self, generation: Generation) -> None:

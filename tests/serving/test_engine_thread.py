@@ -18,7 +18,7 @@ from tests.support.servers import CAPACITY, ids_alone
 
 @pytest.fixture
 def engine(lm):
-    engine = EngineThread(lm.engine, CAPACITY, ServerMetrics(), tokens_per_step=4)
+    engine = EngineThread({"": lm.engine}, CAPACITY, ServerMetrics(), tokens_per_step=4)
     engine.start()
     yield engine
     engine.close(5)
@@ -83,7 +83,7 @@ def test_after_a_failure_the_thread_takes_new_requests(lm, engine, monkeypatch):
 
 
 def test_closing_finishes_what_runs_and_refuses_the_rest(lm):
-    engine = EngineThread(lm.engine, CAPACITY, ServerMetrics(), tokens_per_step=4)
+    engine = EngineThread({"": lm.engine}, CAPACITY, ServerMetrics(), tokens_per_step=4)
     engine.start()
     ticket = engine.submit(request(lm, "hello", max_new_tokens=60), soon())
     engine.close(30)

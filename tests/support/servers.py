@@ -6,7 +6,7 @@ import functools
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -90,10 +90,14 @@ def parse_events(text: str) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def running(
-    lm: SpiritLM, capacity: Capacity = CAPACITY, limits: Limits = LIMITS, access: Access = OPEN
+    lm: SpiritLM,
+    capacity: Capacity = CAPACITY,
+    limits: Limits = LIMITS,
+    access: Access = OPEN,
+    adapters: Mapping[str, SpiritLM] | None = None,
 ) -> Iterator[Server]:
-    """Serve a model on a free port."""
-    service = Service(lm, capacity, limits, tokens_per_step=4)
+    """Serve a model, and its adapters, on a free port."""
+    service = Service(lm, capacity, limits, tokens_per_step=4, adapters=adapters)
     config = uvicorn.Config(make_app(service, NAME, access), port=0, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
