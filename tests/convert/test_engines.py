@@ -1,0 +1,46 @@
+"""An exported language model in Hugging Face's `generate`, as docs/engines.md has it."""
+
+import pathlib
+import re
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support import checkpoints
+from tests.support.trees import run_export
+
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "engines.md"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> pathlib.Path:
+    target = tmp_path_factory.mktemp("engines")
+    return run_export(checkpoints.converted("small_expressive"), target / "exported") / "spiritlm_model"
+
+
+def test_the_page_generates_the_ids_of_spirit_jax(exported, monkeypatch, capsys):
+    """The code of the page runs as it is printed, and gives the greedy ids of the same prompt."""
+    code = re.search(r"```python\n(import torch.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert code is not None
+    monkeypatch.chdir(exported.parents[1])
+    namespace: dict = {}
+    exec(code[1].replace("exported/spiritlm_model", f"{exported.parent.name}/spiritlm_model"), namespace)
+    lm = checkpoints.load("small_expressive")
+    prompt = lm.vocabulary.encode("[Text]The young chef[Speech]")
+    assert namespace["inputs"].input_ids[0].tolist() == prompt
+    expected = lm.generate_ids(prompt, "any", max_new_tokens=50).tolist()
+    assert namespace["output"][0].tolist() == [*prompt, *expected]
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("<s>[Text]")
+    assert "] [" not in printed
+
+
+def test_unit_strings_are_one_token_each(exported):
+    folder = next(exported.iterdir())
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    ids = tokenizer("[Speech][St1][Pi2][Hu3][Hu500]").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids)[-4:] == ["[St1]", "[Pi2]", "[Hu3]", "[Hu500]"]
+    assert model.config.vocab_size >= len(tokenizer)
+    assert model.config.eos_token_id == 2
+    assert model.dtype in (torch.float32, torch.bfloat16)
