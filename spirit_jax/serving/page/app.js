@@ -50,7 +50,10 @@ async function connect() {
   try {
     const response = await fetch("/v1/models", { headers: headers() });
     if (!response.ok) throw new Error(await problem(response));
-    [model] = (await response.json()).data;
+    const served = (await response.json()).data; // the model, then the model with each of its adapters
+    [model] = served;
+    $("served").replaceChildren(...served.map(({ id }) => element("option", { value: id, textContent: id })));
+    for (const part of [$("served"), document.querySelector("label[for=served]")]) part.hidden = served.length < 2;
   } catch (error) {
     $("model").textContent = "not connected";
     status(error.message, true);
@@ -349,6 +352,7 @@ function request() {
   if ($("vary").checked) $("seed").value = Math.floor(Math.random() * 1e6);
   const voice = $("voice").value;
   return {
+    ...($("served").value ? { model: $("served").value } : {}),
     segments: segments(),
     output_modality: document.querySelector("input[name=output]:checked").value,
     temperature: Number($("temperature").value),
