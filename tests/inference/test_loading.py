@@ -95,7 +95,7 @@ def test_no_layer_of_quantized_weights_exists_in_floats(mesh, monkeypatch, dtype
     state = steps.init_state(program, params, slots=1, length=64, new_tokens=64)
     options = RowOptions.of(SamplingParams(), "text", max_new_tokens=8)
     chunks = PromptChunks(
-        tokens_bt=np.ones((1, 64), np.int32), slots_b=one * 0, start_b=one * 0, length_b=one * 64, is_last_b=one > 0
+        tokens_bt=np.ones((1, 16), np.int32), slots_b=one * 0, start_b=one * 0, length_b=one * 16, is_last_b=one > 0
     )
     prefill = steps.prefill.lower(program, arrays, state, options, chunks, first=False)
     limits = {"max_steps": np.int32(8), "until_free": np.bool_(False)}

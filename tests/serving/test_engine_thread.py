@@ -68,13 +68,13 @@ def test_a_request_that_does_not_fit_is_refused(lm, engine):
 def test_after_a_failure_the_thread_takes_new_requests(lm, engine, monkeypatch):
     """The requests of the failed step end with an error, and nothing else does."""
     list(engine.submit(request(lm, "a", max_new_tokens=1), soon()))
-    step = type(engine._scheduler).step
+    step = Scheduler.step
 
     def fail(*_):
-        monkeypatch.setattr(type(engine._scheduler), "step", step)
+        monkeypatch.setattr(Scheduler, "step", step)
         raise RuntimeError("the device is gone")
 
-    monkeypatch.setattr(type(engine._scheduler), "step", fail)
+    monkeypatch.setattr(Scheduler, "step", fail)
     ticket = engine.submit(request(lm, "hello", max_new_tokens=8), soon())
     with pytest.raises(EngineError, match="the engine failed"):
         list(ticket)
