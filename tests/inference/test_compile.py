@@ -1,5 +1,7 @@
 """Prefill and decode can be compiled from shapes alone."""
 
+import math
+
 import jax
 import pytest
 
@@ -23,6 +25,20 @@ def test_both_steps_compile_without_weights():
         assert memory is not None
         assert memory.alias_size_in_bytes >= cache  # the state is updated in place
         assert cache < memory.output_size_in_bytes < 1.1 * cache
+
+
+def test_weights_in_4_bits_are_arguments_of_the_step():
+    """Layers take an eighth of float32 and a scale of two bytes for 32 weights; embedding and head a quarter."""
+    config = LlamaConfig(512, 64, 128, 2, 4, 2)
+    mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+
+    def size(quantize):
+        lowered = lower_steps(config, mesh, slots=1, new_tokens=8, quantize=quantize)["decode"]
+        return sum(math.prod(info.shape) * info.dtype.itemsize for info in jax.tree.leaves(lowered.args_info))
+
+    layers, rows = 2 * (2 * 64 * (4 + 2) * 16 + 3 * 64 * 128), 2 * 512 * 64
+    scales = 4 * (512 + 512)  # of the embedding's rows and of the head's columns
+    assert size(None) - size("int4") == layers * (4 - 0.5 - 2 / 32) + rows * 3 - scales
 
 
 def test_a_config_file_or_a_checkpoint_describes_the_model(tmp_path):
