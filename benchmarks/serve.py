@@ -70,6 +70,17 @@ def model(checkpoint: str, hidden: int, layers: int) -> SpiritLM:
     return SpiritLM(params, config, parts.vocabulary, parts.speech_tokenizer, mesh)
 
 
+def compile_all(lm: SpiritLM, capacity: Capacity, body: dict[str, Any]) -> None:
+    """Compile the prefill of every number of prompts at once, so that no measured request waits for it."""
+    for modality in ("text", "speech"):
+        scheduler, encoded = lm.engine.scheduler(capacity), lm.encode_prompt(body["prompt"], modality)
+        for power in range(capacity.slots.bit_length()):
+            for _ in range(min(2**power, capacity.slots)):
+                scheduler.submit(Request(encoded, SamplingParams(temperature=1.0, max_new_tokens=2)))
+            while scheduler.busy:
+                scheduler.step()
+
+
 def bare_engine(lm: SpiritLM, capacity: Capacity, body: dict[str, Any], requests: int, tokens_per_step: int) -> float:
     """Return the tokens a second of the scheduler alone, which runs the requests of as many clients as it has slots."""
     scheduler, encoded = lm.engine.scheduler(capacity), lm.encode_prompt(body["prompt"], body["output_modality"])
@@ -144,7 +155,8 @@ def measure(lm: SpiritLM, streams: int, options: argparse.Namespace) -> str:
     body = {"prompt": prompt, "stream": True, "temperature": 1.0, "max_new_tokens": options.new}
     text_body, speech_body = (body | {"output_modality": modality} for modality in ("text", "speech"))
     try:
-        ask(url, speech_body, streams, 1)  # compiles
+        compile_all(lm, capacity, body)
+        ask(url, speech_body, streams, 1)  # compiles the vocoder
         ask(url, text_body, streams, 1)
         text = ask(url, text_body, streams, options.requests)
         bare = bare_engine(lm, capacity, text_body, options.requests, options.tokens_per_step)
