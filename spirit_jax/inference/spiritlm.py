@@ -56,7 +56,7 @@ class SpiritLM:
         """
         Args:
             params: sharded over `mesh` by the table of sharding rules (`inference.network.param_shardings`), in floats
-                or in 8 bits.
+                or quantized.
             mesh: None means the first local device.
             sampling: default decoding options; None decodes greedily.
 
