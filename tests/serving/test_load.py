@@ -1,4 +1,7 @@
-"""Many clients at once: some leave, some read slowly, and every answer is the one that its prompt gets alone."""
+"""Many clients at once, of the model and of an adapter: every answer is the one that its prompt gets alone.
+
+Some clients leave, and some read slowly.
+"""
 
 import asyncio
 import collections
@@ -12,7 +15,7 @@ import pytest
 
 from spirit_jax import SpiritLM
 from spirit_jax.serving.limits import Limits
-from tests.support.servers import Server, ids_alone, running
+from tests.support.servers import NAME, Server, ids_alone, running
 
 WORDS = ["hello", "[Text]a", "[Text]The bus was late[Speech]", "[Speech][Hu3][Hu5]", "[Text]one two"]
 
@@ -20,7 +23,11 @@ WORDS = ["hello", "[Text]a", "[Text]The bus was late[Speech]", "[Speech][Hu3][Hu
 def bodies(number: int) -> list[dict]:
     """Different requests, few enough that each answer is computed alone only once."""
     options = [{"max_new_tokens": 6 + 2 * n, "temperature": 0.5 * (n % 3), "seed": n} for n in range(number)]
-    return [{"prompt": WORDS[n % len(WORDS)], "stream": True, **option} for n, option in enumerate(options)]
+    names = (NAME, f"{NAME}:voice")
+    return [
+        {"model": names[n // 4 % 2], "prompt": WORDS[n % len(WORDS)], "stream": True, **option}
+        for n, option in enumerate(options)
+    ]
 
 
 def expected(lm: SpiritLM, body: dict) -> str:
@@ -58,10 +65,10 @@ async def client(
     counts["answered"] += 1
 
 
-def run_load(lm: SpiritLM, seconds: float, clients: int) -> collections.Counter:
+def run_load(lm: SpiritLM, voice: SpiritLM, seconds: float, clients: int) -> collections.Counter:
     """Keep a number of clients busy for a time, or once each at least; returns what happened."""
     counts: collections.Counter = collections.Counter()
-    requests = [(body, expected(lm, body)) for body in bodies(16)]
+    requests = [(body, expected(lm if body["model"] == NAME else voice, body)) for body in bodies(16)]
     durations: list[float] = []
 
     async def busy(http: httpx.AsyncClient, number: int, end: float) -> None:
@@ -79,7 +86,7 @@ def run_load(lm: SpiritLM, seconds: float, clients: int) -> collections.Counter:
         async with httpx.AsyncClient(base_url=server.url, timeout=120, limits=limits) as http:
             await asyncio.gather(*(busy(http, number, end) for number in range(clients)))
 
-    with running(lm, limits=Limits(pending=clients)) as server:
+    with running(lm, limits=Limits(pending=clients), adapters={"voice": voice}) as server:
         asyncio.run(everyone(server))
         server.wait_until_idle()
         assert server.service.healthy
@@ -88,18 +95,18 @@ def run_load(lm: SpiritLM, seconds: float, clients: int) -> collections.Counter:
     return counts
 
 
-def test_64_clients_get_the_answers_of_each_alone(lm):
-    counts = run_load(lm, seconds=0, clients=64)
+def test_64_clients_get_the_answers_of_each_alone(lm, voice):
+    counts = run_load(lm, voice, seconds=0, clients=64)
     assert counts["answered"] + counts["left"] == 64
     assert counts["answered"] > 30
     assert counts["left"]
 
 
 @pytest.mark.slow
-def test_64_clients_for_two_minutes_keep_memory_level(lm):
-    run_load(lm, seconds=20, clients=64)
+def test_64_clients_for_two_minutes_keep_memory_level(lm, voice):
+    run_load(lm, voice, seconds=20, clients=64)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    counts = run_load(lm, seconds=120, clients=64)
+    counts = run_load(lm, voice, seconds=120, clients=64)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(dict(counts), f"grown by {grown:.0f} MiB")
     assert grown < 100

@@ -4,22 +4,7 @@ import concurrent.futures
 
 import pytest
 
-from spirit_jax.adapters import base_fingerprint, write_peft
-from spirit_jax.models.lora import LoraConfig
-from tests.support import checkpoints
-from tests.support.adapters import random_adapter
 from tests.support.servers import NAME, alone, running
-
-LORA = LoraConfig(rank=3, alpha=6.0, targets=["q_proj", "down_proj"])
-
-
-@pytest.fixture(scope="module")
-def voice(lm, tmp_path_factory):
-    """The model with an adapter."""
-    base, directory = checkpoints.converted("small_base"), tmp_path_factory.mktemp("adapters") / "voice"
-    arrays = random_adapter(lm.config, LORA, size=0.2)
-    write_peft(directory, lm.config, LORA, arrays, base=base_fingerprint(base), base_name=str(base))
-    return lm.with_adapter(base, directory)
 
 
 @pytest.fixture(scope="module")
