@@ -24,6 +24,7 @@ from spirit_jax.inference import llama_cpu, network
 from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig, Params
 from spirit_jax.models.llama_config import Quantization
+from spirit_jax.parallel.sharding import apply_split
 
 
 def model_config(settings: Any, source: str | os.PathLike, dtype: str | None = None) -> LlamaConfig:
@@ -88,7 +89,8 @@ def load_params(
         return {**others, "layers": jax.tree.map(_StoredParameter.stack_layers, layers)}
 
 
-_quantize = jax.jit(quantized.quantize_leaf, static_argnums=(0, 2))
+def _quantize(weight: Array, path: tuple, kind: Quantization) -> Any:
+    return quantized.quantize_leaf(path, weight, kind)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +116,7 @@ class _StoredParameter:
             names = tuple(key.key for key in self.path)
             array = self.adapter.merged(names, array, layer=None if isinstance(index, EllipsisType) else index)
         array = array.astype(self.wanted.dtype)
-        return array if self.quantize is None else _quantize(self.path, array, self.quantize)
+        return array if self.quantize is None else apply_split(_quantize, array, self.path, self.quantize)
 
     def stack_layers(self) -> Array | dict[str, Array]:
         """Read and convert all layers, one after the other; only the result ever exists as a whole."""

@@ -1,6 +1,7 @@
 """Sharding: one table maps the logical axes of weights and activations to mesh axes, and everything is split by it."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -130,6 +131,27 @@ def abstract_result(function: Callable[[Any], Any], array: jax.ShapeDtypeStruct)
     assert isinstance(sharding, NamedSharding)
     shapes = jax.eval_shape(function, array)
     return with_shardings(shapes, jax.tree.map(lambda shape: fitting(sharding, shape.shape), shapes))
+
+
+def apply_split(function: Callable[..., Any], array: jax.Array, *static: Any) -> Any:
+    """Return `function(array, *static)`, compiled, with its results split as `abstract_result` has them.
+
+    Left to itself, the partitioner may split a result unevenly, which JAX refuses.
+
+    Args:
+        function: a function of a module, because programs are kept for it.
+        array: split by a `NamedSharding`.
+        static: hashable arguments.
+    """
+    return _jit_split(function, jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding), static)(array)
+
+
+@functools.cache
+def _jit_split(function: Callable[..., Any], like: jax.ShapeDtypeStruct, static: tuple[Any, ...]) -> Any:
+    def call(array: jax.Array) -> Any:
+        return function(array, *static)
+
+    return jax.jit(call, out_shardings=jax.tree.map(lambda shape: shape.sharding, abstract_result(call, like)))
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from spirit_jax.config import from_dict, to_dict
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.models import llama, lora, quantized
 from spirit_jax.models.llama_config import Quantization
-from spirit_jax.parallel.sharding import abstract_result, tracing, tree_shardings, with_shardings
+from spirit_jax.parallel.sharding import abstract_result, apply_split, tracing, tree_shardings, with_shardings
 from spirit_jax.training.checks import RunError
 from spirit_jax.training.initialize import checkpoint_weights
 from spirit_jax.training.language_model import param_shardings
@@ -174,7 +174,7 @@ def _load_quantized(path: str, stored: checkpoint.StoredArray, wanted: jax.Shape
         weight = jax.make_array_from_callback(
             wanted.shape[1:], placement, functools.partial(_read_layer, stored, layer)
         )
-        layers.append(_quantize(name, weight, kind))
+        layers.append(apply_split(_quantize, weight, name, kind))
     return jax.tree.map(lambda *parts: jnp.stack(parts), *layers)
 
 
@@ -182,7 +182,8 @@ def _read_layer(stored: checkpoint.StoredArray, layer: int, at: tuple[slice, ...
     return stored[(layer, *(at or ()))]
 
 
-_quantize = jax.jit(quantized.quantize, static_argnums=(0, 2))
+def _quantize(weight: Array, name: str, kind: Quantization) -> dict[str, Array]:
+    return quantized.quantize(name, weight, kind)
 
 
 def first_adapter(weights: AdapterWeights, mesh: Mesh, seed: int) -> Params:
