@@ -130,10 +130,10 @@ _NAMED_BY_USERS = ("data.sources.", *(f"data.{name}" for name in [*TASKS, "TASK"
 """Options whose last part is a name of the user's, or of a task."""
 
 
-def _options_of(command: str, capsys, *arguments: str) -> set[str]:
+def _options_of(command: str, capsys, *arguments: str, help_option: str = "--help") -> set[str]:
     main = importlib.import_module(COMMANDS[command][0]).main
     with pytest.raises(SystemExit) as end:
-        main([*arguments, "--help"])
+        main([*arguments, help_option])
     assert end.value.code == 0
     return {option.replace("-", "_") for option in re.findall(r"--([a-z][\w.-]*)", capsys.readouterr().out)}
 
@@ -144,6 +144,7 @@ def options(capsys) -> dict[str, set[str]]:
     found = {command: _options_of(command, capsys) for command in COMMANDS if command != "convert"}
     for job in ("import", "export", "verify", "merge", "export-adapter"):
         found[f"convert {job}"] = _options_of("convert", capsys, job)
+    found["train"] |= _options_of("train", capsys, help_option="--lora.help")  # a section that may be left out
     return found
 
 

@@ -222,16 +222,17 @@ def _quantized_matmul(weight: dict[str, Array], x: Float[Array, "D ..."]) -> Flo
     most = max(_BLOCK_BYTES // (x_dc.shape[0] * x.dtype.itemsize), 1)
     size = max(size for size in range(1, most + 1) if (rows // devices) % size == 0)
 
-    def in_blocks(array: Array) -> Array:
-        return jnp.moveaxis(array.reshape(devices, -1, size, array.shape[-1]), 1, 0)
+    # Blocks are taken by their number. A loop over the arrays themselves would first copy all of them, once a layer.
+    blocks = jax.tree.map(lambda array: array.reshape(devices, -1, size, array.shape[-1]), weight)
 
-    def multiply(block: dict[str, Array]) -> Float[Array, "p r c"]:
+    def multiply(index: Int[Array, ""]) -> Float[Array, "p r c"]:
+        block = jax.tree.map(lambda array: jax.lax.dynamic_index_in_dim(array, index, 1, keepdims=False), blocks)
         if "int8" in block:
             return _matmul("prd,dc->prc", quantized.to_float(block, x.dtype), x_dc)
         even, odd, _ = quantized.split_inputs(block, x.dtype)
         return _matmul("prd,dc->prc", even, x_dc[0::2]) + _matmul("prd,dc->prc", odd, x_dc[1::2])
 
-    result = jax.lax.map(multiply, jax.tree.map(in_blocks, weight))
+    result = jax.lax.map(multiply, jnp.arange(rows // devices // size))
     return jnp.moveaxis(result, 0, 1).reshape(*outputs, *x.shape[1:])
 
 

@@ -140,8 +140,8 @@ class SpiritLM:
         Raises:
             CheckpointError, AdapterError, PathError: as `from_pretrained`.
         """
-        updates = read_adapter(local_path(os.fspath(adapter), "adapter"), self.config)
-        directory = local_path(os.fspath(directory), "checkpoint")
+        updates = read_adapter(checkpoint.local_directory(adapter, "adapter"), self.config)
+        directory = checkpoint.local_directory(directory, "checkpoint")
         params = load_params(directory, self.config, self.mesh, quantized.find_kind(self.params), updates)
         changed = {"layers", *updates.arrays.get("rows", {})}
         params |= {name: self.params[name] for name in params.keys() - changed}
