@@ -2,37 +2,55 @@
 
 import pathlib
 import re
+import shutil
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from spirit_jax import SpiritLM, checkpoint
+from spirit_jax.inference.sampling_params import SamplingParams
+from spirit_jax.vocabulary import Vocabulary
 from tests.support import checkpoints
 from tests.support.trees import run_export
 
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "engines.md"
 
 
+TEXTS = ["The young chef opened the door.", "A dog ran over the green hill.", "We sing a quiet song at night."] * 40
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory) -> pathlib.Path:
-    target = tmp_path_factory.mktemp("engines")
-    return run_export(checkpoints.converted("small_expressive"), target / "exported") / "spiritlm_model"
+def trained(tmp_path_factory) -> pathlib.Path:
+    """The small expressive checkpoint with a tokenizer that was trained here, as the run of the page has."""
+    directory = tmp_path_factory.mktemp("engines") / "checkpoint"
+    shutil.copytree(checkpoints.converted("small_expressive"), directory)
+    place = checkpoint.find(directory, checkpoint.TOKENIZER)
+    shutil.rmtree(place)
+    Vocabulary.train(TEXTS, 300).save(place)
+    return directory
 
 
-def test_the_page_generates_the_ids_of_spirit_jax(exported, monkeypatch, capsys):
+@pytest.fixture(scope="module")
+def exported(trained) -> pathlib.Path:
+    return run_export(trained, trained.parent / "exported") / "spiritlm_model"
+
+
+def test_the_page_generates_the_ids_of_spirit_jax(trained, exported, monkeypatch, capsys):
     """The code of the page runs as it is printed, and gives the greedy ids of the same prompt."""
     code = re.search(r"```python\n(import torch.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
     assert code is not None
-    monkeypatch.chdir(exported.parents[1])
+    monkeypatch.chdir(trained.parent)
     namespace: dict = {}
-    exec(code[1].replace("exported/spiritlm_model", f"{exported.parent.name}/spiritlm_model"), namespace)
-    lm = checkpoints.load("small_expressive")
+    exec(code[1], namespace)
+    lm = SpiritLM.from_pretrained(trained, "float32")
+    lm.sampling = SamplingParams()
     prompt = lm.vocabulary.encode("[Text]The young chef[Speech]")
     assert namespace["inputs"].input_ids[0].tolist() == prompt
     expected = lm.generate_ids(prompt, "any", max_new_tokens=50).tolist()
     assert namespace["output"][0].tolist() == [*prompt, *expected]
-    printed = capsys.readouterr().out.strip()
-    assert printed.startswith("<s>[Text]")
+    printed = capsys.readouterr().out.strip().splitlines()[-1]
+    assert printed.startswith("<s>")
     assert "] [" not in printed
 
 
