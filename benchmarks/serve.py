@@ -40,6 +40,7 @@ from spirit_jax.serving.app import make_app
 from spirit_jax.serving.limits import Limits
 from spirit_jax.serving.security import Access
 from spirit_jax.serving.service import Service
+from spirit_jax.serving.warm_up import warm_up
 
 
 class Seen(NamedTuple):
@@ -68,17 +69,6 @@ def model(checkpoint: str, hidden: int, layers: int) -> SpiritLM:
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = init_params(config, jax.random.key(0))
     return SpiritLM(params, config, parts.vocabulary, parts.speech_tokenizer, mesh)
-
-
-def compile_all(lm: SpiritLM, capacity: Capacity, body: dict[str, Any]) -> None:
-    """Compile the prefill of every number of prompts at once, so that no measured request waits for it."""
-    for modality in ("text", "speech"):
-        scheduler, encoded = lm.engine.scheduler(capacity), lm.encode_prompt(body["prompt"], modality)
-        for power in range(capacity.slots.bit_length()):
-            for _ in range(min(2**power, capacity.slots)):
-                scheduler.submit(Request(encoded, SamplingParams(temperature=1.0, max_new_tokens=2)))
-            while scheduler.busy:
-                scheduler.step()
 
 
 def bare_engine(lm: SpiritLM, capacity: Capacity, body: dict[str, Any], requests: int, tokens_per_step: int) -> float:
@@ -155,7 +145,7 @@ def measure(lm: SpiritLM, streams: int, options: argparse.Namespace) -> str:
     body = {"prompt": prompt, "stream": True, "temperature": 1.0, "max_new_tokens": options.new}
     text_body, speech_body = (body | {"output_modality": modality} for modality in ("text", "speech"))
     try:
-        compile_all(lm, capacity, body)
+        warm_up(lm, capacity, every_batch=True)
         ask(url, speech_body, streams, 1)  # compiles the vocoder
         ask(url, text_body, streams, 1)
         text = ask(url, text_body, streams, options.requests)

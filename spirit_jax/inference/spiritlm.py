@@ -130,8 +130,8 @@ class SpiritLM:
     def with_adapter(self, directory: str | os.PathLike, adapter: str | os.PathLike) -> "SpiritLM":
         """Return this model with a low-rank adapter merged into it.
 
-        The two share the tokenizers, the compiled programs, and the weights outside the layers that the adapter leaves
-        alone. The layers of the result take as much memory as those of this model.
+        The two models share the tokenizers, the compiled programs, and the embedding and head where the adapter does
+        not change them. The layers of the result take as much memory as those of this model.
 
         Args:
             directory: the checkpoint that this model was loaded from, without an adapter.

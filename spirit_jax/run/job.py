@@ -103,8 +103,10 @@ def compile_run(settings: TrainConfig) -> Report | Estimate:
         raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16, or a GPU such as h100")
     if settings.preferences is not None:
         raise RunError("compile_topology: only training on documents; leave out preferences")
-    if settings.lora is not None and pathlib.Path(settings.resolved().init_from or "").exists():
-        settings, _ = with_base(settings, settings.lora)
+    source = settings.resolved().init_from
+    if settings.lora is not None and source is not None and as_path(source).exists():
+        local = checkpoint.local_directory(source, "init_from")
+        settings, _ = with_base(dataclasses.replace(settings, init_from=str(local)), settings.lora)
     if settings.compile_topology in GPUS:
         here = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         return estimate_step(

@@ -121,7 +121,9 @@ class EngineThread:
         metrics.gauge("spirit_slots", "Requests that can run at once.", lambda: capacity.slots * len(engines))
         metrics.gauge("spirit_slots_in_use", "Requests that run.", self._running)
         metrics.gauge(
-            "spirit_requests_pending", "Requests that wait for a slot.", lambda: len(self._tickets) - self._running()
+            "spirit_requests_pending",
+            "Requests that wait for a slot.",
+            lambda: max(len(self._tickets) - self._running(), 0),
         )
 
     @property

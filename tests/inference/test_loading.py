@@ -84,16 +84,12 @@ def test_at_most_one_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):
     assert sum(got == stored[1:] for stored, got in read) == config.num_hidden_layers * len(shapes)
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), [("float32", "int8"), ("bfloat16", "int8"), ("float32", "int4")])
+@pytest.mark.parametrize(("dtype", "quantize"), [("bfloat16", "int8"), ("float32", "int4")])
 def test_no_layer_of_quantized_weights_exists_in_floats(mesh, monkeypatch, dtype, quantize):
-    """Prefill and decode have no float array as large as the smallest matrix, and copy no integers of eight layers.
-
-    XLA:CPU computes in float32, so that the limit of memory is a layer in float32.
-    """
+    """Prefill and decode have no float array as large as the smallest matrix, and do not copy the integers."""
     monkeypatch.setattr(llama_cpu, "_BLOCK_BYTES", 2**14)
-    config = LlamaConfig(512, 128, 512, 8, 4, 4, dtype=dtype, param_dtype=dtype)
+    config = LlamaConfig(512, 128, 512, 2, 4, 4, dtype=dtype, param_dtype=dtype)
     full = jax.jit(lambda: llama.init_params(config, jax.random.key(0)))()
-    layer = sum(x.size for x in jax.tree.leaves(full["layers"])) // config.num_hidden_layers
     params = network.arrange(config, quantized.quantize_tree(full, quantize), mesh)
     features = SamplingFeatures(shortlist=0, repetition_penalty=False, grammar=False)
     program = DecodeProgram(config, mesh, end_ids=(), features=features)
@@ -106,6 +102,7 @@ def test_no_layer_of_quantized_weights_exists_in_floats(mesh, monkeypatch, dtype
     prefill = steps.prefill.lower(program, arrays, state, options, chunks, first=False)
     limits = {"max_steps": np.int32(8), "until_free": np.bool_(False)}
     decode = steps.decode.lower(program, arrays, state, options, **limits)
+    integers = sum(x.nbytes for x in jax.tree.leaves(params["layers"]) if x.dtype == jnp.int8)
     for lowered in (prefill, decode):
         compiled = lowered.compile()
         text, memory = compiled.as_text(), compiled.memory_analysis()
@@ -113,7 +110,7 @@ def test_no_layer_of_quantized_weights_exists_in_floats(mesh, monkeypatch, dtype
         assert memory is not None
         shapes = re.findall(r"= (?:f32|bf16)\[([\d,]+)\]", text)
         assert max(math.prod(map(int, shape.split(","))) for shape in shapes) < config.hidden_size**2
-        assert memory.temp_size_in_bytes < 4 * layer
+        assert memory.temp_size_in_bytes < integers
 
 
 def test_a_config_that_is_no_llama_is_refused():
