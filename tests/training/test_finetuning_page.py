@@ -7,6 +7,7 @@ import re
 import shlex
 
 import numpy as np
+import pytest
 import soundfile
 
 from spirit_jax.__main__ import COMMANDS
@@ -25,6 +26,7 @@ def page_commands() -> list[list[str]]:
     return [shlex.split(line) for line in block[1].replace("\\\n", " ").splitlines()]
 
 
+@pytest.mark.slow  # half a minute of CPU time
 def test_the_commands_of_the_page_lead_from_recordings_to_speech(tmp_path, monkeypatch):
     """A few short clips and two steps; everything else is as on the page. The folder `clips` is the reader's own."""
     monkeypatch.chdir(tmp_path)
