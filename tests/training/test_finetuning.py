@@ -240,10 +240,11 @@ def test_held_out_units_of_another_speech_tokenizer_are_refused(recipe, tmp_path
     for split, fingerprint in (("train", "abc"), ("validation", "xyz")):
         (tmp_path / f"{split}.jsonl").write_text(json.dumps({"speech_tokenizer": fingerprint}) + "\n")
     sources = {"mine": SourceConfig(str(tmp_path), "pairs", held_out_split="validation")}
-    preferences = PreferenceData(str(tmp_path), held_out_split="validation")
-    arguments = (DataConfig(sources), tmp_path) if recipe == "pairs" else (DataConfig(), tmp_path, preferences)
+    pairs = recipe == "pairs"
+    data = DataConfig(sources if pairs else {})
+    preferences = None if pairs else PreferenceData(str(tmp_path), held_out_split="validation")
     with pytest.raises(RunError, match=r"split train\) and .*split validation\) hold units of different"):
-        check_units(*arguments)
+        check_units(data, tmp_path, preferences)
 
 
 def test_a_topology_is_refused_for_preferences(base, data, tmp_path):
