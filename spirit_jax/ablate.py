@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_codes(PROG, interrupted="interrupted; the same command continues the study"):
         # imported here, so that --help and a bad argument need neither JAX nor a network
         from spirit_jax.ablations.study import run_study
+        from spirit_jax.parallel.processes import refuse_job
 
+        refuse_job(PROG)
         print(run_study(settings))
 
 

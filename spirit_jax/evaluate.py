@@ -109,12 +109,14 @@ def run(settings: EvaluateConfig) -> None:
         raise SpiritError("name the model and the directory for the results: --checkpoint DIR --output DIR")
     from spirit_jax.evaluation.run import REPORT, describe_tasks, evaluate
     from spirit_jax.evaluation.tasks import check_names, select
+    from spirit_jax.parallel.processes import refuse_job
 
     if settings.list or settings.checkpoint is None or settings.output is None:
         print(describe_tasks(settings.task_settings()))
         return
     select(settings.tasks)  # a misspelled task is refused before the model is loaded
     check_names(settings.data, settings.prompts)
+    refuse_job(PROG)
     output = pathlib.Path(settings.output).expanduser()
     if output.exists() and not output.is_dir():
         raise SpiritError(f"--output {output}: is a file")

@@ -1,4 +1,4 @@
-"""What a study trains, evaluates and compares. Reading it never starts JAX."""
+"""Config of a study: models to train, tasks and comparisons. Reading it never starts JAX."""
 
 import dataclasses
 import re
@@ -15,7 +15,7 @@ class ConditionConfig:
     """
 
     about: str
-    """What sets it apart from the others, in a few words; the report shows it."""
+    """The difference from the other conditions, in a few words; the report shows it."""
     configs: list[str]
     """Training configs; a later one overrides an earlier one. In their paths, {inputs} is the directory of the study's
     records. The study sets seed, run_directory and the tokenizers."""
@@ -42,7 +42,7 @@ class ComparisonConfig:
     figures: list[str]
     """Figures to compare, as TASK:DIRECTION: mini_stories:T>S."""
     question: str
-    """What the comparison answers."""
+    """Question that the comparison answers."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a study found: tables, JSON and a plot."""
+"""The report of a study: tables, JSON and a plot."""
 
 import dataclasses
 import json

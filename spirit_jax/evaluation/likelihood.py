@@ -38,7 +38,8 @@ class LikelihoodTask:
     chance: float = 0.5
     """Accuracy of guessing."""
     submission: str = ""
-    """Path of the ZeroSpeech submission file within the output; "" writes none. Its direction is S."""
+    """Folder of the ZeroSpeech submission file within the output; "" writes none. The file has the scores of direction
+    S and the name of the set, `dev.txt` or `test.txt`."""
 
     def run(self, job: Job, directions: Sequence[str]) -> TaskResult:
         """As `Task.run`."""
@@ -56,7 +57,7 @@ class LikelihoodTask:
             unusable |= {f"{direction} {name}".strip(): reason for name, reason in reasons.items()}
             figures += self._figures(list(log.lines.values()), direction, len(reasons), job.settings.seed)
             if self.submission and direction == "S":
-                path = job.output / self.submission
+                path = job.output / self.submission / ("test.txt" if place.name == "test" else "dev.txt")
                 write_submission(path, list(log.lines.values()))
                 files["ZeroSpeech submission"] = str(path)
         return TaskResult(figures, unusable, {"scores": NORMALIZATIONS, "softmax": SOFTMAXES}, data, files)

@@ -24,7 +24,7 @@ class TextModel(Protocol):
     """Gives texts a likelihood."""
 
     name: str
-    """What the report says of it."""
+    """Name of the model in the report."""
 
     def score(self, texts: Sequence[str]) -> list[TextScore]:
         """One score a text; a text of fewer than two tokens has none to score."""

@@ -100,8 +100,6 @@ def token_scores(
         groups: ids of the documents, in groups such as the hypotheses of one item.
         batch_tokens: tokens of a batch, padding included; a longer document has a batch for itself.
     """
-    modalities = Modalities.of(vocabulary)
-    results: list[list[TokenScores | None]] = [[None] * len(group) for group in groups]
     single: list[tuple[int, int]] = []
     shared: list[tuple[int, int]] = []  # common tokens, group
     for index, group in enumerate(groups):
@@ -110,21 +108,12 @@ def token_scores(
             shared.append((common, index))
         else:
             single += [(index, place) for place in range(len(group))]
+    scorer = _Scorer(_Setup(config, mesh, Modalities.of(vocabulary)), params, groups, batch_tokens)
     with tracing(mesh, config.dtype):
-        single.sort(key=lambda at: len(groups[at[0]][at[1]]))
-        while single:
-            rows, length = _batch_shape([len(groups[index][place]) for index, place in single], batch_tokens, mesh)
-            batch, single = single[-rows:], single[:-rows]
-            tokens_bt = np.zeros((rows, length), np.int32)
-            for row, (index, place) in enumerate(batch):
-                tokens_bt[row, : len(groups[index][place])] = groups[index][place]
-            scores = np.asarray(_token_scores(config, mesh, modalities, params, tokens_bt))
-            for row, (index, place) in enumerate(batch):
-                size = len(groups[index][place])
-                results[index][place] = _document_scores(scores[:, row, : size - 1])
+        scorer.score_documents(single)
         for root, cluster in _clusters(groups, shared):
-            _score_cluster(config, mesh, modalities, params, groups, root, cluster, batch_tokens, results)
-    return [[score for score in group if score is not None] for group in results]
+            scorer.score_cluster(root, cluster)
+    return [[score for score in group if score is not None] for group in scorer.results]
 
 
 def _common_tokens(group: Sequence[Int[np.ndarray, " N"]]) -> int:
@@ -180,44 +169,16 @@ def _document_scores(scores: Float[np.ndarray, "3 N"]) -> TokenScores:
     return TokenScores(everything, modality, best > 0)
 
 
-def _score_cluster(
-    config: LlamaConfig,
-    mesh: Mesh,
-    modalities: Modalities,
-    params: Params,
-    groups: Sequence[Sequence[Int[np.ndarray, " N"]]],
-    root: int,
-    cluster: list[tuple[int, int]],
-    batch_tokens: int,
-    results: list[list[TokenScores | None]],
-) -> None:
-    """Score groups whose documents share a beginning, and put the scores of their documents into `results`.
+class _Setup(NamedTuple):
+    """The values that programs are compiled for; hashable."""
 
-    Args:
-        root: how many tokens all documents of the cluster begin with; they are read once.
-        cluster: the number of common tokens and the index of each group.
-    """
-    beginning = None
-    if root:
-        slots = bucket(max(len(ids) for _, index in cluster for ids in groups[index]), steps=2)
-        root_bt = np.zeros((padded_rows(1, mesh), _padded(root)), np.int32)  # equal rows, one a device
-        places_bt = np.full(root_bt.shape, -1, np.int32)
-        root_bt[:, :root] = groups[cluster[0][1]][0][:root]
-        places_bt[:, :root] = np.arange(root)
-        scores, cache = _root_scores(config, mesh, modalities, slots, params, root_bt, places_bt)
-        beginning = _Beginning(root, np.asarray(scores)[:, 0, : root - 1], cache, slots)
-    cluster = sorted(cluster, key=lambda entry: max(map(len, groups[entry[1]])))
-    while cluster:
-        most = max(len(groups[index]) for _, index in cluster)
-        lengths = [max(map(len, groups[index])) for _, index in cluster for _ in range(most)]
-        count = max(_batch_shape(lengths, batch_tokens, mesh)[0] // most, 1)
-        batch, cluster = cluster[-count:], cluster[:-count]
-        rows = padded_rows(count * most, mesh)
-        _score_shared(config, mesh, modalities, params, groups, batch, rows, most, beginning, results)
+    config: LlamaConfig
+    mesh: Mesh
+    modalities: Modalities
 
 
 class _Beginning(NamedTuple):
-    """What all documents of a cluster begin with, once it is read."""
+    """The tokens that all documents of a cluster begin with, after the model has read them."""
 
     size: int
     """How many tokens."""
@@ -229,57 +190,110 @@ class _Beginning(NamedTuple):
     """Slots of the cache, as many as the longest document of the cluster needs."""
 
 
-def _score_shared(
-    config: LlamaConfig,
-    mesh: Mesh,
-    modalities: Modalities,
-    params: Params,
-    groups: Sequence[Sequence[Int[np.ndarray, " N"]]],
-    batch: Sequence[tuple[int, int]],
-    rows: int,
-    group_rows: int,
-    beginning: _Beginning | None,
-    results: list[list[TokenScores | None]],
-) -> None:
-    """Score a batch of groups whose documents share a beginning, and put the scores into `results`.
+class _Scorer:
+    """Scores the documents of groups in batches.
 
-    Args:
-        batch: the number of common tokens and the index of each group.
-        rows: rows of the second pass, which has `group_rows` for each group.
-        beginning: what all groups begin with; None if nothing has been read.
+    Attributes:
+        results: the scores of each document by group, None before it is scored.
     """
-    count = padded_rows(ceil_div(rows, group_rows), mesh)
-    # the last token that was read before is read again, because it predicts the first of the rest
-    start = 0 if beginning is None else beginning.size - 1
-    heads_gt = np.zeros((count, _padded(max(common for common, _ in batch) - start)), np.int32)
-    positions_gt = np.full(heads_gt.shape, -1, np.int32)  # padding is not stored in the cache
-    tail = max(len(ids) - common + 1 for common, index in batch for ids in groups[index])
-    tails_bt = np.zeros((rows, _padded(tail)), np.int32)
-    places_bt = np.full(tails_bt.shape, -1, np.int32)
-    group_b = np.zeros(rows, np.int32)
-    for number, (common, index) in enumerate(batch):
-        heads_gt[number, : common - start] = groups[index][0][start:common]
-        positions_gt[number, : common - start] = np.arange(start, common)
-        for place, ids in enumerate(groups[index]):
-            row = number * group_rows + place
-            rest = ids[common - 1 :]
-            tails_bt[row, : len(rest)] = rest
-            places_bt[row, : len(rest)] = np.arange(common - 1, len(ids))
-            group_b[row] = number
-    if beginning is None:
-        slots, cache = bucket(max(len(ids) for _, index in batch for ids in groups[index]), steps=2), None
-    else:
-        slots, cache = beginning.slots, beginning.cache
-    found = _shared_scores(
-        config, mesh, modalities, slots, params, cache, heads_gt, positions_gt, tails_bt, places_bt, group_b
-    )
-    heads, tails = (np.asarray(scores) for scores in found)
-    before = np.zeros((3, 0), np.float32) if beginning is None else beginning.scores
-    for number, (common, index) in enumerate(batch):
-        for place, ids in enumerate(groups[index]):
-            own = tails[:, number * group_rows + place, : len(ids) - common]
-            parts = [before, heads[:, number, : common - 1 - start], own]
-            results[index][place] = _document_scores(np.concatenate(parts, 1))
+
+    def __init__(
+        self, setup: _Setup, params: Params, groups: Sequence[Sequence[Int[np.ndarray, " N"]]], batch_tokens: int
+    ):
+        self._setup, self._params, self._groups, self._batch_tokens = setup, params, groups, batch_tokens
+        self.results: list[list[TokenScores | None]] = [[None] * len(group) for group in groups]
+
+    def score_documents(self, places: list[tuple[int, int]]) -> None:
+        """Score documents that share nothing.
+
+        Args:
+            places: the group of each and its place in the group.
+        """
+        groups, mesh = self._groups, self._setup.mesh
+        places = sorted(places, key=lambda at: len(groups[at[0]][at[1]]))
+        while places:
+            rows, length = _batch_shape(
+                [len(groups[index][place]) for index, place in places], self._batch_tokens, mesh
+            )
+            batch, places = places[-rows:], places[:-rows]
+            tokens_bt = np.zeros((rows, length), np.int32)
+            for row, (index, place) in enumerate(batch):
+                tokens_bt[row, : len(groups[index][place])] = groups[index][place]
+            scores = np.asarray(_token_scores(self._setup, self._params, tokens_bt))
+            for row, (index, place) in enumerate(batch):
+                size = len(groups[index][place])
+                self.results[index][place] = _document_scores(scores[:, row, : size - 1])
+
+    def score_cluster(self, root: int, cluster: list[tuple[int, int]]) -> None:
+        """Score groups whose documents share a beginning.
+
+        Args:
+            root: how many tokens all documents of the cluster begin with; they are read once.
+            cluster: the number of common tokens and the index of each group.
+        """
+        groups, mesh = self._groups, self._setup.mesh
+        beginning = self._read(root, cluster) if root else None
+        cluster = sorted(cluster, key=lambda entry: max(map(len, groups[entry[1]])))
+        while cluster:
+            most = max(len(groups[index]) for _, index in cluster)
+            lengths = [max(map(len, groups[index])) for _, index in cluster for _ in range(most)]
+            count = max(_batch_shape(lengths, self._batch_tokens, mesh)[0] // most, 1)
+            batch, cluster = cluster[-count:], cluster[:-count]
+            self.score_shared(batch, padded_rows(count * most, mesh), most, beginning)
+
+    def _read(self, root: int, cluster: Sequence[tuple[int, int]]) -> _Beginning:
+        """Read the first `root` tokens of a cluster's documents."""
+        slots = bucket(max(len(ids) for _, index in cluster for ids in self._groups[index]), steps=2)
+        root_bt = np.zeros((padded_rows(1, self._setup.mesh), _padded(root)), np.int32)  # equal rows, one a device
+        places_bt = np.full(root_bt.shape, -1, np.int32)
+        root_bt[:, :root] = self._groups[cluster[0][1]][0][:root]
+        places_bt[:, :root] = np.arange(root)
+        scores, cache = _root_scores(self._setup, slots, self._params, root_bt, places_bt)
+        return _Beginning(root, np.asarray(scores)[:, 0, : root - 1], cache, slots)
+
+    def score_shared(
+        self, batch: Sequence[tuple[int, int]], rows: int, group_rows: int, beginning: _Beginning | None
+    ) -> None:
+        """Score a batch of groups whose documents share a beginning.
+
+        Args:
+            batch: the number of common tokens and the index of each group.
+            rows: rows of the second pass, which has `group_rows` for each group.
+            beginning: the tokens that all groups begin with; None if nothing has been read.
+        """
+        groups = self._groups
+        count = padded_rows(ceil_div(rows, group_rows), self._setup.mesh)
+        # the last token that was read before is read again, because it predicts the first of the rest
+        start = 0 if beginning is None else beginning.size - 1
+        heads_gt = np.zeros((count, _padded(max(common for common, _ in batch) - start)), np.int32)
+        positions_gt = np.full(heads_gt.shape, -1, np.int32)  # padding is not stored in the cache
+        tail = max(len(ids) - common + 1 for common, index in batch for ids in groups[index])
+        tails_bt = np.zeros((rows, _padded(tail)), np.int32)
+        places_bt = np.full(tails_bt.shape, -1, np.int32)
+        group_b = np.zeros(rows, np.int32)
+        for number, (common, index) in enumerate(batch):
+            heads_gt[number, : common - start] = groups[index][0][start:common]
+            positions_gt[number, : common - start] = np.arange(start, common)
+            for place, ids in enumerate(groups[index]):
+                row = number * group_rows + place
+                rest = ids[common - 1 :]
+                tails_bt[row, : len(rest)] = rest
+                places_bt[row, : len(rest)] = np.arange(common - 1, len(ids))
+                group_b[row] = number
+        if beginning is None:
+            slots, cache = bucket(max(len(ids) for _, index in batch for ids in groups[index]), steps=2), None
+        else:
+            slots, cache = beginning.slots, beginning.cache
+        found = _shared_scores(
+            self._setup, slots, self._params, cache, heads_gt, positions_gt, tails_bt, places_bt, group_b
+        )
+        heads, tails = (np.asarray(scores) for scores in found)
+        before = np.zeros((3, 0), np.float32) if beginning is None else beginning.scores
+        for number, (common, index) in enumerate(batch):
+            for place, ids in enumerate(groups[index]):
+                own = tails[:, number * group_rows + place, : len(ids) - common]
+                parts = [before, heads[:, number, : common - 1 - start], own]
+                self.results[index][place] = _document_scores(np.concatenate(parts, 1))
 
 
 def logits(config: LlamaConfig, mesh: Mesh, params: Params, ids_bt: Int[np.ndarray, "B T"]) -> Float[Array, "B T V"]:
@@ -302,36 +316,26 @@ def _log_likelihoods(config: LlamaConfig, mesh: Mesh, params: Params, tokens_bt,
     return jax.lax.with_sharding_constraint(-jnp.sum(nll_bt * weights_bt, axis=1), network.replicated(mesh))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _token_scores(
-    config: LlamaConfig, mesh: Mesh, modalities: Modalities, params: Params, tokens_bt: Int[Array, "B T"]
-) -> Float[Array, "3 B T"]:
+@functools.partial(jax.jit, static_argnums=0)
+def _token_scores(setup: _Setup, params: Params, tokens_bt: Int[Array, "B T"]) -> Float[Array, "3 B T"]:
     """Return the scores of the token after each; those of the last of a row are undefined."""
-    hidden_btd, _ = network.forward(config, params, tokens_bt)
-    return _next_scores(config, mesh, modalities, params, hidden_btd, tokens_bt)
+    hidden_btd, _ = network.forward(setup.config, params, tokens_bt)
+    return _next_scores(setup, params, hidden_btd, tokens_bt)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _root_scores(
-    config: LlamaConfig,
-    mesh: Mesh,
-    modalities: Modalities,
-    slots: int,
-    params: Params,
-    root_bt: Int[Array, "B T"],
-    places_bt: Int[Array, "B T"],
+    setup: _Setup, slots: int, params: Params, root_bt: Int[Array, "B T"], places_bt: Int[Array, "B T"]
 ) -> tuple[Float[Array, "3 B T"], Any]:
     """Return the scores of the token after each of a beginning, and a cache of `slots` slots that holds it."""
-    cache = network.init_cache(config, params, root_bt.shape[0], slots)
-    hidden_btd, cache = network.forward(config, params, root_bt, places_bt, cache, first=True)
-    return _next_scores(config, mesh, modalities, params, hidden_btd, root_bt), cache
+    cache = network.init_cache(setup.config, params, root_bt.shape[0], slots)
+    hidden_btd, cache = network.forward(setup.config, params, root_bt, places_bt, cache, first=True)
+    return _next_scores(setup, params, hidden_btd, root_bt), cache
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def _shared_scores(
-    config: LlamaConfig,
-    mesh: Mesh,
-    modalities: Modalities,
+    setup: _Setup,
     slots: int,
     params: Params,
     root_cache: Any,
@@ -345,11 +349,11 @@ def _shared_scores(
 
     Args:
         slots: of the cache; as many as the longest document needs.
-        root_cache: rows that hold what all groups begin with; None where the heads begin at position 0.
+        root_cache: rows that hold the tokens that all groups begin with; None where the heads begin at position 0.
         positions_gt, places_bt: position of each token in its document, -1 for padding.
         group_b: the beginning that each row continues.
     """
-    count = heads_gt.shape[0]
+    config, count = setup.config, heads_gt.shape[0]
     rows_axis = 0 if network.is_per_layer(params) else 1
     if root_cache is None:
         cache = network.init_cache(config, params, count, slots)
@@ -358,23 +362,17 @@ def _shared_scores(
     hidden_gtd, cache = network.forward(config, params, heads_gt, positions_gt, cache, first=root_cache is None)
     cache = jax.tree.map(lambda array: jnp.take(array, group_b, axis=rows_axis), cache)
     hidden_btd, _ = network.forward(config, params, tails_bt, places_bt, cache)
-    heads = _next_scores(config, mesh, modalities, params, hidden_gtd, heads_gt)
-    return heads, _next_scores(config, mesh, modalities, params, hidden_btd, tails_bt)
+    return _next_scores(setup, params, hidden_gtd, heads_gt), _next_scores(setup, params, hidden_btd, tails_bt)
 
 
 def _next_scores(
-    config: LlamaConfig,
-    mesh: Mesh,
-    modalities: Modalities,
-    params: Params,
-    hidden_btd: Float[Array, "B T D"],
-    tokens_bt: Int[Array, "B T"],
+    setup: _Setup, params: Params, hidden_btd: Float[Array, "B T D"], tokens_bt: Int[Array, "B T"]
 ) -> Float[Array, "3 B T"]:
     """Return the fields of `TokenScores` for the token after each, `best` as 1 and 0."""
-    head_dv = network.head_weight(config, params)
+    head_dv = network.head_weight(setup.config, params)
     targets_bt = jnp.roll(tokens_bt, -1, axis=1)
     everywhere_bt = jnp.ones(tokens_bt.shape)
-    text_end, units_start, units_end = modalities
+    text_end, units_start, units_end = setup.modalities
 
     def normalizer(start: int, end: int) -> Float[Array, "B T"]:
         nowhere_bt = jnp.zeros_like(targets_bt)  # the targets have no influence on the logsumexp
@@ -385,7 +383,7 @@ def _next_scores(
     own_bt = jnp.where(targets_bt >= units_start, normalizer(units_start, units_end), own_bt)
     best_bt = losses.correct_bt.astype(jnp.float32)
     scores = jnp.stack([-losses.nll_bt, losses.logsumexp_bt - losses.nll_bt - own_bt, best_bt])
-    return jax.lax.with_sharding_constraint(scores, network.replicated(mesh))
+    return jax.lax.with_sharding_constraint(scores, network.replicated(setup.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -98,6 +98,8 @@ def place_in_job() -> tuple[int, int]:
         ProcessError: as `join_processes`.
     """
     arguments = job_of(os.environ, "")
+    if arguments is None and os.environ.get("JAX_NUM_PROCESSES") == "1":
+        return 0, 1
     if arguments:
         return arguments["process_id"], arguments["num_processes"]
     if arguments is not None:
@@ -105,6 +107,23 @@ def place_in_job() -> tuple[int, int]:
     hosts = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
     number = os.environ.get("TPU_WORKER_ID", "0")
     return (int(number) if number.isdigit() else 0), len(hosts)
+
+
+def refuse_job(prog: str) -> None:
+    """Refuse a job of several processes, for commands whose processes would overwrite each other's files.
+
+    Args:
+        prog: the command, for the message.
+
+    Raises:
+        ProcessError: the environment describes several processes, or is incomplete.
+    """
+    number, count = place_in_job()
+    if count > 1:
+        raise ProcessError(
+            f"{prog} runs in one process, and the environment describes process {number} of {count}: start it once, on "
+            "one host, with JAX_NUM_PROCESSES=1"
+        )
 
 
 @contextlib.contextmanager

@@ -78,7 +78,7 @@ def test_the_bundled_conditions_differ_in_what_they_say(settings, tmp_path):
 
 
 def _train(run: TrainConfig) -> None:
-    """What a finished training leaves, without training."""
+    """Write the files of a finished run, without training."""
     directory = pathlib.Path(run.run_directory)
     (directory / checkpoint.STEPS / str(run.loop.steps) / checkpoint.LLM).mkdir(parents=True)
     checkpoint.write_config(directory, config.to_dict(run))

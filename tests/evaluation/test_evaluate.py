@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 
-from spirit_jax import SpiritLM, evaluate
+from spirit_jax import SpiritLM, ablate, evaluate
 from spirit_jax.evaluation import run
 from spirit_jax.evaluation.items import Choice
 from spirit_jax.evaluation.task import TaskSettings, missing
@@ -111,6 +111,18 @@ REFUSED = {
         "--data.swuggy /nowhere: no such file or directory",
     ),
 }
+
+
+@pytest.mark.parametrize("command", [evaluate, ablate])
+def test_a_job_of_several_processes_is_refused(command, monkeypatch, capsys, tmp_path):
+    for name, value in {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "2", "PROCESS_ID": "1"}.items():
+        monkeypatch.setenv(f"JAX_{name}", value)
+    model, study = ["--checkpoint", "x", "--tasks", "mini"], ["--config", "ablations/study.yaml"]
+    with pytest.raises(SystemExit) as end:
+        command.main([*(model if command is evaluate else study), "--output", str(tmp_path / "out")])
+    assert end.value.code == 2
+    assert "runs in one process, and the environment describes process 1 of 2" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("arguments", "message"), REFUSED.values(), ids=REFUSED)

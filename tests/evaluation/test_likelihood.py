@@ -110,6 +110,16 @@ def test_voices_are_averaged_before_items_and_a_submission_has_every_file(lm, tm
     assert all(float(line.split(" ")[1]) < 0 for line in submission)
 
 
+def test_a_test_set_without_answers_gives_a_submission_alone(lm, tmp_path):
+    _lexical(tmp_path / "data", [("ab", "ac", 3, "x")])
+    test = (tmp_path / "data/lexical/dev").rename(tmp_path / "data/lexical/test")
+    (test / "gold.csv").unlink()
+    results = evaluate(lm, ["swuggy:S"], tmp_path / "out", TaskSettings(data={"swuggy": str(test)}))
+    assert results.main("swuggy", "S").estimate.count == 0
+    submission = (tmp_path / "out/submission/lexical/test.txt").read_text().splitlines()
+    assert sorted(line.split(" ")[0] for line in submission) == sorted(path.stem for path in test.glob("*.wav"))
+
+
 def test_items_that_cannot_be_used_are_named_and_counted(lm, tmp_path):
     data = tmp_path / "data"
     _lexical(data, [("ab", "ac", 3, "x"), ("ab", "ac", 3, "x"), ("ab", "ac", 3, "x"), ("ab", "ac", 3, "x")])

@@ -60,8 +60,13 @@ def test_the_softmax_over_a_modality_masks_the_other_one(lm):
 def test_a_common_beginning_that_is_read_once_changes_no_score(lm, monkeypatch):
     groups = [_documents(lm, (90, 70, 80), 60), _documents(lm, (50, 55), 45), _documents(lm, (20, 30), 5)]
     shared = []
-    original = scoring._score_shared
-    monkeypatch.setattr(scoring, "_score_shared", lambda *args: (shared.append(len(args[5])), original(*args)))
+    original = scoring._Scorer.score_shared
+
+    def score_shared(self, batch, *rest):
+        shared.append(len(batch))
+        original(self, batch, *rest)
+
+    monkeypatch.setattr(scoring._Scorer, "score_shared", score_shared)
     together = lm.token_scores(groups)
     assert sum(shared) == 2, "two groups share enough tokens"
     for group, scores in zip(groups, together, strict=True):
@@ -81,7 +86,7 @@ def test_what_several_groups_begin_with_is_read_once_and_changes_no_score(lm, mo
     groups = [_documents(lm, (50, 55), 45), question(10, (5, 6, 7)), question(18, (5, 6)), question(3, (8, 9))]
     read = []
     original = scoring._root_scores
-    monkeypatch.setattr(scoring, "_root_scores", lambda *args: (read.append(args[5].shape), original(*args))[1])
+    monkeypatch.setattr(scoring, "_root_scores", lambda *args: (read.append(args[3].shape), original(*args))[1])
     together = lm.token_scores(groups, batch_tokens=512)
     assert read == [(1, 64)], "50 tokens once, for three groups in three batches"
     for group, scores in zip(groups, together, strict=True):

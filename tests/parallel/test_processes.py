@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from spirit_jax.parallel.processes import job_of
+from spirit_jax.parallel.processes import job_of, place_in_job
 
 GIVEN = {"JAX_COORDINATOR_ADDRESS": "10.0.0.1:1234", "JAX_NUM_PROCESSES": "4", "JAX_PROCESS_ID": "3"}
 # task number 5 of `srun --nodes 2 --ntasks-per-node 4`
@@ -52,6 +52,14 @@ def test_a_process_without_a_job_stays_alone():
     assert job_of({}, "cpu") is None
     assert job_of({"JAX_NUM_PROCESSES": "1"} | SLURM, "tpu,cpu") is None
     assert job_of({"SLURM_JOB_ID": "77", "SLURM_NTASKS": "1"}, "") is None
+
+
+def test_a_process_of_a_slice_can_be_kept_alone(monkeypatch):
+    monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
+    monkeypatch.setenv("TPU_WORKER_ID", "1")
+    assert place_in_job() == (1, 2)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "1")
+    assert place_in_job() == (0, 1)
 
 
 def test_jax_finds_the_jobs_of_slurm_and_tpu_vms():

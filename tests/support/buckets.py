@@ -23,7 +23,7 @@ DROP = 0
 
 
 class Faults:
-    """What goes wrong next: faults by method and a part of the path, each for a number of requests."""
+    """Faults to come: by method and a part of the path, each for a number of requests."""
 
     def __init__(self) -> None:
         self._planned: list[list[Any]] = []

@@ -97,7 +97,7 @@ def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
     """Check the names of `--data` and `--prompts`, so that a misspelled one is not ignored.
 
     Args:
-        data: names of tasks, and `NAME_examples` for data that few-shot examples come from.
+        data: names of tasks, and `NAME_examples` for the data that the examples of a few-shot task come from.
         prompts: names of tasks with prompt files.
 
     Raises:
@@ -105,8 +105,9 @@ def check_names(data: Iterable[str], prompts: Iterable[str]) -> None:
     """
     prompted = {name for name, task in TASKS.items() if prompt_file(task) is not None}
     known = {task.about.data_name or name for name, task in TASKS.items()}
+    examples = {f"{name}_examples" for name, task in TASKS.items() if isinstance(task, few_shot.FewShotTask)}
     for name in data:
-        if name not in known | {f"{task}_examples" for task in prompted}:
+        if name not in known | examples:
             raise BenchmarkError(f"--data.{name}: no task has data of this name; there are {', '.join(sorted(known))}")
     for name in prompts:
         if name not in prompted:

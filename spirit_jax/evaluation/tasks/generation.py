@@ -83,7 +83,7 @@ class GenerationTask:
         return "toxic_words" in self.about.options
 
     def _recognizer(self, job: Job, direction: str) -> Recognizer | None:
-        """What transcribes the answers of a direction.
+        """The recognizer that transcribes the answers of a direction; None for answers of text.
 
         Raises:
             BenchmarkError: the checkpoint cannot hear prompts or speak answers.
@@ -179,7 +179,7 @@ class _Continuer:
         return recording.text, self.job.model.encode_prompt(f"[Speech]{string}", "speech")
 
     def _measure(self, prompt: str, segments: Sequence[Segment]) -> dict[str, Any]:
-        """What the log says of an answer."""
+        """The fields of an answer in the log."""
         hubert = [int(unit) for segment in segments for unit in _HUBERT.findall(segment.tokens or "")]
         if self.recognizer is None:
             answer = "".join(s.content for s in segments if isinstance(s.content, str)).strip()

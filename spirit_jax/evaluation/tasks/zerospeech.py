@@ -163,7 +163,7 @@ SWUGGY = _task(
         license=_LICENSE,
     ),
     read_lexical,
-    submission="submission/lexical/dev.txt",
+    submission="submission/lexical",
 )
 SBLIMP = _task(
     "sblimp",
@@ -175,7 +175,7 @@ SBLIMP = _task(
         license=_LICENSE,
     ),
     read_syntactic,
-    submission="submission/syntactic/dev.txt",
+    submission="submission/syntactic",
 )
 _MINI = "this package"
 MINI_SWUGGY = _task(
