@@ -79,7 +79,7 @@ class AlignConfig:
     """Cut longer recordings at pauses and sentence ends into utterances of at most this many seconds; 20 suits
     training. Without it nothing is cut."""
     voice_activity: VoiceDetector | None = None
-    """How voice is found in recordings without a transcript, before they are cut: energy, or silero (extra vad). By
+    """Detector of voice in recordings without a transcript, before they are cut: energy, or silero (extra vad). By
     default silero where it is installed."""
     alignments: str | None = None
     """File or folder with word times of other tools (.TextGrid, .ctm, .lab, .alignment.txt, .json); clips that have

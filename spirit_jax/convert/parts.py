@@ -51,7 +51,7 @@ class ReleasedPart:
 
     @property
     def place(self) -> str:
-        """Where the part is in a checkpoint directory."""
+        """Path of the part in a checkpoint directory."""
         return f"{checkpoint.SPEECH_TOKENIZER}/{self.name}" if self.in_speech_tokenizer else self.name
 
     @property

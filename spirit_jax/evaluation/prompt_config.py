@@ -1,4 +1,4 @@
-"""Prompt files: what decides the bytes of prompts, and how answers are generated and compared."""
+"""Prompt files: they decide the bytes of prompts, and how answers are generated and compared."""
 
 import dataclasses
 import pathlib
@@ -81,7 +81,7 @@ class PromptConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ContinuationConfig:
-    """How prompts are continued where the continuation is what a task looks at.
+    """Options of tasks that score the continuation of a prompt.
 
     Raises:
         ValueError: a value is out of range, or no direction is named.
@@ -119,14 +119,14 @@ class ContinuationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
-    """How recordings and texts become prompts, and how these are continued.
+    """The way from recordings and texts to prompts, and the options of their continuation.
 
     Raises:
         ValueError: a value is out of range.
     """
 
     continuation: ContinuationConfig
-    """How prompts are continued."""
+    """Options of the continuation."""
     prompt_seconds: float | None = None
     """A prompt is the beginning of a recording of this length; null: all of it."""
     prompt_words: int | None = None

@@ -36,11 +36,11 @@ class About:
     data: str = ""
     """The data, and the layout that is read."""
     source: str = ""
-    """Where the data come from."""
+    """Origin of the data."""
     license: str = ""
     """License of the data."""
     default: pathlib.Path | str | None = None
-    """Where the data are if the user names no place: bundled ones."""
+    """Place of bundled data, used if the user names no other."""
     data_name: str = ""
     """Name of its data in `--data`, shared by tasks on the same data; "" is the task's name."""
     packages: tuple[str, ...] = ()
@@ -210,7 +210,7 @@ class Task(Protocol):
 
 
 def data_directory(task: str, about: About, settings: TaskSettings) -> pathlib.Path:
-    """Where a task's data are.
+    """Return the directory of a task's data.
 
     Raises:
         BenchmarkError: the user named no place and none are bundled, or there is nothing.
@@ -229,7 +229,7 @@ def data_directory(task: str, about: About, settings: TaskSettings) -> pathlib.P
 
 
 def corpus_source(task: str, about: About, settings: TaskSettings) -> str:
-    """Where a task's recordings are: anything that `encode` takes, or the bundled corpus.
+    """Return the source of a task's recordings: anything that `encode` takes, or the bundled corpus.
 
     Raises:
         BenchmarkError: the user named no place and none is bundled.

@@ -12,12 +12,12 @@ from spirit_jax.inference.spiritlm import SpiritLM
 
 
 class TextScore(NamedTuple):
-    """How unlikely a text is."""
+    """Likelihood of a text."""
 
     nats: float
     """Negative log-likelihood of its tokens after the first, in nats."""
     tokens: int
-    """How many tokens these are."""
+    """Number of these tokens."""
 
 
 class TextModel(Protocol):

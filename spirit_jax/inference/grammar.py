@@ -40,7 +40,7 @@ class Grammar(NamedTuple):
     the current stretch of speech, or -1."""
 
     allowed_sv: Bool[Array | np.ndarray, "S V"]
-    """Which tokens may come next in each stage."""
+    """Tokens that may come next in each stage."""
     class_v: Int[Array | np.ndarray, " V"]
     """The class of each token."""
     next_sc: Int[Array | np.ndarray, "S C"]
@@ -104,7 +104,7 @@ class Grammar(NamedTuple):
 
 
 class Constraints(NamedTuple):
-    """Which tokens may be generated, as arrays that the compiled steps read."""
+    """Tokens that may be generated, as arrays that the compiled steps read."""
 
     forbidden_mv: Bool[Array | np.ndarray, "M V"]
     """Ids that an answer in each of `MODALITIES` may not hold."""

@@ -1,4 +1,4 @@
-"""Samples during training: what the model generates so far, as text and sound files and in TensorBoard."""
+"""Samples during training: what the model generates, as text and sound files and in TensorBoard."""
 
 import os
 import pathlib
@@ -23,7 +23,7 @@ from spirit_jax.vocabulary import Vocabulary
 
 
 class SampleLog(Protocol):
-    """Where samples are shown beside files: the metrics of a run."""
+    """A place that shows samples beside files: the metrics of a run."""
 
     def text(self, step: int, name: str, text: str) -> None:
         """Show a text."""

@@ -37,7 +37,7 @@ class TokenScores(NamedTuple):
 
 
 class Modalities(NamedTuple):
-    """Where a vocabulary has its text pieces and its units; hashable, because programs are compiled for it."""
+    """Ranges of the text pieces and the units in a vocabulary; hashable, because programs are compiled for it."""
 
     text_end: int
     """The id after the last text piece; text begins at 0."""
@@ -181,9 +181,9 @@ class _Beginning(NamedTuple):
     """The tokens that all documents of a cluster begin with, after the model has read them."""
 
     size: int
-    """How many tokens."""
+    """Number of tokens."""
     scores: Float[np.ndarray, "3 N"]
-    """Those of its tokens after the first."""
+    """Scores of its tokens after the first."""
     cache: Any
     """Rows that hold it, all alike."""
     slots: int

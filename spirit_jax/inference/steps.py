@@ -118,7 +118,7 @@ class DecodeState(NamedTuple):
     output: Int[Array, "B G"]
     """The generated tokens."""
     occurred: Bool[Array, "B V"]
-    """Which tokens the prompt and the answer hold; no columns if no request may have a repetition penalty."""
+    """Tokens that the prompt and the answer hold; no columns if no request may have a repetition penalty."""
     grammar: Int[Array, "B 3"]
     """State of the unit grammar after the newest token."""
 

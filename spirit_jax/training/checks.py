@@ -18,7 +18,7 @@ from spirit_jax.vocabulary import Variant
 
 _LISTED = 5  # Differences that a message lists.
 _TRIED = 20  # Records that are looked at.
-# Where data are, which the state of the data streams knows, and what is evaluated, which changes nothing.
+# Places of data, because the data streams know their content, and evaluation data, which change no weights.
 _FREE = re.compile(r"(data/sources/.+|preferences/data)/(path|held_out_split)")
 
 

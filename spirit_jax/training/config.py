@@ -58,7 +58,7 @@ class OptimizerConfig:
     warmup_steps: int = 0
     """Steps of linear warm-up from zero."""
     final_fraction: float = 0.1
-    """Where cosine and linear schedules end, as a fraction of the peak."""
+    """Last value of cosine and linear schedules, as a fraction of the peak."""
     beta1: float = 0.9
     """Decay of the mean of gradients."""
     beta2: float = 0.95

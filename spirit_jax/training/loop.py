@@ -34,7 +34,7 @@ _MEASURED = "evaluation"  # Prefix of the figures of `RunOutputs.measure`.
 
 @dataclasses.dataclass(frozen=True)
 class RunOutputs:
-    """Where a run writes its results."""
+    """Places of a run's results."""
 
     directory: pathlib.Path
     """The run directory."""

@@ -52,7 +52,7 @@ class Objective(Protocol):
 
 
 class Rule(Protocol):
-    """How a batch changes the train state, as plain functions of arrays that `TrainStep` compiles.
+    """Update of the train state by a batch, as plain functions of arrays that `TrainStep` compiles.
 
     `UpdateRule` is the rule of one loss and one optimizer. A network that trains against another one, or that has state
     outside the gradient, brings its own.
