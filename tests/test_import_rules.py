@@ -90,7 +90,8 @@ def test_every_folder_has_a_rule():
 
 @pytest.mark.parametrize("path", _sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
 def test_data_never_starts_jax_and_nothing_needs_torch(path):
-    assert not {name.split(".")[0] for name in _imports(path, when_loaded=True)} & HEAVY
+    heavy = {name.split(".")[0] for name in _imports(path, when_loaded=True)} & HEAVY
+    assert heavy <= ({"apache_beam"} if path == PACKAGE / "corpora" / "beam.py" else set())
     roots = {name.split(".")[0] for name in _imports(path)}
     if path.relative_to(PACKAGE).with_suffix("").parts[0] in WITHOUT_JAX:
         assert not roots & {"jax", "flax", "optax", "orbax"}

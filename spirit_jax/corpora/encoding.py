@@ -8,7 +8,7 @@ processes, on one host or on several, share one job (`shared_work.py`). `DIR` ma
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tqdm
@@ -107,6 +107,7 @@ def encode_split(
     progress: bool = True,
     overwrite: bool = False,
     sharing: Sharing = ALONE,
+    store_blocks: Callable[[list[int]], None] | None = None,
 ) -> EncodingSummary:
     """Encode one opened split; see `encode_corpus`. Calling it again after a kill resumes the job.
 
@@ -114,6 +115,7 @@ def encode_split(
 
     Args:
         sharing: how they share it.
+        store_blocks: encodes and stores blocks elsewhere, such as `beam.BeamWorkers`; this process does what is left.
 
     Raises:
         EncodingError, OutputError, RecordError, LockError, BucketError, BucketJobError: as `encode_corpus`.
@@ -135,9 +137,10 @@ def encode_split(
         _LOG.info("%s: split %s is already encoded, written again in %d files", output, corpus.split, shards)
         return finished
     encoder = BlockEncoder(corpus, tokenizer, skip_bad=skip_bad)
-    job = {"corpus": fingerprint, "units": units, "block": encoder.size}
-    store = BlockStore(output / f".encoding-{corpus.split}", EncodedBlock, job)
+    store = block_store(corpus, tokenizer, output, encoder.size)
     _clear_other_blocks(store, overwrite)
+    if store_blocks is not None and (missing := sorted({*range(encoder.count)} - store.stored())):
+        store_blocks(missing)
 
     def result() -> EncodingSummary | None:
         return _finished(output, corpus.split, fingerprint, units, True)
@@ -154,6 +157,15 @@ def encode_split(
         raise EncodingError(f"{output}: was removed or replaced while the job ran; start the same command again")
     store.folder.clear()
     return summary
+
+
+def block_store(
+    corpus: Input, tokenizer: SpeechTokenizer | None, directory: str | os.PathLike, size: int
+) -> BlockStore[EncodedBlock]:
+    """The finished blocks of a split, with `size` utterances each, beside its records."""
+    units = tokenizer.fingerprint if tokenizer is not None and corpus.has_speech else ""
+    job = {"corpus": corpus.fingerprint, "units": units, "block": size}
+    return BlockStore(as_path(directory) / f".encoding-{corpus.split}", EncodedBlock, job)
 
 
 def _finished(directory: Any, split: str, corpus: str, units: str, overwrite: bool) -> EncodingSummary | None:
