@@ -32,7 +32,7 @@ CHECKED = (
     "spirit_jax.checkpoint",
     "spirit_jax.core",
     "spirit_jax.speech.features",
-    "spirit_jax.speech.scratch.f0",
+    "spirit_jax.speech.f0",
     "spirit_jax.speech.scratch.griffin_lim",
     "spirit_jax.speech.scratch.kmeans",
     "spirit_jax.speech.scratch.prosody",

@@ -12,7 +12,8 @@ from spirit_jax import decode
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
 from spirit_jax.data.records import RecordWriter
 from spirit_jax.data.unit_record import UnitRecord
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
+from spirit_jax.models.hifigan import HifiGan, split_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
 from spirit_jax.speech.storage import save_part
 from spirit_jax.units import SpeechUnits

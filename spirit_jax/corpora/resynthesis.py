@@ -22,9 +22,9 @@ from spirit_jax.corpora.inputs import Input
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.asr import Recognizer, RecognizerError, open_recognizer
+from spirit_jax.speech.f0 import F0_HOP, f0
 from spirit_jax.speech.features import SOUND_RANGE, log_mel
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
-from spirit_jax.speech.scratch.f0 import F0_HOP, f0
 
 CLIPS = 8
 """Clips that are compared."""

@@ -23,7 +23,7 @@ from spirit_jax.convert.table import to_jax
 from spirit_jax.core.files import read_json
 from spirit_jax.evaluation.items import BenchmarkError
 from spirit_jax.evaluation.stsp import EMOTIONS, Sentiment
-from spirit_jax.speech.scratch.f0 import F0_HOP, f0
+from spirit_jax.speech.f0 import F0_HOP, f0
 
 _LABELS: Mapping[str, Sentiment] = {
     **EMOTIONS,

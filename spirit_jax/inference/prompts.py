@@ -24,7 +24,7 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import is_encodable
 from spirit_jax.inference import literals
 from spirit_jax.inference.modalities import MODALITIES, Kind, Modality, Task
-from spirit_jax.speech.scratch.f0 import is_voiced
+from spirit_jax.speech.f0 import is_voiced
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import ASR, SPEECH_TOKEN, TEXT_TOKEN, TTS, Vocabulary
 

@@ -7,20 +7,18 @@ only, so that each clip gives what it gives alone.
 """
 
 import dataclasses
-import functools
 import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from spirit_jax import kernels
 from spirit_jax.core.arithmetic import ceil_div
-from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.kernels.masked import standardize, valid_frames
+from spirit_jax.models.mel import log_magnitudes, mel_filters
 
 HOP, WINDOW, NUM_MELS = 160, 1024, 128
 """Samples from one log-mel frame to the next and within one, and the number of mel bands."""
@@ -51,24 +49,6 @@ class FCPEConfig:
     """Groups of the norm in the input stack."""
 
 
-@functools.cache
-def mel_filters() -> np.ndarray:
-    """Slaney's mel filterbank, float32 [128, 513]: 0 to 8 kHz, each triangle of unit area."""
-
-    def to_mel(hz):
-        return np.where(hz < 1000.0, hz * 3 / 200, 15.0 + 27 * np.log(np.maximum(hz, 1000.0) / 1000.0) / np.log(6.4))
-
-    def to_hz(mel):
-        return np.where(mel < 15.0, mel * 200 / 3, 1000.0 * np.exp(np.log(6.4) * (mel - 15.0) / 27))
-
-    bins = np.linspace(0.0, SAMPLE_RATE / 2, WINDOW // 2 + 1)
-    edges = to_hz(np.linspace(0.0, to_mel(SAMPLE_RATE / 2), NUM_MELS + 2))
-    rising = (bins - edges[:-2, None]) / np.diff(edges)[:-1, None]
-    falling = (edges[2:, None] - bins) / np.diff(edges)[1:, None]
-    area = 2.0 / (edges[2:] - edges[:-2])
-    return (np.maximum(0.0, np.minimum(rising, falling)) * area[:, None]).astype(np.float32)
-
-
 def log_mel(
     audio_br: Float[Array, "B R"], lengths_b: Int[Array, " B"]
 ) -> tuple[Float[Array, "B T 128"], Int[Array, " B"]]:
@@ -88,10 +68,7 @@ def log_mel(
     audio = jnp.take_along_axis(audio_br, jnp.clip(source, 0, audio_br.shape[1] - 1), axis=1)
     audio = jnp.where(mirrored, audio, 0.0).reshape(audio.shape[0], -1, HOP)
     frames = jnp.concatenate([audio[:, i : i + steps] for i in range(blocks)], axis=-1)[..., :WINDOW]
-    window = (0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)).astype(np.float32)
-    spectrum = jnp.fft.rfft(frames * window, axis=-1)
-    magnitude = jnp.sqrt(jnp.square(spectrum.real) + jnp.square(spectrum.imag) + 1e-9)
-    mel = jnp.log(jnp.maximum(jnp.einsum("btf,mf->btm", magnitude, mel_filters()), 1e-5))
+    mel = log_magnitudes(frames, mel_filters(NUM_MELS, WINDOW))
     count = lengths_b // HOP
     index = jnp.minimum(jnp.arange(steps + 1)[None], count[:, None] - 1)
     return jnp.take_along_axis(mel, index[:, :, None], axis=1), count + 1

@@ -6,11 +6,10 @@ convolutions. The network reads plain kernels. Checkpoints and training keep eac
 norm: `fold_weight_norm` multiplies them out, differentiably, and `split_weight_norm` is its inverse.
 """
 
-import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -18,106 +17,16 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from spirit_jax import kernels
-from spirit_jax.models.hifigan_window import Window, residual_reach, stage_context
+from spirit_jax.models.hifigan_config import HifiGanConfig
+from spirit_jax.models.hifigan_window import Window
 
 STAGE_SLOPE = 0.1
 FINAL_SLOPE = 0.01
 """Slopes of the leaky ReLUs inside the network and before its last convolution (PyTorch's default there)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class HifiGanConfig:
-    """Shape of a unit vocoder. The defaults are those of the released Base vocoder."""
-
-    num_embeddings: int = 500
-    """Phonetic units that the vocoder knows."""
-    num_f0_tokens: int = 0
-    """Pitch units; 0 for a vocoder that reads none."""
-    num_style_tokens: int = 0
-    """Style units; 0 for a vocoder that reads none."""
-    num_speakers: int = 200
-    """Rows of the speaker table; 0 for a single-speaker vocoder."""
-    num_styles: int = 100
-    """Rows of the table of global styles (Base); 0 for none."""
-    embedding_dim: int = 128
-    """Width of each embedding."""
-    duration_hidden_dim: int = 128
-    """Channels of the duration predictor; 0 for a vocoder without one."""
-    upsample_rates: tuple[int, ...] = (5, 4, 4, 4, 2)
-    """Upsampling of each stage; their product is the number of samples of a frame."""
-    upsample_kernel_sizes: tuple[int, ...] = (11, 8, 8, 8, 4)
-    """Widths of the transposed convolutions."""
-    upsample_initial_channel: int = 512
-    """Channels before the first stage; every stage halves them."""
-    resblock_kernel_sizes: tuple[int, ...] = (3, 7, 11)
-    """Widths of the residual blocks that run side by side in each stage."""
-    resblock_dilation_sizes: tuple[tuple[int, ...], ...] = ((1, 3, 5), (1, 3, 5), (1, 3, 5))
-    """Dilations within each residual block."""
-    sampling_rate: int = 16_000
-    """Hz of the audio."""
-    code_hop_size: int = 640
-    """Samples of a phonetic unit: a frame."""
-    f0_hop_size: int = 1280
-    """Samples of a pitch unit."""
-    style_hop_size: int = 16_000
-    """Samples of a style unit."""
-
-    def __post_init__(self) -> None:
-        pairs = tuple(zip(self.upsample_kernel_sizes, self.upsample_rates, strict=True))
-        if any(width < rate or (width - rate) % 2 for width, rate in pairs):
-            raise ValueError(
-                f"a stage must upsample by its rate exactly: kernel size - rate even and >= 0, found {pairs}"
-            )
-        if math.prod(self.upsample_rates) != self.code_hop_size:
-            raise ValueError(
-                f"upsample_rates {self.upsample_rates} must multiply to code_hop_size {self.code_hop_size}"
-            )
-        if any(width % 2 == 0 for width in self.resblock_kernel_sizes):
-            raise ValueError(f"resblock_kernel_sizes must be odd, found {self.resblock_kernel_sizes}")
-        if len(self.resblock_kernel_sizes) != len(self.resblock_dilation_sizes):
-            raise ValueError("resblock_kernel_sizes and resblock_dilation_sizes must have one entry a block")
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "HifiGanConfig":
-        """The config with these fields, as JSON holds them.
-
-        Raises:
-            ValueError: a field that this config does not have, or values that do not fit together.
-        """
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown HiFi-GAN config field {unknown[0]}; known are {', '.join(sorted(known))}")
-
-        def frozen(value: Any) -> Any:
-            return tuple(map(frozen, value)) if isinstance(value, list | tuple) else value
-
-        return cls(**{name: frozen(value) for name, value in values.items()})
-
-    @property
-    def model_in_dim(self) -> int:
-        """Channels of the conditioning: one embedding for each table."""
-        tables = (self.num_embeddings, self.num_f0_tokens, self.num_style_tokens, self.num_speakers, self.num_styles)
-        return self.embedding_dim * sum(size > 0 for size in tables)
-
-    def channels(self, stage: int) -> int:
-        """Channels within stage `stage`; -1 gives those before the first stage."""
-        return self.upsample_initial_channel // 2 ** (stage + 1)
-
-    @property
-    def reach(self) -> int:
-        """Positions on either side that an output of a stage's residual blocks depends on."""
-        return residual_reach(self.resblock_kernel_sizes, self.resblock_dilation_sizes)
-
-    @property
-    def stage_context(self) -> tuple[tuple[int, int], ...]:
-        """Context that each stage needs, as `hifigan_window.stage_context` counts it."""
-        return stage_context(self.upsample_kernel_sizes, self.upsample_rates, self.reach)
-
-    @property
-    def context(self) -> tuple[int, int]:
-        """Exact receptive field: numbers of frames before and after a frame that its audio depends on."""
-        left, right = self.stage_context[0]
-        return left + 3, right + 3  # the first convolution has 7 taps
+PUBLISHED_CHANNELS = 512
+"""Channels before the first stage as published."""
 
 
 def fold_weight_norm(params: dict) -> dict:
@@ -149,6 +58,26 @@ def split_weight_norm(params: dict) -> dict:
 
     plain = ("embedding", "duration_predictor")
     return {name: value if name.endswith(plain) else split(name, value) for name, value in params.items()}
+
+
+def initialize(config: HifiGanConfig, key: Array) -> dict:
+    """Fresh parameters for training, weight norm in two factors.
+
+    Kernels after the first convolution have the published standard deviation of 0.01 in the published width. In
+    narrower networks it grows, so that each layer amplifies as much.
+    """
+    params = HifiGan(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    gain = math.sqrt(PUBLISHED_CHANNELS / config.upsample_initial_channel)
+
+    def scaled(name: str, tree: dict) -> dict:
+        if name in ("conv_pre", "duration_predictor") or name.endswith("embedding"):
+            return tree
+        return {
+            part: scaled(part, leaf) if isinstance(leaf, dict) else leaf * gain if part == "kernel" else leaf
+            for part, leaf in tree.items()
+        }
+
+    return split_weight_norm({name: scaled(name, tree) for name, tree in params.items()})
 
 
 def _norm(kernel, shape: tuple[int, ...]):

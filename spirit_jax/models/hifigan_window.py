@@ -5,7 +5,6 @@ is then that of the whole utterance. Context that a later stage no longer needs 
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -39,30 +38,3 @@ class Window:
     def upsampled(self, rate: int) -> "Window":
         """The window after upsampling by `rate`."""
         return dataclasses.replace(self, halo=(self.halo[0] * rate, self.halo[1] * rate), rate=self.rate * rate)
-
-
-def residual_reach(widths: Sequence[int], dilations: Sequence[Sequence[int]]) -> int:
-    """Positions on each side that residual blocks side by side depend on, each with two convolutions a dilation."""
-    return max(
-        sum((width - 1) // 2 * (dilation + 1) for dilation in block)
-        for width, block in zip(widths, dilations, strict=True)
-    )
-
-
-def stage_context(widths: Sequence[int], rates: Sequence[int], reach: int) -> tuple[tuple[int, int], ...]:
-    """Positions that each stage needs before and after the wanted stretch, which starts and ends at frame boundaries.
-
-    Entry i is counted at the input of stage i, the last entry at the input of the last convolution, which has 7 taps.
-
-    Args:
-        widths, rates: of the transposed convolutions.
-        reach: positions on each side that the residual blocks of a stage depend on.
-    """
-    needed = [(3, 3)]
-    # Output t of a transposed convolution of width k, rate u and padding p reads the inputs from
-    # ceil((t + p - k + 1) / u) to floor((t + p) / u).
-    for width, rate in zip(reversed(widths), reversed(rates), strict=True):
-        padding = (width - rate) // 2
-        left, right = (side + reach for side in needed[0])
-        needed.insert(0, ((width - 1 - padding + left) // rate, (right - 1 + padding) // rate + 1))
-    return tuple(needed)

@@ -5,41 +5,22 @@ released numerics are those of docs/formats.md, "Pitch". Arrays are channels las
 of a batch. Padding is zeroed before every convolution, so that each clip gives what it gives alone.
 """
 
-import dataclasses
-
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from spirit_jax.models.vqvae_config import VQVAEConfig
 
-@dataclasses.dataclass(frozen=True)
-class VQVAEConfig:
-    """The shape of the pitch VQ-VAE. The defaults are those of the released one."""
 
-    codes: int = 64
-    """Entries of the codebook."""
-    embedding_size: int = 128
-    """Width of the codebook entries."""
-    width: int = 32
-    """Channels of the convolutions."""
-    stages: int = 4
-    """Number of downsampling stages; each divides the rate by `stride`."""
-    stride: int = 2
-    """Stride of a stage; its kernel is twice as wide."""
-    depth: int = 4
-    """Residual blocks of a stage."""
-    dilation_growth: int = 3
-    """Residual block d has dilation `dilation_growth ** d`."""
-    residual_scale: float = 1.0
-    """Factor of each residual branch."""
-    reverse_decoder_dilation: bool = False
-    """Whether the decoder's residual blocks go from the widest dilation to the narrowest."""
-
-    @property
-    def hop(self) -> int:
-        """F0 frames a code."""
-        return self.stride**self.stages
+def nearest_codes(z_bne: Float[Array, "B N E"], codebook_ke: Float[Array, "K E"]) -> Int[Array, "B N"]:
+    """The nearest codebook entry of each latent, int32; the first of several."""
+    squared = (
+        jnp.sum(jnp.square(z_bne), -1, keepdims=True)
+        - 2.0 * jnp.einsum("bne,ke->bnk", z_bne, codebook_ke)
+        + jnp.sum(jnp.square(codebook_ke), -1)
+    )
+    return jnp.argmin(squared, -1).astype(jnp.int32)
 
 
 def normalize_f0(
@@ -177,12 +158,7 @@ class VQVAE(nn.Module):
         if f0_bt.shape[1] < self.config.hop:
             raise ValueError(f"F0 has {f0_bt.shape[1]} frames: a code needs {self.config.hop}")
         z, count = self.latents(f0_bt, voiced_bt, frames_b)
-        squared = (
-            jnp.sum(jnp.square(z), -1, keepdims=True)
-            - 2.0 * jnp.einsum("bne,ke->bnk", z, self.codebook)
-            + jnp.sum(jnp.square(self.codebook), -1)
-        )
-        return jnp.argmin(squared, -1).astype(jnp.int32), count
+        return nearest_codes(z, self.codebook), count
 
     def latents(
         self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
@@ -197,6 +173,20 @@ class VQVAE(nn.Module):
         if counts_b is None:
             counts_b = jnp.full(codes_bn.shape[:1], codes_bn.shape[1], jnp.int32)
         return self.decoder(jnp.take(self.codebook, codes_bn, axis=0), counts_b)
+
+    def straight_through(
+        self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None
+    ) -> tuple[Float[Array, "B N E"], Int[Array, "B N"], Int[Array, " B"], Float[Array, "B T 2"]]:
+        """What training needs: latents, codes, codes of each clip, and the reconstruction of the codes.
+
+        The gradient of the reconstruction passes the quantizer unchanged and reaches the encoder (van den Oord et al.
+        2017, arXiv 1711.00937). The codebook gets none: `codebook.update` moves it. Arguments as in `encode`.
+        """
+        z_bne, counts_b = self.latents(f0_bt, voiced_bt, frames_b)
+        codes_bn = nearest_codes(z_bne, self.codebook)
+        entries_bne = jnp.take(self.codebook, codes_bn, axis=0)
+        z_q_bne = z_bne + lax.stop_gradient(entries_bne - z_bne)
+        return z_bne, codes_bn, counts_b, self.decoder(z_q_bne, counts_b)
 
     def __call__(
         self, f0_bt: Float[Array, "B T"], voiced_bt: Float[Array, "B T"], frames_b: Int[Array, " B"] | None = None

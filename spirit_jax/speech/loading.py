@@ -141,9 +141,11 @@ def check_f0(directory: str | os.PathLike, variant: Variant, f0: F0Extractor) ->
     if "pitch" not in ENCODER_PARTS[variant]:
         raise CheckpointError(f"f0 {f0}: the {variant} variant has no pitch units; leave f0 out")
     path = find(directory, f"{SPEECH_TOKENIZER}/pitch")
-    kind = read_part_config(path, PITCH_ENCODERS.keys())["kind"]
-    if kind != VQVAEPitch.kind:
-        raise CheckpointError(f"f0 {f0}: {path} is of kind {kind!r}, which finds F0 in its own way; leave f0 out")
+    config = read_part_config(path, PITCH_ENCODERS.keys())
+    if config["kind"] != VQVAEPitch.kind or "f0" in config:
+        raise CheckpointError(
+            f"f0 {f0}: {path} is of kind {config['kind']!r}, which finds F0 in its own way; leave f0 out"
+        )
 
 
 def _load(directory: str | os.PathLike, name: str, loaders: Mapping[str, _Loader[_Role]]) -> _Role:

@@ -9,7 +9,8 @@ import pytest
 
 from spirit_jax.convert import table
 from spirit_jax.convert.components import fcpe
-from spirit_jax.models.fcpe import FCPE, FCPEConfig, contour, f0_from_bins, log_mel, mel_filters
+from spirit_jax.models.fcpe import FCPE, NUM_MELS, WINDOW, FCPEConfig, contour, f0_from_bins, log_mel
+from spirit_jax.models.mel import mel_filters
 from tests.support import released
 from tests.support.golden_clips import CLIPS, clip, padded
 from tests.support.goldens import golden, golden_arrays, golden_json, tolerance
@@ -72,7 +73,9 @@ def test_log_mel():
 def test_mel_filters_are_librosas():
     librosa = pytest.importorskip("librosa")
     expected = librosa.filters.mel(sr=16_000, n_fft=1024, n_mels=128, fmin=0, fmax=8000)
-    np.testing.assert_allclose(mel_filters(), expected, rtol=0, atol=1e-8)  # both rounded to float32 from float64
+    np.testing.assert_allclose(
+        mel_filters(NUM_MELS, WINDOW), expected, rtol=0, atol=1e-8
+    )  # both rounded to float32 from float64
 
 
 def test_edge_lengths():

@@ -15,7 +15,8 @@ from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import tensor_mappings, to_torch
 from spirit_jax.kernels import use_kernels
 from spirit_jax.models import hifigan
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm, split_weight_norm
+from spirit_jax.models.hifigan import HifiGan, fold_weight_norm, split_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from tests.support.goldens import golden
 from tests.support.small_vocoders import BASE, EXPRESSIVE, random_codes, random_vocoders, tensors
 from tests.support.torch_hifigan import TorchHifiGan

@@ -11,7 +11,8 @@ import pytest
 
 from spirit_jax.convert import table
 from spirit_jax.convert.components import vqvae
-from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
+from spirit_jax.models.vqvae import VQVAE, normalize_f0
+from spirit_jax.models.vqvae_config import VQVAEConfig
 from tests.support import released
 from tests.support.goldens import golden, golden_arrays, golden_json, tolerance
 

@@ -8,7 +8,8 @@ import torch
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.table import to_jax
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig
+from spirit_jax.models.hifigan import HifiGan
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from tests.support.torch_hifigan import TorchHifiGan
 
 # Neither the released sizes nor those of the golden vectors: two stages, an odd and an even rate, even dilations, and

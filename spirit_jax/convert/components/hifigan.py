@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Row, Rows, shapes_of
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, split_weight_norm
+from spirit_jax.models.hifigan import HifiGan, split_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 
 
 def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles: Sequence[str] = ()) -> dict[str, Any]:
@@ -55,6 +56,29 @@ def part_config(config: Mapping[str, Any], speakers: Sequence[str] = (), styles:
             raise ConversionError(f"config.json: {where} is {found!r}, expected {expected!r}")
     names = {"speakers": list(speakers), "styles": list(styles)}
     return {"kind": "hifigan", "hifigan": dataclasses.asdict(network), **names}
+
+
+def released_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json that `part_config` reads back: the inverse for a part that was trained here."""
+    network = HifiGanConfig.from_dict(config["hifigan"])
+    fields = {
+        "resblock": "1",
+        **{name: value for name, value in config["hifigan"].items() if name not in ("duration_hidden_dim",)},
+        "model_in_dim": network.model_in_dim,
+    }
+    if network.duration_hidden_dim:
+        fields["dur_predictor_params"] = {
+            "encoder_embed_dim": network.embedding_dim,
+            "var_pred_hidden_dim": network.duration_hidden_dim,
+            "var_pred_kernel_size": 3,
+            "var_pred_dropout": 0.0,
+        }
+    for field, size in (("multispkr", "num_speakers"), ("multistyle", "num_styles")):
+        if fields[size]:
+            fields[field] = "from_input_file"
+        else:
+            del fields[size]
+    return fields
 
 
 def rows(config: Mapping[str, Any], prefix: str = "") -> Rows:

@@ -68,6 +68,26 @@ def part_config(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def released_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.json that `part_config` reads back: the inverse for a part that was trained here."""
+    encoder = config["encoder"]
+    channels, kernels, strides = (list(values) for values in zip(*encoder["conv_layers"], strict=True))
+    labels = config.get("labels") or [f"LABEL_{number}" for number in range(config["num_labels"])]
+    return {
+        "architectures": ["Wav2Vec2ForSequenceClassification"],
+        **dict(_FIXED),
+        **{hf_field: encoder[field] for field, hf_field, _ in _FIELDS},
+        "conv_dim": channels,
+        "conv_kernel": kernels,
+        "conv_stride": strides,
+        "num_feat_extract_layers": len(channels),
+        "classifier_proj_size": config["projection_size"],
+        "id2label": {str(number): label for number, label in enumerate(labels)},
+        "label2id": {label: number for number, label in enumerate(labels)},
+        "torch_dtype": "float32",
+    }
+
+
 def hf_encoder_rows(config: Wav2Vec2Config, torch_prefix: str = "wav2vec2.", prefix: str = "encoder/") -> Rows:
     """The table of a transformers wav2vec2 or HuBERT encoder.
 

@@ -9,10 +9,13 @@ import jax.numpy as jnp
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Row, Rows, parameter_shapes
-from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
+from spirit_jax.models.vqvae import VQVAE
+from spirit_jax.models.vqvae_config import VQVAEConfig
 
 FEATURES = ("f0_interp,vuv", "f0,vuv", "norm_f0_interp,vuv", "norm_f0,vuv")
 """Features that a released quantizer may have been trained on."""
+
+_EXTRACTOR = "f0_extractor"  # written by `released_config` alone
 
 
 def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -54,7 +57,36 @@ def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = 
         "interpolate": "f0_interp" in config["features"],
         "normalize": config["features"].startswith("norm_") or bool(config.get("speaker_norm")),
         "vqvae": dataclasses.asdict(network),
+        **({"f0": config[_EXTRACTOR]} if _EXTRACTOR in config else {}),
         **_speaker_means(speakers if speakers is not None else config.get("speaker_stats")),
+    }
+
+
+def released_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of config.yaml that `part_config` reads back: the inverse for a part that was trained here."""
+    network = VQVAEConfig(**config["vqvae"])
+    params = {
+        "input_emb_width": 2,
+        "output_emb_width": network.embedding_size,
+        "levels": 1,
+        "downs_t": [network.stages],
+        "strides_t": [network.stride],
+        "width": network.width,
+        "depth": network.depth,
+        "m_conv": 1.0,
+        "dilation_growth_rate": network.dilation_growth,
+    }
+    if network.residual_scale != 1.0:
+        params["res_scale"] = True
+    features = f"{'norm_' if config['normalize'] else ''}{'f0_interp' if config['interpolate'] else 'f0'},vuv"
+    return {
+        "features": features,
+        "sampling_rate": 16_000,
+        "hop_size": 80,
+        "encoder_params": params,
+        "decoder_params": {**params, "reverse_decoder_dilation": network.reverse_decoder_dilation},
+        "vq_params": {"l_bins": network.codes, "emb_width": network.embedding_size, "levels": 1},
+        **({_EXTRACTOR: config["f0"]} if "f0" in config else {}),
     }
 
 

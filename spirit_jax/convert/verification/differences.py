@@ -26,9 +26,11 @@ from spirit_jax.convert.verification import reference
 from spirit_jax.convert.weight_files import FCPE_FILE
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.models.fcpe import FCPE, FCPEConfig, log_mel
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, fold_weight_norm
+from spirit_jax.models.hifigan import HifiGan, fold_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.models.llama import Llama, LlamaConfig
-from spirit_jax.models.vqvae import VQVAE, VQVAEConfig
+from spirit_jax.models.vqvae import VQVAE
+from spirit_jax.models.vqvae_config import VQVAEConfig
 from spirit_jax.models.wav2vec2 import truncate
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import LinearQuantizer, nearest_centroid

@@ -27,7 +27,7 @@ from spirit_jax.evaluation.rules import estimate, ratio_estimate
 from spirit_jax.evaluation.speech_sets import Recording, load, open_speech_set
 from spirit_jax.evaluation.task import About, Figure, Job, TaskResult, corpus_source, digest
 from spirit_jax.speech.asr import Recognizer, open_recognizer
-from spirit_jax.speech.scratch.f0 import F0_HOP, f0
+from spirit_jax.speech.f0 import F0_HOP, f0
 from spirit_jax.units import SIZES, SpeechUnits
 
 _CHUNK = 32  # recordings between two writes of the log

@@ -25,7 +25,8 @@ from spirit_jax.kernels.cpu.convolution import (
     spectrum_shape,
 )
 from spirit_jax.kernels.platform import kernels_in_use
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, VocoderLayers
+from spirit_jax.models.hifigan import HifiGan, VocoderLayers
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.models.hifigan_window import Window
 
 Generate = Callable[..., Float[Array, "B R"]]

@@ -12,9 +12,14 @@ from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.models.fcpe import FCPE, PITCH_HOP, FCPEConfig, contour, f0_from_bins, log_mel
-from spirit_jax.models.vqvae import VQVAE, VQVAEConfig, normalize_f0
+from spirit_jax.models.vqvae import VQVAE, normalize_f0
+from spirit_jax.models.vqvae_config import VQVAEConfig
+from spirit_jax.speech.f0 import contour as contour_by_autocorrelation
 from spirit_jax.speech.protocols import F0Extractor, VoiceError
 from spirit_jax.speech.released.batches import PADDED_LENGTHS, encode_clips, jit_float32, replicate
+
+AUTOCORRELATION = "autocorrelation"
+"""The extractor of `speech.f0`, with which parts are trained here that need neither FCPE's weights nor pYAAPT."""
 
 Contour = tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]
 """F0 in Hz and voicing (0 or 1) at 200 Hz."""
@@ -52,8 +57,9 @@ class VQVAEPitch:
     """Part kind "vqvae": an F0 contour at 200 Hz, relative to its mean over voiced frames, as one code every 80 ms.
 
     config.json holds `vqvae` (the fields of `VQVAEConfig`), `interpolate` and `normalize` (bool), `fcpe` (the fields of
-    `FCPEConfig`) if FCPE's weights are part of the checkpoint, and `speaker_f0_mean` (Hz by speaker) if the released
-    files had statistics of speakers. The arrays are `vqvae/...` and `fcpe/...` (docs/formats.md, "Pitch").
+    `FCPEConfig`) if FCPE's weights are part of the checkpoint, `speaker_f0_mean` (Hz by speaker) if the released files
+    had statistics of speakers, and `f0` if the part was trained with an extractor of its own: "pyaapt", or
+    "autocorrelation", that of `speech.f0`. The arrays are `vqvae/...` and `fcpe/...` (docs/formats.md, "Pitch").
     """
 
     kind: ClassVar[str] = "vqvae"
@@ -64,7 +70,8 @@ class VQVAEPitch:
         Args:
             config: the content of config.json.
             arrays: the arrays, as stored.
-            f0: "fcpe", or "pyaapt", with which the quantizer was trained; it runs on the host and is slow.
+            f0: "fcpe", or "pyaapt", with which the released quantizer was trained; it runs on the host and is slow. A
+                part whose config has `f0` uses that one.
 
         Raises:
             KeyError, TypeError: an entry or an array is missing.
@@ -73,12 +80,15 @@ class VQVAEPitch:
         """
         if f0 not in get_args(F0Extractor):
             raise ValueError(f"f0 must be one of {', '.join(get_args(F0Extractor))}, found {f0!r}")
-        if f0 == "fcpe" and "fcpe" not in config:
+        extractor = config.get("f0", f0)
+        if extractor not in (*get_args(F0Extractor), AUTOCORRELATION):
+            raise CheckpointError(f"the pitch part finds F0 by {extractor!r}, which is unknown")
+        if extractor == "fcpe" and "fcpe" not in config:
             raise CheckpointError("the pitch part holds no FCPE weights: convert with them, or use f0='pyaapt'")
-        self._config, self._arrays, self.f0 = config, arrays, f0
+        self._config, self._arrays, self.f0 = config, arrays, extractor
         vqvae = VQVAE(VQVAEConfig(**config["vqvae"]))
-        # FCPE gives R // 80 + 1 frames, pYAAPT R // 80.
-        self.minimum = PITCH_HOP * (vqvae.config.hop - (f0 == "fcpe"))
+        # pYAAPT gives R // 80 frames, the others one more.
+        self.minimum = PITCH_HOP * (vqvae.config.hop - (extractor != "pyaapt"))
         """Samples of the shortest clip that has a unit."""
         interpolate, normalize = config["interpolate"], config["normalize"]
 
@@ -96,7 +106,7 @@ class VQVAEPitch:
         def encode(params: dict, audio_br: Array, lengths_b: Array):
             return quantize(params, *extract(params, audio_br, lengths_b), None)
 
-        params = replicate({name: arrays[name] for name in (("vqvae", "fcpe") if f0 == "fcpe" else ("vqvae",))})
+        params = replicate({name: arrays[name] for name in (("vqvae", "fcpe") if extractor == "fcpe" else ("vqvae",))})
         self._extract = functools.partial(jit_float32(extract), params)
         self._quantize = functools.partial(jit_float32(quantize), params)
         self._encode = functools.partial(jit_float32(encode), params)
@@ -170,7 +180,8 @@ class VQVAEPitch:
         for index, clip in enumerate(clips):
             if clip.size < self.minimum:
                 raise AudioError(f"clip {index}: pitch units need {self.minimum} samples (16 kHz), found {clip.size}")
-        return [pyaapt(clip, self._config["interpolate"]) for clip in clips]
+        extract = contour_by_autocorrelation if self.f0 == AUTOCORRELATION else pyaapt
+        return [extract(clip, self._config["interpolate"]) for clip in clips]
 
     def quantize(
         self, f0: Float[np.ndarray, " T"], voiced: Float[np.ndarray, " T"], f0_mean: float | None = None

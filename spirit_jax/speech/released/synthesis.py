@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int
 from spirit_jax.checkpoint import CheckpointError, flatten
 from spirit_jax.core.arithmetic import next_power_of_two
 from spirit_jax.kernels.platform import platform
-from spirit_jax.models.hifigan import HifiGan, HifiGanConfig, durations, fold_weight_norm
+from spirit_jax.models.hifigan import HifiGan, durations, fold_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.speech.released.batches import jit_float32
 from spirit_jax.speech.released.hifigan_cpu import Generate, for_inference
 from spirit_jax.speech.released.vocoder_input import VocoderInput

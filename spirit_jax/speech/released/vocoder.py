@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from jaxtyping import Float
 
-from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.released import synthesis
 from spirit_jax.speech.released.streaming import AudioStream
@@ -20,7 +20,7 @@ from spirit_jax.speech.released.vocoder_input import UnitsLike, VocoderError, Vo
 from spirit_jax.units import UnitError
 
 DEFAULT_STYLE = 8
-"""The released default of the Base vocoder, `conv-default`."""
+"""The released default of the Base vocoder, `conv-default`; the last style of a vocoder that has fewer."""
 
 
 class HifiGanVocoder:
@@ -66,10 +66,15 @@ class HifiGanVocoder:
     def speaker_index(self, speaker: int | str) -> int:
         """The row of the speaker table of a voice given by number or name; 0 if the vocoder has one voice.
 
+        The default speaker is the last voice of a vocoder that has fewer.
+
         Raises:
             VoiceError: an unknown speaker; lists the known ones.
         """
-        return _row("speaker", speaker, self.speakers, self.network.num_speakers)
+        rows = self.network.num_speakers
+        if isinstance(speaker, int | np.integer) and speaker == DEFAULT_SPEAKER:
+            speaker = min(DEFAULT_SPEAKER, max(rows - 1, 0))
+        return _row("speaker", speaker, self.speakers, rows)
 
     def latency(self, predict_durations: bool = True) -> tuple[int, int]:
         """`(units, frames)` that must arrive after a frame before `stream` yields it: the receptive field.
@@ -193,7 +198,8 @@ class HifiGanVocoder:
         """The row of the global style table, and the style unit that replaces those of the units, if any."""
         network = self.network
         if network.num_styles:
-            return _row("style", DEFAULT_STYLE if style is None else style, self.styles, network.num_styles), None
+            default = min(DEFAULT_STYLE, network.num_styles - 1)
+            return _row("style", default if style is None else style, self.styles, network.num_styles), None
         if style is None:
             return 0, None
         if not network.num_style_tokens:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Int
 from numpy.typing import ArrayLike
 
-from spirit_jax.models.hifigan import HifiGanConfig
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.units import SpeechUnits, UnitError
 
 UnitsLike = SpeechUnits | str | Mapping[str, ArrayLike]

@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.speech.f0 import f0
 from spirit_jax.speech.features import MEL_HOP, SOUND_RANGE, level, log_mel, pitch_frames, style_frames
 from spirit_jax.speech.protocols import VoiceError
-from spirit_jax.speech.scratch.f0 import f0
 from spirit_jax.speech.scratch.kmeans import cluster, nearest
 
 UNVOICED = 0

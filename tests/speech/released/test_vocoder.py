@@ -15,7 +15,8 @@ from spirit_jax.checkpoint import CheckpointError, load_arrays, unflatten
 from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.convert.table import to_jax
-from spirit_jax.models.hifigan import HifiGanConfig, fold_weight_norm
+from spirit_jax.models.hifigan import fold_weight_norm
+from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.speech.loading import load_vocoder
 from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.speech.released.synthesis import PositionRange

@@ -6,10 +6,10 @@ import logging
 import numpy as np
 import pytest
 
+from spirit_jax.speech.f0 import f0
 from spirit_jax.speech.features import log_mel
 from spirit_jax.speech.protocols import VoiceError
 from spirit_jax.speech.scratch import griffin_lim
-from spirit_jax.speech.scratch.f0 import f0
 from spirit_jax.units import SpeechUnits, UnitError
 
 

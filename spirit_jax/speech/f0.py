@@ -10,6 +10,9 @@ from spirit_jax.speech.features import frames_of, power_spectrum
 F0_HOP, F0_WINDOW, F0_RANGE = 320, 800, (60.0, 420.0)
 """Samples from one F0 frame to the next (20 ms), samples of a frame (50 ms), and the range of F0 in Hz."""
 
+CONTOUR_HOP = 80
+"""Samples from one frame of a pitch quantizer's contour to the next: 200 Hz."""
+
 _FFT = 2048
 _STRETCH = 10 * SAMPLE_RATE  # samples that are searched for a voice at once, which bounds the memory
 _VOICED = 0.5  # normalized autocorrelation of a voiced frame; most frames then agree with pYAAPT
@@ -53,8 +56,8 @@ def f0(audio: Float[np.ndarray, " R"], frames: int) -> tuple[Float[np.ndarray, "
 
 def is_voiced(audio: Float[np.ndarray, " R"]) -> bool:
     """Whether any frame of a clip has a pitch. Silence and noise have none."""
-    starts = range(0, audio.size, _STRETCH)
-    return any(bool(f0(part, -(-part.size // F0_HOP))[1].any()) for part in (audio[s : s + _STRETCH] for s in starts))
+    parts = (audio[at : at + _STRETCH] for at in _starts(audio.size))
+    return any(bool(f0(part, -(-part.size // F0_HOP))[1].any()) for part in parts)
 
 
 def _without_jumps(pitch: np.ndarray, voiced: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -67,3 +70,33 @@ def _without_jumps(pitch: np.ndarray, voiced: np.ndarray) -> tuple[np.ndarray, n
         median[voiced] = np.nanmedian(around[voiced], axis=1)
         pitch = np.where(np.abs(pitch - median) > median / 3, median, pitch)
     return np.where(voiced, pitch, 0).astype(np.float32), voiced
+
+
+def contour(
+    audio: Float[np.ndarray, " R"], interpolate: bool
+) -> tuple[Float[np.ndarray, " T"], Float[np.ndarray, " T"]]:
+    """F0 in Hz and voicing (0 or 1) at 200 Hz, float32 [R // 80 + 1] each, as a pitch quantizer reads them.
+
+    Voicing is that of the nearest frame of 20 ms. F0 is on the line between voiced frames; where nothing is voiced it
+    is 0.
+
+    Args:
+        audio: float32 [R] at 16 kHz.
+        interpolate: give unvoiced frames the line between their voiced neighbors, and hold the nearest voiced value at
+            the ends; otherwise their F0 is 0.
+    """
+    count, frames = audio.size // CONTOUR_HOP + 1, audio.size // F0_HOP + 1
+    parts = [f0(audio[at : at + _STRETCH], -(-min(_STRETCH, audio.size - at) // F0_HOP)) for at in _starts(audio.size)]
+    pitch, voiced = (np.concatenate(each)[:frames] for each in zip(*parts, strict=True))
+    if not voiced.any():
+        return np.zeros(count, np.float32), np.zeros(count, np.float32)
+    centers = np.arange(len(pitch)) * F0_HOP + F0_HOP // 2
+    times = np.arange(count) * CONTOUR_HOP
+    is_voiced_t = voiced[np.minimum(times // F0_HOP, len(voiced) - 1)]
+    line = np.interp(times, centers[voiced], pitch[voiced])
+    return (line if interpolate else np.where(is_voiced_t, line, 0)).astype(np.float32), is_voiced_t.astype(np.float32)
+
+
+def _starts(samples: int) -> range:
+    """Where the stretches of a clip begin that are searched for a voice at once."""
+    return range(0, samples, _STRETCH)

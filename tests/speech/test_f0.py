@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.speech.scratch.f0 import f0
+from spirit_jax.speech.f0 import f0
 from tests.support.sounds import buzz
 
 
