@@ -24,32 +24,6 @@ CONFIG = DiscriminatorConfig(periods=(2, 3), scales=2, channels=128)
 SAMPLES = 1000
 
 
-def to_torch(network, params, config):
-    """Copy parameters into PyTorch's discriminators."""
-    names = [(f"period_{period}", stack) for period, stack in zip(config.periods, network.period, strict=True)]
-    names += [(f"scale_{i}", stack) for i, stack in enumerate(network.scale)]
-    with torch.no_grad():
-        for name, stack in names:
-            convs = {**{f"conv_{i}": conv for i, conv in enumerate(stack.convs)}, "scores": stack.scores}
-            for part, conv in convs.items():
-                values = {key: torch.tensor(np.asarray(value)) for key, value in params[name][part].items()}
-                conv.bias.copy_(values["bias"])
-                if "power" in values:
-                    norm = conv.parametrizations.weight
-                    norm.original.copy_(values["weight"].permute(2, 1, 0))
-                    flat = norm.original.flatten(1)
-                    norm[0]._u.copy_(values["power"])
-                    norm[0]._v.copy_(F_normalize(flat.T @ values["power"]))
-                else:
-                    conv.weight_v.copy_(values["weight_v"].permute(2, 1, 0))
-                    conv.weight_g.copy_(values["weight_g"].permute(2, 1, 0))
-    return dict(names)
-
-
-def F_normalize(x):
-    return x / x.norm()
-
-
 @pytest.fixture(scope="module")
 def pair():
     network = Discriminators(CONFIG)
@@ -57,7 +31,7 @@ def pair():
     params = split_norms(plain, jax.random.key(1))
     params = jax.tree.map(lambda x: x * 1.3 + 0.01, params)  # no norm is that of its kernel, no bias is zero
     twin = reference.TorchDiscriminators(CONFIG).eval()
-    return network, params, twin, to_torch(twin, params, CONFIG)
+    return network, params, twin, reference.load_params(twin, params)
 
 
 def clips():

@@ -3,6 +3,7 @@
 import warnings
 
 import librosa
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -58,6 +59,29 @@ class TorchDiscriminators(nn.Module):
             x = self.pool(x) if i else x
             outputs.append(network(x))
         return outputs
+
+
+def load_params(network: TorchDiscriminators, params) -> dict[str, _Stack]:
+    """Copy the parameters of `spirit_jax.models.hifigan_discriminators`; returns the discriminators by their names."""
+    stacks = {f"period_{period}": stack for period, stack in zip(network.periods, network.period, strict=True)}
+    stacks |= {f"scale_{i}": stack for i, stack in enumerate(network.scale)}
+    with torch.no_grad():
+        for name, stack in stacks.items():
+            convs = {**{f"conv_{i}": conv for i, conv in enumerate(stack.convs)}, "scores": stack.scores}
+            for part, conv in convs.items():
+                values = {key: torch.tensor(np.asarray(value)) for key, value in params[name][part].items()}
+                conv.bias.copy_(values["bias"])
+                if "power" in values:
+                    norm = conv.parametrizations.weight
+                    norm.original.copy_(values["weight"].permute(2, 1, 0))
+                    left = values["power"]
+                    right = norm.original.flatten(1).T @ left
+                    norm[0]._u.copy_(left)
+                    norm[0]._v.copy_(right / right.norm())
+                else:
+                    conv.weight_v.copy_(values["weight_v"].permute(2, 1, 0))
+                    conv.weight_g.copy_(values["weight_g"].permute(2, 1, 0))
+    return stacks
 
 
 def discriminator_loss(real, fake):
