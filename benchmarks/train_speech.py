@@ -1,0 +1,179 @@
+"""Compares the training steps of speech parts with the same steps in plain PyTorch on the same machine.
+
+    python -m benchmarks.train_speech [--parts vocoder pitch] [--rounds 5] [--rows 4] [--channels 128]
+
+One process builds both sides with equal shapes and runs their steps in turn, in float32 on the same cores. The step of
+the vocoder is that of `speech_training.vocoder_rule`: generated audio, the update of the discriminators (multi-period
+and multi-scale), then that of the generator by mel, feature matching, adversarial and duration loss, each by AdamW.
+PyTorch's modules are those of tests/support. `--channels 512 --rows 16` is the published size, in which a step takes
+minutes on two cores. Only the ratio can be compared between machines and runs.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import torch
+
+from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig
+from spirit_jax.models.vqvae_config import VQVAEConfig
+from spirit_jax.speech_training.pitch_config import PitchTraining
+from spirit_jax.speech_training.pitch_rule import PitchRule
+from spirit_jax.speech_training.vocoder_config import VocoderTraining
+from spirit_jax.speech_training.vocoder_rule import VocoderRule, gan_optimizer
+from spirit_jax.training.optimizer import make_optimizer
+from tests.support import torch_discriminators as reference
+from tests.support.torch_hifigan import TorchHifiGan
+from tests.support.torch_vqvae import TorchVQVAE
+
+Step = Callable[[], float]
+"""Trains one step on the same random batch and returns the loss."""
+
+
+def vocoder_steps(rows: int, channels: int) -> tuple[Step, Step]:
+    """The step of this package and PyTorch's, for a Base vocoder of one voice."""
+    network = HifiGanConfig(
+        num_embeddings=500, num_speakers=0, num_styles=0, upsample_initial_channel=channels, duration_hidden_dim=128
+    )
+    config = VocoderTraining(network=network, discriminators=DiscriminatorConfig(channels=2 * channels), rows=rows)
+    rng = np.random.default_rng(0)
+    frames = config.samples // network.code_hop_size
+    units = rng.integers(0, 500, (rows, frames)).astype(np.int32)
+    audio = rng.uniform(-0.5, 0.5, (rows, config.samples)).astype(np.float32)
+    zeros = np.zeros(rows, np.int32)
+    durations, counts = np.ones((rows, frames), np.int32), np.full(rows, frames, np.int32)
+    batch = {
+        "audio_br": audio,
+        "units_bt": units,
+        "pitch_bt": np.zeros_like(units),
+        "styles_bt": np.zeros_like(units),
+        "speaker_b": zeros,
+        "style_b": zeros,
+        "runs_bu": units,
+        "durations_bu": durations,
+        "runs_b": counts,
+        "weight_b": np.ones(rows, np.float32),
+    }
+    rule = VocoderRule(config, network, gan_optimizer(config.optimizer, 1000))
+    step = jax.jit(rule.train_step, donate_argnums=0)
+    kept = [jax.jit(rule.init)(jax.random.key(0))]
+    placed = jax.device_put(batch)
+
+    def run_jax() -> float:
+        kept[0], metrics = step(kept[0], placed)
+        return float(metrics["loss"])
+
+    torch.manual_seed(0)
+    generator = TorchHifiGan(
+        {
+            "embedding_dim": network.embedding_dim,
+            "num_embeddings": 500,
+            "upsample_initial_channel": channels,
+            "upsample_rates": network.upsample_rates,
+            "upsample_kernel_sizes": network.upsample_kernel_sizes,
+            "resblock_kernel_sizes": network.resblock_kernel_sizes,
+            "resblock_dilation_sizes": network.resblock_dilation_sizes,
+            "model_in_dim": network.model_in_dim,
+            "dur_predictor_params": {
+                "encoder_embed_dim": network.embedding_dim,
+                "var_pred_hidden_dim": 128,
+                "var_pred_kernel_size": 3,
+            },
+        }
+    )
+    judges, mel = reference.TorchDiscriminators(config.discriminators), reference.TorchMel(config.mel)
+    options = {"lr": 2e-4, "betas": (0.8, 0.99)}
+    of_judges = torch.optim.AdamW(judges.parameters(), **options)
+    of_generator = torch.optim.AdamW(generator.parameters(), **options)
+    real, codes, targets = torch.tensor(audio), torch.tensor(units), torch.log(torch.tensor(durations) + 1.0)
+
+    def run_torch() -> float:
+        made = generator(codes)
+        of_judges.zero_grad(set_to_none=True)
+        reference.discriminator_loss(judges(real), judges(made.detach())).backward()
+        of_judges.step()
+        of_generator.zero_grad(set_to_none=True)
+        real_outputs, made_outputs = judges(real), judges(made)
+        loss = (
+            45 * torch.nn.functional.l1_loss(mel(made), mel(real))
+            + torch.nn.functional.mse_loss(generator.log_durations(codes), targets)
+            + reference.adversarial_loss(made_outputs)
+            + 2 * reference.feature_matching_loss(real_outputs, made_outputs)
+        )
+        loss.backward()
+        of_generator.step()
+        return loss.item()
+
+    return run_jax, run_torch
+
+
+def pitch_steps(rows: int, channels: int) -> tuple[Step, Step]:
+    """The step of this package and PyTorch's, for the released VQ-VAE."""
+    del channels
+    config = PitchTraining(rows=rows, network=VQVAEConfig())
+    frames = config.samples // 80
+    rng = np.random.default_rng(0)
+    f0, voiced = rng.normal(0, 30, (rows, frames)).astype(np.float32), np.ones((rows, frames), np.float32)
+    batch = {
+        "f0_bt": f0,
+        "voiced_bt": voiced,
+        "mean_b": np.full(rows, 150, np.float32),
+        "frames_b": np.full(rows, frames, np.int32),
+        "weight_b": np.ones(rows, np.float32),
+    }
+    rule = PitchRule(config, make_optimizer(config.optimizer, 1000))
+    step, placed = jax.jit(rule.train_step, donate_argnums=0), jax.device_put(batch)
+    kept = [jax.jit(rule.init)(jax.random.key(0))]
+
+    def run_jax() -> float:
+        kept[0], metrics = step(kept[0], placed)
+        return float(metrics["loss"])
+
+    torch.manual_seed(0)
+    network = TorchVQVAE(config.network)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4)
+    x = torch.tensor(np.stack([f0, voiced], 1))
+
+    def run_torch() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        made, commitment = network(x)
+        loss = torch.nn.functional.mse_loss(made, x) + 0.02 * commitment
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return run_jax, run_torch
+
+
+PARTS = {"vocoder": vocoder_steps, "pitch": pitch_steps}
+
+
+def main() -> None:
+    """Run the rounds and print the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
+    parser.add_argument("--rows", type=int, default=4, help="crops of a step (default 4)")
+    parser.add_argument("--channels", type=int, default=128, help="channels before the first stage (default 128)")
+    options = parser.parse_args()
+    for name in options.parts:
+        steps = PARTS[name](options.rows, options.channels)
+        times: list[tuple[float, float]] = []
+        for _ in range(options.rounds + 1):
+            both = []
+            for step in steps:
+                time.sleep(0.3)  # OpenMP's threads spin for a fifth of a second after the work of the other library
+                start = time.perf_counter()
+                step()
+                both.append(time.perf_counter() - start)
+            times.append((both[0], both[1]))
+        ours, there = (statistics.median(column) for column in zip(*times[1:], strict=True))
+        ratio = statistics.median(b / a for a, b in times[1:])
+        print(f"{name}: {ours * 1e3:.0f} ms a step, PyTorch {there * 1e3:.0f} ms, ratio {ratio:.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
