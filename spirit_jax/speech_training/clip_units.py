@@ -4,13 +4,13 @@ import dataclasses
 import logging
 
 import numpy as np
-from spirit_jax.speech_training.crops import Clips
-from spirit_jax.speech_training.labels import Labels, cached
-from spirit_jax.speech_training.part import Context
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.loading import fingerprint
+from spirit_jax.speech_training.crops import Clips
+from spirit_jax.speech_training.labels import Labels, cached
+from spirit_jax.speech_training.part import Context
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Variant
 

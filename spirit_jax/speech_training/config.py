@@ -5,7 +5,10 @@ import dataclasses
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech_training.hubert_config import HubertTraining
+from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.quantizer_config import QuantizerTraining, UnitsConfig
+from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTraining
+from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.training.config import CheckpointConfig, FaultConfig
 
 
@@ -41,6 +44,16 @@ class TrainSpeechConfig:
     """Phonetic units: k-means on a layer of the last HuBERT; null: none."""
     quantizer: QuantizerTraining | None = None
     """The linear quantizer that gives the same units for noisy or otherwise changed audio; null: k-means quantizes."""
+    pitch: PitchTraining | None = None
+    """The pitch quantizer: a VQ-VAE over F0 and voicing; null: not trained."""
+    style: StyleTraining | None = None
+    """The style encoder; null: not trained."""
+    classifier: ClassifierTraining | None = None
+    """A classifier of labels of clips, which evaluation uses; it is no part of the tokenizer. null: none."""
+    vocoder_base: VocoderTraining | None = None
+    """The vocoder of phonetic units; null: not trained."""
+    vocoder_expressive: VocoderTraining | None = None
+    """The vocoder of phonetic, pitch and style units; null: not trained."""
     scratch: SpeechTokenizerConfig | None = None
     """Parts that no section trains are learned from scratch for the trained phonetic units (quantiles of F0, k-means
     of style, Griffin-Lim), so that the tokenizer is complete; without section `units` phonetic units too, by k-means of

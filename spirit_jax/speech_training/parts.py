@@ -14,8 +14,11 @@ from spirit_jax.speech.storage import has_kind
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.hubert import Hubert
 from spirit_jax.speech_training.part import Context, Part
+from spirit_jax.speech_training.pitch import PitchPart
 from spirit_jax.speech_training.purity import unit_quality
 from spirit_jax.speech_training.quantizers import PHONETIC, Quantizer, Units
+from spirit_jax.speech_training.style import ClassifierPart, StylePart
+from spirit_jax.speech_training.vocoder import VocoderPart
 from spirit_jax.training.config import LoopConfig
 
 
@@ -41,6 +44,16 @@ def parts(settings: TrainSpeechConfig) -> list[Part]:
         for number in range(1, settings.quantizer.rounds + 1):
             found.append(Quantizer(f"quantizer_{number}", settings.quantizer, teacher))
             teacher = f"quantizer_{number}"
+    if settings.pitch is not None:
+        found.append(PitchPart(settings.pitch))
+    if settings.style is not None:
+        found.append(StylePart(settings.style))
+    if settings.classifier is not None:
+        found.append(ClassifierPart(settings.classifier))
+    if settings.vocoder_base is not None:
+        found.append(VocoderPart("base", settings.vocoder_base))
+    if settings.vocoder_expressive is not None:
+        found.append(VocoderPart("expressive", settings.vocoder_expressive))
     if settings.scratch is not None:
         found.append(Scratch(settings.scratch))
     return found

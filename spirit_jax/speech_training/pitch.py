@@ -6,9 +6,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
-from spirit_jax.speech_training.labels import cached
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.core.errors import SpiritError
@@ -18,6 +15,9 @@ from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech import f0
 from spirit_jax.speech.released.pitch import AUTOCORRELATION, Contour, VQVAEPitch, pyaapt
 from spirit_jax.speech.storage import read_part_config
+from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.labels import cached
+from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.pitch_rule import RATIOS, PitchRule
 from spirit_jax.speech_training.release import save_trained_part

@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
-from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.convert.trained_parts import write_classifier
@@ -20,6 +17,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.data.packing import HostBatch
 from spirit_jax.kernels.masked import valid_frames
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import WindowClassifier
 from spirit_jax.parallel.processes import report
 from spirit_jax.parallel.sharding import HostShare
@@ -27,6 +25,8 @@ from spirit_jax.speech.released.batches import MAX_SAMPLES, encode_clips, jit_fl
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import LabelError, match, read_labels
+from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTraining
 from spirit_jax.speech_training.style_targets import style_labels

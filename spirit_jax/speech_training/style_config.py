@@ -4,7 +4,6 @@ import dataclasses
 from typing import Literal
 
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
-
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 
 WAV2VEC2_BASE = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2

@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
-from spirit_jax.speech_training.hubert import layer_features, read_phonetic_encoder
-from spirit_jax.speech_training.labels import Extractor, Labels, batched_features, cached
-from spirit_jax.speech_training.part import Context
 
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.speech.features import log_mel, style_frames
 from spirit_jax.speech.scratch.prosody import log_f0, style_features
 from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training.hubert import layer_features, read_phonetic_encoder
+from spirit_jax.speech_training.labels import Extractor, Labels, batched_features, cached
+from spirit_jax.speech_training.part import Context
 from spirit_jax.speech_training.style_config import StyleTargets
 
 _DEVIATION_FLOOR = 1e-4

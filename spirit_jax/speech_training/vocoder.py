@@ -7,8 +7,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from spirit_jax.speech_training.crops import CropBatches, CropShape, held_out_crops
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.core.errors import SpiritError
@@ -22,6 +20,8 @@ from spirit_jax.speech.released.vocoder import DEFAULT_STYLE, HifiGanVocoder
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import match, read_labels
 from spirit_jax.speech_training.clip_units import ClipUnits, clip_units
+from spirit_jax.speech_training.crops import CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.speech_training.vocoder_measures import VocoderMeasures, VocoderSamples

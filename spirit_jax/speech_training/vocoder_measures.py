@@ -9,7 +9,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, UInt8
-from spirit_jax.speech_training.crops import Clips
 
 from spirit_jax.audio import save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
@@ -19,6 +18,7 @@ from spirit_jax.models.mel import vocoder_mel
 from spirit_jax.speech.asr import Recognizer, RecognizerError, open_recognizer
 from spirit_jax.speech.mos import OpinionPredictor, PredictorError, open_opinion_predictor
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
+from spirit_jax.speech_training.crops import Clips
 from spirit_jax.speech_training.vocoder_rows import VocoderRows
 
 _LOG = logging.getLogger(__name__)

@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from spirit_jax.speech_training.crops import Crop
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.models.hifigan_losses import inner_runs
 from spirit_jax.speech_training.clip_units import ClipUnits
+from spirit_jax.speech_training.crops import Crop
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 
 

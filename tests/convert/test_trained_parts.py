@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.part_export import export_part
@@ -20,6 +19,7 @@ from spirit_jax.models.hifigan import initialize
 from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.models.vqvae import VQVAE
 from spirit_jax.models.vqvae_config import VQVAEConfig
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import WindowClassifier
 from spirit_jax.speech.released.pitch import VQVAEPitch
 from spirit_jax.speech.released.style import Wav2Vec2Style

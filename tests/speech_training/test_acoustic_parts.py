@@ -1,0 +1,242 @@
+"""Pitch, style, classifier and vocoder trained by the job on a few synthetic clips, killed, resumed and used."""
+
+import dataclasses
+import json
+import logging
+
+import numpy as np
+import pytest
+
+from spirit_jax.audio import load_audio, save_audio
+from spirit_jax.checkpoint import flatten, load_arrays
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.core.errors import SpiritError
+from spirit_jax.corpora.utterance import Utterance
+from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig, MelConfig
+from spirit_jax.models.vqvae_config import VQVAEConfig
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
+from spirit_jax.speech.loading import load_pitch_encoder, load_style_encoder, load_vocoder
+from spirit_jax.speech_training.config import TrainSpeechConfig
+from spirit_jax.speech_training.job import run
+from spirit_jax.speech_training.pitch_config import PitchTraining
+from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTargets, StyleTraining
+from spirit_jax.speech_training.vocoder_config import VocoderTraining
+from spirit_jax.training.config import CheckpointConfig, LoopConfig, OptimizerConfig
+from tests.support.sounds import buzz
+
+SPEAKERS = ("ada", "bob")
+
+
+def loop(steps):
+    return LoopConfig(steps=steps, log_every=1, evaluate_every=steps, sample_every=steps)
+
+
+ENCODER = Wav2Vec2Config(
+    conv_layers=((8, 10, 5), (8, 4, 4), (8, 4, 4), (8, 4, 4)),
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    intermediate_size=16,
+    position_kernel=4,
+    position_groups=2,
+)
+PITCH = PitchTraining(
+    network=VQVAEConfig(codes=4, embedding_size=4, width=4, depth=1), samples=2560, rows=2, loop=loop(4)
+)
+VOCODER = VocoderTraining(
+    network=HifiGanConfig(
+        upsample_rates=(10, 8, 8),
+        upsample_kernel_sizes=(20, 16, 16),
+        upsample_initial_channel=16,
+        resblock_kernel_sizes=(3,),
+        resblock_dilation_sizes=((1,),),
+        embedding_dim=4,
+        duration_hidden_dim=4,
+    ),
+    discriminators=DiscriminatorConfig(periods=(5,), scales=1, channels=32),
+    mel=MelConfig(bands=8, window=512, hop=256),
+    samples=2560,
+    rows=2,
+    measured_clips=1,
+    sampled_clips=1,
+    loop=loop(4),
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+STYLE = StyleTraining(
+    encoder=ENCODER,
+    projection_size=4,
+    targets=StyleTargets(clusters=3),
+    samples=16_000,
+    shortest=8000,
+    rows=2,
+    optimizer=OPTIMIZER,
+    loop=loop(2),
+)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """A manifest of eight voiced clips of two voices, and of one each that is short, silent and unvoiced."""
+    folder = tmp_path_factory.mktemp("clips")
+    rng, lines = np.random.default_rng(0), []
+
+    def add(name, audio, speaker):
+        save_audio(folder / f"{name}.wav", audio)
+        lines.append({"id": name, "audio": f"{name}.wav", "speaker": speaker, "text": "a word"})
+
+    for number in range(8):
+        low = 110 if number % 2 else 220
+        audio = buzz(np.geomspace(low, low * 1.4, SAMPLE_RATE * 3 // 2)) + rng.normal(0, 0.01, SAMPLE_RATE * 3 // 2)
+        add(f"clip-{number}", audio.astype(np.float32), SPEAKERS[number % 2])
+    add("short", buzz(200.0)[:1400], "ada")
+    add("silent", np.zeros(SAMPLE_RATE, np.float32), "ada")
+    add("noise", rng.normal(0, 0.1, SAMPLE_RATE).astype(np.float32), "ada")
+    manifest = folder / "clips.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return manifest
+
+
+@pytest.fixture(scope="module")
+def encoders(corpus, tmp_path_factory):
+    """A checkpoint directory with a speech tokenizer from scratch."""
+    directory = tmp_path_factory.mktemp("encoders")
+    clips = [
+        Utterance(f"clip-{number}", corpus.parent / f"clip-{number}.wav", "", transcript_required=False)
+        for number in range(8)
+    ]
+    sizes = SpeechTokenizerConfig(phonetic_units=10, pitch_units=4, style_units=2)
+    train_speech_tokenizer(clips, sizes, directory, progress=False)
+    return directory
+
+
+def settings(corpus, directory, **sections):
+    return TrainSpeechConfig(
+        run_directory=str(directory),
+        corpora=[str(corpus)],
+        validation_fraction=0.3,
+        checkpoint=CheckpointConfig(every=2),
+        **sections,
+    )
+
+
+def arrays_of(directory, part):
+    flat = flatten(load_arrays(directory / "speech_tokenizer" / part))
+    return {path: np.asarray(array) for path, array in flat.items()}
+
+
+def assert_equal_parts(first, second, part):
+    one, two = arrays_of(first, part), arrays_of(second, part)
+    assert one.keys() == two.keys()
+    for path, array in one.items():
+        np.testing.assert_array_equal(array, two[path], err_msg=path)
+
+
+def test_pitch_is_trained_resumed_bit_for_bit_and_used(corpus, tmp_path, caplog, capsys):
+    run(settings(corpus, tmp_path / "whole", pitch=PITCH))
+    assert "1 of" in capsys.readouterr().err + caplog.text  # clips without a voice, and clips that cannot be used
+    run(settings(corpus, tmp_path / "parts", pitch=dataclasses.replace(PITCH, loop=loop(2))))
+    run(settings(corpus, tmp_path / "parts", pitch=PITCH))
+    assert_equal_parts(tmp_path / "whole", tmp_path / "parts", "pitch")
+    pitch = load_pitch_encoder(tmp_path / "whole")
+    audio = load_audio(corpus.parent / "clip-0.wav")
+    units = pitch.encode_batch([audio])[0]
+    assert len(units) == (audio.size // 80 + 1) // 16
+    assert pitch.unit_count == 4
+    assert units.max() < 4
+    records = [json.loads(line) for line in (tmp_path / "whole/pitch/metrics.jsonl").read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    assert {"validation/f0_error_hz", "validation/f0_error_cents", "validation/voicing_error"} <= last.keys()
+
+
+def test_a_vocoder_is_trained_resumed_bit_for_bit_and_speaks(corpus, encoders, tmp_path, caplog):
+    config = dataclasses.replace(VOCODER, encoders=str(encoders))
+    with caplog.at_level(logging.WARNING):
+        run(settings(corpus, tmp_path / "whole", vocoder_base=config))
+    run(settings(corpus, tmp_path / "parts", vocoder_base=dataclasses.replace(config, loop=loop(2))))
+    run(settings(corpus, tmp_path / "parts", vocoder_base=config))
+    assert_equal_parts(tmp_path / "whole", tmp_path / "parts", "vocoder_base")
+    vocoder = load_vocoder(tmp_path / "whole", "base")
+    assert [vocoder.speaker_index(name) for name in (*SPEAKERS, 2)] == [0, 1, 1]
+    units = SpeechTokenizer.from_pretrained(encoders, "base").encode(load_audio(corpus.parent / "clip-1.wav"))
+    audio = vocoder.decode(units, speaker="bob", predict_durations=False)
+    assert audio.size == 640 * len(units.hubert)
+    assert np.isfinite(audio).all()
+    records = [json.loads(line) for line in (tmp_path / "whole/vocoder_base/metrics.jsonl").read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    assert {"validation/mel", "evaluation/mel_distance_db", "evaluation/voicing_error"} <= last.keys()
+    assert (tmp_path / "whole/vocoder_base/samples/4/0.wav").is_file()
+    assert (tmp_path / "whole/speech_tokenizer/vocoder_base/released/weights.json").is_file()
+
+    longer = dataclasses.replace(config, init_from=str(tmp_path / "whole"), loop=loop(1), measured_clips=0)
+    run(settings(corpus, tmp_path / "continued", vocoder_base=longer))
+    first, later = (arrays_of(tmp_path / name, "vocoder_base") for name in ("whole", "continued"))
+    moved = np.abs(first["unit_embedding/embedding"] - later["unit_embedding/embedding"]).max()
+    assert 0 < moved < 1e-3  # it began with these weights
+
+
+def test_an_expressive_vocoder_reads_all_streams(corpus, encoders, tmp_path):
+    config = dataclasses.replace(VOCODER, encoders=str(encoders), loop=loop(1), measured_clips=0, sampled_clips=0)
+    run(settings(corpus, tmp_path, vocoder_expressive=config))
+    vocoder = load_vocoder(tmp_path, "expressive")
+    network = vocoder.network
+    assert (network.num_embeddings, network.num_f0_tokens, network.num_style_tokens) == (10, 4, 2)
+    units = SpeechTokenizer.from_pretrained(encoders).encode(load_audio(corpus.parent / "clip-1.wav"))
+    assert vocoder.decode(units, predict_durations=False).size == 640 * len(units.hubert)
+
+
+def test_a_style_encoder_learns_clusters_and_a_classifier_labels(corpus, tmp_path):
+    labels = tmp_path / "labels.csv"
+    rows = [f"clip-{number},{'high' if number % 2 == 0 else 'low'}" for number in range(8)]
+    labels.write_text("id,label\n" + "\n".join(rows) + "\n")
+    shared = {name: getattr(STYLE, name) for name in ("encoder", "projection_size", "samples", "shortest", "rows")}
+    classifier = ClassifierTraining(
+        **shared, labels=str(labels), on_bad_label="skip", optimizer=OPTIMIZER, loop=loop(30)
+    )
+    run(settings(corpus, tmp_path / "run", style=STYLE, classifier=classifier))
+    style = load_style_encoder(tmp_path / "run")
+    assert style.unit_count == 3
+    assert len(style.encode_batch([load_audio(corpus.parent / "clip-0.wav")])[0]) == 2
+    assert (tmp_path / "run/classifier/hugging_face/model.safetensors").is_file()
+    config = json.loads((tmp_path / "run/classifier/hugging_face/config.json").read_text())
+    assert config["id2label"] == {"0": "high", "1": "low"}
+    records = [json.loads(line) for line in (tmp_path / "run/classifier/metrics.jsonl").read_text().splitlines()]
+    last = {name: value for record in records for name, value in record.items()}
+    assert last["evaluation/clip_accuracy"] >= 0.5
+    assert last["train/accuracy"] == 1.0
+    stopped = dataclasses.replace(classifier, on_bad_label="stop")
+    with pytest.raises(SpiritError, match=r"labels\.csv: .* clips have no label there"):
+        run(settings(corpus, tmp_path / "other", classifier=stopped))
+
+
+def test_clips_without_a_voice_cannot_teach_pitch(corpus, tmp_path):
+    manifest = corpus.parent / "noise.jsonl"
+    manifest.write_text(json.dumps({"id": "noise", "audio": "noise.wav"}) + "\n")
+    config = dataclasses.replace(settings(manifest, tmp_path, pitch=PITCH), validation_fraction=0.0)
+    with pytest.raises(SpiritError, match="none of 1 clips has a voiced frame"):
+        run(config)
+
+
+def test_a_vocoder_needs_clips_as_long_as_a_crop(corpus, encoders, tmp_path):
+    config = dataclasses.replace(VOCODER, encoders=str(encoders), samples=64_000)
+    with pytest.raises(SpiritError, match="they need 64000 samples"):
+        run(settings(corpus, tmp_path, vocoder_base=config))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VocoderTraining(samples=1000), "multiple of 640"),
+        (lambda: VocoderTraining(peak=1.5), "peak must lie"),
+        (lambda: VocoderTraining(on_bad_label="ignore"), "stop or skip"),
+        (lambda: PitchTraining(samples=1000), "multiple of the 1280 samples"),
+        (lambda: PitchTraining(f0="fcpe"), "fcpe_from"),
+        (lambda: StyleTraining(samples=15_000), "multiple of the 16000 samples"),
+        (lambda: StyleTargets(clusters=101), r"1\.\.100"),
+        (lambda: DiscriminatorConfig(channels=48), "power of two"),
+        (lambda: MelConfig(window=1000), "multiple of hop"),
+    ],
+)
+def test_configs_name_what_is_wrong(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
