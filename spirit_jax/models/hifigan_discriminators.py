@@ -84,7 +84,7 @@ class Discriminators(nn.Module):
         return outputs
 
 
-def split_phases(audio_br: Float[Array, "B R"], period: int) -> Float[Array, "B*period T 1"]:
+def split_phases(audio_br: Float[Array, "B R"], period: int) -> Float[Array, "N T 1"]:
     """Every `period`-th sample of the audio, from each of the first `period` samples on; the end is reflected."""
     rows, samples = audio_br.shape
     if rest := samples % period:
@@ -92,7 +92,7 @@ def split_phases(audio_br: Float[Array, "B R"], period: int) -> Float[Array, "B*
     return audio_br.reshape(rows, -1, period).swapaxes(1, 2).reshape(rows * period, -1, 1)
 
 
-def halve_rate(audio_br: Float[Array, "B R"]) -> Float[Array, "B R/2+1"]:
+def halve_rate(audio_br: Float[Array, "B R"]) -> Float[Array, "B N"]:
     """The mean of four samples, every two samples, with two zeros on both sides: R // 2 + 1 samples."""
     total = lax.reduce_window(audio_br, jnp.zeros((), audio_br.dtype), lax.add, (1, 4), (1, 2), ((0, 0), (2, 2)))
     return total / 4

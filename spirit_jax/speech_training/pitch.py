@@ -150,7 +150,7 @@ class PitchPart:
             return {"clips": crops}
 
         def finish(params: Params) -> None:
-            save_trained_part(context.speech_tokenizer, self.name, self.trained(params))
+            save_trained_part(context.run / SPEECH_TOKENIZER, self.name, self.trained(params))
 
         return Prepared(
             rule=PitchRule(config, make_optimizer(config.optimizer, config.loop.steps), context.seed),

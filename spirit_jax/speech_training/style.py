@@ -211,7 +211,7 @@ class StylePart(_WindowPart):
             )
 
         def finish(params: Params) -> None:
-            save_trained_part(context.speech_tokenizer, self.name, self._trained(params, clusters))
+            save_trained_part(context.run / SPEECH_TOKENIZER, self.name, self._trained(params, clusters))
 
         def classes(split: str) -> Classes:
             return lambda index, first, count: labels[split].of(index)[first : first + count].astype(np.int32)

@@ -107,7 +107,7 @@ class VocoderPart:
             summary=RatioSummary(RATIOS),
             batches=batches,
             held_out=held_out_batches,
-            finish=lambda params: save_trained_part(context.speech_tokenizer, self.name, trained(params)),
+            finish=lambda params: save_trained_part(context.run / SPEECH_TOKENIZER, self.name, trained(params)),
             sample=lambda params, step: samples(trained(params), step),
             measure=lambda params, step: measures(trained(params)),
         )

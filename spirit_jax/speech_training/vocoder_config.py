@@ -1,6 +1,7 @@
 """Configuration of a vocoder's training. Reading it never starts JAX."""
 
 import dataclasses
+from typing import Literal
 
 from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig, MelConfig
 from spirit_jax.training.config import LoopConfig
@@ -85,8 +86,8 @@ class VocoderTraining:
     styles: str | None = None
     """Table of each clip's style (`id,label` in CSV or TSV, or a JSON object) for the global styles of a Base vocoder,
     such as the speaking styles of Expresso; null for none."""
-    on_bad_label: str = "stop"
-    """What to do with a clip that the table does not name: `stop`, or `skip` it."""
+    on_bad_label: Literal["stop", "skip"] = "stop"
+    """What to do with clips that the table does not name."""
     optimizer: GanOptimizerConfig = GanOptimizerConfig()
     """How both networks are updated."""
     loop: LoopConfig = LoopConfig(steps=500_000, evaluate_every=5000, sample_every=5000)
