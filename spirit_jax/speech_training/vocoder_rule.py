@@ -1,7 +1,6 @@
 """One step of a unit HiFi-GAN against its discriminators (Kong et al. 2020, arXiv 2010.05646)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -135,8 +134,8 @@ class VocoderRule:
         (made_br, log_durations_bu), pull_back = jax.vjp(lambda tree: self._speak(tree, batch), params[GENERATOR])
 
         def judges_loss(judges: Params) -> Float[Array, ""]:
-            both = self._judge(judges, jnp.concatenate([real_br, jax.lax.stop_gradient(made_br)]))
-            return losses.discriminator_loss(*_halves(both), weight_b)
+            fixed_br = jax.lax.stop_gradient(made_br)
+            return losses.discriminator_loss(self._judge(judges, real_br), self._judge(judges, fixed_br), weight_b)
 
         discriminator, judges_gradient = jax.value_and_grad(judges_loss)(judges)
         judges, judges_state = self._update(judges, opt_state[DISCRIMINATORS], judges_gradient)
@@ -233,12 +232,3 @@ class VocoderRule:
         sums = {f"{name}_sum": value * rows for name, value in values.items()}
         seconds = rows * (self.config.samples / SAMPLE_RATE)
         return {**sums, "loss_sum": loss * rows, "loss": loss, "rows": rows, "seconds": seconds}
-
-
-def _halves(outputs: Outputs) -> tuple[Outputs, Outputs]:
-    """The outputs of recordings and of generated audio that were judged together."""
-
-    def half(part: Callable[[Array], Array]) -> Sequence[Sequence[Array]]:
-        return [[part(x) for x in network] for network in outputs]
-
-    return half(lambda x: x[: len(x) // 2]), half(lambda x: x[len(x) // 2 :])
