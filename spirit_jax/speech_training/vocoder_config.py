@@ -76,8 +76,8 @@ class VocoderTraining:
     duration_weight: float = 1.0
     """Weight of the duration predictor's loss."""
     adversarial_start: int = 0
-    """Step from which the discriminators take part. Before it, the mel loss alone trains the generator, which is faster
-    and gives clear words early; published recipes start at 0."""
+    """Step from which the discriminators take part. Before it, the mel and the duration loss alone train the generator,
+    which saves the discriminators' share of the time; published recipes start at 0."""
     encoders: str | None = None
     """A checkpoint directory whose encoders give the units, such as the converted released one; null: this run's."""
     init_from: str | None = None
