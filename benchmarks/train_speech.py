@@ -1,15 +1,17 @@
 """Compares the training steps of speech parts with the same steps in plain PyTorch on the same machine.
 
-    python -m benchmarks.train_speech [--parts vocoder pitch] [--rounds 5] [--rows 4] [--channels 128]
+    python -m benchmarks.train_speech [--parts pitch vocoder] [--rounds 5] [--rows 4] [--published]
 
 One process builds both sides with equal shapes and runs their steps in turn, in float32 on the same cores. The step of
 the vocoder is that of `speech_training.vocoder_rule`: generated audio, the update of the discriminators (multi-period
 and multi-scale), then that of the generator by mel, feature matching, adversarial and duration loss, each by AdamW.
-PyTorch's modules are those of tests/support. `--channels 512 --rows 16` is the published size, in which a step takes
-minutes on two cores. Only the ratio can be compared between machines and runs.
+PyTorch's modules are those of tests/support. The vocoder has the sizes of configs/speech/tiny.yaml, or with
+`--published` the published ones, in which a step takes minutes on two cores. Only the ratio can be compared between
+machines and runs.
 """
 
 import argparse
+import dataclasses
 import statistics
 import time
 from collections.abc import Callable
@@ -33,12 +35,20 @@ Step = Callable[[], float]
 """Trains one step on the same random batch and returns the loss."""
 
 
-def vocoder_steps(rows: int, channels: int) -> tuple[Step, Step]:
+def vocoder_steps(rows: int, published: bool) -> tuple[Step, Step]:
     """The step of this package and PyTorch's, for a Base vocoder of one voice."""
-    network = HifiGanConfig(
-        num_embeddings=500, num_speakers=0, num_styles=0, upsample_initial_channel=channels, duration_hidden_dim=128
-    )
-    config = VocoderTraining(network=network, discriminators=DiscriminatorConfig(channels=2 * channels), rows=rows)
+    network, judged = HifiGanConfig(num_speakers=0, num_styles=0), DiscriminatorConfig()
+    if not published:
+        network = dataclasses.replace(
+            network,
+            embedding_dim=64,
+            duration_hidden_dim=64,
+            upsample_initial_channel=128,
+            resblock_kernel_sizes=(3, 7),
+            resblock_dilation_sizes=((1, 3), (1, 3)),
+        )
+        judged = DiscriminatorConfig(periods=(2, 3, 5), scales=1, channels=64)
+    config = VocoderTraining(network=network, discriminators=judged, rows=rows)
     rng = np.random.default_rng(0)
     frames = config.samples // network.code_hop_size
     units = rng.integers(0, 500, (rows, frames)).astype(np.int32)
@@ -71,7 +81,7 @@ def vocoder_steps(rows: int, channels: int) -> tuple[Step, Step]:
         {
             "embedding_dim": network.embedding_dim,
             "num_embeddings": 500,
-            "upsample_initial_channel": channels,
+            "upsample_initial_channel": network.upsample_initial_channel,
             "upsample_rates": network.upsample_rates,
             "upsample_kernel_sizes": network.upsample_kernel_sizes,
             "resblock_kernel_sizes": network.resblock_kernel_sizes,
@@ -79,7 +89,7 @@ def vocoder_steps(rows: int, channels: int) -> tuple[Step, Step]:
             "model_in_dim": network.model_in_dim,
             "dur_predictor_params": {
                 "encoder_embed_dim": network.embedding_dim,
-                "var_pred_hidden_dim": 128,
+                "var_pred_hidden_dim": network.duration_hidden_dim,
                 "var_pred_kernel_size": 3,
             },
         }
@@ -110,9 +120,9 @@ def vocoder_steps(rows: int, channels: int) -> tuple[Step, Step]:
     return run_jax, run_torch
 
 
-def pitch_steps(rows: int, channels: int) -> tuple[Step, Step]:
+def pitch_steps(rows: int, published: bool) -> tuple[Step, Step]:
     """The step of this package and PyTorch's, for the released VQ-VAE."""
-    del channels
+    del published  # it is small
     config = PitchTraining(rows=rows, network=VQVAEConfig())
     frames = config.samples // 80
     rng = np.random.default_rng(0)
@@ -148,7 +158,7 @@ def pitch_steps(rows: int, channels: int) -> tuple[Step, Step]:
     return run_jax, run_torch
 
 
-PARTS = {"vocoder": vocoder_steps, "pitch": pitch_steps}
+PARTS = {"pitch": pitch_steps, "vocoder": vocoder_steps}
 
 
 def main() -> None:
@@ -157,10 +167,10 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument("--rows", type=int, default=4, help="crops of a step (default 4)")
-    parser.add_argument("--channels", type=int, default=128, help="channels before the first stage (default 128)")
+    parser.add_argument("--published", action="store_true", help="the vocoder's published sizes")
     options = parser.parse_args()
     for name in options.parts:
-        steps = PARTS[name](options.rows, options.channels)
+        steps = PARTS[name](options.rows, options.published)
         times: list[tuple[float, float]] = []
         for _ in range(options.rounds + 1):
             both = []
