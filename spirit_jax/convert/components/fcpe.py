@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from spirit_jax.convert.errors import ConversionError
 from spirit_jax.convert.table import Kept, Row, Rows, parameter_shapes
-from spirit_jax.models.fcpe import FCPE, HOP, NUM_MELS, SAMPLE_RATE, WINDOW, FCPEConfig
+from spirit_jax.core.constants import SAMPLE_RATE
+from spirit_jax.models.fcpe import FCPE, HOP, NUM_MELS, WINDOW, FCPEConfig
 
 _FIXED = {
     "model": (("type", "CFNaiveMelPE"), ("conv_only", True), ("use_harmonic_emb", False)),
