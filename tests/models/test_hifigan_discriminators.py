@@ -39,6 +39,11 @@ def clips():
     return [rng.uniform(-0.9, 0.9, (2, SAMPLES)).astype(np.float32) for _ in range(2)]
 
 
+def _assert_gradients_equal(found, expected):
+    """Gradients are sums over thousands of positions that cancel, so noise is in proportion to the largest of them."""
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2e-5 * np.abs(expected).max())
+
+
 def test_discriminators_and_losses_equal_torch_in_values_and_gradients(pair):
     network, params, twin, stacks = pair
     real, fake = clips()
@@ -73,15 +78,15 @@ def test_discriminators_and_losses_equal_torch_in_values_and_gradients(pair):
     for name, stack in stacks.items():
         for part, conv in [*((f"conv_{i}", conv) for i, conv in enumerate(stack.convs)), ("scores", stack.scores)]:
             found = gradients[0][name][part]
-            np.testing.assert_allclose(found["bias"], conv.bias.grad.numpy(), rtol=1e-3, atol=2e-5)
+            _assert_gradients_equal(found["bias"], conv.bias.grad.numpy())
             if name == "scale_0":
                 there = conv.parametrizations.weight.original.grad.numpy().transpose(2, 1, 0)
-                np.testing.assert_allclose(found["weight"], there, rtol=1e-3, atol=2e-5)
+                _assert_gradients_equal(found["weight"], there)
                 assert not np.any(found["power"])
             else:
                 for key in ("weight_g", "weight_v"):
                     there = getattr(conv, key).grad.numpy().transpose(2, 1, 0)
-                    np.testing.assert_allclose(found[key], there, rtol=1e-3, atol=2e-5)
+                    _assert_gradients_equal(found[key], there)
 
 
 def test_power_iterations_find_the_largest_singular_value():
