@@ -86,7 +86,9 @@ def corpus(tmp_path_factory):
 
     for number in range(8):
         low = 110 if number % 2 else 220
-        audio = buzz(np.geomspace(low, low * 1.4, SAMPLE_RATE * 3 // 2), 1.5) + rng.normal(0, 0.01, SAMPLE_RATE * 3 // 2)
+        audio = buzz(np.geomspace(low, low * 1.4, SAMPLE_RATE * 3 // 2), 1.5) + rng.normal(
+            0, 0.01, SAMPLE_RATE * 3 // 2
+        )
         add(f"clip-{number}", audio.astype(np.float32), SPEAKERS[number % 2])
     add("short", buzz(200.0)[:1400], "ada")
     add("silent", np.zeros(SAMPLE_RATE, np.float32), "ada")

@@ -99,8 +99,8 @@ def test_a_step_equals_torch(setting):
     of_generator.step()
     # The discriminators have made a step of AdamW, which enlarges the rounding of small gradients.
     for name, value in parts.items():
-        np.testing.assert_allclose(metrics[f"{name}_sum"] / 2, value.item(), rtol=2e-4, err_msg=name)
-    np.testing.assert_allclose(metrics["loss"], total.item(), rtol=2e-4)
+        np.testing.assert_allclose(metrics[f"{name}_sum"] / 2, value.item(), rtol=1e-3, err_msg=name)
+    np.testing.assert_allclose(metrics["loss"], total.item(), rtol=1e-3)
 
     part = table.part_config(BASE)
     values = {name: value.detach().numpy() for name, value in generator.state_dict().items()}
