@@ -1,7 +1,7 @@
 """The units of every clip of a run, encoded once, with what else a vocoder needs to know of a clip."""
 
 import dataclasses
-import logging
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,13 +9,11 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.loading import fingerprint
 from spirit_jax.speech_training.crops import Clips
-from spirit_jax.speech_training.labels import Labels, cached
+from spirit_jax.speech_training.labels import Labels, cached, compute_clips
 from spirit_jax.speech_training.part import Context
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Variant
 
-_LOG = logging.getLogger(__name__)
-_BATCH = 16  # clips that are encoded together
 _STREAMS = ("hubert", "pitch", "style")
 
 
@@ -58,7 +56,7 @@ def clip_units(context: Context, encoders: str, variant: Variant) -> tuple[ClipU
     made_from = {
         "encoders": fingerprint(encoders, variant, "fcpe"),
         "variant": variant,
-        "clips": [len(context.train), len(context.held_out)],
+        "data": context.data,
     }
 
     def make() -> dict[str, np.ndarray]:
@@ -78,21 +76,13 @@ def clip_units(context: Context, encoders: str, variant: Variant) -> tuple[ClipU
 def _encoded(clips: Clips, tokenizer: SpeechTokenizer) -> dict[str, np.ndarray]:
     units: dict[int, SpeechUnits] = {}
     peaks, ids, speakers = np.zeros(len(clips), np.float32), [""] * len(clips), [""] * len(clips)
-    waiting: list[tuple[int, np.ndarray]] = []
 
-    def encode() -> None:
-        found = tokenizer.encode_batch([audio for _, audio in waiting])
-        units.update(zip([index for index, _ in waiting], found, strict=True))
-        waiting.clear()
+    def encode(batch: Sequence[np.ndarray]) -> list[tuple[SpeechUnits, float]]:
+        return list(zip(tokenizer.encode_batch(batch), (np.abs(clip).max() for clip in batch), strict=True))
 
-    for index, audio in clips.usable():
+    for index, (found, peak) in compute_clips(clips.usable(), encode):
         utterance = clips.utterance(index)
-        peaks[index], ids[index], speakers[index] = np.abs(audio).max(), utterance.id, utterance.speaker
-        waiting.append((index, audio))
-        if len(waiting) == _BATCH:
-            encode()
-    if waiting:
-        encode()
+        units[index], peaks[index], ids[index], speakers[index] = found, peak, utterance.id, utterance.speaker
     arrays: dict[str, np.ndarray] = {"peaks": peaks, "ids": np.array(ids), "speakers": np.array(speakers)}
     none = np.zeros(0, np.int32)
     for position, name in enumerate(_STREAMS):

@@ -1,22 +1,21 @@
 """The training of the pitch VQ-VAE as a part of a run: F0 of the clips, crops, and measures in Hz and cents."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
+from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.data.packing import HostBatch
 from spirit_jax.parallel.processes import report
-from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech import f0
 from spirit_jax.speech.released.pitch import AUTOCORRELATION, Contour, VQVAEPitch, pyaapt
 from spirit_jax.speech.storage import read_part_config
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
-from spirit_jax.speech_training.labels import cached
+from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
+from spirit_jax.speech_training.labels import cached, compute_clips
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.pitch_rule import RATIOS, PitchRule
@@ -25,7 +24,8 @@ from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.state import Params
 
-_BATCH = 16  # clips whose F0 is found together
+Extract = Callable[[Sequence[np.ndarray]], Sequence[Contour]]
+"""Finds the contours of clips."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,15 +110,10 @@ class PitchPart:
             SpiritError: no clip has a voice, or the extractor cannot be used.
         """
         config = self.config
-        made_from = {
-            "f0": config.f0,
-            "fcpe_from": config.fcpe_from,
-            "interpolate": config.interpolate,
-            "clips": [len(context.train), len(context.held_out)],
-        }
+        extract, described = extractor(config)
+        made_from = {"extractor": described, "data": context.data}
 
         def make() -> dict[str, np.ndarray]:
-            extract = extractor(config)
             splits = (("train", context.train), ("held_out", context.held_out))
             return {
                 f"{split}_{name}": array for split, clips in splits for name, array in _contours(clips, extract).items()
@@ -135,28 +130,26 @@ class PitchPart:
         if mute:
             report(f"pitch: {mute} of {len(context.train)} clips have no voiced frame or cannot be used: skipped")
         hop = f0.CONTOUR_HOP * config.network.hop
-        shape = CropShape(config.samples, hop, hop)
-        rows = [PitchRows(config, contours) for contours in (train, held_out)]
-
-        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
-            return CropBatches(
-                context.train, shape, rows[0], rows=config.rows, seed=context.seed, share=share, state=state
-            )
-
-        def held_out_batches(share: HostShare) -> Mapping[str, Iterator[HostBatch]]:
-            if not len(context.held_out):
-                return {}
-            crops = held_out_crops(context.held_out, shape, rows[1], rows=config.rows, seed=context.seed, share=share)
-            return {"clips": crops}
+        data = CropData(
+            train=context.train,
+            held_out=context.held_out,
+            shape=CropShape(config.samples, hop, hop),
+            train_row=PitchRows(config, train),
+            held_out_row=PitchRows(config, held_out),
+            rows=config.rows,
+            seed=context.seed,
+        )
 
         def finish(params: Params) -> None:
             save_trained_part(context.run / SPEECH_TOKENIZER, self.name, self.trained(params))
 
         return Prepared(
-            rule=PitchRule(config, make_optimizer(config.optimizer, config.loop.steps), context.seed),
+            rule=PitchRule(
+                config, make_optimizer(config.optimizer, config.loop.steps), context.seed, context.spike_sigmas
+            ),
             summary=RatioSummary(RATIOS),
-            batches=batches,
-            held_out=held_out_batches,
+            batches=data.batches,
+            held_out=data.held_out_batches,
             finish=finish,
         )
 
@@ -190,14 +183,15 @@ def read_fcpe(checkpoint: str) -> tuple[dict[str, Any], Params]:
     return config["fcpe"], load_arrays(directory)["fcpe"]
 
 
-def extractor(config: PitchTraining):
-    """The function that finds the contours of clips.
+def extractor(config: PitchTraining) -> tuple[Extract, Any]:
+    """The function that finds the contours of clips, and what its results depend on, as JSON.
 
     Raises:
         SpiritError: it needs a package that is not installed, or weights that are not there.
     """
+    described: dict[str, Any] = {"f0": config.f0, "interpolate": config.interpolate}
     if config.f0 == AUTOCORRELATION:
-        return lambda clips: [f0.contour(clip, config.interpolate) for clip in clips]
+        return lambda clips: [f0.contour(clip, config.interpolate) for clip in clips], described
     if config.f0 == "pyaapt":
 
         def by_pyaapt(clips: Sequence[np.ndarray]) -> list[Contour]:
@@ -206,33 +200,22 @@ def extractor(config: PitchTraining):
             except ImportError as error:
                 raise SpiritError(str(error)) from error
 
-        return by_pyaapt
+        return by_pyaapt, described
     assert config.fcpe_from is not None  # PitchTraining asks for it
     fcpe, weights = read_fcpe(config.fcpe_from)
-    described = {
+    described["weights"] = read_checksums(find(config.fcpe_from, f"{SPEECH_TOKENIZER}/pitch"))
+    part = {
         "interpolate": config.interpolate,
         "normalize": config.normalize,
         "vqvae": dataclasses.asdict(config.network),
         "fcpe": fcpe,
     }
-    return VQVAEPitch(described, {"fcpe": weights, "vqvae": {}}).contours
+    return VQVAEPitch(part, {"fcpe": weights, "vqvae": {}}).contours, described
 
 
-def _contours(clips: Clips, extract) -> dict[str, np.ndarray]:
-    found: dict[int, Contour] = {}
-    waiting: list[tuple[int, np.ndarray]] = []
-
-    def take() -> None:
-        contours = extract([audio for _, audio in waiting])
-        found.update(zip([index for index, _ in waiting], contours, strict=True))
-        waiting.clear()
-
-    for each in clips.usable():
-        waiting.append(each)
-        if len(waiting) == _BATCH:
-            take()
-    if waiting:
-        take()
+def _contours(clips: Clips, extract: Extract) -> dict[str, np.ndarray]:
+    """The contours of a split as arrays that `cached` can keep; those of clips without a voice are empty."""
+    found = dict(compute_clips(clips.usable(), extract))
     none = np.zeros(0, np.float32)
     kept = [found[index] if index in found and found[index][1].any() else (none, none) for index in range(len(clips))]
     return {

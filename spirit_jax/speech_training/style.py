@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,17 +15,16 @@ from spirit_jax.convert.trained_parts import write_classifier
 from spirit_jax.core.arithmetic import ceil_div
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.data.packing import HostBatch
 from spirit_jax.kernels.masked import valid_frames
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.models.wav2vec2_heads import WindowClassifier
 from spirit_jax.parallel.processes import report
-from spirit_jax.parallel.sharding import HostShare
-from spirit_jax.speech.released.batches import MAX_SAMPLES, encode_clips, jit_float32
+from spirit_jax.speech.released.batches import MAX_SAMPLES, BatchFunction, encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import LabelError, match, read_labels
-from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
+from spirit_jax.speech_training.labels import Labels, compute_clips
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTraining
@@ -152,29 +151,29 @@ class _WindowPart:
                 raise SpiritError(
                     f"init_from {config.init_from}: its encoder has another shape than `encoder`: {shape}"
                 )
-        model = WindowClassifier(config.encoder, config.projection_size, count, window=WINDOW)
-        shape = CropShape(config.samples, config.shortest, WINDOW * config.encoder.hop)
         train, held_out = (StyleRows(config, each) for each in classes)
-
-        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
-            return CropBatches(
-                context.train, shape, train, rows=config.rows, seed=context.seed, share=share, state=state
-            )
-
-        def held_out_batches(share: HostShare) -> Mapping[str, Iterator[HostBatch]]:
-            if not len(context.held_out):
-                return {}
-            crops = held_out_crops(context.held_out, shape, held_out, rows=config.rows, seed=context.seed, share=share)
-            return {"clips": crops}
-
+        data = CropData(
+            train=context.train,
+            held_out=context.held_out,
+            shape=CropShape(config.samples, config.shortest, WINDOW * config.encoder.hop),
+            train_row=train,
+            held_out_row=held_out,
+            rows=config.rows,
+            seed=context.seed,
+        )
+        objective = WindowObjective(self._model(count), initial)
         return Prepared(
-            rule=UpdateRule(WindowObjective(model, initial), make_optimizer(config.optimizer, config.loop.steps)),
+            rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps), context.spike_sigmas),
             summary=RatioSummary(RATIOS),
-            batches=batches,
-            held_out=held_out_batches,
+            batches=data.batches,
+            held_out=data.held_out_batches,
             finish=finish,
             measure=None if measure is None else lambda params, step: measure(params),
         )
+
+    def _model(self, count: int) -> WindowClassifier:
+        """The network with so many classes."""
+        return WindowClassifier(self.config.encoder, self.config.projection_size, count, window=WINDOW)
 
     def _trained(self, params: Params, count: int, labels: Sequence[str] = ()) -> Wav2Vec2Style:
         config = {
@@ -204,7 +203,8 @@ class StylePart(_WindowPart):
         Raises:
             SpiritError: too little speech, or no encoder of the shape that the config names.
         """
-        labels, clusters = style_labels(context, self.config.targets), self.config.targets.clusters
+        train, held_out = style_labels(context, self.config.targets)
+        clusters = self.config.targets.clusters
         if len(speakers := {context.train.utterance(index).speaker for index, _ in context.train.usable()}) == 1:
             report(
                 f"style: one speaker only ({next(iter(speakers)) or 'without a name'}): styles are those of one voice"
@@ -213,10 +213,10 @@ class StylePart(_WindowPart):
         def finish(params: Params) -> None:
             save_trained_part(context.run / SPEECH_TOKENIZER, self.name, self._trained(params, clusters))
 
-        def classes(split: str) -> Classes:
-            return lambda index, first, count: labels[split].of(index)[first : first + count].astype(np.int32)
+        def classes(labels: Labels) -> Classes:
+            return lambda index, first, count: labels.of(index)[first : first + count].astype(np.int32)
 
-        return self._prepared(context, (classes("train"), classes("held_out")), clusters, finish)
+        return self._prepared(context, (classes(train), classes(held_out)), clusters, finish)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,9 +273,13 @@ class ClassifierPart(_WindowPart):
             trained = self._trained(params, len(names), names)
             write_classifier(trained.config(), trained.arrays(), context.directory / "hugging_face")
 
+        model = self._model(len(names))
+        predict = jit_float32(lambda tree, audio_br, lengths_b: model.apply({"params": tree}, audio_br, lengths_b))
+
         def measure(params: Params) -> Mapping[str, float]:
-            model = WindowClassifier(self.config.encoder, self.config.projection_size, len(names), window=WINDOW)
-            return clip_accuracy(model, params, context.held_out, held_out)
+            # Each host computes alone, so it needs the parameters on its own devices only.
+            run = functools.partial(predict, replicate(jax.device_get(params)))
+            return clip_accuracy(run, context.held_out, held_out, self.config.encoder.receptive_field)
 
         return self._prepared(context, (classes(train), classes(held_out)), len(names), finish, measure)
 
@@ -286,26 +290,29 @@ def _names(clips: Clips, field: str) -> list[str]:
     return [found.get(index, "") for index in range(len(clips))]
 
 
-def clip_accuracy(model: WindowClassifier, params: Params, clips: Clips, numbers: Sequence[int]) -> dict[str, float]:
+def clip_accuracy(run: BatchFunction, clips: Clips, numbers: Sequence[int], minimum: int) -> dict[str, float]:
     """Share of the clips whose likeliest label, by the mean over their windows, is their own, and the mean recall.
 
     Args:
-        model: the classifier.
-        params: its parameters.
-        clips: what is measured.
+        run: gives the logits of each window.
+        clips: the clips to measure on; at most their first 100 s count.
         numbers: label of each clip; -1 for clips that do not count.
+        minimum: samples that a clip needs.
     """
-    field = model.config.receptive_field
-    chosen = [(index, audio) for index, audio in clips.usable() if numbers[index] >= 0 and audio.size >= field]
-    chosen = [(index, audio[:MAX_SAMPLES]) for index, audio in chosen]
-    if not chosen:
+    wanted, found = [], []
+    used = ((index, audio) for index, audio in clips.usable() if numbers[index] >= 0 and audio.size >= minimum)
+
+    def logits(batch: Sequence[np.ndarray]) -> list[np.ndarray]:
+        return [each for (each,) in encode_clips(run, [clip[:MAX_SAMPLES] for clip in batch], minimum, "labels")]
+
+    for index, logits_kl in compute_clips(used, logits):
+        wanted.append(numbers[index])
+        found.append(int(np.argmax(logits_kl.mean(0))))
+    if not wanted:
         return {}
-    run = jit_float32(lambda tree, audio_br, lengths_b: model.apply({"params": tree}, audio_br, lengths_b))
-    logits = encode_clips(functools.partial(run, params), [audio for _, audio in chosen], field, "labels")
-    found = np.array([int(np.argmax(each.mean(0))) for (each,) in logits])
-    wanted = np.array([numbers[index] for index, _ in chosen])
-    recalls = [float((found[wanted == label] == label).mean()) for label in np.unique(wanted)]
-    return {"clip_accuracy": float((found == wanted).mean()), "mean_recall": float(np.mean(recalls))}
+    is_right, labels = np.equal(found, wanted), np.array(wanted)
+    recalls = [float(is_right[labels == label].mean()) for label in np.unique(labels)]
+    return {"clip_accuracy": float(is_right.mean()), "mean_recall": float(np.mean(recalls))}
 
 
 def read_style_encoder(checkpoint: str) -> tuple[Wav2Vec2Config, Params]:

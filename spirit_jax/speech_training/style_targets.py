@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
+from spirit_jax.checkpoint import SPEECH_TOKENIZER, find
+from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.speech.features import log_mel, style_frames
 from spirit_jax.speech.scratch.prosody import log_f0, style_features
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.hubert import layer_features, read_phonetic_encoder
-from spirit_jax.speech_training.labels import Extractor, Labels, batched_features, cached
+from spirit_jax.speech_training.labels import Compute, Labels, cached, compute_clips, split_labels
 from spirit_jax.speech_training.part import Context
 from spirit_jax.speech_training.style_config import StyleTargets
 
@@ -29,7 +31,7 @@ def prosody(clips: Sequence[Float[np.ndarray, " R"]]) -> list[Float[np.ndarray, 
     return features
 
 
-def pooled(extract: Extractor, hop: int) -> Extractor:
+def pooled(extract: Compute, hop: int) -> Compute:
     """The mean of an encoder's frames over each second, of which the last may be shorter.
 
     Args:
@@ -67,23 +69,19 @@ def normalize(
     return result
 
 
-def style_labels(context: Context, targets: StyleTargets) -> dict[str, Labels]:
-    """The cluster of each second of the clips of both splits; they are kept in the part's folder.
+def style_labels(context: Context, targets: StyleTargets) -> tuple[Labels, Labels]:
+    """The cluster of each second of the clips to learn from and of those held out; kept in the part's folder.
 
     Raises:
         SpiritError: there is less speech than clusters, or no HuBERT whose layer could be pooled.
     """
-    made_from = {
-        "targets": dataclasses.asdict(targets),
-        "seed": context.seed,
-        "clips": [len(context.train), len(context.held_out)],
-    }
+    extract, teacher = _extractor(context, targets)
+    made_from = {"targets": dataclasses.asdict(targets), "teacher": teacher, "data": context.data}
 
     def make() -> dict[str, np.ndarray]:
-        extract = _extractor(context, targets)
         features, speakers = {}, {}
         for split, clips in (("train", context.train), ("held_out", context.held_out)):
-            found = dict(batched_features(clips, extract))
+            found = dict(compute_clips(clips.usable(), extract))
             speakers[split] = [clips.utterance(index).speaker if index in found else "" for index in range(len(clips))]
             everyone = speakers[split] if targets.by_speaker else [""] * len(clips)
             features[split] = normalize(found, everyone)
@@ -98,8 +96,7 @@ def style_labels(context: Context, targets: StyleTargets) -> dict[str, Labels]:
             arrays |= _labels(split, found, count, lambda x: kmeans.assign(x, centroids))
         return arrays
 
-    arrays = cached(context.directory / "targets", made_from, make)
-    return {split: Labels(arrays[f"{split}_values"], arrays[f"{split}_offsets"]) for split in ("train", "held_out")}
+    return split_labels(cached(context.directory / "targets", made_from, make))
 
 
 def _labels(
@@ -116,10 +113,13 @@ def _labels(
     }
 
 
-def _extractor(context: Context, targets: StyleTargets) -> Extractor:
+def _extractor(context: Context, targets: StyleTargets) -> tuple[Compute, Any]:
+    """The function that computes the features to cluster, and what its results depend on, as JSON."""
     if targets.features == "prosody":
-        return prosody
-    shape, params = read_phonetic_encoder(targets.teacher or str(context.run))
+        return prosody, "prosody"
+    source = targets.teacher or str(context.run)
+    shape, params = read_phonetic_encoder(source)
     if not targets.layer <= shape.num_layers:
         raise SpiritError(f"style.targets.layer is {targets.layer}: the encoder has layers 1 to {shape.num_layers}")
-    return pooled(layer_features(shape, params, targets.layer), shape.hop)
+    described = read_checksums(find(source, f"{SPEECH_TOKENIZER}/phonetic"))
+    return pooled(layer_features(shape, params, targets.layer), shape.hop), described

@@ -2,25 +2,22 @@
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_arrays
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.data.packing import HostBatch
 from spirit_jax.models.hifigan import fold_weight_norm, initialize, split_weight_norm
 from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.parallel.processes import report
-from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech import SpeechTokenizer
 from spirit_jax.speech.released.vocoder import DEFAULT_STYLE, HifiGanVocoder
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import match, read_labels
 from spirit_jax.speech_training.clip_units import ClipUnits, clip_units
-from spirit_jax.speech_training.crops import CropBatches, CropShape, held_out_crops
+from spirit_jax.speech_training.crops import CropData, CropShape
 from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
@@ -82,19 +79,16 @@ class VocoderPart:
             VocoderRows(config, network, units, [voices.row(name) for name in units.speakers], styles)
             for units, styles in zip((train, held_out), numbers, strict=True)
         ]
-        shape = CropShape(config.samples, config.samples, network.code_hop_size)
+        data = CropData(
+            train=context.train,
+            held_out=context.held_out,
+            shape=CropShape(config.samples, config.samples, network.code_hop_size),
+            train_row=rows[0],
+            held_out_row=rows[1],
+            rows=config.rows,
+            seed=context.seed,
+        )
         epoch = config.optimizer.decay_steps or max(len(context.train) // config.rows, 1)
-
-        def batches(share: HostShare, state: Mapping[str, Any] | None) -> CropBatches:
-            return CropBatches(
-                context.train, shape, rows[0], rows=config.rows, seed=context.seed, share=share, state=state
-            )
-
-        def held_out_batches(share: HostShare) -> Mapping[str, Iterator[HostBatch]]:
-            if not len(context.held_out):
-                return {}
-            crops = held_out_crops(context.held_out, shape, rows[1], rows=config.rows, seed=context.seed, share=share)
-            return {"clips": crops}
 
         def trained(params: Params) -> HifiGanVocoder:
             generator = jax.device_get(params[GENERATOR])
@@ -103,10 +97,10 @@ class VocoderPart:
         measures = VocoderMeasures(context.held_out, rows[1], config.measured_clips)
         samples = VocoderSamples(context.held_out, rows[1], config.sampled_clips, context.directory, config.mel)
         return Prepared(
-            rule=VocoderRule(config, network, gan_optimizer(config.optimizer, epoch), initial=initial),
+            rule=VocoderRule(config, network, gan_optimizer(config.optimizer, epoch), context.spike_sigmas, initial),
             summary=RatioSummary(RATIOS),
-            batches=batches,
-            held_out=held_out_batches,
+            batches=data.batches,
+            held_out=data.held_out_batches,
             finish=lambda params: save_trained_part(context.run / SPEECH_TOKENIZER, self.name, trained(params)),
             sample=lambda params, step: samples(trained(params), step),
             measure=lambda params, step: measures(trained(params)),
