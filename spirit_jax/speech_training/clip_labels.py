@@ -1,4 +1,4 @@
-"""What the user says about clips: a table with the label of each, such as its emotion or speaking style."""
+"""Labels of clips that the user brings: a table with the emotion or the speaking style of each, for example."""
 
 import csv
 import io

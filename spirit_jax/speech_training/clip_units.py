@@ -1,4 +1,4 @@
-"""The units of every clip of a run, encoded once, with what else a vocoder needs to know of a clip."""
+"""Units, peak and speaker of every clip of a run, encoded once for the training of a vocoder."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -38,8 +38,8 @@ _LOWEST_F0 = 20.0  # Hz, of a reconstruction whose error is counted in cents
 class PitchRule:
     """AdamW of encoder and decoder; the codebook follows its latents. It is a `training.step.Rule`.
 
-    A batch holds `f0_bt`, as the encoder reads it, `voiced_bt`, `mean_b`, what was taken from F0 in Hz, `frames_b` and
-    `weight_b`.
+    A batch holds `f0_bt`, as the encoder reads it, `voiced_bt`, `mean_b` (the Hz that F0 is relative to), `frames_b`
+    and `weight_b`.
     """
 
     config: PitchTraining

@@ -116,7 +116,7 @@ class StyleRows:
 
 @dataclasses.dataclass(frozen=True)
 class _WindowPart:
-    """What both parts have in common."""
+    """The properties that both parts share."""
 
     config: StyleTraining | ClassifierTraining
 
@@ -205,10 +205,8 @@ class StylePart(_WindowPart):
         """
         train, held_out = style_labels(context, self.config.targets)
         clusters = self.config.targets.clusters
-        if len(speakers := {context.train.utterance(index).speaker for index, _ in context.train.usable()}) == 1:
-            report(
-                f"style: one speaker only ({next(iter(speakers)) or 'without a name'}): styles are those of one voice"
-            )
+        if len(speakers := {*_names(context.train, "speaker")}) == 1:
+            report(f"style: one speaker only ({speakers.pop() or 'without a name'}): styles are those of one voice")
 
         def finish(params: Params) -> None:
             save_trained_part(context.run / SPEECH_TOKENIZER, self.name, self._trained(params, clusters))
@@ -285,9 +283,14 @@ class ClassifierPart(_WindowPart):
 
 
 def _names(clips: Clips, field: str) -> list[str]:
-    """The id or the speaker of each clip that can be used; "" for the others."""
-    found = {index: getattr(clips.utterance(index), field) for index, _ in clips.usable()}
-    return [found.get(index, "") for index in range(len(clips))]
+    """The id or the speaker of each clip, without decoding it; "" for clips that cannot be read."""
+    names = []
+    for index in range(len(clips)):
+        try:
+            names.append(getattr(clips.utterance(index), field))
+        except SpiritError:
+            names.append("")
+    return names
 
 
 def clip_accuracy(run: BatchFunction, clips: Clips, numbers: Sequence[int], minimum: int) -> dict[str, float]:

@@ -12,7 +12,7 @@ WAV2VEC2_BASE = ((512, 10, 5),) + ((512, 3, 2),) * 4 + ((512, 2, 2),) * 2
 
 @dataclasses.dataclass(frozen=True)
 class StyleTargets:
-    """The classes of each second of speech that the style encoder learns to tell.
+    """The classes of each second of speech that the style encoder learns to predict.
 
     Raises:
         ValueError: a value out of range.
@@ -28,7 +28,7 @@ class StyleTargets:
     clusters: int = 100
     """k-means clusters: the style units."""
     by_speaker: bool = True
-    """Whether features are normalized to mean 0 and variance 1 within each speaker, so that clusters tell styles and
+    """Whether features are normalized to mean 0 and variance 1 within each speaker, so that clusters are styles and
     not voices."""
     hours: float = 20.0
     """Most speech to cluster, in clips drawn at random."""
@@ -42,7 +42,7 @@ class StyleTargets:
 
 @dataclasses.dataclass(frozen=True)
 class _Classifier:
-    """What the style encoder and a classifier of labels have in common."""
+    """The options that the style encoder and a classifier of labels share."""
 
     encoder: Wav2Vec2Config = Wav2Vec2Config(conv_layers=WAV2VEC2_BASE)
     """Shape of the wav2vec 2.0 encoder; the defaults are wav2vec2-base, 95 M parameters with the head."""
@@ -91,7 +91,7 @@ class _Classifier:
 
 @dataclasses.dataclass(frozen=True)
 class StyleTraining(_Classifier):
-    """Training of the style encoder: a wav2vec 2.0 that tells the cluster of each second (paper, section 3.1).
+    """Training of the style encoder: a wav2vec 2.0 that predicts the cluster of each second (paper, section 3.1).
 
     Raises:
         ValueError: a value out of range.
@@ -103,7 +103,7 @@ class StyleTraining(_Classifier):
 
 @dataclasses.dataclass(frozen=True)
 class ClassifierTraining(_Classifier):
-    """Training of a wav2vec 2.0 that tells labels of clips, such as emotions or speakers, for evaluation.
+    """Training of a wav2vec 2.0 that predicts labels of clips, such as emotions or speakers, for evaluation.
 
     Raises:
         ValueError: a value out of range.
@@ -112,4 +112,4 @@ class ClassifierTraining(_Classifier):
     labels: str = "speaker"
     """`speaker`, or a table of each clip's label: `id,label` in CSV or TSV, or a JSON object."""
     on_bad_label: Literal["stop", "skip"] = "stop"
-    """What to do with clips that the table does not name."""
+    """Whether clips that the table does not name stop the run or are skipped."""

@@ -44,8 +44,8 @@ def pooled(extract: Compute, hop: int) -> Compute:
         found = []
         for clip, frames in zip(clips, extract(clips), strict=True):
             count = style_frames(clip.size)
-            ends = [min(second * size, len(frames) - 1) for second in range(count)]
-            found.append(np.stack([frames[start : start + size].mean(0) for start in ends]))
+            starts = [min(second * size, len(frames) - 1) for second in range(count)]
+            found.append(np.stack([frames[start : start + size].mean(0) for start in starts]))
         return found
 
     return run

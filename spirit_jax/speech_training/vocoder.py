@@ -76,7 +76,7 @@ class VocoderPart:
         if initial is not None:
             initial = with_rows(initial, network, context.seed)
         rows = [
-            VocoderRows(config, network, units, [voices.row(name) for name in units.speakers], styles)
+            VocoderRows(config, network, units, voices.rows(units.speakers), styles)
             for units, styles in zip((train, held_out), numbers, strict=True)
         ]
         data = CropData(

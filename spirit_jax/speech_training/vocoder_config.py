@@ -50,7 +50,7 @@ class GanOptimizerConfig:
 class VocoderTraining:
     """Training of a unit HiFi-GAN on the units of the parts before it. The defaults are the Expresso recipe's.
 
-    Clips shorter than a crop are skipped and counted. The sizes of the tables of units and speakers in `network` are
+    Clips shorter than a crop are not used. The sizes of the tables of units and speakers in `network` are
     those of the encoders and of the corpus.
 
     Raises:
@@ -87,7 +87,7 @@ class VocoderTraining:
     """Table of each clip's style (`id,label` in CSV or TSV, or a JSON object) for the global styles of a Base vocoder,
     such as the speaking styles of Expresso; null for none."""
     on_bad_label: Literal["stop", "skip"] = "stop"
-    """What to do with clips that the table does not name."""
+    """Whether clips that the table does not name stop the run or are skipped."""
     optimizer: GanOptimizerConfig = GanOptimizerConfig()
     """How both networks are updated."""
     loop: LoopConfig = LoopConfig(steps=500_000, evaluate_every=5000, sample_every=5000)

@@ -15,6 +15,7 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.corpora.resynthesis import mel_distance, pitch_errors, word_error_rate
 from spirit_jax.models.hifigan_config import MelConfig
 from spirit_jax.models.mel import vocoder_mel
+from spirit_jax.parallel.processes import is_primary
 from spirit_jax.speech.asr import Recognizer, RecognizerError, open_recognizer
 from spirit_jax.speech.mos import OpinionPredictor, PredictorError, open_opinion_predictor
 from spirit_jax.speech.released.vocoder import HifiGanVocoder
@@ -137,7 +138,9 @@ class VocoderSamples:
         self._clips, self._rows, self._count, self._directory, self._mel = clips, rows, count, directory, mel
 
     def __call__(self, vocoder: HifiGanVocoder, step: int) -> None:
-        """Write the samples of a step."""
+        """Write the samples of a step, in the primary process."""
+        if not is_primary():
+            return
         from tensorboardX import SummaryWriter
 
         chosen = choose_clips(self._clips, self._rows, self._count)

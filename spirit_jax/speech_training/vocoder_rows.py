@@ -23,9 +23,10 @@ class Voices:
     styles: tuple[str, ...]
     """Names of the first rows of the global style table; () without one."""
 
-    def row(self, speaker: str) -> int:
-        """The row of a speaker; the first one for a speaker who is not in the table."""
-        return self.speakers.index(speaker) if speaker in self.speakers else 0
+    def rows(self, speakers: Sequence[str]) -> list[int]:
+        """The row of each speaker; the first one for a speaker who is not in the table."""
+        known = {name: row for row, name in enumerate(self.speakers)}
+        return [known.get(name, 0) for name in speakers]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,23 +3,28 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from spirit_jax.audio import load_audio, save_audio
-from spirit_jax.checkpoint import flatten, load_arrays
+from spirit_jax.checkpoint import flatten, load_arrays, unflatten
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.utterance import Utterance
+from spirit_jax.models.hifigan import fold_weight_norm
 from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig, MelConfig
 from spirit_jax.models.vqvae_config import VQVAEConfig
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 from spirit_jax.speech.loading import load_pitch_encoder, load_style_encoder, load_vocoder
 from spirit_jax.speech_training.config import TrainSpeechConfig
-from spirit_jax.speech_training.job import run
+from spirit_jax.speech_training.job import open_clips, run
+from spirit_jax.speech_training.part import Context
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTargets, StyleTraining
+from spirit_jax.speech_training.vocoder import VocoderPart
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.training.config import CheckpointConfig, LoopConfig, OptimizerConfig
 from tests.support.sounds import buzz
@@ -121,6 +126,21 @@ def settings(corpus, directory, **sections):
     )
 
 
+def prepared(corpus, directory, part):
+    """A part that is ready to be trained in a run directory."""
+    train, held_out = open_clips(settings(corpus, directory))
+    context = Context(
+        run=directory,
+        directory=directory / part.name,
+        train=train,
+        held_out=held_out,
+        seed=0,
+        data={},
+        spike_sigmas=6.0,
+    )
+    return part.prepare(context)
+
+
 def arrays_of(directory, part):
     flat = flatten(load_arrays(directory / "speech_tokenizer" / part))
     return {path: np.asarray(array) for path, array in flat.items()}
@@ -169,20 +189,25 @@ def test_a_vocoder_is_trained_resumed_bit_for_bit_and_speaks(corpus, encoders, t
     assert (tmp_path / "whole/vocoder_base/samples/4/0.wav").is_file()
     assert (tmp_path / "whole/speech_tokenizer/vocoder_base/released/weights.json").is_file()
 
-    longer = dataclasses.replace(config, init_from=str(tmp_path / "whole"), loop=loop(1), measured_clips=0)
-    run(settings(corpus, tmp_path / "continued", vocoder_base=longer))
-    first, later = (arrays_of(tmp_path / name, "vocoder_base") for name in ("whole", "continued"))
-    moved = np.abs(first["unit_embedding/embedding"] - later["unit_embedding/embedding"]).max()
-    assert 0 < moved < 1e-3  # it began with these weights
+    other = dataclasses.replace(config, init_from=str(tmp_path / "whole"))
+    rule = prepared(corpus, tmp_path, VocoderPart("base", other)).rule
+    started = flatten(fold_weight_norm(rule.initial))
+    assert started.keys() == arrays_of(tmp_path / "whole", "vocoder_base").keys()
+    for path, array in flatten(fold_weight_norm(unflatten(arrays_of(tmp_path / "whole", "vocoder_base")))).items():
+        np.testing.assert_allclose(started[path], array, atol=1e-6, err_msg=path)
 
 
 def test_an_expressive_vocoder_reads_all_streams(corpus, encoders, tmp_path):
-    config = dataclasses.replace(VOCODER, encoders=str(encoders), loop=loop(1), measured_clips=0, sampled_clips=0)
-    run(settings(corpus, tmp_path, vocoder_expressive=config))
-    vocoder = load_vocoder(tmp_path, "expressive")
-    network = vocoder.network
+    part = VocoderPart("expressive", dataclasses.replace(VOCODER, encoders=str(encoders)))
+    ready = prepared(corpus, tmp_path, part)
+    network = ready.rule.network
     assert (network.num_embeddings, network.num_f0_tokens, network.num_style_tokens) == (10, 4, 2)
+    batch = next(ready.batches(HostShare(0, 1), None))
+    assert batch["audio_br"].shape == (2, 2560)
+    assert [batch[name].max() > 0 for name in ("units_bt", "pitch_bt")] == [True, True]
+    ready.finish(jax.jit(ready.rule.init)(jax.random.key(0)).params)
     units = SpeechTokenizer.from_pretrained(encoders).encode(load_audio(corpus.parent / "clip-1.wav"))
+    vocoder = load_vocoder(tmp_path, "expressive")
     assert vocoder.decode(units, predict_durations=False).size == 640 * len(units.hubert)
 
 
