@@ -75,17 +75,19 @@ def test_codes_that_are_used_stay_and_the_codebook_finds_clusters():
 def test_the_gradient_passes_the_quantizer_unchanged_and_the_codebook_gets_none():
     model = VQVAE(VQVAEConfig(codes=8, embedding_size=4, width=4, stages=2, depth=1))
     f0 = jnp.asarray(np.random.default_rng(3).normal(size=(2, 16)), jnp.float32)
-    params = model.init(jax.random.key(0), f0, f0)["params"]
-    z, codes, counts, made = model.apply({"params": params}, f0, f0, method="straight_through")
-    codes_there, made_there = model.apply({"params": params}, f0, f0)
+    params = jax.jit(model.init)(jax.random.key(0), f0, f0)["params"]
+
+    def straight_through(params):
+        return model.apply({"params": params}, f0, f0, method="straight_through")
+
+    (z, codes, counts, made), (codes_there, made_there) = jax.jit(
+        lambda params: (straight_through(params), model.apply({"params": params}, f0, f0))
+    )(params)
     np.testing.assert_array_equal(codes, codes_there)
     np.testing.assert_allclose(made, made_there, atol=1e-6)
     assert (z.shape, counts.tolist()) == ((2, 4, 4), [4, 4])
 
-    def loss(params):
-        return jnp.square(model.apply({"params": params}, f0, f0, method="straight_through")[3]).sum()
-
-    gradient = jax.grad(loss)(params)
+    gradient = jax.jit(jax.grad(lambda params: jnp.square(straight_through(params)[3]).sum()))(params)
     assert not np.any(gradient["codebook"])
 
     def decoded(z):  # the decoder of these codes, moved by a shift that has the latents' gradient
@@ -94,8 +96,12 @@ def test_the_gradient_passes_the_quantizer_unchanged_and_the_codebook_gets_none(
             model.apply({"params": params}, entries + z, counts, method=lambda m, x, n: m.decoder(x, n))
         ).sum()
 
-    of_latents = jax.grad(decoded)(jnp.zeros_like(z))
-    _, pull_back = jax.vjp(lambda p: model.apply({"params": p}, f0, f0, method="latents")[0], params)
-    through = pull_back(of_latents)[0]
+    @jax.jit
+    def pulled_back(params):
+        of_latents = jax.grad(decoded)(jnp.zeros_like(z))
+        _, pull_back = jax.vjp(lambda p: model.apply({"params": p}, f0, f0, method="latents")[0], params)
+        return pull_back(of_latents)[0]
+
+    through = pulled_back(params)
     for found, expected in zip(jax.tree.leaves(gradient["encoder"]), jax.tree.leaves(through["encoder"]), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from spirit_jax import config
 from spirit_jax.convert.components.hubert import encoder_shapes
@@ -19,7 +20,9 @@ CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "speech"
 def test_every_config_resolves_and_names_its_parts(path):
     settings = config.load(TrainSpeechConfig, path)
     assert config.from_dict(TrainSpeechConfig, config.to_dict(settings)) == settings
-    assert parts(settings)[0].name == "hubert_1"
+    names = [part.name for part in parts(settings)]
+    assert names
+    assert all(name.startswith(tuple(yaml.safe_load(path.read_text()))) for name in names)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """The pitch VQ-VAE's step: losses by NumPy, AdamW by PyTorch, padding, measures, and that it learns."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -26,6 +28,17 @@ def train_step(rule):
     return jax.jit(rule.train_step)
 
 
+@pytest.fixture(scope="module")
+def evaluate(rule):
+    return jax.jit(rule.eval_step)
+
+
+@pytest.fixture(scope="module")
+def start(rule):
+    """A first state; its codebook is random."""
+    return jax.jit(rule.init)(jax.random.key(0))
+
+
 def batch_of(rows=3):
     rng = np.random.default_rng(0)
     voiced = (rng.uniform(size=(rows, 64)) < 0.7).astype(np.float32)
@@ -42,18 +55,18 @@ def batch_of(rows=3):
     }
 
 
-def test_losses_and_measures_equal_numpy(rule):
-    batch, params = batch_of(), rule.init(jax.random.key(0)).params
-    metrics = jax.device_get(rule.eval_step(params, batch))
-    model, weights = rule.model, {"params": params["vqvae"]}
+def test_losses_and_measures_equal_numpy(rule, start, evaluate):
+    batch, params = batch_of(), start.params
+    metrics = jax.device_get(evaluate(params, batch))
+    run = jax.jit(functools.partial(rule.model.apply, {"params": params["vqvae"]}, method="straight_through"))
     squares, distances, hertz, cents, wrong = [], [], [], [], []
     for f0, voiced, count in zip(batch["f0_bt"], batch["voiced_bt"], batch["frames_b"], strict=True):
         f0, voiced = f0[:count], voiced[:count]
-        z, codes, _, made = model.apply(weights, f0[None], voiced[None], method="straight_through")
-        made = np.asarray(made)[0]
+        z, codes, _, made = jax.device_get(run(f0[None], voiced[None]))
+        made = made[0]
         f0, voiced = f0[: len(made)], voiced[: len(made)]  # a last code that is not full has no frames
         squares.append(np.stack([(made[:, 0] - f0) ** 2, 2 * (made[:, 1] - voiced) ** 2]))
-        distances.append(((z - params["vqvae"]["codebook"][codes]) ** 2).mean(-1)[0])
+        distances.append(((z - np.asarray(params["vqvae"]["codebook"])[codes]) ** 2).mean(-1)[0])
         is_voiced = voiced > 0.5
         hertz.append(np.abs(made[:, 0] - f0)[is_voiced])
         cents.append(np.abs(1200 * np.log2((made[:, 0] + 150) / (f0 + 150)))[is_voiced])
@@ -68,19 +81,19 @@ def test_losses_and_measures_equal_numpy(rule):
     assert metrics["codes"] == 4 + 2 + 4
 
 
-def test_padding_and_rows_that_fill_a_batch_do_not_count(rule):
-    batch, params = batch_of(), rule.init(jax.random.key(0)).params
-    expected = jax.device_get(rule.eval_step(params, {name: x[:2] for name, x in batch.items()}))
+def test_padding_and_rows_that_fill_a_batch_do_not_count(start, evaluate):
+    batch, params = batch_of(), start.params
+    expected = jax.device_get(evaluate(params, {name: x[:2] for name, x in batch.items()}))
     batch["weight_b"] = np.array([1, 1, 0], np.float32)
     batch["f0_bt"][1, 40:] = 1e4
     batch["voiced_bt"][1, 40:] = 1
-    found = jax.device_get(rule.eval_step(params, batch))
+    found = jax.device_get(evaluate(params, batch))
     for name, value in expected.items():
         np.testing.assert_allclose(found[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_a_step_equals_torchs_adamw_and_moves_the_codebook_by_averages(rule, train_step):
-    state, batch = rule.init(jax.random.key(0)), batch_of()
+def test_a_step_equals_torchs_adamw_and_moves_the_codebook_by_averages(rule, start, train_step):
+    state, batch = start, batch_of()
     after, metrics = train_step(state, batch)
     trained = {name: tree for name, tree in state.params["vqvae"].items() if name != "codebook"}
 
@@ -97,20 +110,15 @@ def test_a_step_equals_torchs_adamw_and_moves_the_codebook_by_averages(rule, tra
     for leaf, expected in zip(jax.tree.leaves(found), there, strict=True):
         np.testing.assert_allclose(leaf, expected.detach().numpy(), atol=1e-5)
     assert metrics["replaced"] == 6  # the first batch gives every entry
-    z, *_ = rule.model.apply(
-        {"params": state.params["vqvae"]},
-        batch["f0_bt"],
-        batch["voiced_bt"],
-        batch["frames_b"],
-        method="straight_through",
-    )
+    latents = functools.partial(rule.model.apply, {"params": state.params["vqvae"]}, method="latents")
+    z, _ = jax.jit(latents)(batch["f0_bt"], batch["voiced_bt"], batch["frames_b"])
     valid = np.array([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 1]], bool)
     entries = np.asarray(after.params["vqvae"]["codebook"])
     np.testing.assert_allclose(np.abs(entries[:, None] - np.asarray(z)[valid][None]).max(-1).min(1), 0, atol=1e-5)
 
 
-def test_a_batch_is_learned(rule, train_step):
-    state, batch = rule.init(jax.random.key(1)), batch_of()
+def test_a_batch_is_learned(start, train_step):
+    state, batch = start, batch_of()
     losses, used = [], []
     for _ in range(150):
         state, metrics = train_step(state, batch)
@@ -120,8 +128,8 @@ def test_a_batch_is_learned(rule, train_step):
     assert used[-1] >= 4
 
 
-def test_a_bad_step_changes_nothing(rule, train_step):
-    state, batch = rule.init(jax.random.key(0)), batch_of()
+def test_a_bad_step_changes_nothing(start, train_step):
+    state, batch = start, batch_of()
     batch["f0_bt"][0, 3] = np.inf
     after, metrics = train_step(state, batch)
     assert metrics["bad"]
