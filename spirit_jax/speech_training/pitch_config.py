@@ -1,6 +1,7 @@
 """Configuration of the pitch quantizer's training. Reading it never starts JAX."""
 
 import dataclasses
+import math
 from typing import Literal
 
 from spirit_jax.models.vqvae_config import VQVAEConfig
@@ -49,6 +50,12 @@ class PitchTraining:
         hop = 80 * self.network.hop
         if self.samples < hop or self.samples % hop:
             raise ValueError(f"samples must be a multiple of the {hop} samples of a code, found {self.samples}")
+        scales = (1.0, self.network.depth**-0.5)
+        if not any(math.isclose(self.network.residual_scale, scale, rel_tol=1e-6) for scale in scales):
+            raise ValueError(
+                f"network.residual_scale must be 1 or depth ** -0.5 = {scales[1]:.6g}, as the released files can store "
+                f"it; found {self.network.residual_scale}"
+            )
         for name in ("rows", "voicing_weight"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")

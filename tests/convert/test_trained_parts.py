@@ -1,6 +1,7 @@
 """Parts that were trained here are exported, read by PyTorch with equal outputs, and imported again."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -15,6 +16,7 @@ from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
 from spirit_jax.convert.parts import RELEASED_PARTS
 from spirit_jax.convert.trained_parts import describe_trained_part, write_classifier
+from spirit_jax.evaluation.classifiers import HuggingFaceSpeechClassifier, LabelClassifier
 from spirit_jax.models.hifigan import initialize
 from spirit_jax.models.hifigan_config import HifiGanConfig
 from spirit_jax.models.vqvae import VQVAE
@@ -57,7 +59,7 @@ def test_a_trained_vocoder_is_read_by_pytorch(tmp_path):
         | {"num_embeddings": 20, "num_f0_tokens": 9, "num_style_tokens": 7, "num_speakers": 3, "num_styles": 0}
         | {"upsample_initial_channel": 24, "f0_hop_size": 12, "style_hop_size": 150, "duration_hidden_dim": 14}
     )
-    params = jax.device_get(initialize(config, jax.random.key(0)))
+    params = jax.device_get(jax.jit(functools.partial(initialize, config))(jax.random.key(0)))
     vocoder = HifiGanVocoder(config, params, ["ada", "bob", "cyd"])
     folder = exported("vocoder_expressive", vocoder, tmp_path)
     assert (folder / "speakers.txt").read_text() == "ada\nbob\ncyd\n"
@@ -75,7 +77,7 @@ def test_a_trained_pitch_quantizer_is_read_by_pytorch(tmp_path):
     shape = VQVAEConfig(codes=7, embedding_size=6, width=5, depth=2)
     f0 = np.random.default_rng(0).normal(0, 2, (1, 96)).astype(np.float32)
     voiced = np.ones_like(f0)
-    params = jax.device_get(VQVAE(shape).init(jax.random.key(0), f0, voiced)["params"])
+    params = jax.device_get(jax.jit(VQVAE(shape).init)(jax.random.key(0), f0, voiced)["params"])
     config = {"interpolate": True, "normalize": True, "vqvae": dataclasses.asdict(shape), "f0": "autocorrelation"}
     part = VQVAEPitch({"kind": "vqvae", **config}, {"vqvae": params})
     folder = exported("pitch", part, tmp_path)
@@ -85,7 +87,7 @@ def test_a_trained_pitch_quantizer_is_read_by_pytorch(tmp_path):
     with torch.inference_mode():
         x = torch.tensor(np.stack([f0, voiced], 1))
         codes, made = network.encode(x)[1].numpy(), network(x)[0].numpy()
-    found, decoded = VQVAE(shape).apply({"params": params}, f0, voiced)
+    found, decoded = jax.jit(VQVAE(shape).apply)({"params": params}, f0, voiced)
     np.testing.assert_array_equal(found, codes)
     np.testing.assert_allclose(np.asarray(decoded)[0].T, made[0], atol=1e-5)
     np.testing.assert_array_equal(part.quantize(150 + f0[0], voiced[0], 150.0), codes[0])
@@ -103,7 +105,7 @@ def classifier():
         position_groups=4,
     )
     model = WindowClassifier(encoder, projection_size=6, num_labels=3)
-    params = jax.device_get(model.init(jax.random.key(0), jnp.zeros((1, 4000)))["params"])
+    params = jax.device_get(jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4000)))["params"])
     return model, params
 
 
@@ -125,15 +127,14 @@ def test_a_trained_style_encoder_and_a_classifier_are_read_by_transformers(class
     (tmp_path / "released").mkdir()
     export_part(PARTS["style"], source).write(tmp_path / "released", lambda size: None)
     audio = np.random.default_rng(0).normal(0, 0.1, 15_000).astype(np.float32)  # one window
-    expected = np.asarray(model.apply({"params": params}, audio[None])[0])[0, 0]
+    expected = np.asarray(jax.jit(model.apply)({"params": params}, audio[None])[0])[0, 0]
     np.testing.assert_allclose(logits_there(tmp_path / "released/style_encoder_w2v2", audio), expected, atol=2e-5)
 
     write_classifier(config | {"labels": ["angry", "happy", "neutral"]}, params, tmp_path / "classifier")
-    from spirit_jax.evaluation.classifiers import HuggingFaceSpeechClassifier
-
-    found = HuggingFaceSpeechClassifier(str(tmp_path / "classifier"))
-    np.testing.assert_allclose(found.logits(audio), expected, atol=2e-5)
-    assert found.classify([audio]) == [["negative", "positive", "neutral"][int(np.argmax(expected))]]
+    directory = str(tmp_path / "classifier")
+    np.testing.assert_allclose(LabelClassifier(directory).logits(audio), expected, atol=2e-5)
+    sentiment = ("negative", "positive", "neutral")[int(np.argmax(expected))]
+    assert HuggingFaceSpeechClassifier(directory).classify([audio]) == [sentiment]
 
 
 def test_a_part_without_a_released_form_is_named(tmp_path):

@@ -259,6 +259,7 @@ def test_a_vocoder_needs_clips_as_long_as_a_crop(corpus, encoders, tmp_path):
         (lambda: VocoderTraining(on_bad_label="ignore"), "stop or skip"),
         (lambda: PitchTraining(samples=1000), "multiple of the 1280 samples"),
         (lambda: PitchTraining(f0="fcpe"), "fcpe_from"),
+        (lambda: PitchTraining(network=VQVAEConfig(residual_scale=0.7)), "residual_scale must be 1 or"),
         (lambda: StyleTraining(samples=15_000), "multiple of the 16000 samples"),
         (lambda: StyleTargets(clusters=101), r"1\.\.100"),
         (lambda: DiscriminatorConfig(channels=48), "power of two"),

@@ -65,26 +65,29 @@ def part_config(config: Mapping[str, Any], speakers: Mapping[str, Any] | None = 
 def released_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The content of config.yaml that `part_config` reads back: the inverse for a part that was trained here."""
     network = VQVAEConfig(**config["vqvae"])
-    params = {
+    shared = {
         "input_emb_width": 2,
         "output_emb_width": network.embedding_size,
         "levels": 1,
-        "downs_t": [network.stages],
-        "strides_t": [network.stride],
         "width": network.width,
         "depth": network.depth,
         "m_conv": 1.0,
         "dilation_growth_rate": network.dilation_growth,
     }
     if network.residual_scale != 1.0:
-        params["res_scale"] = True
+        shared["res_scale"] = True
+
+    def params() -> dict[str, Any]:
+        """With lists of its own: YAML would write a list that is there twice as an alias, which `import` refuses."""
+        return shared | {"downs_t": [network.stages], "strides_t": [network.stride]}
+
     features = f"{'norm_' if config['normalize'] else ''}{'f0_interp' if config['interpolate'] else 'f0'},vuv"
     return {
         "features": features,
         "sampling_rate": 16_000,
         "hop_size": 80,
-        "encoder_params": params,
-        "decoder_params": {**params, "reverse_decoder_dilation": network.reverse_decoder_dilation},
+        "encoder_params": params(),
+        "decoder_params": {**params(), "reverse_decoder_dilation": network.reverse_decoder_dilation},
         "vq_params": {"l_bins": network.codes, "emb_width": network.embedding_size, "levels": 1},
         **({_EXTRACTOR: config["f0"]} if "f0" in config else {}),
     }
