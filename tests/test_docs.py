@@ -144,7 +144,9 @@ def options(capsys) -> dict[str, set[str]]:
     found = {command: _options_of(command, capsys) for command in COMMANDS if command != "convert"}
     for job in ("import", "export", "verify", "merge", "export-adapter"):
         found[f"convert {job}"] = _options_of("convert", capsys, job)
-    found["train"] |= _options_of("train", capsys, help_option="--lora.help")  # a section that may be left out
+    # sections that may be left out
+    found["train"] |= _options_of("train", capsys, help_option="--lora.help")
+    found["train_speech"] |= _options_of("train_speech", capsys, help_option="--vocoder_expressive.help")
     return found
 
 
