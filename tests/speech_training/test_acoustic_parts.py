@@ -171,6 +171,7 @@ def test_pitch_is_trained_resumed_bit_for_bit_and_used(corpus, tmp_path, capsys)
     assert {"validation/f0_error_hz", "validation/f0_error_cents", "validation/voicing_error"} <= last.keys()
 
 
+@pytest.mark.slow
 def test_a_vocoder_is_trained_resumed_bit_for_bit_and_speaks(corpus, encoders, tmp_path):
     config = dataclasses.replace(VOCODER, encoders=str(encoders))
     run(settings(corpus, tmp_path / "whole", vocoder_base=config))
@@ -213,6 +214,7 @@ def test_an_expressive_vocoder_reads_all_streams(corpus, encoders, tmp_path):
     assert vocoder.decode(units, predict_durations=False).size == 640 * len(units.hubert)
 
 
+@pytest.mark.slow
 def test_a_style_encoder_learns_clusters_and_a_classifier_labels(corpus, tmp_path):
     labels = tmp_path / "labels.csv"
     rows = [f"clip-{number},{'high' if number % 2 == 0 else 'low'}" for number in range(8)]
