@@ -17,7 +17,8 @@ from spirit_jax import config
 from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, local_directory
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes
-from spirit_jax.core.paths import disk_path
+from spirit_jax.core.paths import as_path, file_sizes, output_path
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, Vocoder
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class DecodeConfig:
     input: str
     """A unit string, a text file of them (one a line, or NAME, tab, string), or a directory of unit records."""
     output: str
-    """Directory for the audio files, one for each item, named after it."""
+    """Directory for the audio files, one for each item, named after it; also gs://BUCKET/NAME."""
     variant: Literal["auto", "base", "expressive"] = "auto"
     """Which vocoder. auto: the one that the checkpoint has; of two, the expressive one if the first item has pitch."""
     speaker: int | str = DEFAULT_SPEAKER
@@ -178,20 +179,23 @@ def run(settings: DecodeConfig) -> None:
     settings = dataclasses.replace(
         settings,
         checkpoint=str(local_directory(settings.checkpoint, "--checkpoint")),
-        output=disk_path(settings.output, "--output"),
+        output=output_path(settings.output, "--output"),
     )
     inputs = open_unit_inputs(settings.input, settings.split)
     if os.path.lexists(settings.output) and not os.path.isdir(settings.output):
         raise DecodeError(f"--output {settings.output}: is a file, a directory is needed")
-    paths = [pathlib.Path(settings.output) / f"{item.name}.{settings.format}" for item in inputs.items]
-    existing = [path for path in paths if path.exists()]
+    present = file_sizes(settings.output)
+    names = [f"{item.name}.{settings.format}" for item in inputs.items]
+    existing = [name for name in names if name in present]
     if existing and not settings.overwrite:
+        first = as_path(settings.output) / existing[0]
         raise DecodeError(
-            f"{existing[0]} exists ({len(existing)} of {len(paths)} files do); pass --overwrite to replace them"
+            f"{first} exists ({len(existing)} of {len(names)} files do); pass --overwrite to replace them"
         )
     vocoder = open_vocoder(settings.checkpoint, settings.variant, "expressive" if inputs.have_pitch() else "base")
     began = time.monotonic()
-    summary = decode(settings, vocoder, inputs)
+    with output_directory(settings.output, "--output", lambda name: False) as output:
+        summary = decode(dataclasses.replace(settings, output=str(output)), vocoder, inputs)
     elapsed = time.monotonic() - began
     print(f"{summary.files} files, {summary.seconds:.1f} s of audio in {elapsed:.1f} s, in {settings.output}")
     if summary.problems:

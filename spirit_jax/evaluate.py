@@ -12,13 +12,14 @@ settings and intervals, a plot, and the score of every item. The same command co
 
 import dataclasses
 import math
-import pathlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
 
@@ -44,7 +45,7 @@ class EvaluateConfig:
     tasks: tuple[str, ...] = ()
     """Tasks or groups, separated by commas or repeated: mini, swuggy, storycloze:T+T2S. --list shows them."""
     output: str | None = None
-    """Directory of the results; created if missing."""
+    """Directory of the results, also gs://BUCKET/NAME; created if missing."""
     data: dict[str, str] = dataclasses.field(default_factory=dict)
     """Where a task's data are: --data.TASK DIR. Bundled tasks need none."""
     prompts: dict[str, str] = dataclasses.field(default_factory=dict)
@@ -117,14 +118,14 @@ def run(settings: EvaluateConfig) -> None:
     select(settings.tasks)  # a misspelled task is refused before the model is loaded
     check_names(settings.data, settings.prompts)
     refuse_job(PROG)
-    output = pathlib.Path(settings.output).expanduser()
-    if output.exists() and not output.is_dir():
-        raise SpiritError(f"--output {output}: is a file")
-    model = _load_model(settings.checkpoint, settings)
-    evaluate(model, settings.tasks, output, settings.task_settings(), settings.checkpoint, settings.overwrite)
-    report = (output / REPORT).read_text(encoding="utf-8")
+    if os.path.lexists(disk := os.path.expanduser(settings.output)) and not os.path.isdir(disk):
+        raise SpiritError(f"--output {settings.output}: is a file")
+    with output_directory(settings.output, "--output") as output:
+        model = _load_model(settings.checkpoint, settings)
+        evaluate(model, settings.tasks, output, settings.task_settings(), settings.checkpoint, settings.overwrite)
+        report = (output / REPORT).read_text(encoding="utf-8")
     print(report.split("\n## ")[0].strip())
-    print(f"\nmore in {output / REPORT}", file=sys.stderr)
+    print(f"\nmore in {settings.output.rstrip('/')}/{REPORT}", file=sys.stderr)
 
 
 def _load_model(checkpoint: str, settings: EvaluateConfig) -> "SpiritLM":

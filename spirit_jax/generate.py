@@ -17,18 +17,20 @@ A run may be interrupted or killed at any time: the same command continues with 
 `--task` writes each prompt as training writes the pairs of that recipe, and takes speech (asr) or text (tts) alone.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes, printable
-from spirit_jax.core.paths import disk_path, local_path
+from spirit_jax.core.paths import as_path, local_path, output_path
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER
@@ -51,7 +53,7 @@ class GenerateConfig:
     checkpoint: str
     """Converted checkpoint, or a step of a training run (RUN/checkpoints/STEP)."""
     output: str | None = None
-    """Directory for the results; created if missing."""
+    """Directory for the results, also gs://BUCKET/NAME; created if missing."""
     input: list[str] = dataclasses.field(default_factory=list)
     """Next segment of the prompt: text:..., speech:FILE or units:[Hu1][Hu2]...; may be repeated."""
     prompts: str | None = None
@@ -124,9 +126,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for name, report in compile_run(settings, settings.compile_topology).items():
                 print(f"{name}, {settings.slots} slots\n{report}\n")
         else:
-            directory = _check_output(settings)
-            prompts, few_shot = _read_inputs(settings)
-            run(settings, directory, prompts, few_shot)
+            with _open_output(settings) as directory:
+                prompts, few_shot = _read_inputs(settings)
+                run(settings, directory, prompts, few_shot)
 
 
 def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
@@ -140,7 +142,7 @@ def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
 
     kinds: dict[str, Callable[[str, str], str | os.PathLike]]
     kinds = {"checkpoint": local_directory, "adapter": local_directory, "prompts": local_path, "few_shot": local_path}
-    kinds |= {"output": disk_path}
+    kinds |= {"output": output_path}
     paths = {name: getattr(settings, name) for name in kinds}
     return dataclasses.replace(
         settings, **{name: str(kinds[name](path, f"--{name}")) for name, path in paths.items() if path is not None}
@@ -163,20 +165,26 @@ def compile_run(settings: GenerateConfig, topology: str) -> "dict[str, Report]":
     )
 
 
-def _check_output(settings: GenerateConfig) -> pathlib.Path:
-    """Return the directory for the results, which need not exist yet."""
+@contextlib.contextmanager
+def _open_output(settings: GenerateConfig) -> Iterator[pathlib.Path]:
+    """Yield the directory for the results, which need not exist yet; one in a bucket has a local copy.
+
+    Raises:
+        InputError: no directory is named, it is a file, or it has results.
+        BucketError, BucketJobError: it is in a bucket that cannot be used.
+    """
     from spirit_jax.inference.prompt_files import InputError
     from spirit_jax.inference.results import RESULTS
 
     if settings.output is None:
         raise InputError("name the directory for the results: --output DIR")
-    directory = pathlib.Path(settings.output)
-    nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
-    if not nearest.is_dir():
-        raise InputError(f"--output {directory}: {nearest} is a file")
-    if (directory / RESULTS).exists() and not settings.overwrite:
-        raise InputError(f"{directory / RESULTS} exists; say --overwrite to replace it")
-    return directory
+    with output_directory(settings.output, "--output", lambda name: name.startswith(RESULTS)) as directory:
+        nearest = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))
+        if not nearest.is_dir():
+            raise InputError(f"--output {directory}: {nearest} is a file")
+        if (directory / RESULTS).exists() and not settings.overwrite:
+            raise InputError(f"{directory / RESULTS} exists; say --overwrite to replace it")
+        yield directory
 
 
 def _read_inputs(settings: GenerateConfig) -> "tuple[list[NamedPrompt], list[NamedPrompt]]":
@@ -218,7 +226,8 @@ def run(
     contents = [str(prompt) if isinstance(prompt, SpiritError) else prompt.ids.tolist() for prompt in encoded]
     partial = PartialResults(directory, [options, ids, contents])
     if partial.lines:
-        print(f"{len(partial.lines)} of {len(prompts)} prompts have their answers in {directory}", file=sys.stderr)
+        answered = f"{len(partial.lines)} of {len(prompts)} prompts"
+        print(f"{answered} have their answers in {settings.output}", file=sys.stderr)
     usable = {
         index: prompt
         for index, prompt in enumerate(encoded)
@@ -236,13 +245,13 @@ def run(
         result = {"id": ids[index], "prompt": usable[index].string, "outputs": outputs}
         partial.add(index, json.dumps(result, ensure_ascii=False))
         if len(prompts) == 1:
-            print(describe_outputs(outputs, directory))
+            print(describe_outputs(outputs, as_path(settings.output)))
     problems = []
     for index, prompt in enumerate(encoded):
         if isinstance(prompt, SpiritError):
             problems.append(printable(f"{ids[index]}: {prompt}"))
             partial.add(index, json.dumps({"id": ids[index], "error": printable(str(prompt)), "outputs": []}))
-    print(partial.finish())
+    print(as_path(settings.output) / partial.finish().name)
     if problems:
         raise JobError(f"{len(problems)} of {len(prompts)} prompts cannot be used, the others are answered", problems)
 

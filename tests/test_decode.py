@@ -10,6 +10,7 @@ import soundfile
 
 from spirit_jax import decode
 from spirit_jax.checkpoint import SPEECH_TOKENIZER
+from spirit_jax.core import buckets
 from spirit_jax.data.records import RecordWriter
 from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.models.hifigan import HifiGan, split_weight_norm
@@ -126,6 +127,15 @@ def test_existing_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
     assert (tmp_path / "out/units.wav").read_bytes() != before
 
 
+def test_audio_in_a_bucket_is_that_of_a_disk(run, bucket, tmp_path, capsys):
+    for _ in range(2):
+        run("[Hu1][Hu2]", "--output", f"{bucket}/out", "--overwrite")
+    run("[Hu1][Hu2]")
+    assert f"in {bucket}/out" in capsys.readouterr().out
+    assert buckets.read_object(f"{bucket}/out/units.wav") == (tmp_path / "out/units.wav").read_bytes()
+    assert f"{bucket}/out/units.wav exists" in fails(2, capsys, run, "[Hu3]", "--output", f"{bucket}/out")
+
+
 @pytest.mark.parametrize(
     ("source", "arguments", "message"),
     [
@@ -135,7 +145,7 @@ def test_existing_files_are_replaced_only_with_overwrite(run, tmp_path, capsys):
         ("x" * 5000, [], "is not a unit string"),
         ("[Hu" + "1" * 4400 + "]", [], "Hu units go up to 500"),
         ("s3://bucket/units.txt", [], "--input s3://bucket/units.txt: s3:// is not read"),
-        ("[Hu1]", ["--output", "gs://bucket/out"], "--output gs://bucket/out: gs:// is not read or written"),
+        ("[Hu1]", ["--output", "gs://b/out"], "gs://b/out: no bucket can be named 'b'"),
         ("[Hu1]", ["--output", __file__], "test_decode.py: is a file, a directory is needed"),
         ("nothing.txt", [], "'nothing.txt' is not a unit string"),
         ("", [], "the input is empty"),

@@ -8,6 +8,8 @@ import pytest
 import soundfile
 
 from spirit_jax import Segment, SpiritLM, generate
+from spirit_jax.core import buckets
+from spirit_jax.core.errors import JobError
 from spirit_jax.inference.prompt_files import InputError, read_prompts
 from spirit_jax.inference.results import PartialResults, describe_outputs, write_segment
 from tests.support import checkpoints
@@ -15,6 +17,10 @@ from tests.support import checkpoints
 
 def run(*arguments) -> None:
     generate.main([str(argument) for argument in arguments])
+
+
+def fail(message):
+    raise JobError(message)
 
 
 def results(directory) -> list[dict]:
@@ -56,6 +62,29 @@ def test_existing_results_are_replaced_only_on_request(directory, tmp_path, caps
     assert results(tmp_path)[0]["prompt"] == "[Text]Twice"
 
 
+def test_results_go_to_a_bucket_and_are_continued_there(directory, bucket, tmp_path, monkeypatch, capsys):
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"input": ["text:one"]}\n{"input": ["text:two"]}\n')
+
+    def command(output):
+        run("--checkpoint", directory, "--prompts", prompts, "--output", output, "--output-modality", "text",
+            "--max-new-tokens", "3", "--slots", "1")  # fmt: skip
+
+    command(tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(PartialResults, "finish", lambda self: fail("the disk is full"))
+        with pytest.raises(SystemExit):
+            command(f"{bucket}/out")
+    assert set(buckets.list_objects(f"{bucket}/out")) == {"results.jsonl.part"}
+    capsys.readouterr()
+    command(f"{bucket}/out")
+    output, error = capsys.readouterr()
+    assert f"2 of 2 prompts have their answers in {bucket}/out" in error
+    assert f"{bucket}/out/results.jsonl" in output
+    assert buckets.read_object(f"{bucket}/out/results.jsonl") == (tmp_path / "out/results.jsonl").read_bytes()
+    assert set(buckets.list_objects(f"{bucket}/out")) == {"results.jsonl"}
+
+
 def test_a_file_of_prompts_is_answered_in_its_order(directory, tmp_path):
     """Few-shot examples stand before every prompt, and options reach the model."""
     prompts, shots = tmp_path / "prompts.jsonl", tmp_path / "shots.jsonl"
@@ -89,7 +118,7 @@ REFUSED = {
     "unit": (("--input", "units:[Hu900]"), 2, "[Hu900] at position 0: Hu units go up to 500"),
     "digits": (("--input", f"units:[Hu{'9' * 4400}]"), 2, "[Hu99999999999999999 at position 0: Hu units go up to 500"),
     "surrogate": (("--input", "text:a\udc80b"), 2, "--input text:a\\udc80b: is not UTF-8 text"),
-    "bucket": (("--input", "text:a", "--output", "gs://b/out"), 2, "--output gs://b/out: gs:// is not read or written"),
+    "bucket": (("--input", "text:a", "--output", "gs://b/out"), 2, "gs://b/out: no bucket can be named 'b'"),
     "bucket checkpoint": (("--input", "text:a", "--checkpoint", "s3://b/c"), 2, "s3://b/c: s3:// is not read"),
     "address": (("--input", "speech:http://a/b.wav"), 2, "speech http://a/b.wav: http:// is not read"),
     "task": (("--input", "text:a", "--task", "asr"), 2, "task asr takes speech alone, found text"),

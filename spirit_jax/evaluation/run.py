@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from spirit_jax import __version__, checkpoint
-from spirit_jax.checkpoint import CheckpointError
+from spirit_jax.checkpoint import CheckpointError, local_directory
 from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.files import open_regular, write_file
 from spirit_jax.evaluation import report
@@ -129,7 +129,10 @@ def describe_model(model: SpiritLM, directory: str | os.PathLike | None) -> dict
     if model.speech_tokenizer is not None:
         with contextlib.suppress(CheckpointError):  # it has a vocoder alone
             speech = model.speech_tokenizer.fingerprint
-    weights = fingerprint_params(model.params) if directory is None else fingerprint_llm(directory)
+    if directory is None:
+        weights = fingerprint_params(model.params)
+    else:
+        weights = fingerprint_llm(local_directory(directory, "--checkpoint"))
     quantize = quantized.find_kind(model.params)
     parts = [weights, model.vocabulary.fingerprint, speech, model.config.dtype]
     adapter = None if model.adapter is None else model.adapter.fingerprint

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import SpiritLM, ablate, evaluate
+from spirit_jax.core import buckets
 from spirit_jax.evaluation import run
 from spirit_jax.evaluation.items import Choice
 from spirit_jax.evaluation.task import TaskSettings, missing
@@ -72,6 +73,17 @@ def test_the_same_command_again_scores_nothing(run_mini, output, monkeypatch, ca
     run_mini(output)
     assert "| mini_swuggy  | T" in capsys.readouterr().out
     assert json.loads((output / "results.json").read_text())["tasks"] == before["tasks"]
+
+
+def test_an_evaluation_in_a_bucket_is_continued_there(run_mini, output, bucket, monkeypatch):
+    for path in output.rglob("*"):
+        if path.is_file() and path.suffix == ".jsonl":
+            buckets.write_object(f"{bucket}/results/{path.relative_to(output)}", path)
+    monkeypatch.setattr("spirit_jax.inference.scoring.token_scores", lambda *args: [] if not args[4] else 1 / 0)
+    run_mini(f"{bucket}/results")
+    found = json.loads(buckets.read_object(f"{bucket}/results/results.json"))
+    assert found["tasks"] == json.loads((output / "results.json").read_text())["tasks"]
+    assert {"results.md", "items/mini_tone.S.jsonl"} <= buckets.list_objects(f"{bucket}/results").keys()
 
 
 def test_the_bundled_benchmark_is_complete():

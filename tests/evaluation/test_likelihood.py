@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from spirit_jax.audio import encode_wav
-from spirit_jax.evaluation.documents import encode
+from spirit_jax.evaluation.documents import Document, Score, encode
 from spirit_jax.evaluation.items import BenchmarkError, Clip, Hypothesis, Text
 from spirit_jax.evaluation.run import evaluate
 from spirit_jax.evaluation.task import Job, TaskSettings
@@ -15,7 +16,9 @@ from spirit_jax.evaluation.tasks.zerospeech import SBLIMP, SWUGGY
 from spirit_jax.speech.tokenizer import SpeechTokenizer
 from spirit_jax.units import SpeechUnits
 from spirit_jax.vocabulary import Vocabulary
+from tests.support import checkpoints
 from tests.support.bigrams import bigram_model
+from tests.support.hugging_face import hugging_face_llama
 from tests.support.sounds import buzz
 
 LETTERS = "abcdefgh"
@@ -234,3 +237,21 @@ def test_an_interrupted_task_continues_where_it_was(lm, tmp_path, monkeypatch):
     with pytest.raises(BenchmarkError, match="belongs to another evaluation .model was"):
         evaluate(other, ["swuggy:T"], tmp_path / "out", settings)
     assert Job(lm, settings, tmp_path / "out", overwrite=True).log("swuggy", "T", {"data": "other"}).lines == {}
+
+
+def test_normalized_scores_are_slamkits_mean_over_tokens_by_torch():
+    """slamkit averages the cross entropy of all tokens after the first, and can mask the other modality's logits."""
+    model = checkpoints.load("small_expressive")
+    units = np.random.default_rng(0).integers(model.vocabulary.hubert_offset, model.vocabulary.size, 30)
+    ids = np.array([*model.vocabulary.prefix, model.vocabulary.speech_id, *units], np.int32)
+    ((scores,),) = model.token_scores([[ids]])
+    score = Score.of(Document(ids, len(ids) - len(units)), scores)
+    with torch.no_grad():
+        logits = hugging_face_llama("small_expressive")(torch.tensor(ids[None], dtype=torch.long)).logits[0, :-1]
+    targets = torch.tensor(ids[1:], dtype=torch.long)
+    mean = -torch.nn.functional.cross_entropy(logits, targets)
+    assert score.value("whole", "all") == pytest.approx(mean.item(), abs=1e-4)
+    masked = logits[-len(units) :].clone()
+    masked[:, : model.vocabulary.hubert_offset] = masked[:, model.vocabulary.size :] = -torch.inf
+    mean = -torch.nn.functional.cross_entropy(masked, targets[-len(units) :])
+    assert score.value("mean", "modality") == pytest.approx(mean.item(), abs=1e-4)
