@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from spirit_jax.core.files import naming, read_text, write_file
+from spirit_jax.core.lazy import hidden_modules
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter
@@ -48,7 +49,8 @@ class MetricsLog:
                 if step and record["step"] <= step:
                     kept.append(line)
         write_file(self.path, "".join(f"{line}\n" for line in kept))
-        from tensorboardX import SummaryWriter
+        with hidden_modules("torch", "google.cloud.storage"):  # tensorboardX loads them if they are installed: 3 s
+            from tensorboardX import SummaryWriter
 
         writer = SummaryWriter(str(self._directory / "tensorboard"), purge_step=step + 1 if step else None)
         self._open = self.path.open("a"), writer

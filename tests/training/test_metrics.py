@@ -1,6 +1,8 @@
 """The metrics log reads like that of an uninterrupted run, whatever happened to the run."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -23,6 +25,16 @@ def test_means_by_kind_by_hand():
         "loss_hubert": 2.5, "accuracy_hubert": 0.5, "loss_within_hubert": 2.0,
         "loss_style": 0.25, "accuracy_style": 1.0, "loss_within_style": 0.5,
     }  # fmt: skip
+
+
+def test_the_log_loads_no_torch(tmp_path):
+    """TensorBoard's writer would, in seconds, where it is installed."""
+    script = (
+        "import sys; from spirit_jax.training.metrics import MetricsLog; log = MetricsLog(sys.argv[1], 0); "
+        "log.write(1, {'train/loss': 2.0}); log.close(); assert not {'torch', 'google.cloud.storage'} & {*sys.modules}"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert list((tmp_path / "tensorboard").iterdir())
 
 
 def test_resuming_drops_records_after_the_checkpoint(tmp_path):
