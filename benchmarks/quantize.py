@@ -9,6 +9,7 @@ computed from shapes alone.
 """
 
 import argparse
+import functools
 import os
 import pathlib
 import time
@@ -118,11 +119,8 @@ def memory(path: pathlib.Path) -> None:
     print(f"\n{path.name}; the cache of {config.max_position_embeddings} tokens takes {row / GIB:.2f} GiB a row\n")
     print("| weights | GB | GiB | rows beside them in 16 GiB, with 1 GiB to work in |\n|---|---|---|---|")
     for kind in KINDS:
-        own = (
-            shapes
-            if kind is None
-            else jax.eval_shape(lambda tree, kind=kind: quantized.quantize_tree(tree, kind), shapes)
-        )
+        quantize = functools.partial(quantized.quantize_tree, kind=kind)
+        own = shapes if kind is None else jax.eval_shape(quantize, shapes)
         size = size_of(own)
         print(f"| {kind or 'bfloat16'} | {size / 1e9:.2f} | {size / GIB:.2f} | {int((15 * GIB - size) / row)} |")
 

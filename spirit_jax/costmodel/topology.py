@@ -121,6 +121,8 @@ class Topology:
         from jax.experimental import topologies
 
         options = dict(self.chip.options) | ({"num_slices": self.slices} if self.slices > 1 else {})
+        if math.prod(self.shape) == 1:  # otherwise the compiler expects a host of four chips
+            options["chips_per_host_bounds"] = [1, 1, 1]
         try:
             return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
         except (RuntimeError, NotImplementedError, FileNotFoundError, ModuleNotFoundError) as error:

@@ -99,7 +99,8 @@ def compile_run(settings: TrainConfig) -> Report | Estimate:
         SpiritError: there is no such topology or no TPU compiler, the mesh does not fit the run, or the run trains on
             preferences.
     """
-    if settings.compile_topology is None:
+    topology = settings.compile_topology
+    if topology is None:
         raise RunError("compile_topology: name the TPUs to compile for, as in v5e:16x16, or a GPU such as h100")
     if settings.preferences is not None:
         raise RunError("compile_topology: only training on documents; leave out preferences")
@@ -107,10 +108,10 @@ def compile_run(settings: TrainConfig) -> Report | Estimate:
     if settings.lora is not None and source is not None and as_path(source).exists():
         local = checkpoint.local_directory(source, "init_from")
         settings, _ = with_base(dataclasses.replace(settings, init_from=str(local)), settings.lora)
-    if settings.compile_topology in GPUS:
+    if topology in GPUS:
         here = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
         return estimate_step(
-            settings.compile_topology,
+            topology,
             abstract_objectives(settings.model, settings.optimizer, here, settings.lora),
             make_optimizer(settings.optimizer, settings.loop.steps),
             rows=settings.global_batch_size,
@@ -118,7 +119,7 @@ def compile_run(settings: TrainConfig) -> Report | Estimate:
             accumulate=settings.accumulate,
         )
     return compile_step(
-        Topology.parse(settings.compile_topology),
+        Topology.parse(topology),
         settings.model,
         settings.optimizer,
         settings.mesh,

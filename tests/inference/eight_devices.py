@@ -20,7 +20,7 @@ PAIR = ("[Text]hello", " world and more")
 def greedy(lm: SpiritLM) -> list[str]:
     """Return the texts that continue the prompts."""
     answers = lm.generate_batch(PROMPTS, "text", max_new_tokens=16, temperature=0)
-    return [segment.content for answer in answers for segment in answer]
+    return [str(segment.content) for answer in answers for segment in answer]
 
 
 def drawn(lm: SpiritLM) -> list[int]:

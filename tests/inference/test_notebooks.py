@@ -46,7 +46,7 @@ def trained(tmp_path_factory) -> pathlib.Path:
 
 def test_every_notebook_has_a_test():
     names = {path.stem for path in EXAMPLES.glob("*.md")}
-    assert names == {"inference_tour", "train_and_listen", "look_inside"}
+    assert names == {"inference_tour", "train_and_listen", "fine_tune_your_voice", "look_inside"}
 
 
 def test_inference_tour(here, capsys):
@@ -61,6 +61,15 @@ def test_inference_tour(here, capsys):
 @pytest.mark.slow
 def test_train_and_listen(trained):
     assert (trained / "runs" / "tiny" / "checkpoints" / "500").is_dir()
+
+
+@pytest.mark.slow
+def test_fine_tune_your_voice(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    monkeypatch.setenv("PYTHONPATH", ROOT)
+    run("fine_tune_your_voice", STEPS=30)
+    base, adapted = (float(nats) for nats in re.findall(r"(-[\d.]+) nats a token", capsys.readouterr().out))
+    assert adapted > base + 0.1
 
 
 @pytest.mark.slow

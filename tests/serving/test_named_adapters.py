@@ -32,7 +32,7 @@ def test_requests_of_all_adapters_run_beside_each_other(lm, voice, server):
         found = list(pool.map(lambda pair: text(*pair), asked))
     expected = {
         (adapted, words): "".join(
-            segment.content
+            str(segment.content)
             for segment in alone(model, f"[Text]{words}", "text", max_new_tokens=12, temperature=1.0, seed=3)
         )
         for adapted, model in ((False, lm), (True, voice))
