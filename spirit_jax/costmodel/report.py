@@ -50,7 +50,7 @@ class Report:
     flops: float
     """FLOPs that one device executes."""
     model_flops: float
-    """One device's share of the FLOPs that the model needs."""
+    """One device's share of the FLOPs that the model needs; or those that it executes."""
     bytes: float
     """Bytes from and to the device's memory."""
     seconds: float
@@ -119,8 +119,12 @@ class Report:
             f"memory a chip   {memory.total / GIB:6.2f} of {memory.limit / GIB:.2f} GiB, {memory.spare:.0%} to spare: "
             f"arguments {memory.arguments / GIB:.2f}, other outputs {(memory.outputs - memory.aliased) / GIB:.2f}, "
             f"temporaries {memory.temporaries / GIB:.2f}",
-            f"FLOPs a chip    {self.flops:.4g} executed, {self.model_flops:.4g} of the model (6ND + attention): "
-            f"{self.recomputation:.3f} x",
+            f"FLOPs a chip    {self.flops:.4g} executed"
+            + (
+                f", {self.model_flops:.4g} of the model (6ND + attention): {self.recomputation:.3f} x"
+                if self.model_flops != self.flops
+                else ""
+            ),
             "roofline        " + ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in self.terms.items()),
             f"expected        {1e3 * self.seconds:.1f} ms, MFU {self.mfu:.1%} of {chip.flops / 1e12:.0f} TFLOP/s; "
             f"waiting for links {1e3 * waiting:.1f} ms",
@@ -148,7 +152,7 @@ def make_report(
     compiled: jax.stages.Compiled,
     topology: Topology,
     mesh: jax.sharding.Mesh,
-    model_flops: float,
+    model_flops: float | None = None,
     kernel: KernelFlops | None = None,
     compile_seconds: float = math.nan,
 ) -> Report:
@@ -158,7 +162,8 @@ def make_report(
         compiled: the program.
         topology: the pod that it was compiled for.
         mesh: the mesh over the pod's devices.
-        model_flops: FLOPs that the model needs, on all devices together.
+        model_flops: FLOPs that the model needs, on all devices together; None counts those that are executed, for
+            networks that recompute nothing.
         kernel: FLOPs of custom calls.
         compile_seconds: time that the compilation took.
 
@@ -181,7 +186,7 @@ def make_report(
         mesh=dict(mesh.shape),
         memory=memory,
         flops=cost.flops,
-        model_flops=model_flops / mesh.size,
+        model_flops=cost.flops if model_flops is None else model_flops / mesh.size,
         bytes=cost.bytes,
         seconds=cost.seconds,
         collectives=cost.collectives,

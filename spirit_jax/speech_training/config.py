@@ -64,6 +64,10 @@ class TrainSpeechConfig:
     """When steps are saved, and which are kept."""
     faults: FaultConfig = FaultConfig()
     """What the run does about bad steps and about processes that hang."""
+    compile_topology: str | None = None
+    """Run nothing: compile the steps of the parts for these TPUs (v5e:4x4, v5p-128), which need not exist here, and
+    print what they will cost there. Needs `pip install 'spirit_jax[tpu]'`, but no clips. A quantizer is left out,
+    because the parts before it decide its sizes."""
 
     def __post_init__(self) -> None:
         if "://" in self.run_directory:

@@ -149,6 +149,11 @@ def _crop(audio: np.ndarray, index: int, start: int, shape: CropShape) -> Crop:
     return Crop(index, start, part.size, np.pad(part, (0, shape.samples - part.size)))
 
 
+def empty_crop(samples: int) -> Crop:
+    """A crop of silence, for the shapes of a row."""
+    return Crop(0, 0, samples, np.zeros(samples, np.float32))
+
+
 class CropBatches:
     """Endless batches of this host's rows, with `weight_b`, which is 1 for each of them.
 

@@ -24,7 +24,7 @@ from spirit_jax.speech.released.batches import encode_clips, jit_float32, replic
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
-from spirit_jax.speech_training.crops import Crop, CropData, CropShape
+from spirit_jax.speech_training.crops import Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.hubert_config import HubertTraining
 from spirit_jax.speech_training.labels import (
     Compute,
@@ -36,7 +36,7 @@ from spirit_jax.speech_training.labels import (
     split_labels,
 )
 from spirit_jax.speech_training.masking import draw_mask
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
 from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.optimizer import make_optimizer
@@ -160,6 +160,15 @@ class Hubert:
     def accumulate(self) -> int:
         """Parts of a step."""
         return self.config.accumulate
+
+    def outline(self) -> Outline:
+        """The step with as many classes as the config asks for."""
+        c = self.config
+        frames = c.encoder.frames(c.samples)
+        rows = HubertRows(c, Labels(np.zeros(frames, np.int32), np.array([0, frames])))
+        objective = HubertObjective(c, c.labels.clusters, seed=0)
+        rule = UpdateRule(objective, make_optimizer(c.optimizer, c.loop.steps))
+        return Outline(rule, rows(empty_crop(c.samples), np.random.default_rng(0)))
 
     def prepare(self, context: Context) -> Prepared:
         """Label the clips, and put the pieces together."""

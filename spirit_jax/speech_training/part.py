@@ -56,6 +56,16 @@ class Prepared:
     """Returns figures that a batch cannot give, such as the purity of clusters."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Outline:
+    """A part's step without clips, to compile it."""
+
+    rule: Rule
+    """How a batch changes the train state, with the sizes that the config gives."""
+    row: Mapping[str, Any]
+    """The arrays of a row, whose values are of no account."""
+
+
 class Part(Protocol):
     """A part of a run."""
 
@@ -77,6 +87,10 @@ class Part(Protocol):
     @property
     def accumulate(self) -> int:
         """Parts that a step works through one after the other to save memory."""
+        ...
+
+    def outline(self) -> Outline | None:
+        """The step without clips; None if nothing is trained by gradients, or if the parts before decide its sizes."""
         ...
 
     def prepare(self, context: Context) -> Prepared | None:

@@ -69,6 +69,9 @@ class Scratch:
     accumulate: int = 1
     loop: LoopConfig = LoopConfig(steps=1)
 
+    def outline(self) -> None:
+        """Nothing is trained by gradients."""
+
     def prepare(self, context: Context) -> None:
         """Learn and write them, in the primary process. Parts that were learned from scratch before are replaced."""
         if not is_primary():

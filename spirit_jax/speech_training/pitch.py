@@ -14,9 +14,9 @@ from spirit_jax.parallel.processes import report
 from spirit_jax.speech import f0
 from spirit_jax.speech.released.pitch import AUTOCORRELATION, Contour, VQVAEPitch, pyaapt
 from spirit_jax.speech.storage import read_part_config
-from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
+from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.labels import cached, compute_clips
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.pitch_rule import RATIOS, PitchRule
 from spirit_jax.speech_training.release import save_trained_part
@@ -102,6 +102,14 @@ class PitchPart:
     def accumulate(self) -> int:
         """A step is not divided."""
         return 1
+
+    def outline(self) -> Outline:
+        """The step of the config."""
+        c = self.config
+        frames = c.samples // f0.CONTOUR_HOP
+        contours = Contours(np.ones(frames), np.ones(frames), np.array([0, frames]))
+        rule = PitchRule(c, make_optimizer(c.optimizer, c.loop.steps))
+        return Outline(rule, PitchRows(c, contours)(empty_crop(c.samples), np.random.default_rng(0)))
 
     def prepare(self, context: Context) -> Prepared:
         """Find the F0 of the clips, and put the pieces together.

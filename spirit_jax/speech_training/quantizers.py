@@ -62,6 +62,9 @@ class Units:
     accumulate: int = 1
     loop: LoopConfig = LoopConfig(steps=1)
 
+    def outline(self) -> None:
+        """Nothing is trained by gradients."""
+
     def prepare(self, context: Context) -> Prepared | None:
         """Learn the clusters and write the phonetic part, in the primary process."""
         if not is_primary():
@@ -194,6 +197,9 @@ class Quantizer:
     def accumulate(self) -> int:
         """Parts of a step."""
         return self.config.accumulate
+
+    def outline(self) -> None:
+        """The teacher decides the sizes."""
 
     def prepare(self, context: Context) -> Prepared:
         """Compute the teacher's units of all clips, and put the pieces together.

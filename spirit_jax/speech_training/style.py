@@ -23,9 +23,9 @@ from spirit_jax.speech.released.batches import MAX_SAMPLES, BatchFunction, encod
 from spirit_jax.speech.released.style import Wav2Vec2Style
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import LabelError, match, read_labels
-from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
+from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.labels import Labels, compute_clips
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTraining
 from spirit_jax.speech_training.style_targets import style_labels
@@ -135,6 +135,13 @@ class _WindowPart:
         """Parts that a step is worked through in."""
         return self.config.accumulate
 
+    def _outline(self, count: int) -> Outline:
+        """The step with so many classes."""
+        c = self.config
+        rule = UpdateRule(WindowObjective(self._model(count)), make_optimizer(c.optimizer, c.loop.steps))
+        rows = StyleRows(c, lambda index, first, windows: np.zeros(windows, np.int32))
+        return Outline(rule, rows(empty_crop(c.samples), np.random.default_rng(0)))
+
     def _prepared(
         self,
         context: Context,
@@ -197,6 +204,10 @@ class StylePart(_WindowPart):
         """`style`."""
         return "style"
 
+    def outline(self) -> Outline:
+        """The step with as many styles as the config asks for."""
+        return self._outline(self.config.targets.clusters)
+
     def prepare(self, context: Context) -> Prepared:
         """Cluster the seconds of the clips, and put the pieces together.
 
@@ -227,6 +238,10 @@ class ClassifierPart(_WindowPart):
     def name(self) -> str:
         """`classifier`."""
         return "classifier"
+
+    def outline(self) -> Outline:
+        """The step with two labels; a few more change nothing."""
+        return self._outline(2)
 
     def prepare(self, context: Context) -> Prepared:
         """Read the labels of the clips, and put the pieces together.

@@ -17,8 +17,9 @@ from spirit_jax.speech.released.vocoder import DEFAULT_STYLE, HifiGanVocoder
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import match, read_labels
 from spirit_jax.speech_training.clip_units import ClipUnits, clip_units
-from spirit_jax.speech_training.crops import CropData, CropShape
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.crops import CropData, CropShape, empty_crop
+from spirit_jax.speech_training.labels import Labels
+from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.speech_training.vocoder_measures import VocoderMeasures, VocoderSamples
@@ -57,6 +58,15 @@ class VocoderPart:
     def accumulate(self) -> int:
         """A step is not divided."""
         return 1
+
+    def outline(self) -> Outline:
+        """The step with the tables of units and speakers that the config names; clips and encoders decide them."""
+        c = self.config
+        unit = Labels(np.zeros(1, np.int32), np.array([0, 1]))
+        units = ClipUnits(unit, unit, unit, peaks=np.ones(1, np.float32), ids=[""], speakers=[""])
+        rows = VocoderRows(c, c.network, units, speakers=[0], styles=[0])
+        rule = VocoderRule(c, c.network, gan_optimizer(c.optimizer, epoch_steps=1000))
+        return Outline(rule, rows(empty_crop(c.samples), np.random.default_rng(0)))
 
     def prepare(self, context: Context) -> Prepared:
         """Encode the clips, name the voices, and put the pieces together.
