@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from spirit_jax.costmodel.report import Report, make_report
 from spirit_jax.costmodel.topology import Topology
@@ -36,6 +37,17 @@ def compile_parts(settings: TrainSpeechConfig, topology: str) -> Iterator[tuple[
         raise RunError("compile_topology: the config has no section whose step could be compiled, such as hubert_1")
 
 
+def abstract_batch(
+    outline: Outline, rows: int, sharding: NamedSharding | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, types and sharding of the arrays of a batch, as `crops.CropBatches` makes it."""
+    row = {**outline.row, "weight_b": np.float32(1)}
+    return {
+        name: jax.ShapeDtypeStruct((rows, *np.shape(array)), np.asarray(array).dtype, sharding=sharding)
+        for name, array in row.items()
+    }
+
+
 def compile_part(part: Part, outline: Outline, topology: Topology, mesh: MeshConfig) -> Report:
     """Compile the training step of a part.
 
@@ -51,12 +63,7 @@ def compile_part(part: Part, outline: Outline, topology: Topology, mesh: MeshCon
     device_mesh = make_mesh(mesh, topology.devices(), part.rows // part.accumulate)
     layout = BatchLayout(device_mesh, part.rows, part.accumulate)
     step = TrainStep(outline.rule, layout)
-    row = {**outline.row, "weight_b": np.float32(1)}
-    batch = {
-        name: jax.ShapeDtypeStruct((part.rows, *np.shape(array)), np.asarray(array).dtype, sharding=layout.sharding)
-        for name, array in row.items()
-    }
-    lowered = step.lower_train_step(step.abstract_state, batch)
+    lowered = step.lower_train_step(step.abstract_state, abstract_batch(outline, part.rows, layout.sharding))
     start = time.perf_counter()
     compiled = lowered.compile()
     return make_report(

@@ -19,6 +19,7 @@ from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, train_speech_tokenizer
 from spirit_jax.speech.loading import load_pitch_encoder, load_style_encoder, load_vocoder
+from spirit_jax.speech_training.compile import abstract_batch
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.job import open_clips, run
 from spirit_jax.speech_training.part import Context
@@ -141,6 +142,11 @@ def prepared(corpus, directory, part):
     return part.prepare(context)
 
 
+def batch_shapes(part):
+    """Shapes and types of the arrays of a batch, by the part's outline."""
+    return {name: (array.shape, array.dtype) for name, array in abstract_batch(part.outline(), part.rows).items()}
+
+
 def arrays_of(directory, part):
     flat = flatten(load_arrays(directory / "speech_tokenizer" / part))
     return {path: np.asarray(array) for path, array in flat.items()}
@@ -207,6 +213,7 @@ def test_an_expressive_vocoder_reads_all_streams(corpus, encoders, tmp_path):
     assert (network.num_embeddings, network.num_f0_tokens, network.num_style_tokens) == (10, 4, 2)
     batch = next(ready.batches(HostShare(0, 1), None))
     assert batch["audio_br"].shape == (2, 2560)
+    assert batch_shapes(part) == {name: (array.shape, array.dtype) for name, array in batch.items()}
     assert [batch[name].max() > 0 for name in ("units_bt", "pitch_bt")] == [True, True]
     ready.finish(jax.jit(ready.rule.init)(jax.random.key(0)).params)
     units = SpeechTokenizer.from_pretrained(encoders).encode(load_audio(corpus.parent / "clip-1.wav"))

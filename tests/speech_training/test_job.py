@@ -18,7 +18,9 @@ from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
 from spirit_jax.convert.parts import RELEASED_PARTS
 from spirit_jax.convert.verification import reference
+from spirit_jax.parallel.sharding import HostShare
 from spirit_jax.speech_training import job
+from spirit_jax.speech_training.compile import abstract_batch
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.crops import Clips
 from spirit_jax.speech_training.part import Context
@@ -161,7 +163,12 @@ def test_labels_are_kept_for_the_same_clips_only_and_spikes_are_those_of_the_con
         spike_sigmas=7.0,
     )
     before = labels.stat().st_mtime_ns
-    assert hubert.prepare(context).rule.spike_sigmas == 7
+    prepared = hubert.prepare(context)
+    assert prepared.rule.spike_sigmas == 7
+    batch = next(prepared.batches(HostShare(0, 1), None))
+    assert {name: (array.shape, array.dtype) for name, array in abstract_batch(hubert.outline(), 2).items()} == {
+        name: (array.shape, array.dtype) for name, array in batch.items()
+    }
     assert labels.stat().st_mtime_ns == before
     hubert.prepare(dataclasses.replace(context, data=made_from["data"] | {"corpora": ["others.jsonl"]}))
     assert labels.stat().st_mtime_ns > before
