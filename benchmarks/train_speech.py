@@ -1,13 +1,13 @@
 """Compares the training steps of speech parts with the same steps in plain PyTorch on the same machine.
 
-    python -m benchmarks.train_speech [--parts pitch vocoder] [--rounds 5] [--rows 4] [--published]
+    python -m benchmarks.train_speech [--parts hubert pitch vocoder] [--rounds 5] [--rows 4] [--published]
 
 One process builds both sides with equal shapes and runs their steps in turn, in float32 on the same cores. The step of
 the vocoder is that of `speech_training.vocoder_rule`: generated audio, the update of the discriminators (multi-period
 and multi-scale), then that of the generator by mel, feature matching, adversarial and duration loss, each by AdamW.
-PyTorch's modules are those of tests/support. The vocoder has the sizes of configs/speech/tiny.yaml, or with
-`--published` the published ones, in which a step takes minutes on two cores. Only the ratio can be compared between
-machines and runs.
+PyTorch's modules are those of tests/support, and transformers' HuBERT. HuBERT and the vocoder have the sizes of
+configs/speech/tiny.yaml, or with `--published` the published ones, in which a step takes minutes on two cores. Only the
+ratio can be compared between machines and runs.
 """
 
 import argparse
@@ -22,13 +22,20 @@ import torch
 
 from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig
 from spirit_jax.models.vqvae_config import VQVAEConfig
+from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
+from spirit_jax.speech_training.crops import Crop
+from spirit_jax.speech_training.hubert import HubertObjective, HubertRows
+from spirit_jax.speech_training.hubert_config import HubertTraining, MaskConfig
+from spirit_jax.speech_training.labels import Labels
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.pitch_rule import PitchRule
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.speech_training.vocoder_rule import VocoderRule, gan_optimizer
 from spirit_jax.training.optimizer import make_optimizer
+from spirit_jax.training.step import UpdateRule
 from tests.support import torch_discriminators as reference
 from tests.support.torch_hifigan import TorchHifiGan
+from tests.support.torch_hubert import TorchHubert
 from tests.support.torch_vqvae import TorchVQVAE
 
 Step = Callable[[], float]
@@ -158,7 +165,60 @@ def pitch_steps(rows: int, published: bool) -> tuple[Step, Step]:
     return run_jax, run_torch
 
 
-PARTS = {"pitch": pitch_steps, "vocoder": vocoder_steps}
+def hubert_steps(rows: int, published: bool) -> tuple[Step, Step]:
+    """The step of this package and PyTorch's with transformers' network, both without dropout."""
+    shape = (
+        Wav2Vec2Config()
+        if published
+        else Wav2Vec2Config(
+            conv_layers=((64, 10, 5), *((64, 3, 2),) * 2, *((96, 3, 2),) * 2, *((96, 2, 2),) * 3),
+            hidden_size=128,
+            num_layers=4,
+            num_heads=4,
+            intermediate_size=512,
+            position_kernel=32,
+            position_groups=8,
+        )
+    )
+    config = HubertTraining(
+        encoder=shape,
+        masking=MaskConfig(probability=0.65, length=5),
+        noise=Wav2Vec2Noise(0, 0, 0, 0, 1.0),
+        rows=rows,
+        samples=64_000,
+        shortest=16_000,
+        unmasked_weight=0.5,
+    )
+    rng = np.random.default_rng(0)
+    frames = shape.frames(config.samples)
+    make = HubertRows(config, Labels(rng.integers(0, 100, rows * frames), np.arange(rows + 1) * frames))
+    audio = rng.normal(0, 0.1, (rows, config.samples)).astype(np.float32)
+    each = [make(Crop(row, 0, config.samples, audio[row]), rng) for row in range(rows)]
+    batch = {name: np.stack([row[name] for row in each]) for name in each[0]} | {"weight_b": np.ones(rows, np.float32)}
+    rule = UpdateRule(HubertObjective(config, 100, seed=0), make_optimizer(config.optimizer, 1000))
+    step, placed = jax.jit(rule.train_step, donate_argnums=0), jax.device_put(batch)
+    kept = [jax.jit(rule.init)(jax.random.key(0))]
+
+    def run_jax() -> float:
+        kept[0], metrics = step(kept[0], placed)
+        return float(metrics["loss"])
+
+    torch.manual_seed(0)
+    network = TorchHubert(config)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-4, betas=(0.9, 0.98), eps=1e-6)
+
+    def run_torch() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = network.loss(batch)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 10.0)
+        optimizer.step()
+        return loss.item()
+
+    return run_jax, run_torch
+
+
+PARTS = {"hubert": hubert_steps, "pitch": pitch_steps, "vocoder": vocoder_steps}
 
 
 def main() -> None:
@@ -167,7 +227,7 @@ def main() -> None:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument("--rows", type=int, default=4, help="crops of a step (default 4)")
-    parser.add_argument("--published", action="store_true", help="the vocoder's published sizes")
+    parser.add_argument("--published", action="store_true", help="published sizes of HuBERT and the vocoder")
     options = parser.parse_args()
     for name in options.parts:
         steps = PARTS[name](options.rows, options.published)

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-import transformers
 
 from spirit_jax.checkpoint import flatten
 from spirit_jax.convert.components.style import hf_encoder_rows
@@ -20,6 +19,7 @@ from spirit_jax.speech_training.labels import Labels
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.step import UpdateRule
+from tests.support.torch_hubert import TorchHubert
 
 CLASSES, ROWS, SAMPLES = 7, 3, 1200
 ENCODER = Wav2Vec2Config(
@@ -52,41 +52,6 @@ ROWS_OF_TORCH = (
     Row("projection.bias", "projection/bias", "o -> o"),
     Row("classes", "class_embeddings", "k p -> k p"),
 )
-
-
-class TorchHubert(torch.nn.Module):
-    """transformers' HuBERT with the head and the loss of fairseq's `HubertCriterion`."""
-
-    def __init__(self):
-        super().__init__()
-        convs = ENCODER.conv_layers
-        self.hubert = transformers.HubertModel(
-            transformers.HubertConfig(
-                conv_dim=[c for c, _, _ in convs],
-                conv_kernel=[k for _, k, _ in convs],
-                conv_stride=[s for _, _, s in convs],
-                num_feat_extract_layers=len(convs),
-                hidden_size=ENCODER.hidden_size,
-                num_hidden_layers=ENCODER.num_layers,
-                num_attention_heads=ENCODER.num_heads,
-                intermediate_size=ENCODER.intermediate_size,
-                num_conv_pos_embeddings=ENCODER.position_kernel,
-                num_conv_pos_embedding_groups=ENCODER.position_groups,
-                attn_implementation="eager",
-            )
-        ).eval()
-        self.projection = torch.nn.Linear(ENCODER.hidden_size, CONFIG.projection)
-        self.classes = torch.nn.Parameter(torch.zeros(CLASSES, CONFIG.projection))
-
-    def loss(self, batch):
-        audio, masked = torch.tensor(batch["audio_br"]), torch.tensor(batch["masked_bt"])
-        labels = torch.tensor(batch["label_bt"]).long()
-        penalty = self.hubert.feature_extractor(audio).pow(2).mean()
-        x = self.projection(self.hubert(audio, mask_time_indices=masked).last_hidden_state)
-        logits = torch.cosine_similarity(x[:, :, None], self.classes, dim=-1) / CONFIG.temperature
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        mean = (loss * torch.where(masked.flatten(), 1.0, CONFIG.unmasked_weight)).sum() / masked.sum()
-        return mean + CONFIG.feature_penalty * penalty
 
 
 def _batch(seed=0, samples=SAMPLES):
@@ -135,7 +100,7 @@ def _close(found, expected, rtol):
 
 
 def test_loss_gradients_and_an_optimizer_step_are_those_of_torch(params, value_and_grad):
-    batch, network = _batch(), TorchHubert()
+    batch, network = _batch(), TorchHubert(CONFIG)
     state = _torch_state(params)
     names = {name.replace("weight_g", "parametrizations.weight.original0") for name in network.state_dict()}
     state = {n.replace("conv.weight_g", "conv.parametrizations.weight.original0"): v for n, v in state.items()}
