@@ -35,6 +35,8 @@ class EncodeConfig:
     check: bool = False
     """First speak a few clips again from their units, and report how far that is from the recordings; a voice that the
     tokenizer does not fit is a warning. Sound files of both go to OUTPUT/check-SPLIT."""
+    check_clips: int = 8
+    """Clips that `check` speaks again; a word error rate of eight clips is a rough one."""
     validation_fraction: float = 0.0
     """Share of the corpus to hold out as split validation, by the hash of the speaker or the id; whole speakers where
     there are enough."""
@@ -50,6 +52,8 @@ class EncodeConfig:
     """Options of the runner in one string, as in 'direct_num_workers=4 direct_running_mode=multi_processing'."""
 
     def __post_init__(self):
+        if self.check_clips < 1:
+            raise ValueError(f"check_clips must be at least 1, found {self.check_clips}")
         if self.shards is not None and self.shards < 1:
             raise ValueError(f"shards must be at least 1, found {self.shards}")
         if not 0 <= self.validation_fraction < 1:

@@ -82,7 +82,7 @@ def run(settings: EncodeConfig, index: int = 0, count: int = 1) -> None:
             )
         check = f"{output}/check-{parts[-1].split}"
         with output_directory(check, "--output") as directory:
-            print(check_resynthesis(parts[-1], tokenizer, directory))
+            print(check_resynthesis(parts[-1], tokenizer, directory, count=settings.check_clips))
     sharing = Sharing(settings.lease_seconds, index, count)
     for number, part in enumerate(parts):
         store_blocks = None

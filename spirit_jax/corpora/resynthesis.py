@@ -26,16 +26,13 @@ from spirit_jax.speech.f0 import F0_HOP, f0
 from spirit_jax.speech.features import SOUND_RANGE, log_mel
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 
-CLIPS = 8
-"""Clips that are compared."""
-
 POOR_MEL_DB, POOR_VOICING, POOR_ERROR_RATE = 6.0, 0.1, 0.65
 """Mel distance, voicing error and rise of the word error rate above which a warning is given. Tokenizers trained on a
 bundled corpus have 4.8 to 5.7 dB, 0.06 to 0.08 and 0.5 to 0.63 on its validation clips; those trained on the other
 bundled corpus 6.2 to 7.0 dB, 0.11 to 0.13 and 0.67 to 0.73."""
 
 _SECONDS = (1.0, 30.0)
-_CANDIDATES = 10 * CLIPS
+_CANDIDATES = 10  # clips that are looked at for each that is compared
 _DB = 20 / np.log(10)  # of a natural logarithm of amplitudes
 
 _LOG = logging.getLogger(__name__)
@@ -91,7 +88,11 @@ class ResynthesisReport:
 
 
 def check_resynthesis(
-    corpus: Input, tokenizer: SpeechTokenizer, directory: pathlib.Path, recognizer: Recognizer | None = None
+    corpus: Input,
+    tokenizer: SpeechTokenizer,
+    directory: pathlib.Path,
+    recognizer: Recognizer | None = None,
+    count: int = 8,
 ) -> ResynthesisReport:
     """Speak a few clips of a corpus again and compare; a poor fit is logged as a warning.
 
@@ -102,12 +103,13 @@ def check_resynthesis(
         tokenizer: encodes and speaks.
         directory: where the files go.
         recognizer: hears the words of clips with transcripts; None uses Moonshine if it is installed.
+        count: clips that are compared, or all of them if there are fewer.
 
     Raises:
         CorpusError: no clip between 1 and 30 s can be used.
         CheckpointError: the tokenizer has no vocoder.
     """
-    chosen = _choose(corpus)
+    chosen = _choose(corpus, count)
     if not chosen:
         raise CorpusError(f"{corpus.location}: no clip between {_SECONDS[0]:.0f} and {_SECONDS[1]:.0f} s to check")
     recordings = [audio for _, audio in chosen]
@@ -199,11 +201,11 @@ def _edits(first: Sequence[str], second: Sequence[str]) -> int:
     return row[-1]
 
 
-def _choose(corpus: Input) -> list[tuple[Utterance, Float[np.ndarray, " R"]]]:
+def _choose(corpus: Input, count: int) -> list[tuple[Utterance, Float[np.ndarray, " R"]]]:
     """A few clips and their audio: those of medium length with the lowest hashes of their positions."""
     order = sorted(range(len(corpus)), key=lambda index: hashlib.sha256(str(index).encode()).digest())
     chosen = []
-    for index in order[:_CANDIDATES]:
+    for index in order[: _CANDIDATES * count]:
         try:
             utterance = corpus[index]
             audio = utterance.load()
@@ -211,7 +213,7 @@ def _choose(corpus: Input) -> list[tuple[Utterance, Float[np.ndarray, " R"]]]:
             continue  # named when the corpus is encoded
         if _SECONDS[0] <= audio.size / SAMPLE_RATE <= _SECONDS[1]:
             chosen.append((utterance, audio))
-        if len(chosen) == CLIPS:
+        if len(chosen) == count:
             break
     return chosen
 

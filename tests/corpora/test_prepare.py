@@ -104,7 +104,8 @@ class HearsRecordings:
 def test_check_compares_recordings_with_their_resynthesis(tokenizers, tmp_path, caplog):
     corpus = open_corpus("spirit_mini", "validation")
     tokenizer = SpeechTokenizer.from_pretrained(tokenizers[0])
-    report = check_resynthesis(corpus, tokenizer, tmp_path, HearsRecordings(corpus))
+    report = check_resynthesis(corpus, tokenizer, tmp_path, HearsRecordings(corpus), count=3)
+    assert len(report.clips) == 3
     assert (report.recording_error_rate, report.resynthesis_error_rate) == (0.0, 1.0)
     assert "the word error rate rises by 1.00" in caplog.text
     assert 2 < report.mel_distance_db < 10
