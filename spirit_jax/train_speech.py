@@ -26,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with leave_threads_behind(), exit_codes(PROG, again), end_at_once(PROG, again):
         # imported here, so that --help and a bad argument need neither JAX nor a network
         from spirit_jax.parallel.processes import join_processes, leave_on_error
-        from spirit_jax.speech_training import compile, job
+        from spirit_jax.speech_training import job
+        from spirit_jax.speech_training.compile import compile_parts
 
         with leave_on_error(PROG):
             if settings.compile_topology is not None:
-                for name, cost in compile.compile_parts(settings, settings.compile_topology):
+                for name, cost in compile_parts(settings, settings.compile_topology):
                     print(f"{name}: {cost}", flush=True)
                 return
             join_processes(settings.faults.heartbeat_timeout)

@@ -1,5 +1,6 @@
 """The shipped configs of `train_speech` resolve, and their networks have the published sizes."""
 
+import importlib.util
 import math
 import pathlib
 import subprocess
@@ -10,8 +11,11 @@ import yaml
 
 from spirit_jax import config
 from spirit_jax.convert.components.hubert import encoder_shapes
+from spirit_jax.speech.config import SpeechTokenizerConfig
+from spirit_jax.speech_training.compile import compile_parts
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.parts import parts
+from spirit_jax.training.checks import RunError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs" / "speech"
 
@@ -62,3 +66,20 @@ def test_help_starts_no_jax():
         "try:\n    main(['--help'])\nexcept SystemExit:\n    assert 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=120)
+
+
+def test_a_config_without_a_step_to_compile_is_refused():
+    settings = TrainSpeechConfig(run_directory="runs/x", corpora=["spirit_mini"], scratch=SpeechTokenizerConfig())
+    with pytest.raises(RunError, match="no section whose step could be compiled"):
+        list(compile_parts(settings, "v5e:4x4"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'")
+def test_a_step_compiles_for_a_pod():
+    settings = config.load(TrainSpeechConfig, CONFIGS / "pitch.yaml")
+    ((name, report),) = compile_parts(settings, "v5e:4x4")
+    assert name == "pitch"
+    assert report.mesh["fsdp"] == 16
+    assert report.memory.spare > 0.9
+    assert report.model_flops == report.flops > 0
