@@ -46,6 +46,10 @@ def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
     assert sorted(row for held in layout.rows_by_process().values() for row in held) == list(range(rows))
 
 
+def test_one_chip_can_be_compiled_for():
+    assert len(Topology.parse("v6e:1x1").devices()) == 1
+
+
 def test_only_the_data_axis_spans_slices():
     mesh = make_mesh(MeshConfig(), Topology.parse("2xv5e:4x4").devices(), 32)
     assert dict(mesh.shape) == {"data": 2, "fsdp": 16, "tensor": 1}
