@@ -224,10 +224,11 @@ def run(
         del options[name]
     ids = [prompt.id for prompt in prompts]
     contents = [str(prompt) if isinstance(prompt, SpiritError) else prompt.ids.tolist() for prompt in encoded]
+    place = as_path(settings.output or directory)  # as the user named it; the directory may be a local copy
     partial = PartialResults(directory, [options, ids, contents])
     if partial.lines:
         answered = f"{len(partial.lines)} of {len(prompts)} prompts"
-        print(f"{answered} have their answers in {settings.output}", file=sys.stderr)
+        print(f"{answered} have their answers in {place}", file=sys.stderr)
     usable = {
         index: prompt
         for index, prompt in enumerate(encoded)
@@ -245,13 +246,13 @@ def run(
         result = {"id": ids[index], "prompt": usable[index].string, "outputs": outputs}
         partial.add(index, json.dumps(result, ensure_ascii=False))
         if len(prompts) == 1:
-            print(describe_outputs(outputs, as_path(settings.output)))
+            print(describe_outputs(outputs, place))
     problems = []
     for index, prompt in enumerate(encoded):
         if isinstance(prompt, SpiritError):
             problems.append(printable(f"{ids[index]}: {prompt}"))
             partial.add(index, json.dumps({"id": ids[index], "error": printable(str(prompt)), "outputs": []}))
-    print(as_path(settings.output) / partial.finish().name)
+    print(place / partial.finish().name)
     if problems:
         raise JobError(f"{len(problems)} of {len(prompts)} prompts cannot be used, the others are answered", problems)
 
