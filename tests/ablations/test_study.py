@@ -195,7 +195,7 @@ def test_a_study_of_a_few_steps_trains_evaluates_and_compares(tmp_path, capsys):
     def source(recipe):
         return {"path": "{inputs}/records/spirit_mini", "recipe": recipe, "weight": 0.5}
 
-    base = {"sequence_length": 64, "global_batch_size": 2, "model": SMALL}
+    base = {"variant": "base", "sequence_length": 64, "global_batch_size": 2, "model": SMALL}
     base |= {"loop": {"steps": 3, "log_every": 1, "evaluate_every": 0, "sample_every": 0}}
     base |= {"data": {"on_bad_record": "skip", "sources": {"text": source("text"), "aligned": source("interleaved")}}}
     both = _write(tmp_path / "both.yaml", base)
