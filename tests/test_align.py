@@ -107,6 +107,7 @@ def test_finished_alignment_is_kept_and_another_is_refused(folder, tmp_path, cap
     run("--input", folder, "--output", tmp_path, "--min_score", 0.1, "--overwrite", "true")
 
 
+@pytest.mark.slow
 def test_killed_job_resumes_and_ends_like_an_unbroken_one(tmp_path):
     options = ["--input", "spirit_mini", "--split", "validation"]
     command = [sys.executable, "-m", "spirit_jax.align", *options, "--output", str(tmp_path / "killed")]

@@ -149,6 +149,7 @@ def test_the_suggested_next_command_works(uninterrupted):
     assert answer
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_run(uninterrupted, corpora, tmp_path):
     again = tmp_path / "run"
     compiles = {name: value for name, value in fast_environment().items() if name != "JAX_COMPILATION_CACHE_DIR"}
@@ -162,7 +163,10 @@ def test_the_same_seed_gives_the_same_run(uninterrupted, corpora, tmp_path):
         np.testing.assert_array_equal(value, second[name], err_msg=name)
 
 
-@pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM], ids=["kill -9", "SIGTERM"])
+@pytest.mark.parametrize(
+    "ending",
+    [pytest.param(signal.SIGKILL, id="kill -9"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_like_an_uninterrupted_one(ending, uninterrupted, corpora, tmp_path):
     run = tmp_path / "run"
     _prepared(run, uninterrupted)
@@ -259,6 +263,7 @@ def test_two_processes_train_like_one_and_a_single_process_continues(uninterrupt
     _assert_same_curve(_curve(run), _curve(uninterrupted[0]))
 
 
+@pytest.mark.slow
 def test_two_processes_continue_on_another_mesh_and_stop_together(uninterrupted, corpora, tmp_path):
     """From one device to four devices of two hosts, with tensor parallelism. SIGTERM to one host saves and ends both
     hosts at one step."""
@@ -308,6 +313,7 @@ def _elsewhere(uninterrupted):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_step_of_another_run(uninterrupted, tmp_path):
     """The first held-out loss equals that of the step. The speech tokenizer is copied and speaks the samples."""
     run = tmp_path / "run"
@@ -342,6 +348,7 @@ def test_units_of_another_speech_tokenizer_are_an_error(uninterrupted, tmp_path,
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_diverges_stops_and_keeps_its_last_checkpoint(uninterrupted, corpora, tmp_path, capsys):
     run = tmp_path / "run"
     _prepared(run, uninterrupted)

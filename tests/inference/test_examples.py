@@ -106,6 +106,7 @@ def test_a_folder_without_recordings_is_refused(run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_answer_of_one(checkpoint):
     """Each process holds half of the weights, and one of them prints the answer."""
     with socket.socket() as probe:

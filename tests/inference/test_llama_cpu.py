@@ -61,7 +61,7 @@ def test_both_layouts_equal_the_llama(config, mesh):
     assert not np.any(stacked[1].k_lbskh[:, 1])
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_bfloat16_is_as_exact_as_in_the_llama(config, mesh, batch):
     """A prompt and a token after it, alone (one column) and in a batch: the error against float32 is at most 1.5 times
     that of stacked layers."""

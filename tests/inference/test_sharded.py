@@ -4,10 +4,13 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
+
 from tests.support import checkpoints
 from tests.support.compilation import fast_environment
 
 
+@pytest.mark.slow
 def test_every_mesh_generates_what_one_device_does():
     """Greedy and drawn tokens are equal under tensor parallelism, with rows spread and with weights spread. Weights lie
     in the shards of the table of rules. Log-likelihoods are within 1e-3 of 93 nats (float32 sums in another order)."""

@@ -320,6 +320,7 @@ def test_an_id_outside_the_vocabulary_gives_nan(grouped):
 # Ways of computing the same.
 
 
+@pytest.mark.slow
 def test_unrolling_and_recomputing_change_nothing(grouped, tokens):
     config, params = grouped
 
@@ -337,6 +338,7 @@ def test_unrolling_and_recomputing_change_nothing(grouped, tokens):
         jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-5, rtol=1e-5, err_msg=options), got, want)
 
 
+@pytest.mark.slow
 def test_recomputing_saves_memory():
     def temporaries(remat):
         config = dataclasses.replace(TINY, num_hidden_layers=6, remat=remat)

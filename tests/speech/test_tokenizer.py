@@ -131,6 +131,7 @@ def test_a_stored_mean_f0_of_the_speaker_replaces_the_clips_own(tokenizer):
         tokenizer.encode(audio, speaker="low")
 
 
+@pytest.mark.slow
 def test_units_of_100_second_chunks_equal_the_reference(tokenizer):
     """Lengths around 100.08 s, from which the second chunk has units. F0 mean and windows start anew in each chunk."""
     cases = golden_json("long_chunking.json")["results"]

@@ -93,6 +93,7 @@ def finished(recordings, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_bit_for_bit(recordings, finished, tmp_path):
     run = tmp_path / "killed"
     killed = (

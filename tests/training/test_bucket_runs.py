@@ -64,6 +64,7 @@ def _losses(log):
     return [(record["step"], record["train/loss"]) for record in map(json.loads, log.splitlines())]
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_that_is_lost_and_damaged_ends_like_a_local_one(data, uploaded, bucket, tmp_path, capfd):
     _train(tmp_path / "run", data, 6)
     capfd.readouterr()

@@ -186,7 +186,15 @@ def test_a_signal_while_waiting_for_data_saves_and_stops(train_step, tmp_path):
     assert saved.read_metadata(5)["data"] == {"0": 5}
 
 
-def test_ctrl_c_ends_a_run_that_has_done_no_step_and_saves_one_that_has(train_step, tmp_path):
+@pytest.fixture
+def terminal():
+    """Ctrl-C as in a terminal; it is ignored if a shell has started the tests in the background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_ends_a_run_that_has_done_no_step_and_saves_one_that_has(terminal, train_step, tmp_path):
     """Inside the command's block, whose watching thread must leave the first Ctrl-C after a step to the loop."""
     with pytest.raises(KeyboardInterrupt):
         _interrupted_run(train_step, tmp_path / "early", blocked_from=1)

@@ -85,6 +85,7 @@ def run(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "moved")
 
 
+@pytest.mark.slow
 def test_a_moved_run_with_moved_records_resumes_and_a_stretched_schedule_is_warned_of(
     data, run, tmp_path, capsys, monkeypatch
 ):

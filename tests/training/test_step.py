@@ -13,7 +13,6 @@ from spirit_jax.training.language_model import means_by_kind, unigram_entropy
 from spirit_jax.vocabulary import TOKEN_KINDS
 from tests.support.steps import KINDS_V, LENGTH, MODEL, VOCABULARY, tiny_batch, tiny_step
 
-pytestmark = pytest.mark.optimized
 
 
 def _to_torch(params):
@@ -101,7 +100,7 @@ def test_z_loss_equals_torch():
     np.testing.assert_allclose(means_by_kind(metrics)["loss"], ((nll * mask).sum() / mask.sum()).item(), rtol=1e-5)
 
 
-@pytest.mark.parametrize("accumulate", [2, 4])
+@pytest.mark.parametrize("accumulate", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_accumulation_weighs_parts_by_their_tokens(accumulate):
     """Some parts have almost no token to learn. Metrics and first moments (the gradient times a constant) equal those
     of the step without accumulation within float32 noise."""

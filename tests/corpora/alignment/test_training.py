@@ -69,6 +69,7 @@ def errors(network, utterances):
     )
 
 
+@pytest.mark.slow
 def test_boundaries_are_near_the_true_ones(directory, corpus):
     # 25 ms after 15 passes
     assert errors(load_network(directory), corpus.utterances).mean() < 60

@@ -37,7 +37,7 @@ def test_style_units_equal_the_reference(accelerator):
         np.testing.assert_array_equal(units, arrays[f"{name}.wav/codes"], err_msg=name)
 
 
-@pytest.mark.parametrize("variant", ["base", "expressive"])
+@pytest.mark.parametrize("variant", ["base", pytest.param("expressive", marks=pytest.mark.slow)])
 def test_audio_equals_that_of_the_code_for_cpus(accelerator, monkeypatch, variant):
     """Clips shorter and longer than the window, compared with the code for CPUs.
 

@@ -37,6 +37,7 @@ def test_units_equal_the_reference(encoder):
         np.testing.assert_array_equal(encoder.encode(audio), units)
 
 
+@pytest.mark.slow
 def test_units_of_a_batch_norm_encoder_do_not_depend_on_the_batch():
     """If padding were not zeroed after the norm, units would change with the batch."""
     encoder = HubertEncoder.load(*released.hubert_part(golden("variants/hubert_25hz_batch_norm")))
