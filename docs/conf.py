@@ -27,6 +27,7 @@ default_role = "literal"  # docstrings write code in single backticks
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 autodoc_member_order = "bysource"
+autodoc_mock_imports = ["apache_beam"]  # an extra of its own, which does not install beside `docs`
 autodoc_typehints_format = "short"
 autodoc_default_options = {"members": True, "special-members": "__call__", "show-inheritance": False}
 
