@@ -105,14 +105,18 @@ class VocoderRule:
         """
         if accumulate != 1:
             raise ValueError(f"a vocoder's batch is not divided; found accumulate {accumulate}")
-        start = self.config.adversarial_start
+        start, recent = self.config.adversarial_start, state.recent
         if start:
+            # The loss is another one from here on; beside the one before, its first steps would be spikes.
+            recent = jax.tree.map(
+                lambda fresh, kept: jnp.where(state.step == start, fresh, kept), no_recent_steps(), recent
+            )
             params, opt_state, metrics = jax.lax.cond(
                 state.step >= start, self._adversarial_step, self._mel_step, state.params, state.opt_state, batch
             )
         else:
             params, opt_state, metrics = self._adversarial_step(state.params, state.opt_state, batch)
-        bad, recent = detect_bad_step(state.recent, metrics["loss"], metrics["gradient_norm"], self.spike_sigmas)
+        bad, recent = detect_bad_step(recent, metrics["loss"], metrics["gradient_norm"], self.spike_sigmas)
         params, opt_state = jax.tree.map(
             lambda new, old: jnp.where(bad, old, new), (params, opt_state), (state.params, state.opt_state)
         )

@@ -45,7 +45,7 @@ def setting():
         adversarial_start=START,
         optimizer=OPTIMIZER,
     )
-    rule = VocoderRule(config, model.config, gan_optimizer(config.optimizer, 100), initial=params)
+    rule = VocoderRule(config, model.config, gan_optimizer(config.optimizer, 100), spike_sigmas=6.0, initial=params)
     return torch_generator, rule, jax.jit(rule.init)(jax.random.key(0)), jax.jit(rule.train_step)
 
 
@@ -173,6 +173,14 @@ def test_a_bad_step_changes_neither_network(setting, step):
     assert after.step == step + 1
     same = jax.tree.map(np.array_equal, (state.params, state.opt_state), (after.params, after.opt_state))
     assert all(jax.tree.leaves(same))
+
+
+def test_spikes_are_counted_anew_when_the_discriminators_start(setting):
+    _, _, state, train_step = setting
+    calm = {"values": jnp.ones_like(state.recent["values"]), "count": jnp.int32(128)}
+    for step, bad in ((START - 1, True), (START, False), (START + 1, True)):
+        _, metrics = train_step(state.replace(step=jnp.int32(step), recent=calm), batch_of(NETWORK))
+        assert metrics["bad"] == bad
 
 
 def test_a_batch_is_not_divided(setting):
