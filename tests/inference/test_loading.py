@@ -84,7 +84,10 @@ def test_at_most_one_layer_of_a_weight_is_read_at_once(mesh, monkeypatch):
     assert sum(got == stored[1:] for stored, got in read) == config.num_hidden_layers * len(shapes)
 
 
-@pytest.mark.parametrize(("dtype", "quantize"), [pytest.param("bfloat16", "int8", marks=pytest.mark.slow), ("float32", "int4")])
+BF16_INT8 = pytest.param("bfloat16", "int8", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("dtype", "quantize"), [BF16_INT8, ("float32", "int4")])
 def test_no_layer_of_quantized_weights_exists_in_floats(mesh, monkeypatch, dtype, quantize):
     """Prefill and decode have no float array as large as the smallest matrix, and do not copy the integers."""
     monkeypatch.setattr(llama_cpu, "_BLOCK_BYTES", 2**14)

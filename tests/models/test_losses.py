@@ -12,7 +12,6 @@ from spirit_jax.kernels import reference
 from spirit_jax.kernels.common import cross_entropy as chunked
 from spirit_jax.models.losses import next_token_losses
 
-
 B, T, D, V = 3, 11, 8, 20
 
 

@@ -14,7 +14,6 @@ from spirit_jax.vocabulary import TOKEN_KINDS
 from tests.support.steps import KINDS_V, LENGTH, MODEL, VOCABULARY, tiny_batch, tiny_step
 
 
-
 def _to_torch(params):
     """Hugging Face's model with the given parameters."""
     config = transformers.LlamaConfig(
