@@ -119,8 +119,7 @@ def memory(path: pathlib.Path) -> None:
     print(f"\n{path.name}; the cache of {config.max_position_embeddings} tokens takes {row / GIB:.2f} GiB a row\n")
     print("| weights | GB | GiB | rows beside them in 16 GiB, with 1 GiB to work in |\n|---|---|---|---|")
     for kind in KINDS:
-        quantize = functools.partial(quantized.quantize_tree, kind=kind)
-        own = shapes if kind is None else jax.eval_shape(quantize, shapes)
+        own = shapes if kind is None else jax.eval_shape(functools.partial(quantized.quantize_tree, kind=kind), shapes)
         size = size_of(own)
         print(f"| {kind or 'bfloat16'} | {size / 1e9:.2f} | {size / GIB:.2f} | {int((15 * GIB - size) / row)} |")
 

@@ -9,7 +9,7 @@ norm: `fold_weight_norm` multiplies them out, differentiably, and `split_weight_
 import functools
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -66,7 +66,7 @@ def initialize(config: HifiGanConfig, key: Array) -> dict:
     Kernels after the first convolution have the published standard deviation of 0.01 in the published width. In
     narrower networks it grows, so that each layer amplifies as much.
     """
-    params = HifiGan(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    params: Any = HifiGan(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
     gain = math.sqrt(PUBLISHED_CHANNELS / config.upsample_initial_channel)
 
     def scaled(name: str, tree: dict) -> dict:

@@ -37,8 +37,10 @@ class ClipUnits:
         Raises:
             SpiritError: the clip could not be used.
         """
-        streams = [None if stream is None else stream.of(index) for stream in (self.hubert, self.pitch, self.style)]
-        return SpeechUnits(*(stream if stream is None else stream.astype(np.int32) for stream in streams))
+        pitch, style = (
+            None if stream is None else stream.of(index).astype(np.int32) for stream in (self.pitch, self.style)
+        )
+        return SpeechUnits(self.hubert.of(index).astype(np.int32), pitch, style)
 
 
 def clip_units(context: Context, encoders: str, variant: Variant) -> tuple[ClipUnits, ClipUnits]:
@@ -96,12 +98,12 @@ def _encoded(clips: Clips, tokenizer: SpeechTokenizer) -> dict[str, np.ndarray]:
 
 
 def _read(arrays: dict[str, np.ndarray], split: str) -> ClipUnits:
-    streams = [
+    hubert, pitch, style = [
         Labels(arrays[f"{split}_{name}_values"], arrays[f"{split}_{name}_offsets"])
         if f"{split}_{name}_values" in arrays
         else None
         for name in _STREAMS
     ]
-    assert streams[0] is not None  # every variant has phonetic units
+    assert hubert is not None  # every variant has phonetic units
     ids, speakers = (arrays[f"{split}_{name}"].tolist() for name in ("ids", "speakers"))
-    return ClipUnits(*streams, peaks=np.asarray(arrays[f"{split}_peaks"]), ids=ids, speakers=speakers)
+    return ClipUnits(hubert, pitch, style, peaks=np.asarray(arrays[f"{split}_peaks"]), ids=ids, speakers=speakers)

@@ -93,12 +93,13 @@ class PitchRule:
         trained = _trained(params)
         (value, (metrics, *latents)), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
         updates, opt_state = self.optimizer.transformation.update(gradient, state.opt_state, trained)
+        moved: Any = optax.apply_updates(trained, updates)
         key = jax.random.fold_in(jax.random.key(self.seed), state.step)
         averages, entries_ke, dead = codebook.update(
             codebook.Averages(**params["averages"]), *latents, key=key, decay=self.config.decay
         )
         after = {
-            "vqvae": {**dict(optax.apply_updates(trained, updates)), "codebook": entries_ke},
+            "vqvae": {**dict(moved), "codebook": entries_ke},
             "averages": averages._asdict(),
         }
         norm = optax.global_norm(gradient)

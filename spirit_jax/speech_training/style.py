@@ -76,7 +76,8 @@ class WindowObjective:
 
     def evaluate(self, params: Params, batch: DeviceBatch) -> Metrics:
         """Sums over the windows of rows."""
-        logits_bkl, windows_b = self.model.apply({"params": params}, batch["audio_br"], batch["length_b"])
+        outputs: Any = self.model.apply({"params": params}, batch["audio_br"], batch["length_b"])
+        logits_bkl, windows_b = outputs
         label_bk, size = batch["label_bk"], logits_bkl.shape[1]
         label_bk = label_bk[:, :size]
         counted = valid_frames(windows_b, size) & (label_bk >= 0) & (batch["weight_b"][:, None] > 0)

@@ -175,7 +175,8 @@ class VocoderRule:
 
     def _update(self, params: Params, opt_state: Any, gradient: Params) -> tuple[Params, Any]:
         updates, opt_state = self.optimizer.transformation.update(gradient, opt_state, params)
-        return dict(optax.apply_updates(params, updates)), opt_state
+        moved: Any = optax.apply_updates(params, updates)
+        return dict(moved), opt_state
 
     def _speak(self, params: Params, batch: DeviceBatch) -> tuple[Float[Array, "B R"], Float[Array, "B U"] | None]:
         """Audio of the crops and the log durations of their inner runs, None without a duration predictor."""

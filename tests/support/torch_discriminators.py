@@ -1,6 +1,7 @@
 """HiFi-GAN's discriminators and losses in PyTorch, from arXiv 2010.05646; tests and benchmarks compare with them."""
 
 import warnings
+from typing import Any
 
 import librosa
 import numpy as np
@@ -61,9 +62,9 @@ class TorchDiscriminators(nn.Module):
         return outputs
 
 
-def load_params(network: TorchDiscriminators, params) -> dict[str, _Stack]:
+def load_params(network: TorchDiscriminators, params) -> dict[str, Any]:
     """Copy the parameters of `spirit_jax.models.hifigan_discriminators`; returns the discriminators by their names."""
-    stacks = {f"period_{period}": stack for period, stack in zip(network.periods, network.period, strict=True)}
+    stacks: dict[str, Any] = {f"period_{period}": stack for period, stack in zip(network.periods, network.period, strict=True)}
     stacks |= {f"scale_{i}": stack for i, stack in enumerate(network.scale)}
     with torch.no_grad():
         for name, stack in stacks.items():
@@ -84,7 +85,7 @@ def load_params(network: TorchDiscriminators, params) -> dict[str, _Stack]:
     return stacks
 
 
-def discriminator_loss(real, fake):
+def discriminator_loss(real, fake) -> Any:
     return sum(((1 - r[-1]) ** 2).mean() + (f[-1] ** 2).mean() for r, f in zip(real, fake, strict=True))
 
 
@@ -111,7 +112,7 @@ class TorchMel(nn.Module):
         pad = (self.config.window - self.config.hop) // 2
         padded = F.pad(audio[:, None], (pad, pad), "reflect")[:, 0]
         spectrum = torch.stft(
-            padded, self.config.window, self.config.hop, window=self.hann, center=False, return_complex=True
+            padded, self.config.window, self.config.hop, window=self.get_buffer("hann"), center=False, return_complex=True
         )
         magnitude = torch.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
-        return torch.log(torch.clamp(self.filters @ magnitude, min=1e-5))
+        return torch.log(torch.clamp(self.get_buffer("filters") @ magnitude, min=1e-5))

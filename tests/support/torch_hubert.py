@@ -23,14 +23,14 @@ class TorchHubert(torch.nn.Module):
                 conv_dim=channels,
                 conv_kernel=kernels,
                 conv_stride=strides,
-                num_feat_extract_layers=len(channels),
+                num_feat_extract_layers=len(channels),  # pyright: ignore[reportCallIssue]  # not in its signature
                 hidden_size=encoder.hidden_size,
                 intermediate_size=encoder.intermediate_size,
                 num_hidden_layers=encoder.num_layers,
                 num_attention_heads=encoder.num_heads,
                 num_conv_pos_embeddings=encoder.position_kernel,
                 num_conv_pos_embedding_groups=encoder.position_groups,
-                attn_implementation="eager",
+                attn_implementation="eager",  # pyright: ignore[reportCallIssue]  # an argument of its base class
             )
         ).eval()
         self.hubert.feature_extractor.register_forward_hook(self._keep)

@@ -75,8 +75,8 @@ class TorchVQVAE(nn.Module):
         self._counts, self._sums, self._decay = torch.ones(config.codes), self.codebook.clone(), decay
 
     @property
-    def codebook(self):
-        return self.vq.level_blocks[0].k
+    def codebook(self) -> torch.Tensor:
+        return self.vq.level_blocks[0].get_buffer("k")
 
     def encode(self, x):
         """Latents [B, N, E] and codes [B, N]."""
