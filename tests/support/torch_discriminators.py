@@ -64,7 +64,9 @@ class TorchDiscriminators(nn.Module):
 
 def load_params(network: TorchDiscriminators, params) -> dict[str, Any]:
     """Copy the parameters of `spirit_jax.models.hifigan_discriminators`; returns the discriminators by their names."""
-    stacks: dict[str, Any] = {f"period_{period}": stack for period, stack in zip(network.periods, network.period, strict=True)}
+    stacks: dict[str, Any] = {
+        f"period_{period}": stack for period, stack in zip(network.periods, network.period, strict=True)
+    }
     stacks |= {f"scale_{i}": stack for i, stack in enumerate(network.scale)}
     with torch.no_grad():
         for name, stack in stacks.items():
@@ -112,7 +114,12 @@ class TorchMel(nn.Module):
         pad = (self.config.window - self.config.hop) // 2
         padded = F.pad(audio[:, None], (pad, pad), "reflect")[:, 0]
         spectrum = torch.stft(
-            padded, self.config.window, self.config.hop, window=self.get_buffer("hann"), center=False, return_complex=True
+            padded,
+            self.config.window,
+            self.config.hop,
+            window=self.get_buffer("hann"),
+            center=False,
+            return_complex=True,
         )
         magnitude = torch.sqrt(spectrum.real**2 + spectrum.imag**2 + 1e-9)
         return torch.log(torch.clamp(self.get_buffer("filters") @ magnitude, min=1e-5))
