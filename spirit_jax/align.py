@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spirit_jax import config
+from spirit_jax.core.checks import check_seed
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import read_json
 from spirit_jax.core.paths import disk_path, local_path
@@ -52,7 +53,7 @@ class AlignConfig:
     """The input to align, the aligner, and the output.
 
     Raises:
-        ValueError: an unknown aligner or kind of file, or a score outside 0 to 1.
+        ValueError: an unknown aligner or kind of file, a score outside 0 to 1, or an invalid split, seed or time.
     """
 
     input: str
@@ -94,7 +95,13 @@ class AlignConfig:
     """Replace a finished alignment of another input, aligner or setting."""
 
     def __post_init__(self) -> None:
+        from spirit_jax.data.records import check_split_name
+
         self.alignment()
+        check_seed(self.seed)
+        check_split_name(self.split)
+        if not self.lease_seconds > 0:
+            raise ValueError(f"lease_seconds must be positive, found {self.lease_seconds}")
         if self.aligner not in (SPHINX, TRAIN) and not os.path.isdir(local_path(self.aligner, "--aligner")):
             raise ValueError(
                 f"aligner {self.aligner!r} is unknown; choose among {SPHINX}, {TRAIN} and the directory of a network"

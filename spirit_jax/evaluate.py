@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
+from spirit_jax.core.checks import check_seed
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.working_copy import output_directory
 from spirit_jax.models.llama_config import Quantization
@@ -87,6 +88,7 @@ class EvaluateConfig:
     """Print the tasks, where their data come from, their license, and what is missing here; evaluate nothing."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         for name in ("limit", "batch_tokens", "slots"):
             value = getattr(self, name)
             if value is not None and value < 1:

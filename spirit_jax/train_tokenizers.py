@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from spirit_jax import checkpoint, config
+from spirit_jax.core.checks import check_seed
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.paths import disk_path
 from spirit_jax.speech.config import SpeechTokenizerConfig
@@ -50,6 +51,7 @@ class TrainTokenizersConfig:
     """Replace tokenizers that are there; records of the old ones cannot be mixed with records of the new ones."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if not self.input:
             raise ValueError("input: name at least one corpus")
 

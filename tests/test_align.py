@@ -146,6 +146,8 @@ def test_files_for_other_tools_hold_the_same_words(folder, tmp_path):
         (["--aligner", "nobody"], "choose among pocketsphinx, train and the directory of a network"),
         (["--write", "pdf"], "choose among textgrid"),
         (["--min_score", "2"], "between 0 and 1"),
+        (["--split", "../x"], "split '../x': use letters"),
+        (["--lease_seconds", "0"], "lease_seconds must be positive"),
         (["--max_seconds", "0"], "at least 1"),
         (["--alignments", "/nowhere"], "no such file or folder with word times"),
         (["--transcribe", "nobody"], "unknown recognizer"),

@@ -1,6 +1,7 @@
 """Configs: every shipped one resolves, and what cannot be used is one clear line."""
 
 import dataclasses
+import importlib
 import os
 import pathlib
 import subprocess
@@ -204,3 +205,24 @@ def test_named_options_are_those_of_the_file_and_of_the_command_line(tmp_path):
     assert config.named_options(TrainConfig, [*words, "--mesh.fsdp=2"]) == {
         "loop", "loop.steps", "seed", "data.sources.2024.path", "model", "model.head_size", "mesh.fsdp",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "align --input x --output y",
+        "evaluate --checkpoint x --tasks mini --output y",
+        "rank --checkpoint x --prompts y --output z",
+        "train --config configs/tiny.yaml",
+        "train_speech --config configs/speech/tiny.yaml",
+        "train_tokenizers --input spirit_mini --output y",
+    ],
+)
+def test_negative_seeds_are_refused(command, monkeypatch, capsys):
+    """NumPy's generators take none."""
+    monkeypatch.chdir(pathlib.Path(__file__).parents[1])
+    name, *arguments = command.split()
+    with pytest.raises(SystemExit) as end:
+        importlib.import_module(f"spirit_jax.{name}").main([*arguments, "--seed", "-1"])
+    assert end.value.code == 2
+    assert "seed must be 0 or more, found -1" in capsys.readouterr().err

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from spirit_jax.core.checks import check_seed
+
 
 @dataclasses.dataclass(frozen=True)
 class RankConfig:
@@ -45,5 +47,6 @@ class RankConfig:
     """Replace an existing output."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if self.samples < 2:
             raise ValueError(f"samples must be at least 2, found {self.samples}")

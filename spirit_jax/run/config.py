@@ -3,6 +3,7 @@
 import dataclasses
 
 from spirit_jax.core.buckets import is_bucket
+from spirit_jax.core.checks import check_seed
 from spirit_jax.corpora.prepare_config import PrepareConfig
 from spirit_jax.data.config import DataConfig
 from spirit_jax.inference.sample_config import SampleConfig
@@ -91,6 +92,7 @@ class TrainConfig:
     (h100, a100, rtx4090, l4), the memory is computed from shapes, without a compiler. Not for `preferences`."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if "://" in self.run_directory and not is_bucket(self.run_directory):
             raise ValueError(f"run_directory {self.run_directory}: a path that all hosts share or gs://BUCKET/NAME")
         for name in ("sequence_length", "global_batch_size", "accumulate"):

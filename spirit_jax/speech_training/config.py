@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from spirit_jax.core.checks import check_seed
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.speech.config import SpeechTokenizerConfig
 from spirit_jax.speech_training.hubert_config import HubertTraining
@@ -70,6 +71,7 @@ class TrainSpeechConfig:
     because the parts before it decide its sizes."""
 
     def __post_init__(self) -> None:
+        check_seed(self.seed)
         if "://" in self.run_directory:
             raise ValueError(f"run_directory {self.run_directory}: needs a path that all hosts share; mount the bucket")
         if not self.corpora:
