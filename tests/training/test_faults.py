@@ -1,7 +1,7 @@
 """Which steps count as bad: never a step of a healthy run, always a spike, whatever else is in the window.
 
 `tiny_traces.json` holds the losses (in hundredths) and gradient norms (in thousandths) of healthy runs with the model
-of `configs/tiny.yaml`: two from the statistics in their checkpoints, and the first 260 steps of ten seeds as
+of `configs/tiny.yaml`: two from the statistics in their checkpoints, and the first 260 steps of 20 seeds as
 `python -m benchmarks.bad_steps --run runs/tiny --until 260` records them.
 """
 
