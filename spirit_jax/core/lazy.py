@@ -30,7 +30,9 @@ def hidden_modules(*names: str) -> Iterator[None]:
     Libraries that import them only if they are installed then do without them.
     """
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # pyright: ignore[reportCallIssue, reportArgumentType] (None stops imports)
+    stops_imports: Any = None
+    for name in hidden:
+        sys.modules[name] = stops_imports
     try:
         yield
     finally:

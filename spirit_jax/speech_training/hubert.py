@@ -36,9 +36,8 @@ from spirit_jax.speech_training.labels import (
     split_labels,
 )
 from spirit_jax.speech_training.masking import draw_mask
-from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
+from spirit_jax.speech_training.part import ConfiguredPart, Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
-from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.state import DeviceBatch, Metrics, Params
 from spirit_jax.training.step import UpdateRule
@@ -139,22 +138,12 @@ class HubertRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Hubert:
+class Hubert(ConfiguredPart):
     """One iteration; `before` is the name of the one before it in this run."""
 
     name: str
     config: HubertTraining
     before: str | None = None
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Run length and intervals."""
-        return self.config.loop
-
-    @property
-    def rows(self) -> int:
-        """Clips of a step."""
-        return self.config.rows
 
     @property
     def accumulate(self) -> int:

@@ -104,6 +104,41 @@ class Part(Protocol):
         ...
 
 
+class PartConfig(Protocol):
+    """The section of a part that steps train."""
+
+    @property
+    def loop(self) -> LoopConfig:
+        """Run length and intervals."""
+        ...
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step, over all devices of all hosts."""
+        ...
+
+
+class ConfiguredPart:
+    """The properties of a `Part` that its section holds."""
+
+    config: PartConfig
+
+    @property
+    def loop(self) -> LoopConfig:
+        """See `Part`."""
+        return self.config.loop
+
+    @property
+    def rows(self) -> int:
+        """See `Part`."""
+        return self.config.rows
+
+    @property
+    def accumulate(self) -> int:
+        """See `Part`. A step is not divided, unless the section of the part has this option."""
+        return 1
+
+
 @dataclasses.dataclass(frozen=True)
 class RatioSummary:
     """A `training.task.Summary` whose values are quotients of two metrics that add up over rows and batches."""

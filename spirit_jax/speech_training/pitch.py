@@ -16,11 +16,10 @@ from spirit_jax.speech.released.pitch import AUTOCORRELATION, Contour, VQVAEPitc
 from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.labels import cached, compute_clips
-from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
+from spirit_jax.speech_training.part import ConfiguredPart, Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.pitch_config import PitchTraining
 from spirit_jax.speech_training.pitch_rule import RATIOS, PitchRule
 from spirit_jax.speech_training.release import save_trained_part
-from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.state import Params
 
@@ -78,7 +77,7 @@ class PitchRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PitchPart:
+class PitchPart(ConfiguredPart):
     """The pitch quantizer of a run."""
 
     config: PitchTraining
@@ -87,21 +86,6 @@ class PitchPart:
     def name(self) -> str:
         """`pitch`."""
         return "pitch"
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Run length and intervals."""
-        return self.config.loop
-
-    @property
-    def rows(self) -> int:
-        """Crops of a step."""
-        return self.config.rows
-
-    @property
-    def accumulate(self) -> int:
-        """A step is not divided."""
-        return 1
 
     def outline(self) -> Outline:
         """The step of the config."""

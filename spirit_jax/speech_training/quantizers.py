@@ -34,7 +34,7 @@ from spirit_jax.speech_training.augment import change
 from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape
 from spirit_jax.speech_training.hubert import ENCODER, layer_features, read_phonetic_encoder, read_pretraining
 from spirit_jax.speech_training.labels import Labels, cached, in_chunks, sampled_features, split_arrays, split_labels
-from spirit_jax.speech_training.part import Context, Prepared, RatioSummary
+from spirit_jax.speech_training.part import ConfiguredPart, Context, Prepared, RatioSummary
 from spirit_jax.speech_training.purity import unit_quality
 from spirit_jax.speech_training.quantizer_config import QuantizerTraining, UnitsConfig
 from spirit_jax.training.config import LoopConfig
@@ -176,22 +176,12 @@ class QuantizerRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class Quantizer:
+class Quantizer(ConfiguredPart):
     """One round of the linear quantizer; `before` is the part whose phonetic units teach it."""
 
     name: str
     config: QuantizerTraining
     before: str
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Run length and intervals."""
-        return self.config.loop
-
-    @property
-    def rows(self) -> int:
-        """Clips of a step."""
-        return self.config.rows
 
     @property
     def accumulate(self) -> int:

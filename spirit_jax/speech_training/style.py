@@ -25,11 +25,10 @@ from spirit_jax.speech.storage import read_part_config
 from spirit_jax.speech_training.clip_labels import LabelError, match, read_labels
 from spirit_jax.speech_training.crops import Clips, Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.labels import Labels, compute_clips
-from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
+from spirit_jax.speech_training.part import ConfiguredPart, Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.style_config import ClassifierTraining, StyleTraining
 from spirit_jax.speech_training.style_targets import style_labels
-from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.training.state import DeviceBatch, Metrics, Params
 from spirit_jax.training.step import UpdateRule
@@ -116,20 +115,10 @@ class StyleRows:
 
 
 @dataclasses.dataclass(frozen=True)
-class _WindowPart:
+class _WindowPart(ConfiguredPart):
     """The properties that both parts share."""
 
     config: StyleTraining | ClassifierTraining
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Run length and intervals."""
-        return self.config.loop
-
-    @property
-    def rows(self) -> int:
-        """Crops of a step."""
-        return self.config.rows
 
     @property
     def accumulate(self) -> int:

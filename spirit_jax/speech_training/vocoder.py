@@ -19,13 +19,12 @@ from spirit_jax.speech_training.clip_labels import match, read_labels
 from spirit_jax.speech_training.clip_units import ClipUnits, clip_units
 from spirit_jax.speech_training.crops import CropData, CropShape, empty_crop
 from spirit_jax.speech_training.labels import Labels
-from spirit_jax.speech_training.part import Context, Outline, Prepared, RatioSummary
+from spirit_jax.speech_training.part import ConfiguredPart, Context, Outline, Prepared, RatioSummary
 from spirit_jax.speech_training.release import save_trained_part
 from spirit_jax.speech_training.vocoder_config import VocoderTraining
 from spirit_jax.speech_training.vocoder_measures import VocoderMeasures, VocoderSamples
 from spirit_jax.speech_training.vocoder_rows import VocoderRows, Voices
 from spirit_jax.speech_training.vocoder_rule import GENERATOR, RATIOS, VocoderRule, gan_optimizer
-from spirit_jax.training.config import LoopConfig
 from spirit_jax.training.state import Params
 from spirit_jax.vocabulary import Variant
 
@@ -33,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class VocoderPart:
+class VocoderPart(ConfiguredPart):
     """A vocoder of a run: Base reads phonetic units, Expressive also pitch and style units."""
 
     variant: Variant
@@ -43,21 +42,6 @@ class VocoderPart:
     def name(self) -> str:
         """`vocoder_base` or `vocoder_expressive`."""
         return f"vocoder_{self.variant}"
-
-    @property
-    def loop(self) -> LoopConfig:
-        """Run length and intervals."""
-        return self.config.loop
-
-    @property
-    def rows(self) -> int:
-        """Crops of a step."""
-        return self.config.rows
-
-    @property
-    def accumulate(self) -> int:
-        """A step is not divided."""
-        return 1
 
     def outline(self) -> Outline:
         """The step with the tables of units and speakers that the config names; clips and encoders decide them."""
