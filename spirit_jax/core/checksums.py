@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import FileFormatError, open_regular, read_json, shown, write_file
-from spirit_jax.core.paths import as_path, file_sizes
+from spirit_jax.core.paths import as_path, entry_names
 
 CHECKSUMS = "checksums-00000-of-00001.json"
 """The file of checksums that a single process writes."""
@@ -51,7 +51,7 @@ def read_checksums(directory: str | os.PathLike) -> dict[str, list] | None:
         FileFormatError: a file of checksums is there and the operating system cannot read it, or it names a file
             outside the directory.
     """
-    names = sorted(filter(is_checksums, file_sizes(directory)))
+    names = sorted(filter(is_checksums, entry_names(directory)))
     if not names or len(names) != int(names[0].removesuffix(".json").rsplit("-", 1)[1]):
         return None
     checksums: dict[str, list] = {}
@@ -100,7 +100,7 @@ def check_seal(directory: str | os.PathLike, error: type[SpiritError], within: s
     Raises:
         error: a file is damaged or missing, or a seal cannot be read; the message names it.
     """
-    sealed = any(map(is_checksums, file_sizes(directory)))
+    sealed = any(map(is_checksums, entry_names(directory)))
     try:
         problem = find_damage(directory, within=within) if sealed else None
     except FileFormatError as unreadable:

@@ -104,6 +104,16 @@ def file_sizes(directory: str | os.PathLike) -> dict[str, int]:
         return {}
 
 
+def entry_names(directory: str | os.PathLike) -> list[str]:
+    """Names of what is directly in a directory, readable or not; [] if there is no such directory."""
+    if buckets.is_bucket(directory):
+        return list(file_sizes(directory))
+    try:
+        return os.listdir(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
 def walk_files(root: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Every file in and below a folder, sorted within each folder. Links are followed, and a loop of links ends.
 

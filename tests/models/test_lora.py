@@ -79,7 +79,7 @@ def test_dropout_leaves_out_inputs_of_updates_and_keeps_their_mean(base, tokens_
 def test_a_base_in_8_bits_computes_what_its_values_in_floats_compute(base, tokens_bt):
     layers = {
         group: {
-            name: quantized.quantize(name, weight) if name in lora.TARGETS else weight
+            name: quantized.quantize(name, weight, "int8") if name in lora.TARGETS else weight
             for name, weight in weights.items()
         }
         for group, weights in base["layers"].items()
