@@ -11,8 +11,8 @@
 The input is anything with speech that `encode` takes: a folder of recordings with a `.txt` file beside each, a
 manifest, a prepared TFDS directory, a published corpus (`librispeech:DIR`) or a bundled one. The result is a manifest
 with word times, a list of the clips that were left out and why, and a summary with a histogram of the word scores. The
-same command resumes a job that was killed. Start it on any number of hosts that share the output, and they divide the
-work.
+same command resumes a job that was killed. Input, output and networks may also be in a bucket (gs://BUCKET/NAME). Start
+it on any number of hosts that share the output, and they divide the work.
 """
 
 import dataclasses
@@ -23,10 +23,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from spirit_jax import config
+from spirit_jax.core.buckets import is_bucket
 from spirit_jax.core.checks import check_seed
 from spirit_jax.core.errors import exit_codes
 from spirit_jax.core.files import read_json
-from spirit_jax.core.paths import disk_path, local_path
+from spirit_jax.core.paths import as_path, disk_path, local_path, output_path
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError
 from spirit_jax.corpora.alignment.attach import attach_alignments
 from spirit_jax.corpora.alignment.job import AlignmentSettings, align_corpus, plot_scores
@@ -60,7 +61,7 @@ class AlignConfig:
     """Folder or glob of audio files, manifest (.jsonl, .tsv), prepared TFDS directory, published corpus (NAME:DIR), or
     name of a bundled corpus."""
     output: str
-    """Directory of the manifest, SPLIT.jsonl, and of what goes with it."""
+    """Directory of the manifest, SPLIT.jsonl, and of what goes with it; may be in a bucket."""
     split: str = "train"
     """Split of the corpus to align; also the name of the manifest."""
     aligner: str = "pocketsphinx"
@@ -102,7 +103,8 @@ class AlignConfig:
         check_split_name(self.split)
         if not self.lease_seconds > 0:
             raise ValueError(f"lease_seconds must be positive, found {self.lease_seconds}")
-        if self.aligner not in (SPHINX, TRAIN) and not os.path.isdir(local_path(self.aligner, "--aligner")):
+        named = self.aligner in (SPHINX, TRAIN) or is_bucket(self.aligner)
+        if not named and not os.path.isdir(disk_path(self.aligner, "--aligner")):
             raise ValueError(
                 f"aligner {self.aligner!r} is unknown; choose among {SPHINX}, {TRAIN} and the directory of a network"
             )
@@ -116,7 +118,7 @@ class AlignConfig:
         return AlignmentSettings(self.language, self.min_score, self.max_seconds, keep_times)
 
 
-def open_aligner(settings: AlignConfig, corpus: Input, output: pathlib.Path, recognizer: Recognizer | None) -> Aligner:
+def open_aligner(settings: AlignConfig, corpus: Input, output: str, recognizer: Recognizer | None) -> Aligner:
     """The aligner that `--aligner` names.
 
     Args:
@@ -127,14 +129,17 @@ def open_aligner(settings: AlignConfig, corpus: Input, output: pathlib.Path, rec
 
     Raises:
         AlignmentError, CheckpointError: it cannot be read.
+        BucketError, BucketJobError: it is in a bucket that cannot be read.
     """
     if settings.aligner == SPHINX:
         return SphinxAligner()
     if settings.aligner == TRAIN:
         from spirit_jax.corpora.alignment.training import AlignerTraining, TrainedAligner
 
-        directory, training = output / f"{settings.split}.aligner", AlignerTraining(seed=settings.seed)
-        return TrainedAligner(corpus, directory, settings.language, training, recognizer=recognizer)
+        directory, training = f"{output}/{settings.split}.aligner", AlignerTraining(seed=settings.seed)
+        return TrainedAligner(
+            corpus, directory, settings.language, training, recognizer=recognizer, stale_after=settings.lease_seconds
+        )
     from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
 
     return CTCAligner(_open_network(pathlib.Path(local_path(settings.aligner, "--aligner"))))
@@ -177,15 +182,15 @@ def align(settings: AlignConfig) -> None:
     """Run the job, print its summary and draw its histogram.
 
     Raises:
-        PathError: the output is in a bucket.
-        BucketError, BucketJobError: an input is in a bucket that cannot be read.
+        PathError: not a path.
+        BucketError, BucketJobError: a path is in a bucket that cannot be used.
         CorpusError, AlignmentError, CheckpointError, RecognizerError, VoiceActivityError: input, aligner, recognizer or
             detector of voice cannot be used.
         JobError: no clip could be aligned.
     """
     from spirit_jax.parallel.processes import place_in_job
 
-    output = pathlib.Path(disk_path(settings.output, "--output"))
+    output = output_path(settings.output, "--output")
     corpus = open_input(settings.input, settings.split)
     if settings.alignments is not None:
         corpus = attach_alignments(corpus, settings.alignments)
@@ -203,10 +208,10 @@ def align(settings: AlignConfig) -> None:
     )
     print(summary)
     try:
-        plot_scores(summary, output / f"{settings.split}.scores.png")
+        plot_scores(summary, as_path(output) / f"{settings.split}.scores.png")
     except ImportError:
         print("no histogram of the scores: install matplotlib, pip install 'spirit_jax[plots]'")
-    manifest = output / f"{settings.split}.jsonl"
+    manifest = as_path(output) / f"{settings.split}.jsonl"
     print(f"next: python -m spirit_jax.encode --input {manifest} --checkpoint CHECKPOINT --output DIR")
 
 

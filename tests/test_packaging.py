@@ -8,6 +8,9 @@ import sys
 import tomllib
 
 import pytest
+from packaging.requirements import Requirement
+
+from tools import check_image, lock
 
 ROOT = pathlib.Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -72,3 +75,48 @@ def test_the_console_script_is_the_command_line():
 def test_license_files_exist_and_are_named_in_the_expression():
     assert all((ROOT / path).is_file() for path in PROJECT["license-files"])
     assert PROJECT["license"] == "Apache-2.0 AND CC-BY-SA-3.0"
+
+
+PIN = re.compile(r"^([\w.-]+)(?:\[[\w,]+\])?==(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64})+)$", re.MULTILINE)
+
+
+def test_the_lock_file_fits_the_bounds_and_names_hashes_alone():
+    text = (ROOT / "requirements.lock").read_text()
+    lines = [line for line in text.splitlines() if line and not line.lstrip().startswith(("#", "--hash"))]
+    pins = {distribution(name): version for name, version, _ in PIN.findall(text)}
+    assert len(pins) == len(lines) > 50
+    assert not re.search(r"file:|://| @ |\+", text)
+    extras = PROJECT["optional-dependencies"]
+    for entry in (*PROJECT["dependencies"], *(each for extra in lock.EXTRAS for each in extras[extra])):
+        requirement = Requirement(entry)
+        assert requirement.specifier.contains(pins[distribution(entry)]), (entry, pins[distribution(entry)])
+    assert "libtpu" in pins
+    assert "torch" not in pins
+
+
+def test_the_image_is_built_from_the_lock_file():
+    assert list(check_image.problems()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "message"),
+    [
+        ("Dockerfile", "--require-hashes", "", "packages must come from a lock file"),
+        ("Dockerfile", "COPY configs", "COPY config", "COPY config: does not exist"),
+        ("Dockerfile", "python:3.11", "python:3.9", "expected python:VERSION-slim"),
+        ("Dockerfile", "USER spirit", "USER root", "another user than root"),
+        ("Dockerfile", "PYTHONUNBUFFERED", "HF_TOKEN", "a secret must not be in the image"),
+        (".dockerignore", "!configs\n", "", "COPY configs: .dockerignore keeps it from Docker"),
+        (".dockerignore", "*\n", "", "must begin with *"),
+    ],
+)
+def test_faults_of_the_image_are_named(tmp_path, file, old, new, message):
+    for name in ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE"):
+        (tmp_path / name).write_text((ROOT / name).read_text())
+    for name in ("requirements.lock", "requirements-build.lock", "configs", "spirit_jax"):
+        (tmp_path / name).mkdir()
+    assert list(check_image.problems(tmp_path)) == []
+    content = (tmp_path / file).read_text()
+    assert old in content
+    (tmp_path / file).write_text(content.replace(old, new, 1))
+    assert any(message in problem for problem in check_image.problems(tmp_path))

@@ -1,7 +1,7 @@
 """The converter's command line: `python -m spirit_jax.convert import | export | verify | merge | export-adapter`."""
 
 import argparse
-import pathlib
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -11,8 +11,11 @@ from spirit_jax import __version__
 from spirit_jax.checkpoint import local_directory
 from spirit_jax.convert.errors import ConversionError, UsageError
 from spirit_jax.convert.released_folder import MODEL_FOLDERS, SELECTIONS
+from spirit_jax.core.buckets import is_bucket, list_objects
 from spirit_jax.core.compilation_cache import OFF, use_compilation_cache
 from spirit_jax.core.errors import exit_codes
+from spirit_jax.core.paths import disk_path
+from spirit_jax.core.working_copy import output_directory
 
 if TYPE_CHECKING:
     from spirit_jax.convert.jobs import Job
@@ -103,11 +106,10 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         command = commands.add_parser(name, description=description, formatter_class=raw, allow_abbrev=False)
         command.add_argument("--source", required=True, help="directory to read, also gs://BUCKET/NAME")
         target = "directory to compare with" if name == "verify" else "directory to write"
-        command.add_argument("--target", type=pathlib.Path, required=True, help=target)
+        command.add_argument("--target", required=True, help=f"{target}, also gs://BUCKET/NAME")
         if name in _OF_ADAPTERS:
             command.add_argument(
                 "--adapter",
-                type=pathlib.Path,
                 required=True,
                 help="a step of a run with a section lora, or a directory in PEFT's format; --source is its base",
             )
@@ -157,6 +159,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with exit_codes(PROG, interrupted=f"interrupted; {options.target} is as it was"):
         use_compilation_cache(options.compilation_cache)
         options.source = local_directory(options.source, "--source")
+        if options.command in _OF_ADAPTERS:
+            options.adapter = local_directory(options.adapter, "--adapter")
         if options.command == "verify":
             _verify(options)
         else:
@@ -171,8 +175,10 @@ def _convert(options: argparse.Namespace) -> None:
     from spirit_jax.convert.jobs import run_jobs
     from spirit_jax.convert.plans import plan_export, plan_import
 
-    target: pathlib.Path = options.target
-    if target.exists() and not (options.overwrite or options.dry_run):
+    target: str = options.target
+    in_bucket = is_bucket(target)
+    exists = bool(list_objects(target)) if in_bucket else os.path.exists(disk_path(target, "--target"))
+    if exists and not (options.overwrite or options.dry_run):
         raise UsageError(f"--target {target} exists; choose another, or say --overwrite to replace its parts")
     if options.command == "import":
         jobs = plan_import(options.source, options.only, options.model, options.layer)
@@ -186,8 +192,13 @@ def _convert(options: argparse.Namespace) -> None:
     if options.dry_run:
         print(f"dry run: nothing written to {target}")
         return
-    with tqdm.tqdm(total=sum(job.nbytes for job in jobs), unit="B", unit_scale=True, disable=None) as bar:
-        run_jobs(jobs, target, overwrite=options.overwrite, progress=bar.update)
+    nbytes = sum(job.nbytes for job in jobs)
+    # what is in a bucket is brought here, so that the files of replaced parts are removed there
+    with (
+        output_directory(target, "--target") as directory,
+        tqdm.tqdm(total=nbytes, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        run_jobs(jobs, directory, overwrite=options.overwrite or in_bucket, progress=bar.update)
     print(f"wrote {target}")
 
 
@@ -208,7 +219,7 @@ def _verify(options: argparse.Namespace) -> None:
 
     from spirit_jax.convert.verification.verify import TOLERANCE, verify
 
-    source, target = options.source, options.target
+    source, target = options.source, local_directory(options.target, "--target")
     with tqdm.tqdm(unit="B", unit_scale=True, desc="compared", disable=None) as bar:
         results = verify(source, target, options.only, options.model, options.layer, bar.update)
     _print_results(results)

@@ -28,6 +28,9 @@ _DEFAULT_GIB = 100.0
 _TRANSFERS = 16  # objects that are read at once
 _USED = ".used-by-"
 
+_ORIGINS: dict[pathlib.Path, str] = {}
+"""Local copies of this process -> the addresses that they were copied from."""
+
 
 def cache_directory() -> pathlib.Path:
     """The directory of local copies: `$SPIRIT_BUCKET_CACHE`, by default `~/.cache/spirit_jax/buckets`."""
@@ -65,7 +68,8 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> p
     key = hashlib.sha256(repr((url, versions)).encode()).hexdigest()[:24]
     tree = root / "trees" / key
     copy = tree / (name.rsplit("/", 1)[-1] or bucket)
-    name_in_messages(copy, f"{SCHEME}{bucket}/{name}".rstrip("/"))
+    _ORIGINS[copy] = f"{SCHEME}{bucket}/{name}".rstrip("/")
+    name_in_messages(copy, _ORIGINS[copy])
     if not copy.exists():
         pool = {path: _pool_file(root, bucket, prefix + path, item) for path, item in objects.items()}
         needed = sum(item.size for path, item in objects.items() if not pool[path].exists())
@@ -84,6 +88,15 @@ def local_copy(url: str, wanted: Callable[[str], bool] = lambda name: True) -> p
         _link(tree, copy.name, pool)
     mark_used(tree)
     return copy
+
+
+def address_of(path: str | os.PathLike) -> str | None:
+    """The address in a bucket that a file was copied from by `local_copy` in this process; None for any other file."""
+    path = pathlib.Path(path)
+    for place in (path, *path.parents):
+        if place in _ORIGINS:
+            return "/".join((_ORIGINS[place], *path.relative_to(place).parts))
+    return None
 
 
 def mark_used(tree: pathlib.Path) -> None:

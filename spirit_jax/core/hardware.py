@@ -9,7 +9,7 @@ from spirit_jax.core.constants import GIB
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """Limits of one TPU chip.
+    """Limits of one TPU chip; of TPU7x, those of one of the two devices that a chip is to JAX, but for its links.
 
     Sources: Cloud TPU's page of each generation. Links and the data center network are from "How to Scale Your Model"
     (jax-ml.github.io/scaling-book), which gives the 90 % of the nominal bandwidth that programs reach.
@@ -29,9 +29,14 @@ class Chip:
     """A dimension of the torus is closed to a ring if its length is a multiple of this."""
     cores_in_name: int = 1
     """TensorCores per chip in the count of a name such as `v5p-128`."""
+    devices: int = 1
+    """Devices that a chip is to JAX. They share its links, and are joined by `DIE_LINKS` times the bandwidth of one."""
     options: tuple[tuple[str, Any], ...] = ()
     """Options that the TPU compiler needs besides the name of the topology."""
 
+
+DIE_LINKS = 6
+"""Bandwidth between the two devices of a chip, in links of the torus (Cloud TPU's page of TPU7x)."""
 
 CHIPS = {
     "v4": Chip(
@@ -69,6 +74,16 @@ CHIPS = {
         network_bandwidth=12.5e9,
         ring=16,
     ),
+    "tpu7x": Chip(
+        hbm=94.75 * GIB,
+        flops=2307e12 / 2,
+        hbm_bandwidth=7380e9 / 2,
+        link_bandwidth=90e9,
+        network_bandwidth=12.5e9 / 2,
+        ring=4,
+        cores_in_name=2,
+        devices=2,
+    ),
 }
 """The chips of each generation of TPU."""
 
@@ -98,7 +113,7 @@ _PEAK_FLOPS = {
     "TPU v5p": CHIPS["v5p"].flops,
     "TPU v5": CHIPS["v5p"].flops,
     "TPU v6": CHIPS["v6e"].flops,
-    "TPU7x": 2307e12,
+    "TPU7x": CHIPS["tpu7x"].flops,
     "H200": 989e12,
     "H100": 989e12,
     "A100": 312e12,

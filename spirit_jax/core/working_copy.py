@@ -4,26 +4,34 @@ A bucket can neither append to an object nor rename a folder. So a command write
 uploads the files that have changed, at intervals and at the end. A *seal*, the file that makes a reader accept the
 others, is uploaded after all other files. Files that the command removes are removed from the bucket last. Hidden
 files, such as locks and files that are being written, stay local.
+
+A folder that a command makes in one atomic step must not come back as a part of itself after a kill. So `UPLOADING`
+names such folders while they are uploaded, and those that it names are not downloaded.
 """
 
 import contextlib
+import json
 import logging
 import os
 import pathlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 from spirit_jax.core import buckets
 from spirit_jax.core.bucket_cache import local_copy, new_work_directory
 from spirit_jax.core.checksums import is_checksums
 from spirit_jax.core.errors import SpiritError, name_in_messages
+from spirit_jax.core.files import DAMAGE
 from spirit_jax.core.paths import disk_path
 
 INTERVAL = 30.0
 """Seconds between two uploads."""
+
+UPLOADING = ".uploading.json"
+"""Object that lists the folders whose upload has begun and has not ended."""
 
 _SEALS = ("metadata.json", "config.json")  # beside the files of checksums and the summaries of jobs
 _LOG = logging.getLogger(__name__)
@@ -34,12 +42,17 @@ _TRANSFERS = 16
 class WorkingCopy:
     """The local side of an output folder in a bucket. Use `output_directory`, which makes one where it is needed.
 
+    Args:
+        url: the folder in the bucket.
+        wanted: which files to download, by their relative names.
+        atomic: names of folders in it that are downloaded complete or not at all.
+
     Attributes:
         directory: the local directory.
         url: the folder in the bucket.
     """
 
-    def __init__(self, url: str, wanted: Callable[[str], bool]):
+    def __init__(self, url: str, wanted: Callable[[str], bool], atomic: Collection[str] = ()):
         self.url = url.rstrip("/")
         bucket, name = buckets.split(self.url)
         buckets.check_bucket(self.url)
@@ -47,16 +60,26 @@ class WorkingCopy:
         self.directory = self._staging / (name.rsplit("/", 1)[-1] or bucket)
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._wanted, self._lock = wanted, threading.Lock()
+        self._atomic, self._partial = frozenset(atomic), frozenset[str]()
         self.download()
         self.directory.mkdir(exist_ok=True)
         name_in_messages(self.directory, self.url)
 
     def download(self) -> None:
-        """Bring the wanted files of the bucket into the directory, in place of local ones of the same names."""
-        found = [name for name in buckets.list_objects(self.url) if self._wanted(name)] if self._wanted else []
+        """Bring the wanted files of the bucket into the directory, in place of local ones of the same names.
+
+        A folder whose upload was cut short is left where it is: the command makes it again.
+        """
+        objects = buckets.list_objects(self.url)
+        self._partial = self._uploading() if UPLOADING in objects else frozenset()
+
+        def wanted(name: str) -> bool:
+            return self._wanted(name) and name != UPLOADING and name.split("/")[0] not in self._partial
+
+        found = [name for name in objects if wanted(name)]
         if not found:
             return
-        source = local_copy(self.url, self._wanted)
+        source = local_copy(self.url, wanted)
         shutil.copytree(source, self.directory, dirs_exist_ok=True)
         for name in found:
             self._uploaded[name] = _state(self.directory / name)
@@ -70,6 +93,9 @@ class WorkingCopy:
         with self._lock:
             files = {name: _state(self.directory / name) for name in _files(self.directory)}
             changed = [name for name, state in files.items() if self._uploaded.get(name) != state]
+            atomic = self._atomic.intersection(name.split("/")[0] for name in changed)
+            if atomic:
+                self._set_uploading(self._partial | atomic)
             with ThreadPoolExecutor(_TRANSFERS) as threads:
                 for seals in (False, True):
                     now = [name for name in changed if is_seal(name) == seals]
@@ -80,6 +106,23 @@ class WorkingCopy:
             for name in [name for name in self._uploaded if name not in files]:
                 buckets.remove_object(f"{self.url}/{name}")
                 del self._uploaded[name]
+            if atomic:
+                unfinished = {name.split("/")[0] for name in changed if self._uploaded.get(name) != files[name]}
+                self._partial = (self._partial | atomic) - (atomic - unfinished)
+                self._set_uploading(self._partial)
+
+    def _uploading(self) -> frozenset[str]:
+        """The folders whose upload has begun and has not ended."""
+        content = buckets.read_object(f"{self.url}/{UPLOADING}")
+        with contextlib.suppress(*DAMAGE):
+            return self._atomic.intersection(json.loads(content))
+        return self._atomic
+
+    def _set_uploading(self, folders: Collection[str]) -> None:
+        if folders:
+            buckets.write_object(f"{self.url}/{UPLOADING}", json.dumps(sorted(folders)).encode())
+        else:
+            buckets.remove_object(f"{self.url}/{UPLOADING}")
 
     def _put(self, name: str, listed: tuple[int, int]) -> bool:
         """Upload a file as it is now, but a seal only as it was listed; returns whether it was uploaded.

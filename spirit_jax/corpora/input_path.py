@@ -5,7 +5,9 @@ import functools
 import glob
 import os
 import pathlib
+import re
 
+from spirit_jax.core.buckets import is_bucket
 from spirit_jax.core.paths import local_path, match_files
 
 
@@ -22,12 +24,20 @@ class InputPath:
 
     @classmethod
     def resolve(cls, argument: str) -> "InputPath":
-        """Look the argument up on disk; a path that exists is never taken for a glob.
+        """Look the argument up; a path that exists is never taken for a glob. An input in a bucket is copied first.
+
+        The folder before the first wildcard of a glob is copied with all that is in it, because transcripts are beside
+        the recordings.
 
         Raises:
-            PathError: the argument names a bucket or an address.
+            PathError: the argument is not a path, or names an address such as `s3://`.
+            BucketError, BucketJobError: it is in a bucket and cannot be read.
         """
-        local = local_path(argument, "--input")
+        if is_bucket(argument) and glob.has_magic(argument):
+            folder = re.split(r"[*?[]", argument)[0].rpartition("/")[0]
+            local = os.path.join(glob.escape(local_path(folder, "--input")), argument[len(folder) + 1 :])
+        else:
+            local = local_path(argument, "--input")
         path = pathlib.Path(local)
         if not glob.has_magic(local) or os.path.exists(path):
             return cls(argument, path, None)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from spirit_jax.audio import AudioError, encode_wav, load_audio
+from spirit_jax.core.buckets import BucketError, BucketJobError
 from spirit_jax.core.constants import MINIMUM_SAMPLES, SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_bytes
@@ -26,25 +27,43 @@ class _LastFile:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._key: tuple[str, int, int] | None = None
+        self._key: tuple[object, ...] | None = None
         self._audio = np.zeros(0, np.float32)
 
-    def load(self, path: pathlib.Path) -> Float[np.ndarray, " R"]:
-        """As `load_audio`; the array is shared and read-only."""
+    def load(self, path: pathlib.Path | str) -> Float[np.ndarray, " R"]:
+        """As `load_audio`, also of an address in a bucket; the array is shared and read-only."""
         with self._lock:
-            try:
-                status = path.stat()
-            except (OSError, ValueError):
-                return load_audio(path)  # its message names the file and the reason
-            key = (str(path), status.st_size, status.st_mtime_ns)
+            key: tuple[object, ...] = (path,)
+            if isinstance(path, pathlib.Path):
+                try:
+                    status = path.stat()
+                except (OSError, ValueError):
+                    return load_audio(path)  # its message names the file and the reason
+                key = (path, status.st_size, status.st_mtime_ns)
             if key != self._key:
-                self._audio = load_audio(path)
+                self._audio = load_audio(path if isinstance(path, pathlib.Path) else _read_object(path))
                 self._audio.flags.writeable = False
                 self._key = key
             return self._audio
 
 
 _LAST_FILE = _LastFile()
+
+
+def _read_object(address: str) -> bytes:
+    """The content of an audio file in a bucket.
+
+    Raises:
+        CorpusError: there is no such object.
+        OSError: the bucket cannot be used. It ends the job, where an error of the clip would leave out one clip after
+            the other.
+    """
+    try:
+        return read_bytes(address)
+    except (BucketError, BucketJobError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CorpusError(str(error)) from error
+        raise OSError(error.message) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -59,8 +78,9 @@ class Utterance:
 
     id: str
     """Name within the corpus."""
-    audio: bytes | pathlib.Path | None
-    """Content of an audio file (FLAC, OGG, WAV, ...), or the path of one, which is read when needed; None for text."""
+    audio: bytes | pathlib.Path | str | None
+    """Content of an audio file (FLAC, OGG, WAV, ...), or the path of one or its address in a bucket (`gs://`), which is
+    read when needed; None for text."""
     text: str
     """Transcript or document as published."""
     words: tuple[str, ...] = ()
@@ -86,6 +106,7 @@ class Utterance:
             CorpusError: names the utterance; its audio is missing, damaged or shorter than 80 ms, its transcript is
                 empty although one is required, its words are out of order or outside the audio, or most of them are not
                 in the transcript.
+            OSError: its audio is in a bucket that cannot be used.
         """
         self.check_transcript()
         self._check_words()
@@ -93,11 +114,11 @@ class Utterance:
             raise CorpusError(f"utterance {self.id!r} has no audio")
         try:
             is_part = bool(self.offset_s) or self.duration_s is not None
-            if is_part and isinstance(self.audio, pathlib.Path):
+            if is_part and not isinstance(self.audio, bytes):
                 audio = _LAST_FILE.load(self.audio)
             else:
-                audio = load_audio(self.audio)
-        except AudioError as error:
+                audio = load_audio(_read_object(self.audio) if isinstance(self.audio, str) else self.audio)
+        except (AudioError, CorpusError) as error:
             raise CorpusError(f"utterance {self.id!r}: {error}") from error
         start = round(self.offset_s * SAMPLE_RATE)
         audio = (
@@ -116,6 +137,7 @@ class Utterance:
 
         Raises:
             CorpusError: names the utterance; it has no audio, or its file cannot be read.
+            OSError: its audio is in a bucket that cannot be used.
         """
         if self.audio is None:
             raise CorpusError(f"utterance {self.id!r} has no audio")
@@ -124,7 +146,7 @@ class Utterance:
         if isinstance(self.audio, bytes):
             return self.audio
         try:
-            return read_bytes(self.audio, CorpusError)
+            return _read_object(self.audio) if isinstance(self.audio, str) else read_bytes(self.audio, CorpusError)
         except CorpusError as error:
             raise CorpusError(f"utterance {self.id!r}: {error}") from error
 

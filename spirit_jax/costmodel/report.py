@@ -114,9 +114,12 @@ class Report:
         chip, memory = self.topology.chip, self.memory
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
         waiting = sum(collective.exposed for collective in self.collectives)
+        devices = f" of {chip.devices} devices" if chip.devices > 1 else ""
+        each = "device" if chip.devices > 1 else "chip"
         return [
-            f"{self.topology}: {self.topology.chips} chips, mesh {axes}, compiled in {self.compile_seconds:.0f} s",
-            f"memory a chip   {memory.total / GIB:6.2f} of {memory.limit / GIB:.2f} GiB, {memory.spare:.0%} to spare: "
+            f"{self.topology}: {self.topology.chips} chips{devices}, mesh {axes}, "
+            f"compiled in {self.compile_seconds:.0f} s",
+            f"memory a {each:8}{memory.total / GIB:6.2f} of {memory.limit / GIB:.2f} GiB, {memory.spare:.0%} to spare: "
             f"arguments {memory.arguments / GIB:.2f}, other outputs {(memory.outputs - memory.aliased) / GIB:.2f}, "
             f"temporaries {memory.temporaries / GIB:.2f}",
             f"FLOPs a chip    {self.flops:.4g} executed"

@@ -1,8 +1,9 @@
 """TPU topologies that need not exist here: their names, the limits of their chips, and devices to compile for.
 
 A name is `v5e:16x16` (chips along each dimension of the torus), or Cloud TPU's `v5e-256`, `v5p-128`, `v6e-256`,
-`v4-128`. The latter count chips for v5e and v6e, but TensorCores, two per chip, for v4 and v5p: v5p-128 is v5p:4x4x4,
-64 chips. A chip of v4 or v5p is one device (megacore). `2xv5e:16x16` means two such slices.
+`v4-128`, `tpu7x-128`. The latter count chips for v5e and v6e, but TensorCores, two per chip, for v4, v5p and TPU7x:
+v5p-128 is v5p:4x4x4, 64 chips. A chip of v4 or v5p is one device (megacore), a chip of TPU7x is two. `2xv5e:16x16`
+means two such slices.
 """
 
 import dataclasses
@@ -15,7 +16,7 @@ from typing import Protocol
 import jax
 
 from spirit_jax.core.errors import SpiritError
-from spirit_jax.core.hardware import CHIPS, Chip
+from spirit_jax.core.hardware import CHIPS, DIE_LINKS, Chip
 from spirit_jax.parallel.mesh import Device, slice_index
 
 # Shapes that Cloud TPU gives for a number of chips if the name gives only the number, by number of dimensions.
@@ -33,7 +34,7 @@ _SHAPES = {
         1024: "8x8x16",
     },
 }
-_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}
+_DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 
 _ENVIRONMENT = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
@@ -56,7 +57,7 @@ class Topology:
     """One or more equal slices of a TPU pod."""
 
     name: str
-    """Name of a slice as the compiler knows it: v5e:16x16."""
+    """Name of a slice: v5e:16x16."""
     slices: int = 1
 
     @classmethod
@@ -66,7 +67,7 @@ class Topology:
         Raises:
             TopologyError: it is no topology's name; the message says what names look like.
         """
-        found = re.fullmatch(r"(?:(\d+)x)?(v\w+)([:-])(\d+(?:x\d+)*)", text)
+        found = re.fullmatch(r"(?:(\d+)x)?(v\w+|tpu7x)([:-])(\d+(?:x\d+)*)", text)
         slices, kind, separator, size = found.groups() if found else ("", "", "", "")
         if kind not in CHIPS:
             raise TopologyError(
@@ -124,7 +125,8 @@ class Topology:
         if math.prod(self.shape) == 1:  # otherwise the compiler expects a host of four chips
             options["chips_per_host_bounds"] = [1, 1, 1]
         try:
-            return list(topologies.get_topology_desc(self.name, "tpu", **options).devices)
+            name = self.name.replace("tpu7x", "TPU7x")  # as the compiler spells it
+            return list(topologies.get_topology_desc(name, "tpu", **options).devices)
         except (RuntimeError, NotImplementedError, FileNotFoundError, ModuleNotFoundError) as error:
             raise TopologyError(
                 f"no TPU compiler for {self}: {' '.join(str(error).split())[:300]} (pip install 'spirit_jax[tpu]')"
@@ -134,8 +136,9 @@ class Topology:
         """Return the least time of a collective between the devices of one group.
 
         Within a slice, rings along every dimension of the torus that the group extends over carry it in both
-        directions, or in one direction if the dimension is not closed to a ring. Between slices, each device sends over
-        the data center network.
+        directions, or in one direction if the dimension is not closed to a ring. A group that has one device of each
+        chip shares the links with the group of the others. Between slices, each device sends over the data center
+        network.
 
         Args:
             kind: all-gather, reduce-scatter, all-reduce, all-to-all or collective-permute.
@@ -148,12 +151,16 @@ class Topology:
         moved = size * (count - 1) / count * {"all-reduce": 2, "all-to-all": 0.25}.get(kind, 1)
         if len({slice_index(device) for device in members}) > 1:
             return moved / self.chip.network_bandwidth
+        chips = len({tuple(device.coords) for device in members})
+        if chips == 1:
+            return moved / (DIE_LINKS * self.chip.link_bandwidth)
+        link = self.chip.link_bandwidth * count / chips / self.chip.devices
         if kind == "collective-permute":
-            return size / self.chip.link_bandwidth
+            return size / link
         extent = [len(set(along)) for along in zip(*(device.coords for device in members), strict=True)]
         links = sum(
             2 if length == whole and whole % self.chip.ring == 0 else 1
             for length, whole in zip(extent, (*self.shape, 1), strict=False)
             if length > 1
         )
-        return moved / (max(links, 1) * self.chip.link_bandwidth)
+        return moved / (max(links, 1) * link)

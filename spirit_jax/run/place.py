@@ -14,6 +14,7 @@ from spirit_jax import checkpoint
 from spirit_jax.core import buckets
 from spirit_jax.core.paths import local_path
 from spirit_jax.core.working_copy import WorkingCopy, uploading
+from spirit_jax.corpora.prepare import RECORDS
 from spirit_jax.parallel.processes import is_primary, wait_for_all
 from spirit_jax.run.config import TrainConfig
 
@@ -28,6 +29,9 @@ _NOT_RESUMED = (
     ".",
 )
 """What a run writes and never reads again, and its steps."""
+
+_ATOMIC = (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER, RECORDS)
+"""Inputs of a run that are made before its first step, and kept where they exist."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +76,7 @@ def open_place(run_directory: str) -> Iterator[RunPlace]:
         return
     # Orbax needs this permission at the first save, which may be hours away: ask for it now
     buckets.is_hierarchical(buckets.split(run_directory)[0])
-    copy = WorkingCopy(run_directory, lambda name: not name.startswith(_NOT_RESUMED))
+    copy = WorkingCopy(run_directory, lambda name: not name.startswith(_NOT_RESUMED), _ATOMIC)
     with uploading(copy):
         yield RunPlace(copy.url, copy.directory, copy)
 

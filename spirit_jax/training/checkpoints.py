@@ -193,8 +193,8 @@ def _set_damaged_aside(directory: Any) -> None:
     """Move the steps that are newer than the newest intact one to `RUN/damaged`.
 
     If no step is known to be intact, the newest one without checksums is trusted, because Orbax considers it complete:
-    a run may be killed between writing its first step and sealing it. Steps in a bucket that Orbax has not finished are
-    moved too.
+    a run may be killed between writing its first step and sealing it. In a bucket it is moved too, because the log that
+    belongs to it may not have been uploaded, and so are steps that Orbax has not finished.
     """
     steps = sorted((int(path.name) for path in directory.glob("*") if path.name.isdigit()), reverse=True)
     steps = gather_json(steps)[0]
@@ -209,11 +209,12 @@ def _set_damaged_aside(directory: Any) -> None:
             return
         committed = [step for step in steps if is_committed(directory / str(step))]
         unsealed = [step for step in committed if read_checksums(directory / str(step)) is None]
-        if committed and not unsealed:
+        trusted = [] if buckets.is_bucket(directory) else unsealed
+        if len(unsealed) < len(committed) and not trusted:
             raise CheckpointError(f"no step in {directory} is intact: {problems[steps[0]]}; remove it to start afresh")
-        step = unsealed[0] if unsealed else 0  # 0: the run was killed in its first save
+        step = trusted[0] if trusted else 0  # 0: the run was killed in its first save
         problems = {other: problem for other, problem in problems.items() if other > step}
-        if unsealed:
+        if trusted:
             report(f"no step in {directory} is known to be intact; continuing from step {step}, which has no checksums")
     for bad, problem in problems.items():
         report(f"step {bad} cannot be trusted and is set aside ({problem}); going back to step {step}")

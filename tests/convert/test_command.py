@@ -12,6 +12,7 @@ import pytest
 from spirit_jax.convert.command import main
 from spirit_jax.convert.formats.torch_file import load_torch, save_torch
 from spirit_jax.convert.parts import RELEASED_PARTS
+from spirit_jax.core.buckets import list_objects, write_object
 from spirit_jax.core.checksums import write_checksums
 from tests.support.trees import SPEECH
 
@@ -67,6 +68,22 @@ def test_a_dry_run_lists_the_parts_and_writes_nothing(option, released, tmp_path
 def test_values_of_options_keep_their_underscores(tmp_path, capsys):
     source = f"--source={tmp_path}/not_there"
     assert f"{tmp_path}/not_there: no such" in run(capsys, "import", source, "--target", tmp_path / "t", code=2).err
+
+
+def test_a_target_in_a_bucket_holds_what_one_on_a_disk_holds(released, tmp_path, capsys, bucket):
+    target = f"{bucket}/ckpt"
+    options = ("import", "--source", released, "--only", "style", "--target")
+    run(capsys, *options, tmp_path / "target")
+    run(capsys, *options, target)
+    files = {path.relative_to(tmp_path / "target").as_posix() for path in (tmp_path / "target").rglob("*.*")}
+    files = {name for name in files if (tmp_path / "target" / name).is_file()}
+    assert set(list_objects(target)) == files
+    assert "exists" in run(capsys, *options, target, code=2).err
+    write_object(f"{target}/speech_tokenizer/style/of_before", b"")
+    write_object(f"{target}/mine.txt", b"kept")
+    run(capsys, *options, target, "--overwrite")
+    assert set(list_objects(target)) == {*files, "mine.txt"}
+    run(capsys, "verify", "--source", released, "--target", target, "--only", "style")
 
 
 def test_parts_are_added_to_an_existing_target_only_with_overwrite(released, tmp_path, capsys):

@@ -137,6 +137,39 @@ def test_a_working_copy_uploads_seals_last_and_removes_what_was_removed(bucket, 
     assert is_seal("a/checksums-00000-of-00001.json")
 
 
+def test_a_folder_whose_upload_was_cut_short_is_not_downloaded(bucket, monkeypatch):
+    def copy_of_run():
+        return WorkingCopy(f"{bucket}/run", lambda name: True, ("tokenizer",))
+
+    def write_but_b(url, content, write=buckets.write_object):
+        if url.endswith("/b"):
+            raise BucketJobError("killed")
+        write(url, content)
+
+    def write_tokenizer(copy):
+        (copy.directory / "tokenizer").mkdir()
+        for name in ("tokenizer/a", "tokenizer/b", "log.jsonl"):
+            (copy.directory / name).write_text(name)
+
+    copy = copy_of_run()
+    write_tokenizer(copy)
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "write_object", write_but_b)
+        with pytest.raises(BucketJobError):
+            copy.upload()
+    assert "tokenizer/a" in buckets.list_objects(f"{bucket}/run")
+    copy = copy_of_run()
+    assert [path.name for path in copy.directory.iterdir()] == ["log.jsonl"]
+    (copy.directory / "log.jsonl").write_text("longer")
+    copy.upload()
+    copy = copy_of_run()
+    assert not (copy.directory / "tokenizer").exists()
+    write_tokenizer(copy)
+    copy.upload()
+    assert set(buckets.list_objects(f"{bucket}/run")) == {"tokenizer/a", "tokenizer/b", "log.jsonl"}
+    assert (copy_of_run().directory / "tokenizer/b").read_text() == "tokenizer/b"
+
+
 def test_a_failed_upload_leaves_no_seal(bucket, bucket_faults):
     copy = WorkingCopy(f"{bucket}/out", lambda name: True)
     (copy.directory / "metadata.json").write_text("{}")

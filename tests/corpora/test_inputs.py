@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.audio import save_audio
+from spirit_jax.core.buckets import write_object
 from spirit_jax.corpora import CorpusError, open_input
 from spirit_jax.corpora.readers import text_lines
 
@@ -53,6 +54,45 @@ def test_manifest_line_ends_only_at_a_newline(tmp_path):
     (tmp_path / "m.tsv").write_text(f"audio\ttext\nx.wav\t{text_}\n")
     for name in ("m.jsonl", "m.tsv"):
         assert [clip.text for clip in open_input(str(tmp_path / name), "train")] == [text_]
+
+
+def test_manifests_in_a_bucket_name_recordings_in_it(tmp_path, bucket, bucket_faults):
+    make_files(tmp_path, ["wav/x.wav", "here.wav"])
+    write_object(f"{bucket}/wav/x.wav", (tmp_path / "wav/x.wav").read_bytes())
+    lines = [
+        {"audio": "../wav/x.wav"},
+        {"audio": f"{bucket}/wav/x.wav", "id": "part", "offset": 0.1, "duration": 0.1},
+        {"audio": str(tmp_path / "here.wav"), "id": "here"},
+        {"audio": "lost.wav"},
+    ]
+    write_object(f"{bucket}/lists/m.jsonl", "\n".join(map(json.dumps, lines)).encode())
+    corpus = open_input(f"{bucket}/lists/m.jsonl", "train")
+    clips = {clip.id: clip for clip in corpus}
+    assert clips.keys() == {"../wav/x", "part", "here", "lost"}
+    assert [clips[name].load().size for name in ("../wav/x", "part", "here")] == [4000, 1600, 4000]
+    assert clips["../wav/x"].audio_bytes() == (tmp_path / "wav/x.wav").read_bytes()
+    with pytest.raises(CorpusError, match=f"'lost': {bucket}/lists/lost.wav: no such bucket or object"):
+        clips["lost"].load()
+    before = corpus.fingerprint
+    write_object(f"{bucket}/wav/x.wav", (tmp_path / "here.wav").read_bytes())
+    assert corpus.fingerprint != before
+    bucket_faults.plan(403, 1000)
+    with pytest.raises(OSError, match="these credentials may not be used here"):  # no clip is to blame
+        clips["../wav/x"].load()
+
+
+def test_globs_and_folders_in_a_bucket_are_read_alike_on_every_machine(tmp_path, bucket, monkeypatch):
+    make_files(tmp_path, ["a.wav", "b/c.wav", "b/d.flac"])
+    (tmp_path / "b/c.txt").write_text("a transcript")
+    for path in tmp_path.rglob("*.*"):
+        write_object(f"{bucket}/clips/{path.relative_to(tmp_path)}", path.read_bytes())
+    found = open_input(f"{bucket}/clips/**/*.wav", "train")
+    assert [(clip.id, clip.text) for clip in found] == [("a", ""), ("b/c", "a transcript")]
+    folder = open_input(f"{bucket}/clips", "train")
+    monkeypatch.setenv("SPIRIT_BUCKET_CACHE", str(tmp_path / "another_machine"))
+    assert open_input(f"{bucket}/clips", "train").fingerprint == folder.fingerprint
+    with pytest.raises(CorpusError, match="looked for"):
+        open_input(f"{bucket}/clips/*.mp3", "train")
 
 
 @pytest.mark.parametrize(

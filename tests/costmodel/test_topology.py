@@ -19,6 +19,7 @@ from spirit_jax.parallel.mesh import MeshConfig
         ("v4-128", "v4:4x4x4", 64),
         ("v5p:4x4x8", "v5p:4x4x8", 128),
         ("2xv5e:4x4", "2xv5e:4x4", 32),
+        ("tpu7x-128", "tpu7x:4x4x4", 64),
     ],
 )
 def test_names_give_shape_and_number_of_chips(text, name, chips):
@@ -29,7 +30,7 @@ def test_names_give_shape_and_number_of_chips(text, name, chips):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("h100-8", "expected a generation of v4, v5e, v5p, v6e and a size, as in v5e:16x16"),
+        ("h100-8", "expected a generation of v4, v5e, v5p, v6e, tpu7x and a size, as in v5e:16x16"),
         ("v5e:4x4x4", "a slice of v5e has 2 dimensions"),
         ("v5p-127", "known sizes are v5p-8, v5p-16"),
         ("v5e", "expected a generation"),
@@ -50,6 +51,17 @@ class Chip:
 
 def chips(xs, ys, slice_index=0):
     return [Chip((x, y, 0), slice_index) for x in xs for y in ys]
+
+
+def test_the_two_devices_of_a_chip_share_its_links():
+    """TPU7x: both together take as long as one device of a chip with the same links."""
+    topology, size = Topology.parse("tpu7x:4x4x4"), 1e9
+    link = CHIPS["tpu7x"].link_bandwidth
+    row = [Chip((x, 0, 0), 0) for x in range(4)]
+    assert topology.seconds("all-gather", size, [*row, *row]) == pytest.approx(size * 7 / 8 / (2 * link))
+    assert topology.seconds("all-gather", size, row) == pytest.approx(size * 3 / 4 / link)
+    assert topology.seconds("all-gather", size, [row[0], row[0]]) == pytest.approx(size / 2 / (6 * link))
+    assert topology.seconds("collective-permute", size, [*row, *row]) == pytest.approx(size / link)
 
 
 def test_collectives_use_the_rings_that_they_extend_over():

@@ -1,6 +1,7 @@
 """A Google Cloud Storage emulator on the loopback address, with faults on request.
 
-The emulator knows no preconditions, which atomic creation rests on; they are added here.
+`python -m tests.support.buckets` serves one until Ctrl-C, and prints what other shells need to use it. The emulator
+knows no preconditions, which atomic creation rests on; they are added here.
 """
 
 import contextlib
@@ -159,3 +160,14 @@ def emulated_bucket() -> Iterator[tuple[str, Faults]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def main() -> None:
+    with emulated_bucket() as (address, _):
+        print(f"export STORAGE_EMULATOR_HOST={address} TENSORSTORE_GCS_HTTP_URL={address}  # gs://{BUCKET}", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -21,7 +21,7 @@ from spirit_jax.run.job import compile_run
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 FIGURES = pathlib.Path(__file__).with_name("pods.json")
 _GPU_LINE = re.compile(rf"^#   ({'|'.join(GPUS)})\b *(.*)$", re.MULTILINE)
-_LINE = re.compile(r"^#   (v\w+-\d+)\b *(.*)$", re.MULTILINE)
+_LINE = re.compile(r"^#   ((?:v\w+|tpu7x)-\d+)\b *(.*)$", re.MULTILINE)
 
 
 def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import socket
 
 import jax
@@ -18,6 +19,7 @@ from spirit_jax.data.unit_record import UnitRecord
 from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.config import CheckpointConfig
 from spirit_jax.vocabulary import Vocabulary
+from tests.support import kills
 
 WORDS = "sun moon star rain snow wind leaf tree root stone river sea salt sand fire smoke bird fish wolf bear".split()
 
@@ -110,6 +112,15 @@ def test_a_run_in_a_bucket_that_is_lost_and_damaged_ends_like_a_local_one(data, 
     assert jax.tree.all(jax.tree.map(np.array_equal, _params(local), expected))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_the_readmes_run_in_a_bucket_that_is_killed_ten_times_ends_like_a_local_one(bucket, tmp_path):
+    local, run = tmp_path / "local", f"{bucket}/run"
+    durations = kills.run_once(kills.command(local, 100, 10), tmp_path / "local.log")
+    kills.run_with_kills(kills.command(run, 100, 10), durations, 10, random.Random(0), tmp_path)
+    assert kills.differences(local, run) == []
+
+
 def test_buckets_that_do_not_exist_are_one_line(data, bucket, capsys):
     for run, place in (("gs://no-such/run", data), (f"{bucket}/run", "gs://no-such/data")):
         with pytest.raises(SystemExit) as stop:
@@ -127,6 +138,14 @@ def test_a_first_step_that_was_not_finished_is_no_step(bucket, capfd):
     checkpoints = RunCheckpoints(f"{bucket}/run", CheckpointConfig())
     assert checkpoints.steps == []
     checkpoints.close()
+    assert "step 2 cannot be trusted and is set aside" in capfd.readouterr().out
+    assert not [name for name in buckets.list_objects(f"{bucket}/run") if name.startswith("checkpoints/2/")]
+
+
+def test_a_first_step_without_a_seal_is_set_aside(bucket, capfd):
+    for name in ("llm/manifest.ocdbt", "_CHECKPOINT_METADATA", "commit_success.txt"):
+        buckets.write_object(f"{bucket}/run/checkpoints/2/{name}", b"whole")
+    RunCheckpoints(f"{bucket}/run", CheckpointConfig()).close()
     assert "step 2 cannot be trusted and is set aside" in capfd.readouterr().out
     assert not [name for name in buckets.list_objects(f"{bucket}/run") if name.startswith("checkpoints/2/")]
 

@@ -7,7 +7,7 @@ A job stores each finished block in `DIR/.align-SPLIT/` until all are there, and
     SPLIT.summary.json     counts and the histogram of word scores
 
 Long recordings may be cut into utterances (`segmentation`); a piece has the name of its recording with a number. A job
-that was killed resumes at its first missing block, and any number of processes share one job.
+that was killed resumes at its first missing block, and any number of processes share one job. `DIR` may be in a bucket.
 """
 
 import contextlib
@@ -27,9 +27,11 @@ import tqdm
 
 from spirit_jax.audio import AudioError
 from spirit_jax.core.arithmetic import ceil_div
+from spirit_jax.core.bucket_cache import address_of
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import JobError, SpiritError
 from spirit_jax.core.files import read_json, read_text, write_file
+from spirit_jax.core.paths import as_path
 from spirit_jax.corpora.alignment.aligner import Aligner, AlignmentError, WordTime
 from spirit_jax.corpora.alignment.segmentation import choose_pieces, ends_sentence, piece_bounds, voice_pieces
 from spirit_jax.corpora.alignment.spelling import spell
@@ -133,7 +135,7 @@ def align_corpus(
     Args:
         corpus: a split with speech.
         aligner: finds the times.
-        directory: where the manifest goes.
+        directory: where the manifest goes, also in a bucket.
         settings: language and filter.
         recognizer: writes transcripts for utterances without one; None leaves those out.
         activity: finds where recordings without a transcript may be cut.
@@ -146,8 +148,9 @@ def align_corpus(
         JobError: the input holds no speech, or no utterance could be aligned.
         LockError: the directory was removed while the job ran.
         FileExistsError: the directory holds a finished manifest that differs, and `overwrite` is false.
+        BucketError, BucketJobError: the directory is in a bucket that cannot be used.
     """
-    directory = pathlib.Path(directory)
+    place = as_path(directory)
     if not corpus.has_speech:
         raise JobError(f"{corpus.location}: holds text; alignment needs audio")
     job = {
@@ -157,18 +160,18 @@ def align_corpus(
         "voice_activity": activity.name if recognizer else "",
         **dataclasses.asdict(settings),
     }
-    summary = _finished(directory, corpus.split, job, overwrite)
+    summary = _finished(place, corpus.split, job, overwrite)
     if summary is None:
-        work = _BlockWork(corpus, aligner, settings, recognizer, activity, directory)
+        work = _BlockWork(corpus, aligner, settings, recognizer, activity, place)
         summary = _align_blocks(work, job, sharing, progress)
     if write:
-        manifest = read_text(directory / f"{corpus.split}.jsonl").removesuffix("\n")
+        manifest = read_text(place / f"{corpus.split}.jsonl").removesuffix("\n")
         timed = [_timed(json.loads(line)) for line in manifest.split("\n")]
-        write_alignments(write, directory / corpus.split, timed)
+        write_alignments(write, place / corpus.split, timed)
     return summary
 
 
-def _finished(directory: pathlib.Path, split: str, job: dict[str, Any], overwrite: bool) -> AlignmentSummary | None:
+def _finished(directory: Any, split: str, job: dict[str, Any], overwrite: bool) -> AlignmentSummary | None:
     """The summary of this job if it is finished; None if there is work to do.
 
     Raises:
@@ -237,7 +240,8 @@ class _BlockWork:
     settings: AlignmentSettings
     recognizer: Recognizer | None
     activity: VoiceActivity
-    directory: pathlib.Path
+    directory: Any
+    """Path of the output, as `as_path` gives it."""
 
     def indices(self, block: int) -> range:
         """The utterances of a block."""
@@ -370,18 +374,21 @@ class _BlockWork:
         return fields
 
     def _audio_path(self, utterance: Utterance) -> str:
-        """Path of an utterance's file; audio inside a corpus is written beside the manifest, with a relative path.
+        """Path or address of an utterance's file; audio inside a corpus is written beside the manifest, and its path is
+        relative.
 
         The name of such a file ends in a hash of its content, so that a file with this name can be kept.
         """
+        if isinstance(utterance.audio, str):
+            return utterance.audio
         if isinstance(utterance.audio, pathlib.Path):
-            return str(utterance.audio.resolve())
+            return address_of(utterance.audio) or str(utterance.audio.resolve())
         content = utterance.audio_bytes()
         name = f"{_file_name(utterance.id)}-{hashlib.sha256(content).hexdigest()[:12]}{_suffix(content)}"
-        path = pathlib.PurePath("audio", self.corpus.split, name)
+        path = f"audio/{self.corpus.split}/{name}"
         if not (self.directory / path).exists():
             write_file(self.directory / path, content)
-        return path.as_posix()
+        return path
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -417,7 +424,7 @@ def _kept_words(utterance: Utterance) -> list[dict[str, Any]]:
 
 
 def _write_results(
-    corpus: Input, directory: pathlib.Path, blocks: Sequence[AlignedBlock], job: dict[str, Any]
+    corpus: Input, directory: Any, blocks: Sequence[AlignedBlock], job: dict[str, Any]
 ) -> AlignmentSummary:
     lines = [line for block in blocks for line in block.lines]
     left_out = [line for block in blocks for line in block.left_out]

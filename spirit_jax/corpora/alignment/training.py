@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
@@ -29,11 +30,15 @@ import optax
 import tqdm
 from jaxtyping import Float
 
+from spirit_jax import checkpoint
 from spirit_jax.audio import AudioError
 from spirit_jax.checkpoint import CONFIG, CheckpointError, load_arrays
 from spirit_jax.core.arithmetic import round_up
 from spirit_jax.core.constants import SAMPLE_RATE
-from spirit_jax.core.files import write_file
+from spirit_jax.core.files import read_bytes, read_json, remove_file, write_file
+from spirit_jax.core.leases import hold_anywhere
+from spirit_jax.core.paths import as_path
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.corpora.alignment.aligner import SILENT, AlignmentError, WordTime
 from spirit_jax.corpora.alignment.alphabet import Alphabet, LabelSequence
 from spirit_jax.corpora.alignment.ctc_aligner import CTCAligner
@@ -116,32 +121,49 @@ def trained_network(
     *,
     recognizer: Recognizer | None = None,
     progress: bool = True,
+    stale_after: float = 120,
 ) -> MelNetwork:
     """The network trained on a split; it is trained now unless `directory` holds it.
 
-    A training that was killed resumes at its last pass.
+    A training that was killed resumes at its last pass. If several processes share `directory`, one of them trains, and
+    the others wait for it.
 
     Args:
         corpus: a split with speech and transcripts.
-        directory: where the network is stored.
+        directory: where the network is stored, also in a bucket.
         language: of the transcripts, as for `spell`.
         training: how it is trained.
         recognizer: writes transcripts for clips without one.
         progress: whether to show a progress bar.
+        stale_after: seconds without a sign of life from another host after which its training is taken over.
 
     Raises:
         AlignmentError: too little speech with transcripts; says how much there is.
+        BucketError, BucketJobError: the directory is in a bucket that cannot be used.
     """
-    directory = pathlib.Path(directory)
+    place = as_path(directory)
     name = _network_name(corpus, language, training, recognizer)
-    if (directory / CONFIG).is_file():
-        network = load_network(directory)
-        if network.name == name:
+    if (network := _stored_network(place, name)) is not None:
+        return network
+    lock, what = f".{place.name}.lock", "training of an aligner"
+    with hold_anywhere(place.parent, lock, what, wait=math.inf, stale_after=stale_after):
+        if (network := _stored_network(place, name)) is not None:
             return network
-    clips, alphabet = _load_clips(corpus, language, training, recognizer, progress)
-    network = _train(clips, alphabet, name, training, directory.parent / f".{directory.name}.training", progress)
-    save_part(directory, network)
+        clips, alphabet = _load_clips(corpus, language, training, recognizer, progress)
+        network = _train(clips, alphabet, name, training, place.parent / f".{place.name}.training", progress)
+        with output_directory(os.fspath(place), "--output", lambda name: False) as local:
+            save_part(local, network)
     return network
+
+
+def _stored_network(directory: Any, name: str) -> MelNetwork | None:
+    """The network of a name in a directory, None if there is none or another one."""
+    if not (directory / CONFIG).is_file():
+        return None
+    config = read_json(directory / CONFIG, CheckpointError)
+    if not isinstance(config, dict) or config.get("name") != name:
+        return None
+    return load_network(checkpoint.local_directory(directory, "--output"))
 
 
 class TrainedAligner:
@@ -158,10 +180,13 @@ class TrainedAligner:
         training: AlignerTraining = AlignerTraining(),
         *,
         recognizer: Recognizer | None = None,
+        stale_after: float = 120,
     ) -> None:
         """As `trained_network`."""
         self.name = _network_name(corpus, language, training, recognizer)
-        self._network = functools.partial(trained_network, corpus, directory, language, training, recognizer=recognizer)
+        self._network = functools.partial(
+            trained_network, corpus, directory, language, training, recognizer=recognizer, stale_after=stale_after
+        )
 
     @functools.cached_property
     def _aligner(self) -> CTCAligner:
@@ -289,7 +314,7 @@ def _train(
     alphabet: Alphabet,
     name: str,
     training: AlignerTraining,
-    unfinished: pathlib.Path,
+    unfinished: Any,
     progress: bool,
 ) -> MelNetwork:
     """Train a network; `unfinished` keeps the state between passes and is removed at the end."""
@@ -321,7 +346,7 @@ def _train(
             content = {"name": name, "passes": number + 1, "state": flax.serialization.to_state_dict(state)}
             write_file(unfinished, flax.serialization.msgpack_serialize(jax.device_get(content)))
     bias_v = -training.prior_scale * np.log(np.asarray(state.prior_v))
-    unfinished.unlink(missing_ok=True)
+    remove_file(unfinished)
     return MelNetwork(name, alphabet, config, jax.device_get(state.params), bias_v.astype(np.float32))
 
 
@@ -377,12 +402,15 @@ def _step(
     return _State(params, optimizer_state, prior_v, state.gaussians), loss
 
 
-def _resume(unfinished: pathlib.Path, name: str, state: _State) -> tuple[_State, int]:
+def _resume(unfinished: Any, name: str, state: _State) -> tuple[_State, int]:
     """The state that a killed training of this name left, and its finished passes; else the state given, and 0."""
+    if not unfinished.exists():
+        return state, 0
+    stored = read_bytes(unfinished)
     try:
-        content = cast(dict[str, Any], flax.serialization.msgpack_restore(unfinished.read_bytes()))
+        content = cast(dict[str, Any], flax.serialization.msgpack_restore(stored))
         if content["name"] == name:
             return cast(_State, flax.serialization.from_state_dict(state, content["state"])), int(content["passes"])
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # missing or damaged: trained from the start
+    except (ValueError, KeyError, TypeError):
+        pass  # damaged: trained from the start
     return state, 0

@@ -3,15 +3,17 @@
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from spirit_jax.core.files import write_file
+from spirit_jax.core.paths import as_path
 from spirit_jax.corpora.alignment.aligner import WordTime
 
 Timed = tuple[str, float, Sequence[str], Sequence[WordTime]]
 """One utterance: its id, its length in seconds, its words and their times."""
 
 
-def write_textgrids(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
+def write_textgrids(directory: Any, utterances: Iterable[Timed]) -> None:
     """One `ID.TextGrid` an utterance, with a tier `words` whose gaps are empty intervals. An id may name folders."""
     for name, seconds, words, times in utterances:
         intervals, reached = [], 0.0
@@ -46,7 +48,7 @@ def _relative(name: str) -> pathlib.PurePath:
     return pathlib.PurePath(*parts or ["clip"])
 
 
-def write_ctm(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
+def write_ctm(directory: Any, utterances: Iterable[Timed]) -> None:
     """One `words.ctm`: `ID 1 START DURATION WORD SCORE` a line, in seconds."""
     lines = [
         f"{name} 1 {time.start_ms / 1000:.3f} {(time.end_ms - time.start_ms) / 1000:.3f} {word} {time.score:.3f}\n"
@@ -56,7 +58,7 @@ def write_ctm(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
     write_file(directory / "words.ctm", "".join(lines))
 
 
-def write_librispeech(directory: pathlib.Path, utterances: Iterable[Timed]) -> None:
+def write_librispeech(directory: Any, utterances: Iterable[Timed]) -> None:
     """One `words.alignment.txt`: `ID ",WORD,,WORD," "END,END,..."` a line; an empty word is silence, ends are in
     seconds."""
     lines = []
@@ -75,15 +77,15 @@ def write_librispeech(directory: pathlib.Path, utterances: Iterable[Timed]) -> N
     write_file(directory / "words.alignment.txt", "".join(lines))
 
 
-WRITERS: dict[str, Callable[[pathlib.Path, Iterable[Timed]], None]] = {
+WRITERS: dict[str, Callable[[Any, Iterable[Timed]], None]] = {
     "textgrid": write_textgrids,
     "ctm": write_ctm,
     "librispeech": write_librispeech,
 }
-"""Writers by the name that `align --write` takes."""
+"""Writers by the name that `align --write` takes; each takes a folder as `as_path` gives it."""
 
 
 def write_alignments(names: Sequence[str], directory: str | os.PathLike, utterances: Sequence[Timed]) -> None:
     """Write every file asked for, each kind into a folder of its name."""
     for name in names:
-        WRITERS[name](pathlib.Path(directory) / name, utterances)
+        WRITERS[name](as_path(directory) / name, utterances)

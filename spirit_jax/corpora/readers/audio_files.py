@@ -8,8 +8,12 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from spirit_jax.audio import AUDIO_SUFFIXES
+from spirit_jax.core.bucket_cache import address_of
+from spirit_jax.core.buckets import list_objects
+from spirit_jax.core.buckets import split as split_address
 from spirit_jax.core.files import read_text
 from spirit_jax.core.paths import walk_files
 from spirit_jax.corpora.alignment.formats import (
@@ -50,7 +54,7 @@ class AudioFiles(Sequence[Utterance]):
         location: pathlib.Path,
         split: str,
         utterances: Iterable[Utterance | CorpusError],
-        root: pathlib.Path | None = None,
+        root: pathlib.Path | str | None = None,
     ):
         """Sort the utterances. Files that differ in the suffix alone get ids with the suffix.
 
@@ -59,7 +63,7 @@ class AudioFiles(Sequence[Utterance]):
             location: names the input in messages.
             split: name of the records.
             utterances: each with the path of its audio, or why a line or file cannot be used.
-            root: folder that ids made from paths are relative to.
+            root: folder that ids made from paths are relative to, or its address in a bucket.
 
         Raises:
             CorpusError: there is no utterance that can be used.
@@ -93,14 +97,21 @@ class AudioFiles(Sequence[Utterance]):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 (hex) of all fields and of the files' sizes and times; their contents may be hundreds of terabytes."""
+        """sha256 (hex) of all fields and of the files' sizes and times; their contents may be hundreds of terabytes.
+
+        Files that are local copies have the names that they have in the bucket, so that all machines agree.
+        """
         digest = hashlib.sha256()
+        objects = _objects([one.audio for one in self._items if isinstance(one, Utterance)])
         for one in self._items:
             if isinstance(one, CorpusError):
                 digest.update(json.dumps(str(one)).encode())
                 continue
             path = one.audio
-            file = _size_and_time(path) if isinstance(path, pathlib.Path) else None
+            if isinstance(path, pathlib.Path):
+                file, path = _size_and_time(path), address_of(path) or path
+            else:
+                file = objects.get(str(path))
             row = [one.id, str(path), one.text, one.speaker, one.words, one.spans_ms.tolist(), file]
             if one.offset_s or one.duration_s is not None:
                 row += [one.offset_s, one.duration_s]
@@ -108,7 +119,24 @@ class AudioFiles(Sequence[Utterance]):
         return digest.hexdigest()
 
 
-def _distinct(clips: Sequence[Utterance], root: pathlib.Path | None) -> Iterator[Utterance | CorpusError]:
+def _objects(audio: Iterable[Any]) -> dict[str, list[Any]]:
+    """Size and version of the objects among the audio of clips, by address, from one listing a bucket.
+
+    Raises:
+        BucketError, BucketJobError: a bucket cannot be used.
+    """
+    by_bucket = collections.defaultdict(list)
+    for address in audio:
+        if isinstance(address, str):
+            by_bucket[split_address(address)[0]].append(address)
+    found: dict[str, list[Any]] = {}
+    for addresses in by_bucket.values():
+        folder = os.path.commonpath([os.path.dirname(address) for address in addresses]).replace(":/", "://", 1)
+        found |= {f"{folder}/{name}": [item.size, item.generation] for name, item in list_objects(folder).items()}
+    return found
+
+
+def _distinct(clips: Sequence[Utterance], root: pathlib.Path | str | None) -> Iterator[Utterance | CorpusError]:
     """The utterances with different ids; those that have the id of another one are errors."""
     by_id = collections.defaultdict(list)
     for clip in clips:
@@ -117,7 +145,7 @@ def _distinct(clips: Sequence[Utterance], root: pathlib.Path | None) -> Iterator
         first: dict[str, Utterance] = {}
         for clip in group:
             path = clip.audio
-            from_path = root is not None and isinstance(path, pathlib.Path) and name == relative_id(path, root)
+            from_path = root is not None and isinstance(path, pathlib.Path | str) and name == relative_id(path, root)
             if len(group) > 1 and from_path:
                 clip = dataclasses.replace(clip, id=name + pathlib.PurePath(path).suffix)
             if clip.id in first:
@@ -156,7 +184,7 @@ def is_glob(source: InputPath) -> bool:
 
 def open_glob(source: InputPath, split: str) -> AudioFiles:
     """Open the audio files that a glob matches; their ids are paths relative to the part before the first wildcard."""
-    root = pathlib.Path(os.path.dirname(re.split(r"[*?[]", source.argument)[0]))
+    root = pathlib.Path(os.path.dirname(re.split(r"[*?[]", str(source.path))[0]))
     return AudioFiles(root.resolve().name, root, split, _utterances(source.matches or (), root), root)
 
 

@@ -7,12 +7,14 @@ with a `recording` and `supervisions`.
 import math
 import os
 import pathlib
+import posixpath
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from spirit_jax.audio import AUDIO_SUFFIXES
+from spirit_jax.core.buckets import SCHEME, is_bucket, split
 from spirit_jax.core.files import shown
 from spirit_jax.corpora.alignment.formats import in_milliseconds
 from spirit_jax.corpora.utterance import CorpusError, Utterance
@@ -47,13 +49,13 @@ def unused(fields: Mapping[str, Any]) -> set[str]:
     return set(fields) - _KNOWN - (set(_LHOTSE) if "recording" in fields else set())
 
 
-def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
+def utterance(fields: Any, where: str, folder: pathlib.Path | str) -> Utterance:
     """The utterance that a line describes.
 
     Args:
         fields: the value of the line.
         where: file and line, for messages.
-        folder: what paths are relative to.
+        folder: what paths are relative to; an address for a manifest in a bucket.
 
     Raises:
         CorpusError: names the file and line; the value is not an object with audio, or a field cannot be used.
@@ -62,7 +64,7 @@ def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
         raise CorpusError(f"{where}: needs an object with an 'audio' path, found {shown(fields)}")
     if "recording" in fields:
         fields = _cut(fields, where)
-    path = folder / _audio(fields, where)
+    path = _place(_audio(fields, where), folder)
     offset = _seconds(fields, "offset", where) or 0.0
     duration = _seconds(fields, "duration", where) if "offset" in fields else None
     name = _string(fields, ID, where) or relative_id(path, folder) + (f"@{offset:g}" if "offset" in fields else "")
@@ -73,6 +75,18 @@ def utterance(fields: Any, where: str, folder: pathlib.Path) -> Utterance:
         duration_s=duration,
         **spoken(fields, where),
     )
+
+
+def _place(audio: str, folder: pathlib.Path | str) -> pathlib.Path | str:
+    """The path of an audio file, or its address in a bucket."""
+    if is_bucket(audio):
+        return audio
+    if isinstance(folder, pathlib.Path):
+        return folder / audio
+    if audio.startswith("/"):
+        return pathlib.Path(audio)
+    bucket, name = split(folder)
+    return f"{SCHEME}{bucket}/{posixpath.normpath(posixpath.join(name, audio))}"
 
 
 def spoken(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -91,8 +105,8 @@ def spoken(fields: Mapping[str, Any], where: str) -> dict[str, Any]:
     }
 
 
-def relative_id(path: pathlib.Path, root: pathlib.Path) -> str:
-    """The id of a file without one: its path relative to `root`, without the suffix."""
+def relative_id(path: pathlib.Path | str, root: pathlib.Path | str) -> str:
+    """The id of a file without one: its path or address relative to `root`, without the suffix."""
     return pathlib.PurePath(os.path.relpath(path, root)).with_suffix("").as_posix()
 
 

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from spirit_jax.core.bucket_cache import address_of
 from spirit_jax.core.errors import printable
 from spirit_jax.core.files import is_encodable, parse_json, read_bytes
 from spirit_jax.corpora.input_path import InputPath
@@ -48,7 +49,9 @@ def open_manifest(source: InputPath, split: str) -> AudioFiles:
     path = source.path
     if not os.path.lexists(path):
         raise CorpusError(f"{path}: no such manifest")
-    return AudioFiles(path.name.split(".")[0], path, split, _utterances(path), path.parent)
+    address = address_of(path)
+    folder = path.parent if address is None else address.rpartition("/")[0]  # what the paths in it are relative to
+    return AudioFiles(path.name.split(".")[0], path, split, _utterances(path, folder), folder)
 
 
 def _form(path: pathlib.Path) -> str:
@@ -56,7 +59,7 @@ def _form(path: pathlib.Path) -> str:
     return (path.with_suffix("") if path.suffix == ".gz" else path).suffix
 
 
-def _utterances(path: pathlib.Path) -> Iterator[Utterance | CorpusError]:
+def _utterances(path: pathlib.Path, folder: pathlib.Path | str) -> Iterator[Utterance | CorpusError]:
     content = read_bytes(path, CorpusError)
     if path.suffix == ".gz":
         content = expand(content, path)
@@ -68,7 +71,7 @@ def _utterances(path: pathlib.Path) -> Iterator[Utterance | CorpusError]:
         try:
             if isinstance(value, CorpusError):
                 raise value
-            yield fields.utterance(value, where, path.parent)
+            yield fields.utterance(value, where, folder)
             unused |= fields.unused(value)
         except CorpusError as error:
             yield error

@@ -109,7 +109,7 @@ def is_prepared(source: InputPath) -> bool:
 
 def open_prepared(source: InputPath, split: str) -> Corpus:
     """Open a split of a prepared TFDS directory or of a bundled corpus."""
-    return open_corpus(source.argument, split)
+    return open_corpus(source.path if source.holds_dataset else source.argument, split)
 
 
 def open_corpus(name_or_directory: str | os.PathLike, split: str) -> Corpus:

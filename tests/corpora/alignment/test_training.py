@@ -1,12 +1,16 @@
 """An aligner trained on the corpus at hand, on the exact word times of the bundled corpus."""
 
+import concurrent.futures
 import dataclasses
 import itertools
 import pathlib
+import time
 
+import flax.serialization
 import numpy as np
 import pytest
 
+from spirit_jax.core.buckets import list_objects
 from spirit_jax.corpora import open_corpus
 from spirit_jax.corpora.alignment import training
 from spirit_jax.corpora.alignment.aligner import AlignmentError, WordTime
@@ -104,6 +108,30 @@ def test_training_resumes_at_its_last_pass_with_the_same_result(corpus, tmp_path
     clip = corpus[0].load()
     np.testing.assert_array_equal(resumed.log_probs([clip])[0], whole.log_probs([clip])[0])
     assert [path.name for path in (tmp_path).iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_network_in_a_bucket_is_trained_by_one_process_and_read_by_the_others(directory, corpus, bucket, monkeypatch):
+    trained, states = load_network(directory), []
+
+    def train(clips, alphabet, name, settings, unfinished, progress):
+        states.append(training._resume(unfinished, name, trained)[1])
+        training.write_file(unfinished, flax.serialization.msgpack_serialize({"name": name, "passes": 3, "state": {}}))
+        states.append(training._resume(unfinished, name, {})[1])
+        training.remove_file(unfinished)
+        time.sleep(0.5)
+        return trained
+
+    monkeypatch.setattr(training, "_train", train)
+    few = dataclasses.replace(corpus, utterances=corpus.utterances[:2])
+    monkeypatch.setattr(training, "_load_clips", lambda *arguments: ([], None))
+    monkeypatch.setattr(training, "_network_name", lambda *arguments: trained.name)
+    with concurrent.futures.ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: training.trained_network(few, f"{bucket}/out/train.aligner"), range(2)))
+    assert states == [0, 3]
+    assert not [name for name in list_objects(f"{bucket}/out") if name.startswith(".")]
+    clip = corpus[0].load()
+    for network in found:
+        np.testing.assert_array_equal(network.log_probs([clip])[0], trained.log_probs([clip])[0])
 
 
 def test_too_little_speech_is_refused_with_what_there_is(corpus, tmp_path):
