@@ -83,7 +83,6 @@ def test_a_target_in_a_bucket_holds_what_one_on_a_disk_holds(released, tmp_path,
     write_object(f"{target}/mine.txt", b"kept")
     run(capsys, *options, target, "--overwrite")
     assert set(list_objects(target)) == {*files, "mine.txt"}
-    run(capsys, "verify", "--source", released, "--target", target, "--only", "style")
 
 
 def test_parts_are_added_to_an_existing_target_only_with_overwrite(released, tmp_path, capsys):
