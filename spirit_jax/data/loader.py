@@ -95,7 +95,7 @@ class Loader:
             options = grain.MultiprocessingOptions(self._workers, config.prefetch)
             shares = shares.mp_prefetch(options, worker_init_fn=_start_worker)
         self._iterator = [iter(shares)]
-        self.close = weakref.finalize(self, _close, self._iterator)
+        self.close = weakref.finalize(self, _close, self._iterator, self._workers > 0)
 
     def __iter__(self) -> "Loader":
         return self
@@ -250,8 +250,12 @@ def _start_worker(index: int, count: int) -> None:
     threading.Thread(target=follow_parent, daemon=True).start()
 
 
-def _close(iterator: list) -> None:
-    """Close and forget a Grain iterator; if it were left to the interpreter's exit, its parts would print warnings."""
+def _close(iterator: list, has_workers: bool) -> None:
+    """Close and forget a Grain iterator.
+
+    If one with workers were left to the interpreter's exit, its parts would print warnings.
+    """
     while iterator:
         iterator.pop().close()
-    gc.collect()
+    if has_workers:
+        gc.collect()

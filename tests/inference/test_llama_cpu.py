@@ -23,7 +23,7 @@ forward = jax.jit(network.forward, static_argnums=(0, 6))
 @pytest.fixture(scope="module")
 def config() -> LlamaConfig:
     settings = checkpoint.read_config(checkpoints.converted("small_expressive"))
-    return model_config(settings, "config.json", "float32")
+    return dataclasses.replace(model_config(settings, "config.json", "float32"), num_hidden_layers=2)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """The scheduler: slots are shared, and no request's answer depends on the requests beside it."""
 
+import copy
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,12 +33,17 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def lm() -> SpiritLM:
-    return checkpoints.load("small_expressive")
+    """Two layers of a golden model, because the steps are compiled for many sizes, layer by layer."""
+    whole = checkpoints.load("small_expressive")
+    params = {**whole.params, "layers": whole.params["layers"][:2]}
+    return SpiritLM(params, dataclasses.replace(whole.config, num_hidden_layers=2), whole.vocabulary, mesh=whole.mesh)
 
 
 @pytest.fixture(scope="module")
 def model() -> LlamaForCausalLM:
-    return hugging_face_llama("small_expressive")
+    whole = copy.deepcopy(hugging_face_llama("small_expressive"))
+    whole.model.layers, whole.config.num_hidden_layers = whole.model.layers[:2], 2
+    return whole
 
 
 def contents(segments: list[Segment]) -> list[tuple]:
