@@ -114,6 +114,7 @@ def _forget_programs() -> None:
     """Forget all compiled programs and give their memory back, which glibc would keep."""
     import jax
 
+    gc.unfreeze()
     jax.clear_caches()
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -128,7 +129,8 @@ def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     """Programs compile fast and run slowly, except in files that are marked `optimized`.
 
     Files that compare numbers with recorded outputs or with kernels' references run the programs that users run.
-    Compiled programs are forgotten between files where they have taken much memory.
+    Compiled programs are forgotten between files where they have taken much memory. What lives longer than a file, such
+    as modules, is frozen, so that garbage collection does not visit it again and again.
     """
     from tests.support.compilation import fast_compilation
 
@@ -137,5 +139,6 @@ def compilation(request: pytest.FixtureRequest) -> Iterator[None]:
     if _compiled_as not in (None, optimized) or _resident_bytes() > 2 * 1024**3:
         _forget_programs()
     _compiled_as = optimized
+    gc.freeze()
     with contextlib.nullcontext() if optimized else fast_compilation():
         yield

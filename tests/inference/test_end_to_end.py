@@ -13,6 +13,8 @@ from spirit_jax import Segment, SpiritLM
 from spirit_jax.convert.jobs import run_jobs
 from spirit_jax.convert.plans import plan_import
 from spirit_jax.inference.prompts import EncodedPrompt, Modality
+from spirit_jax.speech.released import batches
+from tests.support import released
 from tests.support.golden_clips import clip
 from tests.support.goldens import golden, golden_arrays, golden_json
 
@@ -20,6 +22,11 @@ pytestmark = pytest.mark.optimized
 
 NAMES = {"base": "spirit-lm-base-7b", "expressive": "spirit-lm-expressive-7b"}
 MODALITY: dict[int, Modality] = {503: "text", 667: "text", 32002: "speech", 0: "any"}
+
+
+@pytest.fixture(autouse=True)
+def few_lengths(monkeypatch):
+    monkeypatch.setattr(batches, "PADDED_LENGTHS", released.PADDED_LENGTHS)
 
 
 @functools.cache

@@ -1,8 +1,5 @@
 """Loading layer by layer gives the parameters that loading all at once gives, and takes little memory."""
 
-import math
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,16 +8,13 @@ import pytest
 from spirit_jax import checkpoint
 from spirit_jax.checkpoint import CheckpointError
 from spirit_jax.config import from_dict
-from spirit_jax.inference import llama_cpu, network, steps
-from spirit_jax.inference.grammar import Constraints
+from spirit_jax.inference import network
 from spirit_jax.inference.loading import load_params, model_config
-from spirit_jax.inference.sampling import SamplingFeatures
-from spirit_jax.inference.sampling_params import SamplingParams
-from spirit_jax.inference.steps import DecodeProgram, ModelArrays, PromptChunks, RowOptions
-from spirit_jax.models import llama, quantized
+from spirit_jax.models import quantized
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from tests.support import checkpoints
+
 
 @pytest.fixture(scope="module")
 def mesh():

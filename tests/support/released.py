@@ -12,6 +12,7 @@ from spirit_jax.convert import table
 from spirit_jax.convert.components import fcpe, hubert, style, vqvae
 from spirit_jax.convert.formats.torch_file import load_torch
 from spirit_jax.core.files import read_json, read_text
+from spirit_jax.speech.released.batches import MAX_SAMPLES
 
 SPEECH = "checkpoints/speech_tokenizer"
 HUBERT = f"{SPEECH}/hubert_25hz"
@@ -19,6 +20,10 @@ STYLE = f"{SPEECH}/style_encoder_w2v2"
 VQVAE = f"{SPEECH}/vqvae_f0_quantizer"
 TINY_FCPE = "variants/fcpe_tiny/fcpe_tiny.pt"
 """Golden parts of a released tree, as paths under tests/golden."""
+
+
+PADDED_LENGTHS = (52_000, 160_000, MAX_SAMPLES)
+"""Lengths for `batches.PADDED_LENGTHS`: units do not depend on them, and each network is compiled for every length."""
 
 
 def convert(component, config, tensors, where="golden"):

@@ -20,7 +20,7 @@ from spirit_jax.corpora.alignment.spelling import spell
 from spirit_jax.corpora.alignment.training import AlignerTraining, TrainedAligner, load_network, trained_network
 from spirit_jax.corpora.utterance import Utterance
 
-SMALL = AlignerTraining(passes=40, min_hours_seen=0.1, width=48, batch_frames=800)
+SMALL = AlignerTraining(passes=16, min_hours_seen=0.1, width=48, batch_frames=800)
 CLIPS = 48
 SECONDS = (3.25, 3.8)
 """Clips of one padded length, because each length is compiled."""
@@ -88,7 +88,7 @@ def test_a_stored_network_is_used_again_for_the_same_corpus_only(directory, corp
 
 
 def test_training_resumes_at_its_last_pass_with_the_same_result(corpus, tmp_path, monkeypatch):
-    short = dataclasses.replace(SMALL, passes=2, min_hours_seen=0.01)
+    short = dataclasses.replace(SMALL, passes=2, min_hours_seen=0.01, width=16)
     whole = trained_network(corpus, tmp_path / "whole", training=short, progress=False)
     real, calls = training.write_file, []
 
