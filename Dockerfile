@@ -10,14 +10,14 @@ WORKDIR /app
 
 # Every package is one file of a known hash; tools/lock.py writes the lists. Only promise has to be built.
 COPY requirements-build.lock requirements.lock ./
-RUN pip install --require-hashes --only-binary :all: -r requirements-build.lock
-RUN pip install --require-hashes --only-binary :all: --no-binary promise --no-build-isolation -r requirements.lock
+RUN pip install --require-hashes --only-binary :all: -r requirements-build.lock \
+    && pip install --require-hashes --only-binary :all: --no-binary promise --no-build-isolation -r requirements.lock
 
 COPY pyproject.toml README.md LICENSE ./
 COPY configs ./configs
 COPY spirit_jax ./spirit_jax
 RUN pip install --no-deps --no-build-isolation .
 
-USER spirit
+USER 1000
 WORKDIR /home/spirit
 CMD ["python", "-m", "spirit_jax", "--help"]

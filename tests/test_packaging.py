@@ -104,7 +104,7 @@ def test_the_image_is_built_from_the_lock_file():
         ("Dockerfile", "--require-hashes", "", "packages must come from a lock file"),
         ("Dockerfile", "COPY configs", "COPY config", "COPY config: does not exist"),
         ("Dockerfile", "python:3.11", "python:3.9", "expected python:VERSION-slim"),
-        ("Dockerfile", "USER spirit", "USER root", "another user than root"),
+        ("Dockerfile", "USER 1000", "USER root", "another user than root"),
         ("Dockerfile", "PYTHONUNBUFFERED", "HF_TOKEN", "a secret must not be in the image"),
         (".dockerignore", "!configs\n", "", "COPY configs: .dockerignore keeps it from Docker"),
         (".dockerignore", "*\n", "", "must begin with *"),

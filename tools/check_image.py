@@ -47,11 +47,11 @@ def problems(root: pathlib.Path = ROOT) -> Iterator[str]:
                     yield f"{word} {source}: does not exist"
                 if f"!{source.strip('./')}" not in ignore:
                     yield f"{word} {source}: .dockerignore keeps it from Docker; add the line !{source.strip('./')}"
-        if word == "RUN" and "pip install" in rest:
-            words = rest.split()
-            whole = "--require-hashes" in words and words[-2] == "-r" and words[-1].endswith(".lock")
-            if not whole and not ("--no-deps" in rest and rest.endswith(" .")):
-                yield f"RUN {rest}: packages must come from a lock file with --require-hashes"
+        for command in rest.split(" && ") if word == "RUN" and "pip install" in rest else ():
+            words = command.split()
+            locked = "--require-hashes" in words and words[-2] == "-r" and words[-1].endswith(".lock")
+            if not locked and not ("--no-deps" in words and words[-1] == "."):
+                yield f"RUN {command}: packages must come from a lock file with --require-hashes"
         if word in ("ENV", "ARG") and _SECRET.search(rest):
             yield f"{word} {rest}: a secret must not be in the image"
     users = [rest for word, rest in found if word == "USER"]

@@ -89,8 +89,12 @@ def count_bytes(module: Module, instruction: Instruction, computation: Computati
 
 
 def _touched(module: Module, name: str, computation: Computation) -> tuple[float, bool] | None:
-    """Bytes touched of an array that is only sliced or updated in place, and whether it is updated; None for others."""
+    """Bytes touched of an array that is only sliced or updated in place, and whether it is updated; None for others.
+
+    A copy inside a fusion gives the array another layout while it is read, and only what is read of it is copied.
+    """
     size, updated = 0.0, False
+    result = root(computation)
     for user in computation.values():
         if name not in user.operands or user.opcode == "tuple":
             continue
@@ -101,6 +105,9 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
             parts = [(_update_size(user, computation), True)]
         elif user.opcode == "bitcast":
             parts = [_touched(module, user.name, computation)]
+        elif user.opcode == "copy" or _is_copy(module, user):
+            is_result = user is result or (result.opcode == "tuple" and user.name in result.operands)
+            parts = [None if is_result else _touched(module, user.name, computation)]
         elif user.opcode == "fusion":
             inner = module.computations[user.called("calls")]
             numbers = [i for i, operand in enumerate(user.operands) if operand == name]
@@ -112,6 +119,14 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
                 return None
             size, updated = size + part[0], updated or part[1]
     return size, updated
+
+
+def _is_copy(module: Module, instruction: Instruction) -> bool:
+    """Whether an instruction is a fusion that copies its operand and does nothing else."""
+    if instruction.opcode != "fusion":
+        return False
+    inner = module.computations[instruction.called("calls")]
+    return len(inner) == 2 and root(inner).opcode == "copy"
 
 
 def _update_size(instruction: Instruction, computation: Computation) -> float:

@@ -111,6 +111,37 @@ ENTRY %main (c: f32[100,64], at: s32[2,1], new: f32[2,64]) -> f32[100,64] {
     assert total(module, count_bytes) == 3 * update + 4 * 2  # the old values, the update and its places; the new values
 
 
+COPIES = """HloModule copies
+%relabel (o: f32[100,64]) -> f32[100,64] {
+  %o = f32[100,64]{1,0} parameter(0)
+  ROOT %r = f32[100,64]{1,0:T(8,128)} copy(%o)
+}
+
+%write (p: f32[100,64], u: f32[2,64], i: s32[]) -> f32[100,64] {
+  %p = f32[100,64]{1,0} parameter(0)
+  %q = f32[100,64]{1,0:T(8,128)} fusion(%p), kind=kLoop, calls=%relabel
+  %u = f32[2,64]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %s = f32[100,64]{1,0} dynamic-update-slice(%q, %u, %i, %i)
+}
+
+ENTRY %main (c: f32[100,64], new: f32[2,64], at: s32[]) -> f32[100,64] {
+  %c = f32[100,64]{1,0} parameter(0)
+  %new = f32[2,64]{1,0} parameter(1)
+  %at = s32[] parameter(2)
+  ROOT %f = f32[100,64]{1,0} fusion(%c, %new, %at), kind=kLoop, calls=%write
+}
+"""
+
+
+def test_an_array_that_gets_another_layout_while_it_is_updated_counts_as_its_update():
+    """So XLA:TPU writes the saved activations of a layer for TPU7x. A copy that is the result is whole."""
+    update, whole = 4 * 2 * 64, 4 * 100 * 64
+    assert total(parse(COPIES), count_bytes) == 3 * update + 4
+    copied = COPIES.replace("  ROOT %s", "  ROOT %t = f32[100,64]{1,0} copy(%q)\n  %s")
+    assert total(parse(copied), count_bytes) == 2 * whole + update + 4
+
+
 def test_a_text_without_an_entry_is_an_error():
     with pytest.raises(ValueError, match="no ENTRY computation"):
         parse("nothing")
