@@ -98,7 +98,8 @@ def open_input(source: str, split: str) -> Input:
     Raises:
         CorpusError: names the file, and the line of a manifest, and says what is wrong. A line, transcript or clip that
             cannot be used is an error when it is read, as long as there are others.
-        PathError: the source is in a bucket.
+        PathError: the source is not a path, or names an address such as `s3://`.
+        BucketError, BucketJobError: it is in a bucket that cannot be used.
     """
     if named.is_named(source):
         return named.open_named(source, split)

@@ -5,7 +5,7 @@ It has a reduce-scatter over one dimension only, and one dimension after the oth
 compiler makes the chip wait for these all-reduces and, on most chips, also for the all-gathers of the parameters. With
 the options below, both run beside the matrix products: on v5e in the TensorCore, as steps of fusions with the products,
 elsewhere on the SparseCores. libtpu 0.0.50 refuses v5e's options on other chips because they could give wrong results
-there.
+there. On TPU7x, libtpu 0.0.42 runs them beside the products without options, and those of v5p change nothing.
 """
 
 from collections.abc import Mapping

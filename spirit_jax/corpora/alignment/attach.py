@@ -108,7 +108,8 @@ def attach_alignments(corpus: Input, source: str) -> AlignedInput:
 
     Raises:
         CorpusError: the corpus holds text, or no utterance of it has a file with word times there.
-        PathError: the source is in a bucket.
+        PathError: the source is not a path.
+        BucketError, BucketJobError: it is in a bucket and cannot be read.
     """
     location = pathlib.Path(local_path(source, "--alignments"))
     if not corpus.has_speech:
@@ -140,5 +141,6 @@ def _names(utterance: Utterance) -> Iterator[str]:
     yield utterance.id
     yield utterance.id.rsplit("/", 1)[-1]
     # words of a whole file do not fit a part of it
-    if isinstance(utterance.audio, pathlib.Path) and not utterance.offset_s and utterance.duration_s is None:
-        yield utterance.audio.with_suffix("").name
+    is_whole = not utterance.offset_s and utterance.duration_s is None
+    if isinstance(utterance.audio, pathlib.Path | str) and is_whole:
+        yield pathlib.PurePath(utterance.audio).with_suffix("").name

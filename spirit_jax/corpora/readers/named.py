@@ -55,7 +55,8 @@ def open_named(source: str, split: str) -> AudioFiles | tar_archives.TarCorpus:
 
     Raises:
         CorpusError: an unknown name, or the directory does not exist or holds no clip in this layout; names both.
-        PathError: the directory is in a bucket.
+        PathError: the directory is not a path, or is an address such as `s3://`.
+        BucketError, BucketJobError: it is in a bucket that cannot be read.
     """
     name, _, directory = source.partition(":")
     if name not in NAMED_CORPORA and name not in ARCHIVES:
