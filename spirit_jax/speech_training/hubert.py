@@ -16,12 +16,15 @@ from spirit_jax.checkpoint import SPEECH_TOKENIZER, CheckpointError, find, load_
 from spirit_jax.core.checksums import read_checksums
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.models.band_filters import mel_band_filters
 from spirit_jax.models.hubert import HubertPretraining, feature_penalty, init_pretraining, masked_prediction
 from spirit_jax.models.wav2vec2 import truncate
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.speech.features import RECEPTIVE_FIELD, UNIT_HOP
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
+from spirit_jax.speech.scratch.kmeans import unit_features
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.crops import Crop, CropData, CropShape, empty_crop
@@ -68,7 +71,15 @@ class HubertObjective:
     def init(self, key: Array) -> Params:
         """Fresh parameters; the encoder's are those of `initial` where it is given."""
         params = init_pretraining(self.model, key)
-        return params if self.initial is None else {**params, "encoder": jax.tree.map(jnp.asarray, self.initial)}
+        if self.initial is not None:
+            return {**params, "encoder": jax.tree.map(jnp.asarray, self.initial)}
+        if self.config.filters == "mel":
+            extractor = params["encoder"]["feature_extractor"]
+            width, _, channels = extractor["conv_0"].shape
+            filters_w1c = jnp.asarray(mel_band_filters(width, channels))[:, None]
+            extractor = {**extractor, "conv_0": filters_w1c}
+            params = {**params, "encoder": {**params["encoder"], "feature_extractor": extractor}}
+        return params
 
     def logical_axes(self) -> Any:
         """Every device holds all parameters."""
@@ -251,6 +262,13 @@ class Hubert(ConfiguredPart):
                 ]
 
             return cepstra, "mfcc"
+        if config.labels.source == "spectrum":
+            if (encoder.hop, encoder.receptive_field) != (UNIT_HOP, RECEPTIVE_FIELD):
+                raise SpiritError(
+                    f"{self.name}.labels: source spectrum has a frame of {RECEPTIVE_FIELD} samples each {UNIT_HOP}, this "
+                    f"encoder one of {encoder.receptive_field} each {encoder.hop}; they must be equal"
+                )
+            return lambda clips: [unit_features(clip) for clip in clips], "spectrum"
         if config.labels.teacher is not None:
             directory = find(config.labels.teacher, f"{SPEECH_TOKENIZER}/phonetic")
             shape, params = read_phonetic_encoder(config.labels.teacher)

@@ -6,6 +6,9 @@ from typing import Literal
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 
+LEAST_FILTER = 80
+"""Taps of the shortest first convolution that can begin with mel filters: 5 ms."""
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskConfig:
@@ -38,9 +41,10 @@ class LabelConfig:
         ValueError: a number out of range, or a layer without a teacher.
     """
 
-    source: Literal["mfcc", "layer"] = "mfcc"
-    """mfcc: MFCC with their first and second differences, for a first iteration; layer: a layer of the iteration before
-    or of `teacher`."""
+    source: Literal["mfcc", "spectrum", "layer"] = "mfcc"
+    """mfcc: MFCC with their first and second differences, for a first iteration, as published; spectrum: the log-mel
+    spectra of a frame without the level of voice and recording, which `train_tokenizers` clusters into its phonetic
+    units, for an encoder at 25 Hz; layer: a layer of the iteration before or of `teacher`."""
     layer: int = 6
     """The teacher's layer, from 1."""
     teacher: str | None = None
@@ -78,6 +82,9 @@ class HubertTraining:
     """Dropout, layer drop, and the gradient of the feature extractor."""
     start: Literal["random", "previous"] = "random"
     """Initial weights: random ones, as published, or those of the iteration before in this run."""
+    filters: Literal["random", "mel"] = "random"
+    """Initial weights of the first convolution, if `start` is random: random ones, as published, or band-pass filters
+    on the mel scale (arXiv 1711.01161), which save a short run the time to learn what a spectrum is."""
     rows: int = 32
     """Clips of a step, over all devices."""
     samples: int = 250_000
@@ -119,6 +126,11 @@ class HubertTraining:
             raise ValueError(
                 f"shortest {self.shortest} must lie between a frame of {self.encoder.receptive_field} samples and "
                 f"samples {self.samples}"
+            )
+        if self.filters == "mel" and self.encoder.conv_layers[0][1] < LEAST_FILTER:
+            raise ValueError(
+                f"filters mel: the first convolution of encoder.conv_layers has {self.encoder.conv_layers[0][1]} taps, "
+                f"too few for a band-pass filter; expected at least {LEAST_FILTER}"
             )
         if self.encoder.position_norm != "weight":
             raise ValueError("encoder.position_norm must be weight: a batch norm of positions is not trained here")

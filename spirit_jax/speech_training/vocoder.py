@@ -103,13 +103,24 @@ class VocoderPart(ConfiguredPart):
     def _voices(
         self, train: ClipUnits, held_out: ClipUnits, before: Voices
     ) -> tuple[Voices, tuple[Sequence[int], Sequence[int]]]:
-        """The names of the tables, and the style of each clip."""
+        """The names of the tables, and the style of each clip: -1 for a clip that is not used.
+
+        Raises:
+            SpiritError: a chosen speaker has no clips, or the table of styles does not fit.
+        """
         found = sorted({name for name, clip in zip(train.speakers, train.ids, strict=True) if clip})
+        if self.config.speakers is not None:
+            if missing := sorted({*self.config.speakers} - {*found}):
+                raise SpiritError(
+                    f"{self.name}.speakers: the training clips have no speaker {', '.join(map(repr, missing))}; they "
+                    f"have {', '.join(map(repr, found))}"
+                )
+            found = sorted({*self.config.speakers})
         names = (*before.speakers, *(name for name in found if name not in before.speakers))
         if len(names) == 1 and not before.speakers:
             report(f"{self.name}: one speaker only ({names[0] or 'without a name'}): there is no table of speakers")
             names = ()
-        elif strangers := {*held_out.speakers} - {*names, ""}:
+        elif self.config.speakers is None and (strangers := {*held_out.speakers} - {*names, ""}):
             _LOG.warning(
                 "%s: %d held-out speakers are not among those to learn from (%s): their clips are measured in the "
                 "voice %r",
@@ -117,7 +128,8 @@ class VocoderPart(ConfiguredPart):
             )
         if self.config.styles is None:
             usual = min(DEFAULT_STYLE, max(len(before.styles) - 1, 0))
-            return Voices(names, before.styles), ([usual] * len(train.ids), [usual] * len(held_out.ids))
+            usual_styles = ([usual] * len(train.ids), [usual] * len(held_out.ids))
+            return Voices(names, before.styles), self._of_speakers(usual_styles, train, held_out)
         if self.variant != "base":
             raise SpiritError(f"{self.name}.styles: an Expressive vocoder takes its styles from the units")
         labels = read_labels(self.config.styles)
@@ -130,7 +142,20 @@ class VocoderPart(ConfiguredPart):
             if missing:
                 report(f"{self.name}: {len(missing)} {split} clips have no style in {self.config.styles}: skipped")
             numbers.append(each)
-        return Voices(names, styles), (numbers[0], numbers[1])
+        return Voices(names, styles), self._of_speakers((numbers[0], numbers[1]), train, held_out)
+
+    def _of_speakers(
+        self, styles: tuple[Sequence[int], Sequence[int]], train: ClipUnits, held_out: ClipUnits
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """The styles of both splits, with -1 for the clips of speakers that are not among `config.speakers`."""
+        chosen = self.config.speakers
+        if chosen is None:
+            return styles
+        of_train, of_held_out = (
+            [style if speaker in chosen else -1 for style, speaker in zip(each, units.speakers, strict=True)]
+            for each, units in zip(styles, (train, held_out), strict=True)
+        )
+        return of_train, of_held_out
 
     def _sized(
         self, network: HifiGanConfig, tokenizer: SpeechTokenizer, voices: Voices, is_fixed: bool

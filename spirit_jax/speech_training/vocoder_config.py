@@ -83,6 +83,8 @@ class VocoderTraining:
     init_from: str | None = None
     """A checkpoint directory whose vocoder training begins with, to add a voice to it; null for fresh weights. The
     encoders must be those of the vocoder."""
+    speakers: list[str] | None = None
+    """Speakers whose clips are used, such as those of clean recordings; null: all."""
     styles: str | None = None
     """Table of each clip's style (`id,label` in CSV or TSV, or a JSON object) for the global styles of a Base vocoder,
     such as the speaking styles of Expresso; null for none."""

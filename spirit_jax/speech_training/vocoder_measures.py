@@ -29,7 +29,7 @@ _GAP = 2  # rows of an image between two spectra
 
 
 def choose_clips(clips: Clips, rows: VocoderRows, count: int) -> list[int]:
-    """The first `count` clips of medium length that have units and a style."""
+    """The first `count` clips of medium length that have units and are used."""
     chosen: list[int] = []
     for index, audio in clips.usable() if count else ():
         if not _SECONDS[0] <= audio.size / SAMPLE_RATE <= _SECONDS[1] or rows.styles[index] < 0:

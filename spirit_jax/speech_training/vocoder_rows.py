@@ -39,18 +39,18 @@ class VocoderRows:
     speakers: Sequence[int]
     """Row of the speaker table of each clip."""
     styles: Sequence[int]
-    """Row of the global style table of each clip; -1 for a clip that has none."""
+    """Row of the global style table of each clip; -1 for a clip that is not used."""
 
     def __call__(self, crop: Crop, rng: np.random.Generator) -> Mapping[str, Any]:
         """Audio [R], codes of each frame [T] and the runs inside the crop [U].
 
         Raises:
-            SpiritError: the clip has no units or no style.
+            SpiritError: the clip has no units, or is not used.
         """
         del rng
         network, units = self.network, self.units.of(crop.index)
         if self.styles[crop.index] < 0:
-            raise SpiritError(f"clip {crop.index} has no style")
+            raise SpiritError(f"clip {crop.index} is not used: it has no style, or its speaker is not chosen")
         hop, count = network.code_hop_size, self.config.samples // network.code_hop_size
         frames = crop.start // hop + np.arange(count)
 

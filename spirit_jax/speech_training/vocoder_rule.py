@@ -106,7 +106,9 @@ class VocoderRule:
         if accumulate != 1:
             raise ValueError(f"a vocoder's batch is not divided; found accumulate {accumulate}")
         start, recent = self.config.adversarial_start, state.recent
-        if start:
+        if start >= self.config.loop.steps:  # the discriminators never take part, so their step is not compiled
+            params, opt_state, metrics = self._mel_step(state.params, state.opt_state, batch)
+        elif start:
             # The loss is another one from here on; beside the one before, its first steps would be spikes.
             recent = jax.tree.map(
                 lambda fresh, kept: jnp.where(state.step == start, fresh, kept), no_recent_steps(), recent

@@ -221,6 +221,22 @@ def test_an_expressive_vocoder_reads_all_streams(corpus, encoders, tmp_path):
     assert vocoder.decode(units, predict_durations=False).size == 640 * len(units.hubert)
 
 
+def test_a_vocoder_hears_chosen_speakers_alone(corpus, encoders, tmp_path):
+    config = dataclasses.replace(VOCODER, encoders=str(encoders), speakers=["bob"])
+    ready = prepared(corpus, tmp_path, VocoderPart("base", config))
+    assert ready.rule.network.num_speakers == 0
+    clips = [load_audio(corpus.parent / f"clip-{number}.wav") for number in range(1, 8, 2)]
+    scaled = [clip * (0.95 / np.abs(clip).max()) for clip in clips]
+    crops = np.stack([clip[start : start + 2560] for clip in scaled for start in range(0, clip.size - 2559, 640)])
+    batches = ready.batches(HostShare(0, 1), None)
+    for _ in range(5):
+        for audio in next(batches)["audio_br"]:
+            assert np.abs(crops - audio).max(1).min() < 1e-4
+    strange = dataclasses.replace(config, speakers=["eve"])
+    with pytest.raises(SpiritError, match=r"speakers: the training clips have no speaker 'eve'; they have 'ada', 'bob'"):
+        prepared(corpus, tmp_path, VocoderPart("base", strange))
+
+
 @pytest.mark.slow
 def test_a_style_encoder_learns_clusters_and_a_classifier_labels(corpus, tmp_path):
     labels = tmp_path / "labels.csv"

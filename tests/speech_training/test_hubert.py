@@ -11,6 +11,7 @@ import torch
 from spirit_jax.checkpoint import flatten
 from spirit_jax.convert.components.style import hf_encoder_rows
 from spirit_jax.convert.table import Row, to_torch
+from spirit_jax.models.band_filters import mel_band_filters
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
 from spirit_jax.speech_training.crops import Crop
 from spirit_jax.speech_training.hubert import HubertObjective, HubertRows
@@ -188,3 +189,17 @@ def test_noise_leaves_out_layers_and_scales_the_gradient_of_the_extractor(params
     np.testing.assert_allclose(scaled["layers"]["up"]["kernel"], whole["layers"]["up"]["kernel"], rtol=1e-4, atol=1e-6)
     dropped = gradient(dataclasses.replace(CONFIG, noise=Wav2Vec2Noise(0, 0, 0, 0.999, 1.0)))
     assert not np.asarray(jnp.abs(dropped["layers"]["up"]["kernel"]).max())
+
+
+def test_mel_filters_replace_the_first_convolution_and_nothing_else():
+    encoder = dataclasses.replace(ENCODER, conv_layers=((16, 100, 50), (16, 2, 2)))
+    plain = dataclasses.replace(CONFIG, encoder=encoder)
+    random, mel = (
+        flatten(HubertObjective(dataclasses.replace(plain, filters=filters), CLASSES, seed=0).init(jax.random.key(3)))
+        for filters in ("random", "mel")
+    )
+    first = "encoder/feature_extractor/conv_0"
+    assert [name for name in random if not np.array_equal(random[name], mel[name])] == [first]
+    np.testing.assert_array_equal(mel[first][:, 0], mel_band_filters(100, 16))
+    with pytest.raises(ValueError, match="the first convolution of encoder.conv_layers has 10 taps"):
+        dataclasses.replace(CONFIG, filters="mel")
