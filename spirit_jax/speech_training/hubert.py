@@ -20,11 +20,9 @@ from spirit_jax.models.band_filters import mel_band_filters
 from spirit_jax.models.hubert import HubertPretraining, feature_penalty, init_pretraining, masked_prediction
 from spirit_jax.models.wav2vec2 import truncate
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
-from spirit_jax.speech.features import RECEPTIVE_FIELD, UNIT_HOP
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
-from spirit_jax.speech.scratch.kmeans import unit_features
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.crops import Crop, CropData, CropShape, empty_crop
@@ -262,13 +260,6 @@ class Hubert(ConfiguredPart):
                 ]
 
             return cepstra, "mfcc"
-        if config.labels.source == "spectrum":
-            if (encoder.hop, encoder.receptive_field) != (UNIT_HOP, RECEPTIVE_FIELD):
-                raise SpiritError(
-                    f"{self.name}.labels: source spectrum has a frame of {RECEPTIVE_FIELD} samples each {UNIT_HOP}, this "
-                    f"encoder one of {encoder.receptive_field} each {encoder.hop}; they must be equal"
-                )
-            return lambda clips: [unit_features(clip) for clip in clips], "spectrum"
         if config.labels.teacher is not None:
             directory = find(config.labels.teacher, f"{SPEECH_TOKENIZER}/phonetic")
             shape, params = read_phonetic_encoder(config.labels.teacher)

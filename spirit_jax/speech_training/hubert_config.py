@@ -41,10 +41,9 @@ class LabelConfig:
         ValueError: a number out of range, or a layer without a teacher.
     """
 
-    source: Literal["mfcc", "spectrum", "layer"] = "mfcc"
-    """mfcc: MFCC with their first and second differences, for a first iteration, as published; spectrum: the log-mel
-    spectra of a frame without the level of voice and recording, which `train_tokenizers` clusters into its phonetic
-    units, for an encoder at 25 Hz; layer: a layer of the iteration before or of `teacher`."""
+    source: Literal["mfcc", "layer"] = "mfcc"
+    """mfcc: MFCC with their first and second differences, for a first iteration; layer: a layer of the iteration before
+    or of `teacher`."""
     layer: int = 6
     """The teacher's layer, from 1."""
     teacher: str | None = None

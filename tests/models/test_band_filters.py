@@ -1,4 +1,4 @@
-"""Mel filters of a first convolution: their bands by Fourier transform, and what GELU's rectification leaves of phase."""
+"""Mel filters of a first convolution: their bands by Fourier transform, and how little phase GELU leaves of them."""
 
 import numpy as np
 import pytest

@@ -233,7 +233,9 @@ def test_a_vocoder_hears_chosen_speakers_alone(corpus, encoders, tmp_path):
         for audio in next(batches)["audio_br"]:
             assert np.abs(crops - audio).max(1).min() < 1e-4
     strange = dataclasses.replace(config, speakers=["eve"])
-    with pytest.raises(SpiritError, match=r"speakers: the training clips have no speaker 'eve'; they have 'ada', 'bob'"):
+    with pytest.raises(
+        SpiritError, match=r"speakers: the training clips have no speaker 'eve'; they have 'ada', 'bob'"
+    ):
         prepared(corpus, tmp_path, VocoderPart("base", strange))
 
 

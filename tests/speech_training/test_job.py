@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from scipy.spatial.distance import cdist
 
 from spirit_jax import SpeechTokenizer, config, load_audio
 from spirit_jax.convert.components import hubert
@@ -19,9 +18,7 @@ from spirit_jax.convert.part_export import export_part
 from spirit_jax.convert.part_import import import_part
 from spirit_jax.convert.parts import RELEASED_PARTS
 from spirit_jax.convert.verification import reference
-from spirit_jax.core.errors import SpiritError
 from spirit_jax.parallel.sharding import HostShare
-from spirit_jax.speech.features import log_mel
 from spirit_jax.speech_training import job
 from spirit_jax.speech_training.compile import abstract_batch
 from spirit_jax.speech_training.config import TrainSpeechConfig
@@ -220,25 +217,3 @@ def test_export_gives_the_released_files_with_which_pytorch_gives_the_same_units
     again = import_part(phonetic, released)
     assert json.loads(json.dumps(again.config)) == encoder.config()
     assert hubert.conv_feature_layers(state["model_cfg"]["conv_feature_layers"]) == encoder.encoder.conv_layers
-
-
-def test_labels_by_spectra_are_clusters_of_log_mel_spectra_without_their_level(recordings, tmp_path):
-    settings = _settings(recordings, tmp_path, "--hubert_1.labels.source", "spectrum")
-    (hubert, *_), (train, held_out) = parts(settings), job.open_clips(settings)
-    context = Context(tmp_path, tmp_path / "hubert_1", train, held_out, seed=0, data={}, spike_sigmas=6.0)
-    hubert.prepare(context)
-    arrays = {path.stem: np.load(path) for path in (tmp_path / "hubert_1" / "labels").glob("*.npy")}
-    index = next(index for index, _ in train.usable())
-    spectrum = log_mel(train.audio(index))
-    loud = spectrum.mean(1) >= spectrum.mean(1).max() - 30 / (20 / np.log(10))
-    features = np.clip(spectrum - spectrum[loud].mean(0), -4, 4).reshape(-1, 160)  # these buzzes are loud enough
-    expected = cdist(features, arrays["centroids"]).argmin(1)
-    start, end = arrays["train_offsets"][index : index + 2]
-    np.testing.assert_array_equal(arrays["train_values"][start:end], expected)
-
-    other = [[8, 10, 5], [8, 3, 2], [8, 2, 2]]
-    changed = _settings(
-        recordings, tmp_path, "--hubert_1.labels.source", "spectrum", "--hubert_1.encoder.conv_layers", json.dumps(other)
-    )
-    with pytest.raises(SpiritError, match="spectrum has a frame of 720 samples each 640, this encoder one of 25"):
-        parts(changed)[0].prepare(context)

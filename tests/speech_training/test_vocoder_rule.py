@@ -1,5 +1,7 @@
 """A vocoder's step against PyTorch's AdamW, padding, and that it learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from spirit_jax.models.hifigan_discriminators import iterate_power
 from spirit_jax.models.hifigan_losses import inner_runs
 from spirit_jax.speech_training.vocoder_config import GanOptimizerConfig, VocoderTraining
 from spirit_jax.speech_training.vocoder_rule import DISCRIMINATORS, GENERATOR, RATIOS, VocoderRule, gan_optimizer
+from spirit_jax.training.config import LoopConfig
 from tests.support import torch_discriminators as reference
 from tests.support.small_vocoders import BASE, random_codes, random_vocoders, tensors
 
@@ -181,6 +184,24 @@ def test_spikes_are_counted_anew_when_the_discriminators_start(setting):
     for step, bad in ((START - 1, True), (START, False), (START + 1, True)):
         _, metrics = train_step(state.replace(step=jnp.int32(step), recent=calm), batch_of(NETWORK))
         assert metrics["bad"] == bad
+
+
+def test_discriminators_that_never_take_part_are_not_in_the_step(setting):
+    """The step with both ways, before its start, is the independent formula."""
+    _, rule, state, both = setting
+    alone = dataclasses.replace(rule, config=dataclasses.replace(rule.config, loop=LoopConfig(steps=START)))
+    batch = batch_of(NETWORK)
+    step = jax.jit(alone.train_step)
+    after, metrics = step(state, batch)
+    expected, others = both(state, batch)
+    np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-5)
+    for found, wanted in zip(jax.tree.leaves(after.params), jax.tree.leaves(expected.params), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=STEP_NOISE)
+    later, _ = step(state.replace(step=jnp.int32(START)), batch)
+    for found, wanted in zip(
+        jax.tree.leaves(later.params[DISCRIMINATORS]), jax.tree.leaves(state.params[DISCRIMINATORS]), strict=True
+    ):
+        np.testing.assert_array_equal(found, wanted)
 
 
 def test_a_batch_is_not_divided(setting):
