@@ -1,4 +1,4 @@
-"""python -m benchmarks.data [--batches 150] [--workers 0 2] [--tokenizer DIR] [--place gs://BUCKET/NAME]
+"""python -m benchmarks.data [--batches 150] [--workers 0 2] [--tokenizer DIR] [--place gs://BUCKET/NAME] [--json FILE]
 
 Measures the data pipeline from record files to batches on realistic synthetic records: a third each of speech
 (utterances of 2-16 s), interleaved aligned speech, and text documents (about 200-2000 tokens), mixed by tokens and
@@ -16,6 +16,7 @@ import time
 
 import numpy as np
 
+from benchmarks import report
 from spirit_jax.data import loader, packing, sampling, source
 from spirit_jax.data.config import DataConfig, SourceConfig
 from spirit_jax.data.records import RecordSource, RecordWriter
@@ -163,8 +164,10 @@ def main() -> None:
         "--tokenizer", help="directory of a tokenizer; by default one of 32000 pieces is trained on the synthetic text"
     )
     parser.add_argument("--place", help="where to write the records, also in a bucket; by default a temporary folder")
+    report.add_option(parser)
     arguments = parser.parse_args()
 
+    where, figures = report.machine(), []
     language = Language(np.random.default_rng(0))
     start = time.perf_counter()
     if arguments.tokenizer:
@@ -181,6 +184,7 @@ def main() -> None:
         sources = {name: SourceConfig(f"{directory}/{name}", recipe) for name, recipe in SOURCES.items()}
         for workers in arguments.workers:
             got = measure(DataConfig(sources, workers=workers), vocabulary, arguments.batches)
+            figures.append({"workers": workers, **got})
             print(f"\nworkers {workers}: {got['wall'] / 1e3:.0f} k tokens/s", end="")
             print(f", {got['cpu'] / 1e3:.0f} k tokens per CPU second of the one process" if not workers else "")
             first, longest = got["first"], got["longest"]
@@ -194,6 +198,7 @@ def main() -> None:
             (seconds | {"rest": whole - sum(seconds.values())}).items(), key=lambda item: -item[1]
         ):
             print(f"  {name:24s} {spent / whole:6.1%}")
+        report.write(arguments.json, where, figures)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Speed of the unit encoders against PyTorch on the same clips and the same machine.
 
     pip install einops && pip install --no-deps local-attention hyper-connections  # what torchfcpe needs
-    python -m benchmarks.encode [--rounds 5] [--seconds 10] [--clips 8]
+    python -m benchmarks.encode [--rounds 5] [--seconds 10] [--clips 8] [--json FILE]
 
 The networks have full size: HuBERT at 25 Hz up to layer 11 and the style encoder, both with random weights, against
 transformers; FCPE with its real weights against torchfcpe, where only our side also runs the VQ-VAE (0.2 M parameters);
@@ -19,9 +19,7 @@ import os
 import pathlib
 import platform
 import statistics
-import sys
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,6 +28,8 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import report
+from benchmarks.torch_fcpe import bundled_fcpe
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert import table
 from spirit_jax.convert.components import fcpe, hubert, style, vqvae
@@ -105,15 +105,9 @@ def styles() -> Contest:
 
 def pitch() -> tuple[Contest, VQVAEPitch]:
     """Pitch units on our side, through a random VQ-VAE; PyTorch's F0 contour. Also our encoder."""
-    # torchfcpe imports torchaudio's Resample and uses it only for other sample rates.
-    stub = types.ModuleType("torchaudio.transforms")
-    vars(stub)["Resample"] = None
-    sys.modules["torchaudio.transforms"] = stub
-    torchaudio, sys.modules["torchaudio"] = sys.modules["torchaudio"], types.ModuleType("torchaudio")
-    import torchfcpe
+    reference = bundled_fcpe()
+    import torchfcpe  # `bundled_fcpe` has made it importable
 
-    sys.modules["torchaudio"] = torchaudio
-    model = torchfcpe.spawn_bundled_infer_model(device="cpu")
     released = load_torch(pathlib.Path(torchfcpe.__file__).parent / "assets/fcpe_c_v001.pt")
     config = fcpe.part_config(released["config_dict"])
     rng = np.random.default_rng(0)
@@ -123,20 +117,7 @@ def pitch() -> tuple[Contest, VQVAEPitch]:
         {"vqvae": unflatten(quantizer), "fcpe": arrays(fcpe.rows(config), released["model"], fcpe.shapes(config))},
     )
 
-    def reference(clip: np.ndarray) -> np.ndarray:
-        audio = torch.from_numpy(clip)[None, :, None]
-        options = {"decoder_mode": "local_argmax", "threshold": 0.05, "f0_min": 50, "f0_max": 1100}
-        f0, _ = model.infer(
-            audio,
-            SAMPLE_RATE,
-            **options,
-            interp_uv=True,
-            output_interp_target_length=len(clip) // 80 + 1,
-            retur_uv=True,
-        )
-        return f0[0, :, 0].numpy()
-
-    return Contest("pitch", encoder.encode_batch, reference), encoder
+    return Contest("pitch", encoder.encode_batch, lambda clip: reference(torch.from_numpy(clip)).numpy()), encoder
 
 
 def speech(seconds: float, seed: int) -> np.ndarray:
@@ -175,7 +156,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default 5)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the single clip (default 10)")
     parser.add_argument("--clips", type=int, default=8, help="clips in the folder, 2 to 12 s long (default 8)")
+    report.add_option(parser)
     options = parser.parse_args()
+    where, figures = report.machine(), []
     print(
         f"{jax.devices()[0].device_kind} x {jax.device_count()}, {os.cpu_count()} cores, {platform.machine()}, "
         f"load {os.getloadavg()[0]:.1f}, float32, jax {jax.__version__}, torch {torch.__version__} "
@@ -206,6 +189,10 @@ def main() -> None:
         for clips in ([clip], folder):
             ours, reference, ratio = measure(contest, clips, options.rounds)
             print(f"{contest.name:16}{len(clips):>8}{ours:>9.1f}x{reference:>9.1f}x{ratio:>14.2f}x", flush=True)
+            figures.append(
+                {"network": contest.name, "clips": len(clips), "ours": ours, "torch": reference, "ratio": ratio}
+            )
+    report.write(options.json, where, figures)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""python -m benchmarks.evaluate [--checkpoint DIR] [--items 64]
+"""python -m benchmarks.evaluate [--checkpoint DIR] [--items 64] [--json FILE]
 
 Compares scoring of hypotheses in batches with scoring them one at a time, on the model of a checkpoint or on a random
 one of 20 M parameters. The hypotheses are random ids in the lengths of three tasks: pairs of words, pairs of stories
@@ -12,6 +12,7 @@ import time
 import jax
 import numpy as np
 
+from benchmarks import report
 from spirit_jax import SpiritLM
 from spirit_jax.models import llama
 from spirit_jax.models.llama import LlamaConfig
@@ -71,7 +72,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="checkpoint directory or step of a run")
     parser.add_argument("--items", type=int, default=64, help="items of each task; a quarter of them for MMLU")
+    report.add_option(parser)
     options = parser.parse_args()
+    where, figures = report.machine(), []
     lm = SpiritLM.from_pretrained(options.checkpoint) if options.checkpoint else random_model()
     print("hypotheses a second, and how many times as many in batches as one at a time (by wall time, by CPU time)")
     for name, kind in KINDS.items():
@@ -84,6 +87,16 @@ def main() -> None:
             f"{name:8} one at a time {rates[0]:8.1f}   batched {rates[1]:8.1f}   "
             f"ratio {wall / batch_wall:.1f} {cpu / batch_cpu:.1f}"
         )
+        figures.append(
+            {
+                "task": name,
+                "one_at_a_time": rates[0],
+                "batched": rates[1],
+                "ratio": wall / batch_wall,
+                "ratio_cpu_seconds": cpu / batch_cpu,
+            }
+        )
+    report.write(options.json, where, figures)
 
 
 def measure(lm: SpiritLM, calls: list[list[list[np.ndarray]]]) -> tuple[float, float]:

@@ -1,7 +1,7 @@
 """Compare greedy generation with Hugging Face's `generate` in PyTorch: same weights, same prompts.
 
     python -m benchmarks.generate [--hidden 768] [--layers 12] [--batch 1 16] [--prompt 64] [--new 32] [--repeats 3]
-        [--dtype float32] [--stacked]
+        [--dtype float32] [--stacked] [--json FILE]
 
 Prefill and decode are timed apart. Prefill is the time of a prompt with one new token; decode is the time that each
 further token takes. The best of the repeats counts; spirit_jax and PyTorch run in turn. Both must generate the same ids
@@ -23,6 +23,7 @@ import numpy as np
 import torch
 import transformers
 
+from benchmarks import report
 from benchmarks.hugging_face import random_llama
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import llama as table
@@ -122,7 +123,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--stacked", action="store_true", help="run the layout of accelerators")
+    report.add_option(parser)
     options = parser.parse_args()
+    where = report.machine()
     reference, engine = models(options.hidden, options.layers, options.dtype, options.stacked)
     size = sum(parameter.numel() for parameter in reference.parameters())
     params = engine.arrays.params
@@ -133,13 +136,14 @@ def main() -> None:
         f"{size / 1e6:.0f} M parameters, {options.dtype}, prompts of {options.prompt}, {options.new} new, "
         f"{os.cpu_count()} cores; memory is read at {bandwidth / 1e9:.1f} GB/s, all weights {most:.1f} times a second"
     )
+    figures = []
     for batch in options.batch:
         ids = np.random.default_rng(batch).integers(5, 30000, (batch, options.prompt)).astype(np.int32)
         runs: dict[str, Callable[[int], np.ndarray]] = {
             "ours": lambda new, ids=ids: run_ours(engine, ids, new),
             "torch": lambda new, ids=ids: run_torch(reference, ids, new),
         }
-        same = np.mean(runs["ours"](options.new) == runs["torch"](options.new))
+        same = float(np.mean(runs["ours"](options.new) == runs["torch"](options.new)))
         runs["ours"](1)
         best = best_times(runs, options.new, options.repeats)
         prefill = {name: batch * options.prompt / best[name, 1] for name in runs}
@@ -154,6 +158,10 @@ def main() -> None:
             f"batch {batch:2} {same:.1%} of the ids are the same; decoding reads weights at {steps / most:.0%} of the "
             "speed of memory"
         )
+        figures.append(
+            {"batch": batch, "prefill": prefill, "decode": decode, "same_ids": same, "share_of_memory": steps / most}
+        )
+    report.write(options.json, where, {"parameters": size, "dtype": options.dtype, "batches": figures})
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Measure what weights in 8 and 4 bits change: log-likelihoods by kind of token, speed, and memory.
 
     python -m benchmarks.quantize [--checkpoint RUN/checkpoints/STEP] [--documents 32] [--hidden 1024] [--layers 8]
-        [--new 32] [--config FILE]
+        [--new 32] [--config FILE] [--json FILE]
 
 With a step of a training run, held-out documents of each of its sources are scored with weights in float32, 8 and
 4 bits. A random model of the given width then decodes one prompt. Finally, the memory of a 7 B model and its cache is
@@ -13,6 +13,7 @@ import functools
 import os
 import pathlib
 import time
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,6 +21,7 @@ import jax
 import numpy as np
 import yaml
 
+from benchmarks import report
 from spirit_jax import SpiritLM
 from spirit_jax.config import from_dict
 from spirit_jax.core.constants import GIB
@@ -41,6 +43,8 @@ from spirit_jax.vocabulary import TOKEN_KINDS
 SEVEN_B = pathlib.Path(__file__).parents[1] / "configs" / "spirit_lm_expressive_7b.yaml"
 VOCABULARY = 32768
 KINDS: tuple[Quantization | None, ...] = (None, "int8", "int4")
+NAMES = ("floats", "int8", "int4")
+"""Names of `KINDS` in the JSON."""
 
 
 def held_out_documents(checkpoint: pathlib.Path, lm: SpiritLM, count: int) -> list[np.ndarray]:
@@ -56,8 +60,8 @@ def held_out_documents(checkpoint: pathlib.Path, lm: SpiritLM, count: int) -> li
     return documents
 
 
-def trained_model(checkpoint: pathlib.Path, count: int) -> None:
-    """Print the nats a token of each kind of token, and how often the most likely token is the right one."""
+def trained_model(checkpoint: pathlib.Path, count: int) -> list[dict[str, Any]]:
+    """Print and return the nats a token of each kind of token, and how often the most likely token is the right one."""
     models = {kind: SpiritLM.from_pretrained(checkpoint, "float32", quantize=kind) for kind in KINDS}
     lm = models[None]
     documents = held_out_documents(checkpoint, lm, count)
@@ -70,29 +74,33 @@ def trained_model(checkpoint: pathlib.Path, count: int) -> None:
         groups = [[ids] for ids in documents]
         scores = token_scores(model.config, model.mesh, model.params, model.vocabulary, groups)
         nats[kind] = -np.concatenate([group[0].all[start:] for group in scores])
+    rows = []
     for name, chosen in [
         *((name, kinds == index) for index, name in enumerate(TOKEN_KINDS)),
         ("all", np.ones(len(kinds), bool)),
     ]:
         if chosen.any():
-            full, *others = (float(nats[kind][chosen].mean()) for kind in KINDS)
+            full, *others = values = [float(nats[kind][chosen].mean()) for kind in KINDS]
+            rows.append({"kind": name, "tokens": int(chosen.sum()), **dict(zip(NAMES, values, strict=True))})
             changes = " | ".join(f"{other:.4f} ({other - full:+.4f})" for other in others)
             print(f"| {name} | {chosen.sum()} | {full:.4f} | {changes} |")
+    return rows
 
 
-def random_model(hidden: int, layers: int, new: int) -> None:
-    """Print how many tokens a second each form decodes at batch 1."""
+def random_model(hidden: int, layers: int, new: int) -> dict[str, Any]:
+    """Print and return how many tokens a second each form decodes at batch 1."""
     heads = hidden // 64
     config = LlamaConfig(VOCABULARY, hidden, hidden * 8 // 3 // 64 * 64, layers, heads, heads, initializer_range=0.05)
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = jax.jit(lambda: llama.init_params(config, jax.random.key(0)))()
     print(f"\nrandom model of {llama.parameter_count(config) / 1e6:.0f} M, float32, batch 1, {os.cpu_count()} cores\n")
     print("| weights | decoded tokens a second |\n|---|---|")
-    for kind in KINDS:
+    speeds = {}
+    for name, kind in zip(NAMES, KINDS, strict=True):
         own = params if kind is None else quantized.quantize_tree(params, kind)
-        print(
-            f"| {kind or 'float32'} | {decoded_per_second(network.arrange(config, own, mesh), config, mesh, new):.1f} |"
-        )
+        speeds[name] = decoded_per_second(network.arrange(config, own, mesh), config, mesh, new)
+        print(f"| {kind or 'float32'} | {speeds[name]:.1f} |", flush=True)
+    return {"parameters": llama.parameter_count(config), "tokens_per_second": speeds}
 
 
 def decoded_per_second(params: Params, config: LlamaConfig, mesh: jax.sharding.Mesh, new: int) -> float:
@@ -110,18 +118,21 @@ def decoded_per_second(params: Params, config: LlamaConfig, mesh: jax.sharding.M
     return (new - 1) / (min(seconds(new) for _ in range(3)) - min(seconds(1) for _ in range(3)))
 
 
-def memory(path: pathlib.Path) -> None:
-    """Print the memory of a run's model in bfloat16, 8 and 4 bits, and how many rows of its cache 16 GiB hold."""
+def memory(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Print and return the memory of a run's model in each form, and how many rows of its cache 16 GiB hold."""
     config = from_dict(LlamaConfig, yaml.safe_load(read_text(path))["model"] | {"param_dtype": "bfloat16"})
     shapes = llama.abstract_params(config)
     cache = jax.eval_shape(lambda: llama.init_cache(config, 1, config.max_position_embeddings))
     row = size_of(cache)
     print(f"\n{path.name}; the cache of {config.max_position_embeddings} tokens takes {row / GIB:.2f} GiB a row\n")
     print("| weights | GB | GiB | rows beside them in 16 GiB, with 1 GiB to work in |\n|---|---|---|---|")
-    for kind in KINDS:
+    rows = []
+    for name, kind in zip(NAMES, KINDS, strict=True):
         own = shapes if kind is None else jax.eval_shape(functools.partial(quantized.quantize_tree, kind=kind), shapes)
         size = size_of(own)
         print(f"| {kind or 'bfloat16'} | {size / 1e9:.2f} | {size / GIB:.2f} | {int((15 * GIB - size) / row)} |")
+        rows.append({"weights": name, "bytes": size, "rows": int((15 * GIB - size) / row)})
+    return rows
 
 
 def size_of(shapes: object) -> int:
@@ -136,11 +147,14 @@ def main() -> None:
     parser.add_argument("--config", type=pathlib.Path, default=SEVEN_B)
     for name, default in (("documents", 32), ("hidden", 1024), ("layers", 8), ("new", 32)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    report.add_option(parser)
     options = parser.parse_args()
-    memory(options.config)
+    where = report.machine()
+    figures: dict[str, Any] = {"memory": memory(options.config)}
     if options.checkpoint:
-        trained_model(options.checkpoint, options.documents)
-    random_model(options.hidden, options.layers, options.new)
+        figures["nats"] = trained_model(options.checkpoint, options.documents)
+    figures["decoding"] = random_model(options.hidden, options.layers, options.new)
+    report.write(options.json, where, figures)
 
 
 if __name__ == "__main__":

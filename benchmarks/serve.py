@@ -1,7 +1,7 @@
 """Measure the server: what it costs beside the bare engine, when the first audio comes, and how many streams it speaks.
 
     python -m benchmarks.serve --checkpoint runs/tiny/checkpoints/500 [--hidden 768] [--layers 12] [--streams 1 4 16]
-        [--new 128] [--prompt 32] [--tokens-per-step 8] [--requests 3]
+        [--new 128] [--prompt 32] [--tokens-per-step 8] [--requests 3] [--json FILE]
 
 The checkpoint gives the tokenizers and the vocoder. The Llama has random weights of the size asked for, because a tiny
 model would spend its time in Python. Clients run in a process of their own, over HTTP on the loopback address. For each
@@ -31,6 +31,7 @@ import httpx
 import jax
 import uvicorn
 
+from benchmarks import report
 from spirit_jax import SamplingParams, SpiritLM
 from spirit_jax.inference.sampling import SamplingFeatures
 from spirit_jax.inference.scheduler import Capacity, Request
@@ -130,8 +131,8 @@ def ask(url: str, body: dict[str, Any], streams: int, requests: int) -> Seen:
     return seen
 
 
-def measure(lm: SpiritLM, streams: int, options: argparse.Namespace) -> str:
-    """Return a line of figures for a number of streams."""
+def measure(lm: SpiritLM, streams: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return the figures of a number of streams."""
     capacity = Capacity(streams, 2 * options.prompt + options.new, options.new, SamplingFeatures(shortlist=64))
     service = Service(lm, capacity, Limits(), options.tokens_per_step)
     app = make_app(service, "benchmark", Access())
@@ -155,11 +156,15 @@ def measure(lm: SpiritLM, streams: int, options: argparse.Namespace) -> str:
         server.should_exit = True
         thread.join()
     served = text.tokens / text.seconds
-    return (
-        f"{streams:2} streams  engine {bare:7.1f} tok/s  served {served:7.1f} tok/s  lost {1 - served / bare:6.1%}  "
-        f"first text {statistics.median(text.first):.3f} s  first audio {statistics.median(speech.first):.3f} s  "
-        f"speech {speech.audio_seconds / speech.seconds:.1f} x real time"
-    )
+    return {
+        "streams": streams,
+        "engine_tokens_per_second": bare,
+        "served_tokens_per_second": served,
+        "lost": 1 - served / bare,
+        "seconds_to_first_text": statistics.median(text.first),
+        "seconds_to_first_audio": statistics.median(speech.first),
+        "real_time_factor": speech.audio_seconds / speech.seconds,
+    }
 
 
 def main() -> None:
@@ -170,13 +175,24 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--requests", type=int, default=3, help="requests of each client")
+    report.add_option(parser)
     options = parser.parse_args()
+    where, figures = report.machine(), []
     logging.disable(logging.WARNING)  # the vocoder does not know all units that random weights generate
     lm = model(options.checkpoint, options.hidden, options.layers)
     size = sum(leaf.size for leaf in jax.tree.leaves(lm.params))
     print(f"{size / 1e6:.0f} M parameters, {options.new} new tokens, {os.cpu_count()} cores")
     for streams in options.streams:
-        print(measure(lm, streams, options), flush=True)
+        found = measure(lm, streams, options)
+        figures.append(found)
+        print(
+            f"{streams:2} streams  engine {found['engine_tokens_per_second']:7.1f} tok/s  served "
+            f"{found['served_tokens_per_second']:7.1f} tok/s  lost {found['lost']:6.1%}  first text "
+            f"{found['seconds_to_first_text']:.3f} s  first audio {found['seconds_to_first_audio']:.3f} s  speech "
+            f"{found['real_time_factor']:.1f} x real time",
+            flush=True,
+        )
+    report.write(options.json, where, {"parameters": size, "streams": figures})
 
 
 if __name__ == "__main__":

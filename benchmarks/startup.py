@@ -19,6 +19,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
+from benchmarks import report
 from spirit_jax.__main__ import COMMANDS
 
 IMPORTS = (
@@ -122,8 +123,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=pathlib.Path, help="a step with a vocoder; without it, no answer is timed")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=pathlib.Path, help="also write the figures here")
+    report.add_option(parser)
     options = parser.parse_args()
+    where = report.machine()
     environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2"}
     repeats = range(options.repeats)
     figures = {
@@ -144,11 +146,8 @@ def main() -> None:
         figures["first answer, with the programs of another run"] = best(warm)
     for title, seconds in figures.items():
         show(title, seconds)
-    if options.json is not None:
-        named = {
-            title: {name: value._asdict() for name, value in seconds.items()} for title, seconds in figures.items()
-        }
-        options.json.write_text(json.dumps(named, indent=1) + "\n", encoding="utf-8")
+    named = {title: {name: value._asdict() for name, value in seconds.items()} for title, seconds in figures.items()}
+    report.write(options.json, where, named)
 
 
 if __name__ == "__main__":

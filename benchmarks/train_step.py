@@ -1,6 +1,7 @@
 """Compares the training step with that of Hugging Face's Llama in PyTorch on the same machine.
 
     python -m benchmarks.train_step [--rounds 7] [--batch 4] [--length 1024] [--hidden 512] [--layers 6] [--vocab 32768]
+        [--json FILE]
 
 One process builds the same float32 Llama twice (about 50 M parameters by default) and runs steps of both in turn:
 forward, loss, backward, clipping by global norm, AdamW. Each round also times one large matrix product of each library;
@@ -31,6 +32,7 @@ import optax
 import torch
 import transformers
 
+from benchmarks import report
 from benchmarks.hugging_face import random_llama
 from spirit_jax.models import llama
 from spirit_jax.models.losses import next_token_losses
@@ -125,7 +127,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=6, help="layers (default 6)")
     parser.add_argument("--vocab", type=int, default=32768, help="vocabulary (default 32768, Spirit LM Expressive's)")
     parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
+    report.add_option(parser)
     options = parser.parse_args()
+    where = report.machine()
 
     config = llama.LlamaConfig(
         vocab_size=options.vocab,
@@ -166,8 +170,20 @@ def main() -> None:
     for name, column in (("jax", 2), ("torch", 3)):
         seconds = statistics.median(row[column] for row in rounds)
         print(f"{name:<5} {tokens / seconds:8.0f} tok/s, {flops / seconds / peak:4.0%} of the peak")
-    ratio = statistics.median(row[3] / row[2] for row in rounds)
+    ratios = [row[3] / row[2] for row in rounds]
+    ratio = statistics.median(ratios)
     print(f"median ratio jax / torch {ratio:.2f} over {len(rounds)} rounds")
+    figures = {
+        "parameters": llama.parameter_count(config),
+        "tokens_per_second": {
+            name: tokens / statistics.median(row[column] for row in rounds)
+            for name, column in (("ours", 2), ("torch", 3))
+        },
+        "flops_per_second_of_a_product": peak,
+        "ratio": ratio,
+        "ratios": ratios,
+    }
+    report.write(options.json, where, figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Speed of the unit vocoder against PyTorch, at full size, in one run.
 
-    python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7]
+    python -m benchmarks.vocoder [--batch 1 8] [--seconds 10] [--rounds 7] [--json FILE]
 
 Both sides have their weight norm multiplied out and run in float32 on the same cores, in turn; medians are compared.
 Ours is all of `HifiGanVocoder.decode_batch` on frame-rate units, with windows, masks and copies to NumPy. PyTorch's is
@@ -19,6 +19,7 @@ import time
 import numpy as np
 import torch
 
+from benchmarks import report
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import hifigan as table
 from spirit_jax.convert.table import to_jax
@@ -105,10 +106,15 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8], help="batch sizes (default 1 8)")
     parser.add_argument("--seconds", type=float, default=10.0, help="length of each utterance (default 10)")
     parser.add_argument("--rounds", type=int, default=7, help="measured rounds (default 7)")
+    report.add_option(parser)
     arguments = parser.parse_args()
+    where, batches = report.machine(), []
     for batch in arguments.batch:
-        print(json.dumps(measure(batch, arguments.seconds, arguments.rounds)), flush=True)
-    print(json.dumps(measure_stream(arguments.seconds)), flush=True)
+        batches.append(measure(batch, arguments.seconds, arguments.rounds))
+        print(json.dumps(batches[-1]), flush=True)
+    stream = measure_stream(arguments.seconds)
+    print(json.dumps(stream), flush=True)
+    report.write(arguments.json, where, {"batches": batches, "stream": stream})
 
 
 if __name__ == "__main__":

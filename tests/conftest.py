@@ -12,7 +12,6 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Tests, and the commands that they start, compile the same small models again and again. With the cache, each program
 # is compiled once a session.
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers share their parent's
@@ -39,6 +38,17 @@ CHECKED = (
 )
 # is_pep484_tower: as every static checker has it, `float` includes int
 jaxtyping.install_import_hook(CHECKED, "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+
+
+def _on_accelerator(config: pytest.Config) -> bool:
+    """Whether `-m accelerator` chose the tests that run on the GPU or TPU of this machine."""
+    return config.getoption("markexpr") == "accelerator"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the platform before anything imports JAX: CPUs, or with `-m accelerator` the best one that JAX finds."""
+    if not _on_accelerator(config):
+        os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +90,12 @@ def bucket_faults(_emulator, monkeypatch):
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """A worker for each core, up to four, where whole directories are to be tested; named files run in this process."""
+    """A worker for each core, up to four, where whole directories are to be tested; named files run in this process.
+
+    So do the tests for accelerators, because processes do not share one.
+    """
+    if _on_accelerator(config):
+        return 0
     files = all(pathlib.Path(argument.split("::")[0]).is_file() for argument in config.args)
     return 0 if files else min(os.cpu_count() or 1, 4)
 

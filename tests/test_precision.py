@@ -24,6 +24,8 @@ from tests.support.goldens import golden
 from tests.support.released import HUBERT, STYLE, TINY_FCPE, VQVAE
 from tests.support.steps import MODEL, tiny_batch, tiny_step
 
+pytestmark = pytest.mark.accelerator
+
 _PRODUCT = re.compile(r"stablehlo\.(?:dot_general|convolution|dot)\b.*")
 
 

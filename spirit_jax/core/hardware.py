@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from spirit_jax.core.constants import GIB
@@ -96,15 +97,30 @@ class Gpu:
     """Bytes of memory."""
     flops: float
     """Dense bfloat16 FLOP/s."""
+    bandwidth: float
+    """Bytes/s from and to memory."""
+    device_kind: str
+    """A word of JAX's `device_kind`."""
 
 
 GPUS = {
-    "h100": Gpu(memory=80e9, flops=989e12),
-    "a100": Gpu(memory=80e9, flops=312e12),
-    "rtx4090": Gpu(memory=24e9, flops=165e12),
-    "l4": Gpu(memory=24e9, flops=121e12),
+    "h200": Gpu(memory=141e9, flops=989e12, bandwidth=4.8e12, device_kind="H200"),
+    "h100": Gpu(memory=80e9, flops=989e12, bandwidth=3.35e12, device_kind="H100"),
+    "a100": Gpu(memory=80e9, flops=312e12, bandwidth=2.039e12, device_kind="A100"),
+    "rtx4090": Gpu(memory=24e9, flops=165e12, bandwidth=1.008e12, device_kind="4090"),
+    "l4": Gpu(memory=24e9, flops=121e12, bandwidth=0.3e12, device_kind="L4"),
 }
-"""GPUs for which the memory of a training step is computed from shapes (`training.estimate`)."""
+"""GPUs for which the memory of a training step is computed from shapes (`training.estimate`). H100, H200 and A100 are
+the SXM modules."""
+
+
+def find_gpu(device_kind: str) -> Gpu | None:
+    """The limits of a device by JAX's `device_kind`; None for another one, and for a slower form (PCIe, NVL)."""
+    words = re.split(r"[ -]", device_kind)
+    if {"PCIe", "PCIE", "NVL"} & set(words):
+        return None
+    return next((gpu for gpu in GPUS.values() if gpu.device_kind in words), None)
+
 
 _PEAK_FLOPS = {
     "TPU v4": CHIPS["v4"].flops,
@@ -114,9 +130,9 @@ _PEAK_FLOPS = {
     "TPU v5": CHIPS["v5p"].flops,
     "TPU v6": CHIPS["v6e"].flops,
     "TPU7x": CHIPS["tpu7x"].flops,
-    "H200": 989e12,
-    "H100": 989e12,
-    "A100": 312e12,
+    "H200": GPUS["h200"].flops,
+    "H100": GPUS["h100"].flops,
+    "A100": GPUS["a100"].flops,
 }
 
 

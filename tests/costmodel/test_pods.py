@@ -1,16 +1,15 @@
 """Memory and FLOPs of every shipped 7 B config on every pod that its head names; compiling takes minutes."""
 
 import importlib.util
-import json
 
 import pytest
 
+from benchmarks.pods import CONFIGS, cases, compile_case, figures, gpu_cases, stored_figures
 from spirit_jax import config
 from spirit_jax.costmodel.report import Report
 from spirit_jax.run.config import TrainConfig
 from spirit_jax.run.job import compile_run
 from spirit_jax.training.estimate import Estimate
-from tests.support.pods import CONFIGS, FIGURES, cases, compile_case, figures, gpu_cases
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'"
@@ -19,7 +18,7 @@ needs_libtpu = pytest.mark.skipif(
 
 def test_stored_figures_cover_every_pod_and_meet_the_goals():
     """At least 10 % of memory to spare, and the goals of recomputation and MFU."""
-    stored = json.loads(FIGURES.read_text())
+    stored = stored_figures()
     assert set(stored) == set(cases())
     for name, found in stored.items():
         assert found["spare"] >= 0.1, name
@@ -33,7 +32,7 @@ def test_stored_figures_cover_every_pod_and_meet_the_goals():
 @needs_libtpu
 @pytest.mark.parametrize("name", list(cases()))
 def test_a_compiled_pod_has_the_stored_figures(name):
-    found, stored = figures(compile_case(name)), json.loads(FIGURES.read_text())[name]
+    found, stored = figures(compile_case(name)), stored_figures()[name]
     # Another version of the compiler schedules a little differently; a change that costs a gigabyte must fail.
     assert found["memory_gib"] == pytest.approx(stored["memory_gib"], abs=0.5)
     assert found["executed_per_model_flop"] == pytest.approx(stored["executed_per_model_flop"], abs=0.01)

@@ -42,6 +42,7 @@ def lm(request, tmp_path_factory) -> SpiritLM:
     return SpiritLM.from_pretrained(target, dtype="float32")
 
 
+@pytest.mark.accelerator
 def test_answers_are_those_of_the_reference(lm):
     """Segments, and the first 12000 samples of each waveform within the golden tolerance of 2e-4."""
     waves = golden_arrays("e2e.npz")

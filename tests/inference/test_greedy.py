@@ -39,6 +39,7 @@ def test_greedy_ids_are_those_of_hugging_face(name):
         assert [lm.generate_ids(ids, modality, max_new_tokens=32).tolist() for ids in prompts] == wanted, modality
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("name", checkpoints.NAMES)
 def test_greedy_ids_are_those_recorded(name):
     """Prompts' ids, and greedy ids as far as the recorded model is known.

@@ -263,6 +263,21 @@ def test_implementation_equals_the_formula(formula, implementation, arguments, o
     jax.tree_util.tree_map_with_path(check, got, want)
 
 
+@pytest.mark.accelerator
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+def test_cudnn_attention_of_this_gpu_equals_the_formula():
+    """The kernel is bfloat16, the formula float32; two hundredths of the largest value are a few roundings."""
+    want = values_and_gradients(reference.causal_attention, FUSED["packed rows"])
+    halves = {
+        name: array.astype(jnp.bfloat16) if name.endswith("h") else array
+        for name, array in FUSED["packed rows"].items()
+    }
+    got = values_and_gradients(gpu.cudnn_attention, halves)
+    for found, expected in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        error = np.abs(np.asarray(found, np.float32) - expected).max() / np.abs(expected).max()
+        assert error < 0.02
+
+
 def test_every_kernel_has_examples():
     assert {kernel for kernel in vars(kernels).values() if isinstance(kernel, Kernel)} == set(EXAMPLES)
 

@@ -25,6 +25,7 @@ def encoder():
     return HubertEncoder.load(*released.hubert_part(golden(HUBERT)))
 
 
+@pytest.mark.accelerator
 def test_units_equal_the_reference(encoder):
     clips = [clip(name) for name in CLIPS]
     arrays, strings = golden_arrays("hubert.npz"), golden_json("speech_tokenizer.json")

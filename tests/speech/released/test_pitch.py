@@ -27,6 +27,7 @@ def few_lengths(monkeypatch):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", released.PADDED_LENGTHS)
 
 
+@pytest.mark.accelerator
 def test_units_equal_the_reference(tiny):
     cases = golden_json("speech_tokenizer_tinyfcpe.json")
     for clip, units in zip(CLIPS, tiny.encode_batch([audio(clip) for clip in CLIPS]), strict=True):

@@ -24,6 +24,7 @@ def few_lengths(monkeypatch):
     monkeypatch.setattr(batches, "PADDED_LENGTHS", released.PADDED_LENGTHS)
 
 
+@pytest.mark.accelerator
 def test_units_equal_the_reference(encoder):
     found = encoder.encode_batch([clip(name) for name in CLIPS])
     for name, units in zip(CLIPS, found, strict=True):

@@ -80,6 +80,7 @@ def variant_of(case: str) -> str:
     return "expressive" if "expressive" in case else "base"
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("case", CASES)
 def test_audio_equals_the_reference(case, vocoders, arrays):
     units, options = call(case)
@@ -89,6 +90,7 @@ def test_audio_equals_the_reference(case, vocoders, arrays):
     np.testing.assert_allclose(audio, expected, rtol=0, atol=tolerance(f"vocoder/{case}/wav"))
 
 
+@pytest.mark.accelerator
 @pytest.mark.parametrize("case", [case for case in CASES if f"{case}/log_dur" in ARRAYS])
 def test_predicted_durations_equal_the_reference(case, vocoders, arrays):
     vocoder = vocoders[variant_of(case)]

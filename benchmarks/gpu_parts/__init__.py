@@ -1,0 +1,1 @@
+"""The parts of `python -m benchmarks.gpu`. Each runs in a process of its own."""

@@ -1,0 +1,88 @@
+"""How many real-time streams of speech a TPU host would carry, by the cost model. No TPU is needed, and none runs.
+
+    python -m benchmarks.streams [--hosts v5e-8 v6e:1x1 v6e-8] [--slots 8 32 64] [--context 2048] [--quantize int8]
+        [--json benchmarks/results/streams.json]
+
+One decode step of the 7 B model is compiled for each host (`spirit_jax.inference.compile`, as `generate
+--compile_topology` does), with the weights split over its chips and the cache at its longest. A stream is spoken in
+real time if its tokens come at least as fast as `--tokens` a second. That is what Spirit LM Expressive needs: of 25
+phonetic units a second about 15 are left without repetitions, and with pitch, style and text there are about 30 tokens.
+
+The time is a lower bound: reading of prompts, the vocoder and the work of the host come on top. With `--json`, rows of
+hosts and slots that the file already has are replaced, and the others stay.
+"""
+
+import argparse
+import dataclasses
+import pathlib
+from typing import Any
+
+from benchmarks import report
+from spirit_jax.core.constants import GIB
+from spirit_jax.core.files import read_json
+from spirit_jax.costmodel.topology import Topology
+from spirit_jax.inference.compile import compile_generation, model_config
+from spirit_jax.parallel.mesh import MeshConfig
+
+CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "spirit_lm_expressive_7b.yaml"
+_PROMPT = 512
+"""Tokens of a prompt that the compiled cache has room for, beside the new ones."""
+
+
+def decode_row(host: str, slots: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Compile the decode step of a host for a number of slots, and return the row of the table."""
+    topology = Topology.parse(host)
+    config = dataclasses.replace(model_config(CONFIG, "bfloat16"), max_position_embeddings=options.context)
+    found = compile_generation(
+        topology,
+        config,
+        MeshConfig(1, 1, topology.chips),
+        slots=slots,
+        new_tokens=options.context - _PROMPT,
+        quantize=options.quantize,
+    )["decode"]
+    print(f"{host}, {slots} slots\n{found}\n", flush=True)
+    return {
+        "host": host,
+        "weights": options.quantize or "bfloat16",
+        "slots": slots,
+        "context": options.context,
+        "step_seconds": found.seconds,
+        "memory_gib": found.memory.total / GIB,
+        "memory_limit_gib": found.memory.limit / GIB,
+        "tokens_per_second": 1 / found.seconds,
+        "real_time": bool(found.memory.total <= found.memory.limit and 1 / found.seconds >= options.tokens),
+    }
+
+
+def main() -> None:
+    """Compile every host with every number of slots and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--hosts", nargs="+", default=["v5e-8", "v6e:1x1", "v6e-8"], help="topologies")
+    parser.add_argument("--slots", type=int, nargs="+", default=[8, 32, 64], help="streams that share a batch")
+    parser.add_argument("--context", type=int, default=2048, help="tokens of a stream, about a minute (default 2048)")
+    parser.add_argument("--tokens", type=float, default=30.0, help="tokens a second of a stream (default 30)")
+    parser.add_argument("--quantize", choices=("int8", "int4"), help="form of the weights, default bfloat16")
+    report.add_option(parser)
+    options = parser.parse_args()
+    where = report.machine()
+    rows = []
+    if options.json is not None and options.json.exists():
+        rows = read_json(options.json)["figures"]
+    for host in options.hosts:
+        for slots in options.slots:
+            row = decode_row(host, slots, options)
+            same = ("host", "weights", "slots", "context")
+            rows = [other for other in rows if any(other[name] != row[name] for name in same)] + [row]
+            rows.sort(key=lambda row: (row["host"], row["weights"], row["slots"]))
+            report.write(options.json, where, rows)
+    for row in rows:
+        print(
+            f"{row['host']:8} {row['weights']:9} {row['slots']:4} slots: {1e3 * row['step_seconds']:6.1f} ms a step, "
+            f"{row['tokens_per_second']:6.1f} tokens/s a stream, {row['memory_gib']:5.1f} of "
+            f"{row['memory_limit_gib']:.1f} GiB a chip; real time: {'yes' if row['real_time'] else 'no'}"
+        )
+
+
+if __name__ == "__main__":
+    main()
