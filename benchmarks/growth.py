@@ -9,9 +9,11 @@
 - decoding: the time of a step, against the rows of a batch and against the tokens of context
 - encoding: the time of HuBERT, against the length of a clip and against the clips of a call
 
-Everything is small enough for two minutes a part on one core. Times are the best of `--repeats` calls. Memory is the
-peak of the process above what it held before, as the kernel counts resident pages; buffers that the allocator keeps are
-not seen, so that small figures are rough. Fits have no negative term and weigh relative errors.
+Everything is small enough for two minutes a part on one core. With `--json`, parts of the file that are not asked for
+stay as they are. Times are CPU seconds of all threads, which other programs disturb less than the clock, the best of
+`--repeats` calls. Memory is the peak of the process above what it held before, as the kernel counts resident pages;
+buffers that the allocator keeps are not seen, so that small figures are rough. Fits have no negative term and weigh
+relative errors.
 
 `--pictures` draws `growth_PART.png` and needs matplotlib. `--draw` draws an earlier run's JSON and measures nothing.
 """
@@ -54,7 +56,6 @@ from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import BatchLayout
 from spirit_jax.speech.released.phonetic import HubertEncoder
 from spirit_jax.training.config import OptimizerConfig
-from spirit_jax.training.language_model import abstract_batch
 from spirit_jax.training.objectives import Objectives
 from spirit_jax.training.optimizer import make_optimizer
 from spirit_jax.vocabulary import TOKEN_KINDS, Vocabulary
@@ -97,14 +98,14 @@ def _status(name: str) -> float:
 
 
 def best_of(run: Callable[[], Any], repeats: int) -> tuple[float, float | None]:
-    """Return the least seconds of a call after one that compiles, and the peak of memory of all calls."""
+    """Return the least CPU seconds of a call after one that compiles, and the peak of memory of all calls."""
     with peak_memory() as peak:
         jax.block_until_ready(run())
         times = []
         for _ in range(repeats):
-            begin = time.perf_counter()
+            begin = time.process_time()
             jax.block_until_ready(run())
-            times.append(time.perf_counter() - begin)
+            times.append(time.process_time() - begin)
     return min(times), peak[0] if peak else None
 
 
@@ -115,8 +116,8 @@ def training(repeats: int) -> Iterator[Curve]:
         ("tokens of a row", "2 rows, 2 layers", (128, 256, 512, 1024, 2048)),
     ):
         degree = 1 if against == "layers" else 2
-        step = Curve("training", "training step", against, fixed, "s", degree)
-        compiling = Curve("training", "compilation of the training step", against, fixed, "s", 1)
+        step = Curve("training", "training step", against, fixed, "CPU s", degree)
+        compiling = Curve("training", "compilation of the training step", against, fixed, "CPU s", 1)
         for point in points:
             layers, length = (point, 256) if against == "layers" else (2, point)
             seconds, memory, compile_seconds = _training_step(layers, length, repeats)
@@ -124,24 +125,18 @@ def training(repeats: int) -> Iterator[Curve]:
             compiling.add(point, compile_seconds)
         yield step
         yield compiling
-    unrolled = Curve("training", "compilation, layers unrolled", "layers", "2 rows of 256 tokens", "s", 1)
+    unrolled = Curve("training", "compilation, layers unrolled", "layers", "2 rows of 256 tokens", "CPU s", 1)
     for layers in (1, 2, 4, 8):
-        unrolled.add(layers, _training_step(layers, 256, 0, scan=False)[2])
+        unrolled.add(layers, _training_step(layers, 256, 1, scan=False)[2])
     yield unrolled
 
 
 def _training_step(layers: int, length: int, repeats: int, scan: bool = True) -> tuple[float, float | None, float]:
-    """Return the step's seconds, its peak of memory, and the seconds of its compilation; 0 repeats only compile."""
+    """Return the step's seconds, its peak of memory, and what its first call takes longer: tracing and compilation."""
     model = dataclasses.replace(MODEL, num_hidden_layers=layers, scan_layers=scan)
     layout = BatchLayout(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), 2)
     objectives = Objectives(model, np.arange(model.vocab_size) % len(TOKEN_KINDS))
     step = objectives.step(make_optimizer(OptimizerConfig(), 1000), spike_sigmas=6.0, layout=layout)
-    lowered = step.lower_train_step(step.abstract_state, abstract_batch(layout, length))
-    begin = time.perf_counter()
-    lowered.compile()
-    compile_seconds = time.perf_counter() - begin
-    if not repeats:
-        return 0.0, None, compile_seconds
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (2, length + 1)).astype(np.int32)
     batch = {
         "inputs": tokens[:, :-1],
@@ -158,7 +153,11 @@ def _training_step(layers: int, length: int, repeats: int, scan: bool = True) ->
         state[0], metrics = step.train_step(state[0], placed)
         return metrics["loss"]
 
-    return *best_of(run, repeats), compile_seconds
+    begin = time.process_time()
+    jax.block_until_ready(run())
+    first = time.process_time() - begin
+    seconds, memory = best_of(run, repeats)
+    return seconds, memory, first - seconds
 
 
 def loading(repeats: int) -> Iterator[Curve]:
@@ -170,12 +169,12 @@ def loading(repeats: int) -> Iterator[Curve]:
         vocabulary = Vocabulary.train([language.text(rng, 1000) for _ in range(50)], 2000)
         write_records(directory, language, 400)
         recipes = {"speech": "speech", "aligned": "interleaved", "prose": "text"}
-        streams = Curve("loading", "loader", "streams", "3 sources, 32 rows of 1024 tokens", "tokens/s", 0)
+        streams = Curve("loading", "loader", "streams", "3 sources, 32 rows of 1024 tokens", "tokens/CPU s", 0)
         for count in (1, 2, 4, 8, 16, 32):
             sources = {key: SourceConfig(str(directory / key), recipe) for key, recipe in recipes.items()}
             streams.add(count, *_loaded(DataConfig(sources, streams=count), vocabulary, batches))
         yield streams
-        many = Curve("loading", "loader", "sources", "8 streams, 32 rows of 1024 tokens", "tokens/s", 0)
+        many = Curve("loading", "loader", "sources", "8 streams, 32 rows of 1024 tokens", "tokens/CPU s", 0)
         for count in (1, 2, 4, 8, 16, 32):
             kinds = [list(recipes.items())[index % 3] for index in range(count)]
             sources = {
@@ -187,13 +186,13 @@ def loading(repeats: int) -> Iterator[Curve]:
 
 
 def _loaded(config: DataConfig, vocabulary: Vocabulary, batches: int) -> tuple[float, float | None]:
-    """Return the tokens a second after the first batch, and the peak of memory from the opening of the files."""
+    """Return the tokens a CPU second after the first batch, and the peak of memory from the opening of the files."""
     with peak_memory() as peak, Loader(config, vocabulary, 1024, 32, 0) as batches_of_run:
         next(batches_of_run)
-        begin, tokens = time.perf_counter(), 0
+        begin, tokens = time.process_time(), 0
         for _ in range(batches):
             tokens += int((next(batches_of_run)["segment_ids"] > 0).sum())
-        seconds = time.perf_counter() - begin
+        seconds = time.process_time() - begin
     return tokens / seconds, peak[0] if peak else None
 
 
@@ -203,11 +202,11 @@ def decoding(repeats: int) -> Iterator[Curve]:
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     params = network.arrange(config, jax.jit(functools.partial(llama.init_params, config))(jax.random.key(0)), mesh)
     engine = Engine(params, config, mesh, vocabulary=None)
-    rows = Curve("decoding", "decode step", "rows of a batch", "64 tokens of context", "s", 1)
+    rows = Curve("decoding", "decode step", "rows of a batch", "64 tokens of context", "CPU s", 1)
     for batch in (1, 2, 4, 8, 16, 32):
         rows.add(batch, *_decode_step(engine, batch, 64, repeats))
     yield rows
-    context = Curve("decoding", "decode step", "tokens of context", "4 rows", "s", 1)
+    context = Curve("decoding", "decode step", "tokens of context", "4 rows", "CPU s", 1)
     for length in (128, 512, 1024, 2048, 4096):
         context.add(length, *_decode_step(engine, 4, length, repeats))
     yield context
@@ -241,12 +240,12 @@ def encoding(repeats: int) -> Iterator[Curve]:
     def clip(seconds: float) -> np.ndarray:
         return rng.normal(0, 0.1, int(seconds * SAMPLE_RATE)).astype(np.float32)
 
-    length = Curve("encoding", "HuBERT", "seconds of a clip", "one clip", "s", 2)
+    length = Curve("encoding", "HuBERT", "seconds of a clip", "one clip", "CPU s", 2)
     for seconds in (1, 2, 5, 10, 20, 40):
         audio = [clip(seconds)]
         length.add(seconds, *best_of(lambda audio=audio: encoder.encode_batch(audio), min(repeats, 2)))
     yield length
-    clips = Curve("encoding", "HuBERT", "clips of a call", "clips of 2 s", "s", 1)
+    clips = Curve("encoding", "HuBERT", "clips of a call", "clips of 2 s", "CPU s", 1)
     for count in (1, 2, 4, 8, 16):
         audio = [clip(2) for _ in range(count)]
         clips.add(count, *best_of(lambda audio=audio: encoder.encode_batch(audio), min(repeats, 2)))
@@ -269,6 +268,9 @@ def main() -> None:
         curves = [Curve(**curve) for curve in read_json(options.draw)["figures"]]
     else:
         where, curves = report.machine(), []
+        if options.json is not None and options.json.exists():
+            stored = [Curve(**curve) for curve in read_json(options.json)["figures"]]
+            curves = [curve for curve in stored if curve.part not in options.parts]
         jax.config.update("jax_enable_compilation_cache", False)
         for part in options.parts:
             for curve in PARTS[part](options.repeats):

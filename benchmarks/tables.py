@@ -24,6 +24,10 @@ _BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", re.DO
 Rows = Iterator[tuple[str, ...]]
 
 
+class MissingResult(Exception):
+    """There is no result of this name."""
+
+
 def stored(name: str) -> dict[str, Any] | None:
     """Return the content of a result, None if there is none."""
     path = RESULTS / f"{name}.json"
@@ -49,20 +53,22 @@ def markdown(headings: Sequence[str], rows: Rows, *names: str) -> str:
     """Return a table and the origin of its figures."""
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    origins = [source(name) for name in names if stored(name) is not None]
-    return "\n".join([*lines, "", "From " + "; ".join(origins) + "."])
+    return "\n".join([*lines, "", f"From {'; '.join(map(source, names))}."])
 
 
 def torch_table() -> str:
     """Every ratio to PyTorch on a CPU."""
-    names = ("train_step", "encode", "vocoder", "generate", "generate_bfloat16")
+    names = [name for name in _TORCH_ROWS if stored(name)]
+    if not names:
+        raise MissingResult("train_step")
     headings = ("what", "spirit_jax", "PyTorch", "ratio")
-    return markdown(headings, (row for name in names if stored(name) for row in _TORCH_ROWS[name]()), *names)
+    return markdown(headings, (row for name in names for row in _TORCH_ROWS[name]()), *names)
 
 
 def _figures(name: str) -> Any:
     found = stored(name)
-    assert found is not None
+    if found is None:
+        raise MissingResult(name)
     return found["figures"]
 
 
@@ -231,6 +237,23 @@ def streams_table() -> str:
     return markdown(headings, rows, "streams")
 
 
+def adapters_table() -> str:
+    """LoRA of 7 B on TPU hosts, from compiled steps of few layers."""
+    rows = (
+        (
+            row["host"],
+            f"{row['rows']} x 2048",
+            f"{row['memory_gib']:.1f} of {row['memory_limit_gib']:.1f}",
+            f"{row['seconds']:.2f} s",
+            f"{row['mfu']:.0%}",
+            " and ".join(map(str, row["layers"])),
+        )
+        for row in _figures("adapters")
+    )
+    headings = ("host", "tokens a step", "memory a chip, GiB", "step", "MFU", "layers compiled, of 32")
+    return markdown(headings, rows, "adapters")
+
+
 def pods_table() -> str:
     """Training steps of 7 B, compiled for pods."""
     from benchmarks.pods import cases
@@ -278,9 +301,18 @@ TABLES: dict[str, Callable[[], str]] = {
 """The tables by the names that pages use."""
 
 
+def table(name: str) -> str:
+    """Return the table of a name; where its result is missing, how to get it."""
+    try:
+        return TABLES[name]()
+    except MissingResult as missing:
+        command = f"python -m benchmarks.{missing} --json benchmarks/results/{missing}.json"
+        return f"No result is kept yet; `{command}` measures it."
+
+
 def with_tables(text: str) -> str:
     """Return a page with its tables made anew."""
-    return _BLOCK.sub(lambda found: f"{found[1]}\n{TABLES[found[2]]()}\n\n{found[3]}", text)
+    return _BLOCK.sub(lambda found: f"{found[1]}\n{table(found[2])}\n\n{found[3]}", text)
 
 
 def main() -> int:

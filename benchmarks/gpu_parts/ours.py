@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.clips import speech
 from benchmarks.gpu_parts.sizes import GenerateSizes, Sizes, TrainSizes
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import fcpe, hifigan, hubert, style, vqvae
@@ -287,10 +288,8 @@ def rates(wanted: GenerateSizes, batch: int, first: float, whole: float) -> Figu
 
 
 def clips(sizes: Sizes) -> list[np.ndarray]:
-    """Return clips of noise, float32 [R] each, the same for both sides."""
-    rng = np.random.default_rng(0)
-    samples = round(sizes.speech.seconds * SAMPLE_RATE)
-    return [rng.normal(0, 0.1, samples).astype(np.float32) for _ in range(sizes.speech.clips)]
+    """Return voiced clips, float32 [R] each, the same for both sides; torchfcpe fails on clips without a voice."""
+    return [speech(sizes.speech.seconds, seed) for seed in range(sizes.speech.clips)]
 
 
 def encode(sizes: Sizes) -> Figures:
