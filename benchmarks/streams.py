@@ -17,12 +17,16 @@ import dataclasses
 import pathlib
 from typing import Any
 
+import jax
+
 from benchmarks import report
 from spirit_jax.core.constants import GIB
 from spirit_jax.core.files import read_json
+from spirit_jax.costmodel.report import make_report
 from spirit_jax.costmodel.topology import Topology
-from spirit_jax.inference.compile import compile_generation, model_config
-from spirit_jax.parallel.mesh import MeshConfig
+from spirit_jax.inference.compile import lower_steps, model_config
+from spirit_jax.models.llama import parameter_count
+from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
 CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "spirit_lm_expressive_7b.yaml"
 _PROMPT = 512
@@ -33,25 +37,25 @@ def decode_row(host: str, slots: int, options: argparse.Namespace) -> dict[str, 
     """Compile the decode step of a host for a number of slots, and return the row of the table."""
     topology = Topology.parse(host)
     config = dataclasses.replace(model_config(CONFIG, "bfloat16"), max_position_embeddings=options.context)
-    found = compile_generation(
-        topology,
-        config,
-        MeshConfig(1, 1, topology.chips),
-        slots=slots,
-        new_tokens=options.context - _PROMPT,
-        quantize=options.quantize,
-    )["decode"]
+    mesh = make_mesh(MeshConfig(1, 1, topology.chips), topology.devices(), slots)
+    steps = lower_steps(config, mesh, slots=slots, new_tokens=options.context - _PROMPT, quantize=options.quantize)
+    row = {"host": host, "weights": options.quantize or "bfloat16", "slots": slots, "context": options.context}
+    try:
+        compiled = steps["decode"].compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(f"{host}, {slots} slots: {str(error).splitlines()[0]}\n", flush=True)
+        return row | {"fits": False}
+    flops = 2.0 * (parameter_count(config) - config.vocab_size * config.hidden_size) * slots
+    found = make_report(compiled, topology, mesh, flops)
     print(f"{host}, {slots} slots\n{found}\n", flush=True)
-    return {
-        "host": host,
-        "weights": options.quantize or "bfloat16",
-        "slots": slots,
-        "context": options.context,
+    return row | {
+        "fits": found.memory.total <= found.memory.limit,
         "step_seconds": found.seconds,
         "memory_gib": found.memory.total / GIB,
         "memory_limit_gib": found.memory.limit / GIB,
         "tokens_per_second": 1 / found.seconds,
-        "real_time": bool(found.memory.total <= found.memory.limit and 1 / found.seconds >= options.tokens),
     }
 
 
@@ -77,10 +81,14 @@ def main() -> None:
             rows.sort(key=lambda row: (row["host"], row["weights"], row["slots"]))
             report.write(options.json, where, rows)
     for row in rows:
+        name = f"{row['host']:8} {row['weights']:9} {row['slots']:4} slots"
+        if not row["fits"]:
+            print(f"{name}: does not fit")
+            continue
         print(
-            f"{row['host']:8} {row['weights']:9} {row['slots']:4} slots: {1e3 * row['step_seconds']:6.1f} ms a step, "
-            f"{row['tokens_per_second']:6.1f} tokens/s a stream, {row['memory_gib']:5.1f} of "
-            f"{row['memory_limit_gib']:.1f} GiB a chip; real time: {'yes' if row['real_time'] else 'no'}"
+            f"{name}: {1e3 * row['step_seconds']:6.1f} ms a step, {row['tokens_per_second']:6.1f} tokens/s a stream, "
+            f"{row['memory_gib']:5.1f} of {row['memory_limit_gib']:.1f} GiB a chip; real time: "
+            f"{'yes' if row['tokens_per_second'] >= options.tokens else 'no'}"
         )
 
 

@@ -13,6 +13,7 @@ import json
 import pathlib
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,8 @@ def markdown(headings: Sequence[str], rows: Rows, *names: str) -> str:
     """Return a table and the origin of its figures."""
     lines = [f"| {' | '.join(headings)} |", "|" + "---|" * len(headings)]
     lines += [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([*lines, "", f"From {'; '.join(map(source, names))}."])
+    origin = f"From {'; '.join(map(source, names))}."
+    return "\n".join([*lines, "", textwrap.fill(origin, 120, break_long_words=False, break_on_hyphens=False)])
 
 
 def torch_table() -> str:
@@ -221,20 +223,18 @@ def serve_table() -> str:
 
 def streams_table() -> str:
     """Decoding of 7 B on TPU hosts, by the cost model."""
-    rows = (
-        (
-            row["host"],
-            row["weights"],
-            str(row["slots"]),
-            f"{1e3 * row['step_seconds']:.1f} ms",
-            f"{row['tokens_per_second']:.0f}",
-            f"{row['memory_gib']:.1f} of {row['memory_limit_gib']:.1f}",
-            "yes" if row["real_time"] else "no",
-        )
-        for row in _figures("streams")
-    )
-    headings = ("host", "weights", "streams", "step", "tokens/s a stream", "GiB a chip", "fits, in real time")
-    return markdown(headings, rows, "streams")
+
+    def rows() -> Rows:
+        for row in _figures("streams"):
+            name = (row["host"], row["weights"], str(row["slots"]))
+            if not row["fits"]:
+                yield *name, "does not fit", "", ""
+                continue
+            memory = f"{row['memory_gib']:.1f} of {row['memory_limit_gib']:.1f}"
+            yield *name, f"{1e3 * row['step_seconds']:.1f} ms", f"{row['tokens_per_second']:.0f}", memory
+
+    headings = ("host", "weights", "streams", "step", "tokens/s a stream", "GiB a chip")
+    return markdown(headings, rows(), "streams")
 
 
 def adapters_table() -> str:
