@@ -22,7 +22,7 @@ class Curve:
     fixed: str
     """What stays the same."""
     unit: str
-    """Unit of `values`: CPU s, or tokens/CPU s."""
+    """Unit of `values`: CPU s, or CPU µs a token."""
     degree: int
     """Largest power in the fit: 1 for a line, 2 for a parabola, 0 for a constant."""
     x: list[float] = dataclasses.field(default_factory=list)

@@ -132,20 +132,29 @@ def data_table() -> str:
         (
             f"{row['workers']}",
             f"{row['wall'] / 1e3:.0f} k",
+            "" if row["workers"] else f"{row['cpu'] / 1e3:.0f} k",
             f"{row['filled']:.2%}",
             f"{row['first']:.2f} s",
             f"{row['longest']:.2f} s",
         )
         for row in _figures("data")
     )
-    headings = ("worker processes", "tokens/s", "rows filled", "first batch after", "longest wait for a later one")
+    headings = (
+        *("worker processes", "tokens/s", "tokens per CPU second", "rows filled", "first batch after"),
+        "longest wait for a later one",
+    )
     return markdown(headings, rows, "data")
 
 
 def evaluate_table() -> str:
     """Scoring in batches against one at a time."""
     rows = (
-        (row["task"], f"{row['one_at_a_time']:.0f}", f"{row['batched']:.0f}", _ratio(row["ratio"]))
+        (
+            row["task"],
+            f"{row['one_at_a_time']:.0f}",
+            f"{row['batched']:.0f}",
+            f"{_ratio(row['ratio'])}, by CPU time {_ratio(row['ratio_cpu_seconds'])}",
+        )
         for row in _figures("evaluate")
     )
     return markdown(("lengths of", "hypotheses a second, one at a time", "in batches", "ratio"), rows, "evaluate")
