@@ -14,6 +14,9 @@ KernelFlops = Callable[[str, Sequence[tuple[int, ...]]], float | None]
 # Instructions that update their first operand in place, and the number of the operand that holds the update.
 _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}
 
+# Instructions whose elements each need one element of the operands. In a fusion, only those that are used are computed.
+_ELEMENTWISE = {"copy", "convert", "multiply", "add", "subtract", "and", "or", "shift-left", "shift-right-arithmetic"}
+
 # Instructions without traffic: they only name existing arrays, or the instructions that they run are counted.
 _NO_TRAFFIC = {
     "parameter",
@@ -105,9 +108,9 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
             parts = [(_update_size(user, computation), True)]
         elif user.opcode == "bitcast":
             parts = [_touched(module, user.name, computation)]
-        elif user.opcode == "copy" or _is_copy(module, user):
+        elif user.opcode == "copy" or _is_elementwise(module, user):
             is_result = user is result or (result.opcode == "tuple" and user.name in result.operands)
-            parts = [None if is_result else _touched(module, user.name, computation)]
+            parts = [None if is_result else _touched_elements(module, name, user, computation)]
         elif user.opcode == "fusion":
             inner = module.computations[user.called("calls")]
             numbers = [i for i, operand in enumerate(user.operands) if operand == name]
@@ -121,12 +124,22 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
     return size, updated
 
 
-def _is_copy(module: Module, instruction: Instruction) -> bool:
-    """Whether an instruction is a fusion that copies its operand and does nothing else."""
+def _touched_elements(
+    module: Module, name: str, user: Instruction, computation: Computation
+) -> tuple[float, bool] | None:
+    """`_touched` of an array by what is touched of a result of its elements, such as weights that become floats."""
+    array, found = computation[name].shapes[0], _touched(module, user.name, computation)
+    if found is None or array.dims != user.shapes[0].dims or (found[1] and array.dtype != user.shapes[0].dtype):
+        return None
+    return found[0] * array.size / user.shapes[0].size, found[1]
+
+
+def _is_elementwise(module: Module, instruction: Instruction) -> bool:
+    """Whether each element of an instruction comes from one of its operand, also in a fusion of nothing else."""
     if instruction.opcode != "fusion":
-        return False
+        return instruction.opcode in _ELEMENTWISE
     inner = module.computations[instruction.called("calls")]
-    return len(inner) == 2 and root(inner).opcode == "copy"
+    return len(inner) == 2 and root(inner).opcode in _ELEMENTWISE
 
 
 def _update_size(instruction: Instruction, computation: Computation) -> float:

@@ -52,6 +52,9 @@ ENTRY %main (a: f32[8,16], s: f32[3,16,32]) -> f32[8,16] {
 """
 
 
+CONVERTED = "%floats = f32[3,16,32]{2,1,0} fusion(%p1), kind=kLoop, calls=%change"
+
+
 def total(module, count):
     return sum(times * count(module, instruction, computation) for instruction, computation, times in module.runs())
 
@@ -65,6 +68,41 @@ def test_a_sliced_array_counts_as_its_slice():
     module = parse(LOOP)
     fused = module.computations["body"]["fused"]
     assert count_bytes(module, fused, module.computations["body"]) == 4 * (8 * 16 + 16 * 32 + 8 * 32 + 1)
+
+
+def test_a_stack_that_is_converted_and_then_sliced_counts_as_its_slice():
+    """Weights in 8 bits become floats in the fusion that multiplies one layer of them; no other layer is read."""
+    text = LOOP.replace("f32[3,16,32]", "s8[3,16,32]").replace(
+        "%slice = f32[1,16,32]{2,1,0} dynamic-slice(%p1,",
+        "%floats = f32[3,16,32]{2,1,0} convert(%p1)\n  %slice = f32[1,16,32]{2,1,0} dynamic-slice(%floats,",
+    )
+    module = parse(text)
+    fused = module.computations["body"]["fused"]
+    expected = 4 * (8 * 16 + 8 * 32 + 1) + 16 * 32
+    assert count_bytes(module, fused, module.computations["body"]) == expected
+    # XLA:TPU puts a change of the layout into a fusion of its own, inside the one of the product.
+    nested = text.replace("%floats = f32[3,16,32]{2,1,0} convert(%p1)", CONVERTED).replace(
+        "%matmul (p0",
+        "%change (q: s8[3,16,32]) -> f32[3,16,32] {\n  %q = s8[3,16,32]{2,1,0} parameter(0)\n"
+        "  ROOT %r = f32[3,16,32]{2,1,0} convert(%q)\n}\n\n%matmul (p0",
+    )
+    module = parse(nested)
+    assert count_bytes(module, module.computations["body"]["fused"], module.computations["body"]) == expected
+
+
+def test_an_array_whose_elements_are_the_result_counts_whole():
+    text = """HloModule elements
+%to_floats (p: s8[3,16]) -> f32[3,16] {
+  %p = s8[3,16]{1,0} parameter(0)
+  ROOT %floats = f32[3,16]{1,0} convert(%p)
+}
+
+ENTRY %main (c: s8[3,16]) -> f32[3,16] {
+  %c = s8[3,16]{1,0} parameter(0)
+  ROOT %f = f32[3,16]{1,0} fusion(%c), kind=kLoop, calls=%to_floats
+}
+"""
+    assert total(parse(text), count_bytes) == 3 * 16 + 4 * 3 * 16
 
 
 def test_the_trip_count_that_the_compiler_states_is_used():
