@@ -1,6 +1,6 @@
 """Everything that is worth knowing of one GPU, in at most eight minutes: correctness first, then speed and memory.
 
-    python -m benchmarks.gpu [--json benchmarks/results/gpu.json] [--seconds 480] [--parts train generate] [--tiny]
+    python -m benchmarks.gpu [--json gpu.json] [--seconds 480] [--parts train generate] [--tiny]
 
 Run it from a checkout of the repository, with `pip install -e '.[cuda13]'` or `'.[cuda12]'`; with the extra `test`
 too, the other side of every comparison runs (PyTorch with CUDA, transformers, PEFT, torchfcpe) and so do the tests.

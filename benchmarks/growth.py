@@ -49,7 +49,7 @@ from spirit_jax.inference import network
 from spirit_jax.inference.engine import Engine
 from spirit_jax.inference.prompts import EncodedPrompt
 from spirit_jax.inference.sampling_params import SamplingParams
-from spirit_jax.inference.scheduler import Request
+from spirit_jax.inference.scheduler import Capacity, Request
 from spirit_jax.models import llama
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -212,17 +212,23 @@ def decoding(repeats: int) -> Iterator[Curve]:
     yield context
 
 
-def _decode_step(engine: Engine, batch: int, context: int, repeats: int, new: int = 33) -> tuple[float, float | None]:
-    """Return the seconds of a step, from the time of `new` tokens and that of one, and the peak of memory."""
+def _decode_step(engine: Engine, batch: int, context: int, repeats: int, steps: int = 16) -> tuple[float, float | None]:
+    """Return the seconds of a step after prompts of this context, the least mean of `steps`, and the peak of memory."""
     ids = np.random.default_rng(0).integers(5, engine.config.vocab_size, (batch, context)).astype(np.int32)
-
-    def run(count: int) -> None:
-        requests = [Request(EncodedPrompt(row), SamplingParams(max_new_tokens=count)) for row in ids]
-        list(engine.run(requests, slots=batch))
-
-    first, _ = best_of(lambda: run(1), repeats)
-    whole, memory = best_of(lambda: run(new), repeats)
-    return max(whole - first, 1e-9) / (new - 1), memory
+    sampling = SamplingParams(max_new_tokens=steps * (repeats + 2))
+    requests = [Request(EncodedPrompt(row), sampling) for row in ids]
+    with peak_memory() as peak:
+        scheduler = engine.scheduler(Capacity.for_requests(requests, batch, engine.config.max_position_embeddings))
+        for request in requests:
+            scheduler.submit(request)
+        while len(scheduler.step(1)) < batch:  # prompts are read in chunks
+            pass
+        times = []
+        for _ in range(repeats):
+            begin = time.process_time()
+            scheduler.step(steps)
+            times.append((time.process_time() - begin) / steps)
+    return min(times), peak[0] if peak else None
 
 
 def encoding(repeats: int) -> Iterator[Curve]:

@@ -315,8 +315,7 @@ def table(name: str) -> str:
     try:
         return TABLES[name]()
     except MissingResult as missing:
-        command = f"python -m benchmarks.{missing} --json benchmarks/results/{missing}.json"
-        return f"No result is kept yet; `{command}` measures it."
+        return f"No result is kept yet; `python -m benchmarks.{missing} --json FILE` measures it."
 
 
 def with_tables(text: str) -> str:
