@@ -38,7 +38,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.curves import Curve, draw
-from benchmarks.data import Language, write_records
+from benchmarks.data import SOURCES, Language, write_records
 from spirit_jax.checkpoint import unflatten
 from spirit_jax.convert.components import hubert
 from spirit_jax.core.constants import SAMPLE_RATE
@@ -167,16 +167,15 @@ def loading(repeats: int) -> Iterator[Curve]:
         directory = pathlib.Path(name)
         language, rng = Language(np.random.default_rng(0), 5000), np.random.default_rng(2)
         vocabulary = Vocabulary.train([language.text(rng, 1000) for _ in range(50)], 2000)
-        write_records(directory, language, 400)
-        recipes = {"speech": "speech", "aligned": "interleaved", "prose": "text"}
+        write_records(str(directory), language, 400)
         streams = Curve("loading", "loader", "streams", "3 sources, 32 rows of 1024 tokens", "CPU µs a token", 1)
         for count in (1, 2, 4, 8, 16, 32):
-            sources = {key: SourceConfig(str(directory / key), recipe) for key, recipe in recipes.items()}
+            sources = {key: SourceConfig(str(directory / key), recipe) for key, recipe in SOURCES.items()}
             streams.add(count, *_loaded(DataConfig(sources, streams=count), vocabulary, batches))
         yield streams
         many = Curve("loading", "loader", "sources", "8 streams, 32 rows of 1024 tokens", "CPU µs a token", 1)
         for count in (1, 2, 4, 8, 16, 32):
-            kinds = [list(recipes.items())[index % 3] for index in range(count)]
+            kinds = [list(SOURCES.items())[index % 3] for index in range(count)]
             sources = {
                 f"source_{index}": SourceConfig(str(directory / key), recipe)
                 for index, (key, recipe) in enumerate(kinds)

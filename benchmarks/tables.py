@@ -174,10 +174,15 @@ def nats_table() -> str:
     return markdown(("kind", "tokens", "float32", "int8", "int4"), rows, "quantize")
 
 
+def _form(name: str, floats: str) -> str:
+    """Return the name of a form of weights, whose JSON says "floats" for those that are not quantized."""
+    return floats if name == "floats" else name
+
+
 def weights_table() -> str:
     """Memory of 7 B in each form of the weights."""
     rows = (
-        ({"floats": "bfloat16"}.get(row["weights"], row["weights"]), f"{row['bytes'] / 1e9:.2f}", str(row["rows"]))
+        (_form(row["weights"], "bfloat16"), f"{row['bytes'] / 1e9:.2f}", str(row["rows"]))
         for row in _figures("quantize")["memory"]
     )
     headings = ("weights", "GB", "rows of 4096 tokens beside them in 16 GiB, with 1 GiB to work in")
@@ -187,9 +192,7 @@ def weights_table() -> str:
 def quantized_decoding_table() -> str:
     """Speed of decoding in each form of the weights."""
     found = _figures("quantize")["decoding"]
-    rows = (
-        ({"floats": "float32"}.get(name, name), f"{speed:.1f}") for name, speed in found["tokens_per_second"].items()
-    )
+    rows = ((_form(name, "float32"), f"{speed:.1f}") for name, speed in found["tokens_per_second"].items())
     return markdown(("weights", f"tokens a second, {found['parameters'] / 1e6:.0f} M, batch 1"), rows, "quantize")
 
 
