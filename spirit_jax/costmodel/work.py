@@ -108,7 +108,7 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
             parts = [(_update_size(user, computation), True)]
         elif user.opcode == "bitcast":
             parts = [_touched(module, user.name, computation)]
-        elif user.opcode == "copy" or _is_elementwise(module, user):
+        elif _is_elementwise(module, user):
             is_result = user is result or (result.opcode == "tuple" and user.name in result.operands)
             parts = [None if is_result else _touched_elements(module, name, user, computation)]
         elif user.opcode == "fusion":
