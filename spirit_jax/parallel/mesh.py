@@ -1,7 +1,7 @@
 """The device mesh: named axes over all devices of all hosts and slices. A single device is a mesh of size one."""
 
-from collections.abc import Iterable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -44,11 +44,19 @@ def make_mesh(config: MeshConfig, devices: Sequence[Device] | None = None, rows:
 
         if slices > 1:
             inner = (sizes["data"] // slices, sizes["fsdp"], sizes["tensor"])
-            return Mesh(mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1), devices), AXES)
-        return Mesh(mesh_utils.create_device_mesh(shape, devices), AXES)
+            return Mesh(_on_torus(mesh_utils.create_hybrid_device_mesh, inner, (slices, 1, 1), devices), AXES)
+        return Mesh(_on_torus(mesh_utils.create_device_mesh, shape, devices), AXES)
     # Host by host, so that the rows of each host are contiguous.
     ordered = sorted(devices, key=lambda device: (device.process_index, device.id))
     return Mesh(np.array(ordered).reshape(shape), AXES)
+
+
+def _on_torus(make: Callable[..., np.ndarray], *arguments: Any) -> np.ndarray:
+    """Devices in the order that JAX chooses; an axis may be a part of a dimension of the torus if it must."""
+    try:
+        return make(*arguments)
+    except NotImplementedError:
+        return make(*arguments, allow_split_physical_axes=True)
 
 
 def slice_index(device: object) -> int:

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2"])
+@pytest.mark.parametrize("name", ["v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2", "tpu7x:2x2x1"])
 def test_the_memory_of_a_chip_is_what_the_compiler_allows(name):
     topology = Topology.parse(name)
     sharding = SingleDeviceSharding(topology.devices()[0])
@@ -44,6 +44,11 @@ def test_every_host_of_a_pod_feeds_an_equal_share_of_the_rows(name, rows):
     shares = [layout.share(host) for host in hosts]
     assert sorted(shares) == [(index, len(hosts)) for index in range(len(hosts))]
     assert sorted(row for held in layout.rows_by_process().values() for row in held) == list(range(rows))
+
+
+def test_an_axis_may_be_a_part_of_a_dimension_of_the_torus():
+    mesh = make_mesh(MeshConfig(), Topology.parse("2xv5e:16x16").devices(), 256)  # more chips than rows
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 128, "tensor": 2}
 
 
 def test_one_chip_can_be_compiled_for():
