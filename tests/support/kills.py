@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -187,7 +188,7 @@ def _log(run: pathlib.Path) -> list[dict[str, float]]:
 
 def _step(directory: pathlib.Path) -> dict[str, object]:
     """The arrays of a step, and the state of its data streams."""
-    metadata: dict[str, object] = dict(ocp.checkpointables_metadata(str(directory)).custom_metadata or {})
+    metadata: Any = ocp.checkpointables_metadata(str(directory)).custom_metadata
     arrays = {name: ocp.load(str(directory), checkpointable_name=name) for name in (checkpoint.LLM, "optimizer")}
     return {**arrays, "data": metadata["data"], "vocabulary": metadata["vocabulary"]}
 
