@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal
 
 from spirit_jax import config
 from spirit_jax.core.errors import JobError, SpiritError, exit_codes, printable
-from spirit_jax.core.paths import as_path, local_path, output_path
+from spirit_jax.core.paths import as_path, output_path
 from spirit_jax.core.working_copy import output_directory
 from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh_config import MeshConfig
@@ -141,8 +141,7 @@ def _with_local_paths(settings: GenerateConfig) -> GenerateConfig:
     from spirit_jax.checkpoint import local_directory
 
     kinds: dict[str, Callable[[str, str], str | os.PathLike]]
-    kinds = {"checkpoint": local_directory, "adapter": local_directory, "prompts": local_path, "few_shot": local_path}
-    kinds |= {"output": output_path}
+    kinds = {"checkpoint": local_directory, "adapter": local_directory, "output": output_path}
     paths = {name: getattr(settings, name) for name in kinds}
     return dataclasses.replace(
         settings, **{name: str(kinds[name](path, f"--{name}")) for name, path in paths.items() if path is not None}

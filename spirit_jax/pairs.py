@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from spirit_jax import config
 from spirit_jax.core.errors import SpiritError, exit_codes
 from spirit_jax.core.files import atomic_file
-from spirit_jax.core.paths import disk_path
+from spirit_jax.core.paths import as_path, local_path, output_path, parent_folder
 
 if TYPE_CHECKING:
     from spirit_jax.inference.prompts import Segment
@@ -71,24 +71,24 @@ def encode_pairs(settings: PairsConfig) -> tuple[int, int]:
     from spirit_jax.inference.prompts import units_string
     from spirit_jax.speech import SpeechTokenizer, speech_fingerprints
 
-    source, target = pathlib.Path(settings.input), pathlib.Path(disk_path(settings.output, "--output"))
-    if target.exists() and not settings.overwrite:
+    target = output_path(settings.output, "--output")
+    if as_path(target).exists() and not settings.overwrite:
         raise FileExistsError(f"--output {target} exists; say --overwrite to replace it")
-    lines = LineFile(source)
+    lines = LineFile(pathlib.Path(local_path(settings.input, "--input")))
     if not len(lines):
-        raise RecordError(f"{source}: no pairs in it")
+        raise RecordError(f"{settings.input}: no pairs in it")
     entries = [lines.entry(index) for index in range(len(lines))]  # all are checked before anything is encoded
     fingerprints = sorted(speech_fingerprints(settings.checkpoint))
     if not fingerprints:
         raise CheckpointError(f"--checkpoint {settings.checkpoint}: it has no speech tokenizer")
     lines.check_units(fingerprints)
     tokenizer = SpeechTokenizer.from_pretrained(settings.checkpoint, variant=settings.variant)
-    clips = 0
+    folder, clips = parent_folder(settings.input, "--input"), 0
     with atomic_file(target) as file, tqdm(total=len(entries), unit="line", disable=None) as bar:
         file.write(json.dumps({TOKENIZER_KEY: tokenizer.fingerprint}).encode() + b"\n")
         for start in range(0, len(entries), _LINES):
             some = entries[start : start + _LINES]
-            places = [place for where, entry in some for place in _speech(entry, where, source.parent)]
+            places = [place for where, entry in some for place in _speech(entry, where, folder)]
             encoded = tokenizer.encode_batch([segment.audio for _, _, segment in places])
             for (parts, index, _), units in zip(places, encoded, strict=True):
                 parts[index] = f"units:{units_string(units)}"

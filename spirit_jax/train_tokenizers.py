@@ -17,7 +17,7 @@ from typing import Literal
 from spirit_jax import checkpoint, config
 from spirit_jax.core.checks import check_seed
 from spirit_jax.core.errors import SpiritError, exit_codes
-from spirit_jax.core.paths import disk_path
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.speech.config import SpeechTokenizerConfig
 
 # Functions import what they run, so that --help and a bad argument need neither JAX nor a network.
@@ -60,15 +60,19 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
     """Train both tokenizers and say what to do next.
 
     Raises:
-        PathError: a path is in a bucket.
+        BucketError, BucketJobError: a bucket cannot be used.
         CorpusError: an input cannot be used.
         SpiritError: the directory has tokenizers, or there is too little speech or text for the sizes.
     """
+    with output_directory(settings.output, "--output") as directory:
+        _train(settings, directory)
+
+
+def _train(settings: TrainTokenizersConfig, output: pathlib.Path) -> None:
     from spirit_jax.corpora import open_input
     from spirit_jax.corpora.prepare import Joined, train_text_tokenizer
     from spirit_jax.speech import train_speech_tokenizer
 
-    output = pathlib.Path(disk_path(settings.output, "--output"))
     parts = [output / name for name in (checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)]
     present = [part for part in parts if part.exists()]
     if present and not settings.overwrite:
@@ -88,7 +92,7 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
             f"{parts[1]}: {sizes.phonetic_units} phonetic, {sizes.pitch_units} pitch and {sizes.style_units} style "
             "units"
         )
-        print(f"next: python -m spirit_jax.encode --checkpoint {output} --input INPUT --output DIR --check")
+        print(f"next: python -m spirit_jax.encode --checkpoint {settings.output} --input INPUT --output DIR --check")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

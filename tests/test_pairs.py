@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import pairs, speech
+from spirit_jax.core import buckets
 from spirit_jax.data.pairs import TOKENIZER_KEY, PairRecords
 from spirit_jax.units import SpeechUnits
 from tests.support.clips import flac
@@ -47,6 +48,18 @@ def test_audio_becomes_units_and_the_rest_is_copied(tokenizer, tmp_path):
     assert lines[1:] == [{"id": 7, **encoded}, {"turns": [encoded, {"input": [], "output": ["text:a"]}]}]
     records = PairRecords(tmp_path / "out", "train")
     assert (len(records), records.units, records[1].turns[0].output) == (2, "abc", ("units:[Hu0][Hu1][Hu2]",))
+
+
+def test_input_audio_and_output_may_be_in_a_bucket(tokenizer, bucket, tmp_path):
+    options = _write(tmp_path, {"input": ["speech:1.flac"], "output": ["text:a"]})
+    pairs.main(options)
+    for name in ("1.flac", "in.jsonl"):
+        buckets.write_object(f"{bucket}/{name}", (tmp_path / name).read_bytes())
+    pairs.main([*options[:3], f"{bucket}/in.jsonl", "--output", f"{bucket}/out/train.jsonl"])
+    assert buckets.read_object(f"{bucket}/out/train.jsonl") == (tmp_path / "out/train.jsonl").read_bytes()
+    with pytest.raises(SystemExit) as exit_:
+        pairs.main([*options[:3], f"{bucket}/in.jsonl", "--output", f"{bucket}/out/train.jsonl"])
+    assert exit_.value.code == 2
 
 
 def test_units_of_another_speech_tokenizer_are_refused(tokenizer, tmp_path, capsys):

@@ -11,6 +11,7 @@ from spirit_jax.ablations.config import AblateConfig
 from spirit_jax.ablations.report import Results, write_report
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.paths import disk_path
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.encoding import encode_split
 from spirit_jax.corpora.prepare import Joined, open_splits, train_text_tokenizer
@@ -45,7 +46,7 @@ def run_study(settings: AblateConfig) -> str:
     Raises:
         SpiritError: a config, corpus, task or run cannot be used; names it.
     """
-    output = pathlib.Path(settings.output).expanduser()
+    output = pathlib.Path(disk_path(settings.output, "output"))
     figures = read_figures(settings)
     runs = {  # seed by seed, so that a study that is stopped early has all conditions
         (name, seed): training_config(settings, output, name, seed)

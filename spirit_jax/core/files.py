@@ -53,9 +53,18 @@ class FileFormatError(SpiritError):
 def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Open a binary file that replaces `path` when the block ends, and leaves `path` alone if the block raises.
 
+    A file in a bucket is written on this machine and then uploaded.
+
     Raises:
         OSError: names `path`, also where the disk is full.
+        BucketError, BucketJobError: the bucket cannot be written.
     """
+    if buckets.is_bucket(path):
+        with tempfile.NamedTemporaryFile() as file:
+            yield file
+            file.flush()
+            buckets.write_object(os.fspath(path), pathlib.Path(file.name))
+        return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

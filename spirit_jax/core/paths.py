@@ -86,6 +86,15 @@ def as_path(path: str | os.PathLike) -> Any:
     return epath.Path(os.fspath(path))
 
 
+def parent_folder(argument: str, option: str) -> Any:
+    """The folder of a file that a user named, for the paths in the file; in a bucket it is the folder's address.
+
+    Raises:
+        PathError: not a path.
+    """
+    return as_path(argument if buckets.is_bucket(argument) else disk_path(argument, option)).parent
+
+
 def absolute_path(path: str | os.PathLike) -> Any:
     """As `as_path`; a path on this machine is absolute and without links."""
     found = as_path(path)

@@ -16,7 +16,7 @@ from jaxtyping import Int
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import write_file
-from spirit_jax.core.paths import disk_path
+from spirit_jax.core.paths import as_path, local_path, output_path, parent_folder
 from spirit_jax.data.pairs import TOKENIZER_KEY, LineFile
 from spirit_jax.evaluation.metrics import normalizer, word_errors
 from spirit_jax.evaluation.ranking_config import RankConfig
@@ -37,16 +37,17 @@ def rank(settings: RankConfig) -> str:
         SpiritError: a prompt, the checkpoint or the recognizer cannot be used, or no prompt has a preference.
         FileExistsError: the output exists.
     """
-    target = pathlib.Path(disk_path(settings.output, "--output"))
-    if target.exists() and not settings.overwrite:
+    target = output_path(settings.output, "--output")
+    if as_path(target).exists() and not settings.overwrite:
         raise FileExistsError(f"--output {target} exists; say --overwrite to replace it")
-    lines = LineFile(pathlib.Path(settings.prompts))
+    lines = LineFile(pathlib.Path(local_path(settings.prompts, "--prompts")))
     entries = [lines.entry(index) for index in range(len(lines))]
     references = [_reference(entry, where, settings.by) for where, entry in entries]
     mesh = make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
     model = SpiritLM.from_pretrained(settings.checkpoint, settings.dtype, mesh, adapter=settings.adapter)
     lines.check_units([] if model.speech_tokenizer is None else [model.speech_tokenizer.fingerprint])
-    prompts = [_read_prompt(model, where, entry, lines.directory) for where, entry in entries]
+    folder = parent_folder(settings.prompts, "--prompts")
+    prompts = [_read_prompt(model, where, entry, folder) for where, entry in entries]
     encoded = [model.encode_prompt(segments, settings.output_modality) for segments in prompts]
     if settings.by == "tone":
         for (where, _), prompt in zip(entries, encoded, strict=True):

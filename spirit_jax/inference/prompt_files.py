@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import parse_json, read_text
-from spirit_jax.core.paths import local_path
+from spirit_jax.core.paths import local_path, parent_folder
 from spirit_jax.inference.prompts import EncodedPrompt, Modality, PromptEncoder, Segment, Task
 
 _MAX_ID_BYTES = 200  # file systems take names of 255 bytes
@@ -43,7 +43,7 @@ def parse_segment(text: str, directory: pathlib.Path = pathlib.Path()) -> Segmen
     Raises:
         InputError: another form.
         AudioError: the file cannot be read, or is shorter than 80 ms.
-        PathError: the file is in a bucket.
+        PathError: not a path.
         PromptError: text with a lone surrogate.
         UnitError: malformed units.
     """
@@ -63,10 +63,11 @@ def read_prompts(path: str | os.PathLike) -> list[NamedPrompt]:
     Raises:
         InputError: the file cannot be read, a line is not a prompt, an id occurs twice, or no prompt can be used; names
             the file and the line.
+        BucketError, BucketJobError: the file is in a bucket that cannot be read.
     """
     prompts: list[NamedPrompt] = []
-    directory = pathlib.Path(path).parent
-    for number, line in enumerate(read_text(path, InputError).split("\n"), 1):
+    directory = parent_folder(os.fspath(path), "prompts")
+    for number, line in enumerate(read_text(local_path(os.fspath(path), "prompts"), InputError).split("\n"), 1):
         if line.strip():
             prompts.append(_parse_line(line, number, f"{path}, line {number}", directory))
     if not prompts:

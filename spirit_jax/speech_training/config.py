@@ -72,8 +72,6 @@ class TrainSpeechConfig:
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
-        if "://" in self.run_directory:
-            raise ValueError(f"run_directory {self.run_directory}: needs a path that all hosts share; mount the bucket")
         if not self.corpora:
             raise ValueError("corpora: name at least one corpus")
         if not 0 <= self.validation_fraction < 1:

@@ -11,8 +11,11 @@ import yaml
 from jax.sharding import NamedSharding, PartitionSpec
 
 from spirit_jax import checkpoint, config
+from spirit_jax.core import buckets
 from spirit_jax.core.errors import JobError
 from spirit_jax.core.files import read_json, write_file
+from spirit_jax.core.paths import output_path
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.corpora.prepare import Joined, open_splits
 from spirit_jax.corpora.utterance import CorpusError
 from spirit_jax.parallel.mesh import make_mesh
@@ -48,8 +51,13 @@ def run(settings: TrainSpeechConfig) -> None:
     chosen = parts(settings)
     if not chosen:
         raise RunError("nothing to train: give the config a section such as hubert_1")
-    directory = pathlib.Path(settings.run_directory)
-    with hold_run(directory) as check:
+    if buckets.is_bucket(settings.run_directory) and jax.process_count() > 1:
+        raise RunError(
+            f"run_directory {settings.run_directory}: the processes of a job write their parts of a step into one "
+            "directory; name one that all hosts share, or train in one process"
+        )
+    run_directory = output_path(settings.run_directory, "run_directory")
+    with hold_run(run_directory) as check, output_directory(run_directory, "run_directory") as directory:
         train_clips, held_out = open_clips(settings)
         if is_primary():
             write_file(directory / "config.yaml", yaml.safe_dump(config.to_dict(settings), sort_keys=False))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from spirit_jax.audio import load_audio
+from spirit_jax.core import buckets
 from spirit_jax.corpora import CorpusError, open_corpus
 from spirit_jax.corpora.prepare import prepare
 from spirit_jax.corpora.prepare_config import PrepareConfig
@@ -87,6 +88,20 @@ def test_command_trains_both_tokenizers(tokenizers, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "a tokenizer is here" in capsys.readouterr().err
+
+
+def test_tokenizers_are_written_to_a_bucket(data, bucket, tmp_path, capsys):
+    arguments = ["--input", str(data / "pages.jsonl"), "--text_pieces", "320", "--output"]
+    for output in (str(tmp_path / "mine"), f"{bucket}/mine"):
+        main([*arguments, output])
+    contents = {
+        name: buckets.read_object(f"{bucket}/mine/{name}") for name in sorted(buckets.list_objects(f"{bucket}/mine"))
+    }
+    files = sorted(path for path in (tmp_path / "mine").rglob("*") if path.is_file())
+    assert contents == {str(path.relative_to(tmp_path / "mine")): path.read_bytes() for path in files}
+    with pytest.raises(SystemExit):
+        main([*arguments, f"{bucket}/mine"])
+    assert f"{bucket}/mine/tokenizer: a tokenizer is here" in capsys.readouterr().err
 
 
 class HearsRecordings:

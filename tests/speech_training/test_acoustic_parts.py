@@ -9,6 +9,8 @@ import pytest
 
 from spirit_jax.audio import load_audio, save_audio
 from spirit_jax.checkpoint import flatten, load_arrays, unflatten
+from spirit_jax.core import buckets
+from spirit_jax.core.bucket_cache import local_copy
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.utterance import Utterance
@@ -159,22 +161,38 @@ def assert_equal_parts(first, second, part):
         np.testing.assert_array_equal(array, two[path], err_msg=path)
 
 
-def test_pitch_is_trained_resumed_bit_for_bit_and_used(corpus, tmp_path, capsys):
-    run(settings(corpus, tmp_path / "whole", pitch=PITCH))
+@pytest.fixture(scope="module")
+def trained_pitch(corpus, tmp_path_factory):
+    """A run that has trained a pitch encoder without a stop."""
+    directory = tmp_path_factory.mktemp("pitch")
+    run(settings(corpus, directory, pitch=PITCH))
+    return directory
+
+
+def test_pitch_is_trained_resumed_bit_for_bit_and_used(corpus, trained_pitch, tmp_path, capsys):
+    run(settings(corpus, tmp_path / "parts", pitch=dataclasses.replace(PITCH, loop=loop(2))))
     printed = "".join(capsys.readouterr())
     assert "clips have no voiced frame or cannot be used: skipped" in printed
-    run(settings(corpus, tmp_path / "parts", pitch=dataclasses.replace(PITCH, loop=loop(2))))
     run(settings(corpus, tmp_path / "parts", pitch=PITCH))
-    assert_equal_parts(tmp_path / "whole", tmp_path / "parts", "pitch")
-    pitch = load_pitch_encoder(tmp_path / "whole")
+    assert_equal_parts(trained_pitch, tmp_path / "parts", "pitch")
+    pitch = load_pitch_encoder(trained_pitch)
     audio = load_audio(corpus.parent / "clip-0.wav")
     units = pitch.encode_batch([audio])[0]
     assert len(units) == (audio.size // 80 + 1) // 16
     assert pitch.unit_count == 4
     assert units.max() < 4
-    records = [json.loads(line) for line in (tmp_path / "whole/pitch/metrics.jsonl").read_text().splitlines()]
+    records = [json.loads(line) for line in (trained_pitch / "pitch/metrics.jsonl").read_text().splitlines()]
     last = {name: value for record in records for name, value in record.items()}
     assert {"validation/f0_error_hz", "validation/f0_error_cents", "validation/voicing_error"} <= last.keys()
+
+
+def test_a_run_in_a_bucket_is_continued_there(corpus, trained_pitch, bucket):
+    """Each part of the run finds in the bucket what the one before has left."""
+    url = f"{bucket}/runs/pitch"
+    run(settings(corpus, url, pitch=dataclasses.replace(PITCH, loop=loop(2))))
+    assert any(name.startswith("pitch/checkpoints/2/") for name in buckets.list_objects(url))
+    run(settings(corpus, url, pitch=PITCH))
+    assert_equal_parts(trained_pitch, local_copy(url), "pitch")
 
 
 @pytest.mark.slow
