@@ -126,6 +126,20 @@ _TORCH_ROWS: dict[str, Callable[[], Rows]] = {
 }
 
 
+def products_table() -> str:
+    """Speed of one matrix product."""
+    rows = (
+        (
+            f"{row['dtype']}, {row['columns']} tokens",
+            f"{row['xla_gflops']:.0f} GFLOP/s",
+            f"{row['torch_gflops']:.0f} GFLOP/s",
+            _ratio(row["ratio"]),
+        )
+        for row in _figures("products")
+    )
+    return markdown(("one product, [3072, 768]", "XLA", "PyTorch", "ratio"), rows, "products")
+
+
 def data_table() -> str:
     """Speed of the data pipeline."""
     rows = (
