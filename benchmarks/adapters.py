@@ -1,6 +1,6 @@
 """Memory and step time of LoRA on 7 B for TPU hosts, from compiled steps of few layers. No TPU is needed, none runs.
 
-    python -m benchmarks.adapters [--hosts v5e-8 v6e:1x1] [--rows 16 2] [--layers 2 4]
+    python -m benchmarks.adapters [--hosts v5e-8 v6e:1x1] [--rows 8 2] [--layers 2 4]
         [--json benchmarks/results/adapters.json]
 
 The step of configs/finetune/lora_7b.yaml is compiled for each host with the given numbers of layers. The layers are one
@@ -65,7 +65,7 @@ def main() -> None:
     """Compile every host and print the figures of all layers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hosts", nargs="+", default=["v5e-8", "v6e:1x1"], help="topologies")
-    parser.add_argument("--rows", type=int, nargs="+", default=[16, 2], help="rows of a step on each host")
+    parser.add_argument("--rows", type=int, nargs="+", default=[8, 2], help="rows of a step on each host")
     parser.add_argument("--layers", type=int, nargs="+", default=[2, 4], help="numbers of layers to compile")
     report.add_option(parser)
     options = parser.parse_args()
