@@ -69,6 +69,7 @@ def train_tokenizers(settings: TrainTokenizersConfig) -> None:
 
 
 def _train(settings: TrainTokenizersConfig, output: pathlib.Path) -> None:
+    """As `train_tokenizers`, into a directory on this machine."""
     from spirit_jax.corpora import open_input
     from spirit_jax.corpora.prepare import Joined, train_text_tokenizer
     from spirit_jax.speech import train_speech_tokenizer

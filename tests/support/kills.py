@@ -167,8 +167,8 @@ def differences(local: pathlib.Path, run: str) -> list[str]:
     others = {path.name for path in (copy / checkpoint.STEPS).iterdir() if path.name.isdigit()}
     found += [f"{checkpoint.STEPS}/{step}" for step in sorted(steps ^ others)]
     for step in sorted(steps & others, key=int):
-        ours, theirs = (_step(each / checkpoint.STEPS / step) for each in (local, copy))
-        found += [f"{checkpoint.STEPS}/{step}/{name}" for name in ours if not _equal(ours[name], theirs[name])]
+        here, there = (_step(each / checkpoint.STEPS / step) for each in (local, copy))
+        found += [f"{checkpoint.STEPS}/{step}/{name}" for name in here if not _equal(here[name], there[name])]
     return found
 
 
@@ -195,9 +195,9 @@ def _step(directory: pathlib.Path) -> dict[str, object]:
 
 def _equal(one: object, other: object) -> bool:
     """Whether two trees hold the same bits."""
-    ours, theirs = jax.tree.flatten(one), jax.tree.flatten(other)
-    return ours[1] == theirs[1] and all(
-        np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(ours[0], theirs[0], strict=True)
+    (leaves, tree), (other_leaves, other_tree) = jax.tree.flatten(one), jax.tree.flatten(other)
+    return tree == other_tree and all(
+        np.asarray(a).tobytes() == np.asarray(b).tobytes() for a, b in zip(leaves, other_leaves, strict=True)
     )
 
 
