@@ -126,6 +126,20 @@ _TORCH_ROWS: dict[str, Callable[[], Rows]] = {
 }
 
 
+def train_speech_table() -> str:
+    """Training steps of the parts of a speech tokenizer."""
+    rows = (
+        (
+            row["part"],
+            f"{1e3 * row['seconds']['ours']:.0f} ms",
+            f"{1e3 * row['seconds']['torch']:.0f} ms",
+            _ratio(row["ratio"]),
+        )
+        for row in _figures("train_speech")
+    )
+    return markdown(("part", "spirit_jax, a step", "PyTorch, a step", "ratio"), rows, "train_speech")
+
+
 def products_table() -> str:
     """Speed of one matrix product."""
     rows = (
