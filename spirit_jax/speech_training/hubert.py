@@ -23,6 +23,7 @@ from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
+from spirit_jax.speech.scratch.kmeans import unit_features
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
 from spirit_jax.speech_training.crops import Crop, CropData, CropShape, empty_crop
@@ -85,11 +86,17 @@ class HubertObjective:
         return jax.tree.map(lambda shape: (None,) * len(shape.shape), shapes)
 
     def loss_scale(self, batch: DeviceBatch) -> Float[Array, ""]:
-        """The reciprocal of the number of masked frames."""
-        return 1 / jnp.maximum(batch["masked_bt"].sum(), 1).astype(jnp.float32)
+        """The reciprocal of the number of frames that have a loss: all frames, or the masked ones alone.
+
+        As in fairseq, frames that are not masked count if `unmasked_weight` is positive, whatever its value.
+        """
+        count = batch["masked_bt"].sum()
+        if self.config.unmasked_weight > 0:
+            count = self.config.encoder.frames(batch["length_b"]).sum()
+        return 1 / jnp.maximum(count, 1).astype(jnp.float32)
 
     def loss(self, params: Params, batch: DeviceBatch, scale: Float[Array, ""]) -> tuple[Float[Array, ""], Metrics]:
-        """Mean cross entropy of the masked frames, and the penalty; the parts of a batch count by masked frames."""
+        """Mean cross entropy of the frames that have a loss, and the penalty; parts of a batch count by such frames."""
         key = jax.random.fold_in(jax.random.key(self.seed ^ _FRESH), batch["step"][0])
         key = jax.random.fold_in(key, batch["row_b"][0])
         model = self.model.clone(noise=self.config.noise)
@@ -118,8 +125,9 @@ class HubertObjective:
         sums = masked_prediction(logits_btk, batch["label_bt"], batch["masked_bt"], frames_b, weight_b)
         features_btc: Any = state["features"]["encoder"]["conv"][0]
         penalty = feature_penalty(features_btc, frames_b, weight_b)
+        counted = sums.masked + (sums.unmasked if self.config.unmasked_weight > 0 else 0)
         seconds = (batch["length_b"] * weight_b).sum() / SAMPLE_RATE
-        return {**sums._asdict(), "penalty": penalty * sums.masked, "seconds": seconds}
+        return {**sums._asdict(), "counted": counted, "penalty": penalty * counted, "seconds": seconds}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +235,7 @@ class Hubert(ConfiguredPart):
                     "loss": ("loss_masked", "masked"),
                     "masked_accuracy": ("correct_masked", "masked"),
                     "unmasked_accuracy": ("correct_unmasked", "unmasked"),
-                    "feature_penalty": ("penalty", "masked"),
+                    "feature_penalty": ("penalty", "counted"),
                 }
             ),
             batches=data.batches,
@@ -260,6 +268,8 @@ class Hubert(ConfiguredPart):
                 ]
 
             return cepstra, "mfcc"
+        if config.labels.source == "spectra":
+            return lambda clips: [unit_features(clip) for clip in clips], "spectra"
         if config.labels.teacher is not None:
             directory = find(config.labels.teacher, f"{SPEECH_TOKENIZER}/phonetic")
             shape, params = read_phonetic_encoder(config.labels.teacher)

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
+from spirit_jax.speech.features import RECEPTIVE_FIELD, UNIT_HOP
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 
 LEAST_FILTER = 80
@@ -41,9 +42,10 @@ class LabelConfig:
         ValueError: a number out of range, or a layer without a teacher.
     """
 
-    source: Literal["mfcc", "layer"] = "mfcc"
-    """mfcc: MFCC with their first and second differences, for a first iteration; layer: a layer of the iteration before
-    or of `teacher`."""
+    source: Literal["mfcc", "spectra", "layer"] = "mfcc"
+    """mfcc: MFCC with their first and second differences, for a first iteration, as published; spectra: the log-mel
+    spectra of the phonetic units from scratch, from which the level of each voice is taken off; layer: a layer of the
+    iteration before or of `teacher`."""
     layer: int = 6
     """The teacher's layer, from 1."""
     teacher: str | None = None
@@ -125,6 +127,12 @@ class HubertTraining:
             raise ValueError(
                 f"shortest {self.shortest} must lie between a frame of {self.encoder.receptive_field} samples and "
                 f"samples {self.samples}"
+            )
+        frame = (self.encoder.hop, self.encoder.receptive_field)
+        if self.labels.source == "spectra" and frame != (UNIT_HOP, RECEPTIVE_FIELD):
+            raise ValueError(
+                f"labels.source spectra: expected an encoder with a frame of {RECEPTIVE_FIELD} samples each {UNIT_HOP}"
+                f", found one of {frame[1]} each {frame[0]}; use mfcc"
             )
         if self.filters == "mel" and self.encoder.conv_layers[0][1] < LEAST_FILTER:
             raise ValueError(

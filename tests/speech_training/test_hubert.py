@@ -147,6 +147,13 @@ def test_loss_gradients_and_an_optimizer_step_are_those_of_torch(params, value_a
     )
 
 
+def test_unmasked_frames_count_only_if_their_loss_does():
+    batch = _batch()
+    masked_alone = HubertObjective(dataclasses.replace(CONFIG, unmasked_weight=0.0), CLASSES, seed=0)
+    np.testing.assert_allclose(1 / masked_alone.loss_scale(batch), batch["masked_bt"].sum(), rtol=1e-6)
+    np.testing.assert_allclose(1 / OBJECTIVE.loss_scale(batch), ROWS * ENCODER.frames(SAMPLES), rtol=1e-6)
+
+
 def test_padding_and_rows_without_weight_change_nothing(params, value_and_grad):
     batch = _batch(samples=800)
     (loss, metrics), gradients = value_and_grad(params, batch)

@@ -48,5 +48,6 @@ class TorchHubert(torch.nn.Module):
         x = self.projection(self.hubert(audio, mask_time_indices=masked).last_hidden_state)
         logits = torch.cosine_similarity(x[:, :, None], self.classes, dim=-1) / c.temperature
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
-        mean = (loss * torch.where(masked.flatten(), 1.0, c.unmasked_weight)).sum() / masked.sum()
+        frames = masked.numel() if c.unmasked_weight > 0 else masked.sum()
+        mean = (loss * torch.where(masked.flatten(), 1.0, c.unmasked_weight)).sum() / frames
         return mean + c.feature_penalty * self._features.pow(2).mean()

@@ -1,4 +1,4 @@
-"""Units to sound without a neural vocoder: each unit gets the mean spectrum that it had in the training speech.
+"""Units to sound without a neural vocoder: each unit gets the spectrum that it had between such neighbors in training.
 
 A harmonic or noise source is shaped by these spectra, and the Griffin-Lim algorithm makes the phases consistent.
 """
@@ -16,14 +16,16 @@ from jaxtyping import Complex, Float, Int
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech.features import MEL_BANDS, MEL_FFT, MEL_FRAMES_PER_UNIT, MEL_HOP, UNIT_HOP, hann, mel_centers
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
+from spirit_jax.speech.scratch.neighbors import fit_neighbors, predict_from_neighbors
 from spirit_jax.speech.scratch.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
 _WINDOW = 3 * MEL_HOP
 _ITERATIONS = 4  # few are enough, because the source has good phases
 _LOUDNESS = 0.95  # largest peak of the result
-_CONTRAST = 1.15  # means are flatter than speech; this factor restores the spread of spectra over time
-_QUIET = -3.2  # a unit whose mean band lies this far (nats) below the level is silence ...
+_SIDE = 2  # neighbors on each side that a unit's sound depends on
+_PENALTY = 20.0  # of the regression on neighbors: a pair of units that was seen 20 times gets half of its effect
+_QUIET = -2.8  # a unit whose mean band lies this far (nats) below the level is silence ...
 _SILENCE = -3.0  # ... and is lowered by this much more, because normalized spectra are clipped at an audible level
 _DISPERSION = 0.016  # radians x harmonic squared: delays 4 kHz of a 100 Hz voice by 2 ms, so that pulses buzz less
 _CONTOUR_POINTS = 16
@@ -64,11 +66,12 @@ class _Frames(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class GriffinLim:
-    """Part kind "griffin_lim": each unit sounds as it did on average in the training speech.
+    """Part kind "griffin_lim": each unit sounds as it did on average between its neighbors in the training speech.
 
     Attributes:
-        spectrum: float32 [K, 4, bands], mean normalized log-mel frames of each phonetic unit.
-        voicing: float32 [K], the fraction of each phonetic unit that is voiced.
+        spectrum: float32 [W, K, 4, bands], what a phonetic unit at each of the offsets -W // 2 to W // 2 adds to the
+            four normalized log-mel frames of a unit (`neighbors.fit_neighbors`).
+        voicing: float32 [W, K], what it adds to the fraction of the unit that is voiced.
         duration: float32 [K], mean run length of each phonetic unit in frames of 40 ms.
         octaves: float32 [P], pitch of each pitch unit above the mean of the voice.
         gain: float32 [S], loudness of each style unit in nats.
@@ -80,8 +83,8 @@ class GriffinLim:
 
     kind: ClassVar[str] = "griffin_lim"
 
-    spectrum: Float[np.ndarray, "K 4 bands"]
-    voicing: Float[np.ndarray, " K"]
+    spectrum: Float[np.ndarray, "W K 4 bands"]
+    voicing: Float[np.ndarray, "W K"]
     duration: Float[np.ndarray, " K"]
     octaves: Float[np.ndarray, " P"]
     gain: Float[np.ndarray, " S"]
@@ -94,7 +97,7 @@ class GriffinLim:
     def fit(
         cls, observed: Sequence[Observed], octaves: Float[np.ndarray, " P"], units: int, styles: int
     ) -> "GriffinLim":
-        """Average over utterances.
+        """Average over utterances, and learn from the neighbors of each unit.
 
         Args:
             observed: the training utterances.
@@ -103,21 +106,27 @@ class GriffinLim:
             styles: number of style units.
         """
         spectra, frames = np.zeros((units, MEL_FRAMES_PER_UNIT, MEL_BANDS)), np.zeros(units)
-        voiced, runs = np.zeros(units), np.zeros(units)
+        runs = np.zeros(units)
         contour, contour_frames = np.zeros(_CONTOUR_POINTS), np.zeros(_CONTOUR_POINTS)
+        features: list[np.ndarray] = []
         for seen in observed:
             hubert = seen.units.hubert
             np.add.at(spectra, hubert, seen.spectrum.reshape(-1, MEL_FRAMES_PER_UNIT, MEL_BANDS))
             np.add.at(frames, hubert, 1)
             np.add.at(runs, hubert[np.diff(hubert, prepend=-1) != 0], 1)
             # Two F0 frames a unit. A clip may have a pitch unit more or less than half its HuBERT units.
-            halves = np.isfinite(seen.octaves)[: 2 * len(hubert)]
-            np.add.at(voiced, hubert[np.arange(len(halves)) // 2], halves / 2)
+            halves = np.zeros(2 * len(hubert))
+            voiced = np.isfinite(seen.octaves)[: halves.size]
+            halves[: voiced.size] = voiced
+            features.append(np.column_stack([seen.spectrum.reshape(len(hubert), -1), halves.reshape(-1, 2).mean(1)]))
             at = np.flatnonzero(np.isfinite(seen.octaves))
             place = at * _CONTOUR_POINTS // len(seen.octaves)
             np.add.at(contour, place, seen.octaves[at])
             np.add.at(contour_frames, place, 1)
         mean = spectra / np.maximum(frames, 1)[:, None, None]
+        learned = fit_neighbors(
+            [seen.units.hubert for seen in observed], features, count=units, side=_SIDE, penalty=_PENALTY
+        ).astype(np.float32)
         speakers = tuple(sorted({seen.speaker for seen in observed}))
         level, log2_f0 = np.zeros((len(speakers), MEL_BANDS)), np.zeros(len(speakers))
         for index, speaker in enumerate(speakers):
@@ -126,8 +135,8 @@ class GriffinLim:
             pitches = [seen.mean_log2_f0 for seen in own if np.isfinite(seen.mean_log2_f0)]
             log2_f0[index] = np.mean(pitches) if pitches else _USUAL_F0
         return cls(
-            spectrum=mean.astype(np.float32),
-            voicing=(voiced / np.maximum(frames, 1)).astype(np.float32),
+            spectrum=np.ascontiguousarray(learned[..., :-1]).reshape(-1, *mean.shape),
+            voicing=np.ascontiguousarray(learned[..., -1]),
             duration=np.maximum(frames / np.maximum(runs, 1), 1).astype(np.float32),
             octaves=octaves.astype(np.float32),
             gain=_style_gain(observed, mean, styles).astype(np.float32),
@@ -139,12 +148,18 @@ class GriffinLim:
 
     @classmethod
     def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "GriffinLim":
-        """The part from its config.json and arrays."""
+        """The part from its config.json and arrays; one without neighbors has no axis of offsets."""
+        spectrum, voicing = arrays["spectrum"], arrays["voicing"]
+        arrays = {
+            **arrays,
+            "spectrum": spectrum.reshape(-1, *spectrum.shape[-3:]),
+            "voicing": voicing.reshape(-1, voicing.shape[-1]),
+        }
         return cls(**arrays, speakers=tuple(config["speakers"]))
 
     def config(self) -> dict[str, Any]:
         """The content of config.json, without the kind."""
-        return {"units": len(self.spectrum), "speakers": list(self.speakers)}
+        return {"units": self.spectrum.shape[1], "speakers": list(self.speakers)}
 
     def arrays(self) -> dict[str, Any]:
         """The arrays, as stored."""
@@ -180,14 +195,16 @@ class GriffinLim:
         if isinstance(style, str):
             raise VoiceError(f"style {style!r}: this vocoder has no named styles, only units 0..{len(self.gain) - 1}")
         hubert, octaves, gain = self._frames(units, style, predict_durations)
-        log_amplitude = _CONTRAST * self.spectrum[hubert].reshape(-1, MEL_BANDS)
+        learned = predict_from_neighbors(self.spectrum.reshape(*self.spectrum.shape[:2], -1), hubert)
+        log_amplitude = learned.reshape(-1, MEL_BANDS)
         quiet = np.clip((_QUIET + 0.4 - log_amplitude.mean(axis=1)) / 0.4, 0, 1)
         log_amplitude = (
             log_amplitude + self.level[voice] + (np.repeat(gain, MEL_FRAMES_PER_UNIT) + _SILENCE * quiet)[:, None]
         )
         padded = np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge")
         log_amplitude = 0.25 * padded[:-2] + 0.5 * padded[1:-1] + 0.25 * padded[2:]  # no steps between units
-        source = voice_source(self.log2_f0[voice] + octaves, self.voicing[hubert])
+        voicing = predict_from_neighbors(self.voicing[..., None], hubert)[:, 0]
+        source = voice_source(self.log2_f0[voice] + octaves, voicing)
         target = stft(source) * np.exp(np.pad(log_amplitude, ((1, 1), (0, 0)), mode="edge") @ _bands_to_bins().T)
         audio = _griffin_lim(target, source.size)
         return (audio * (_LOUDNESS / max(_LOUDNESS, np.abs(audio).max()))).astype(np.float32)
@@ -249,7 +266,8 @@ class GriffinLim:
             pitch = _stretch(pitch, _PITCH_FRAMES, len(hubert))
         if styles is not None and not aligned:
             styles = _stretch(styles, _STYLE_FRAMES, len(hubert))
-        known = hubert < len(self.spectrum)
+        count = self.spectrum.shape[1]
+        known = hubert < count
         if not known.all():
             logging.warning(
                 "%d of %d phonetic units are unknown to the vocoder and left out", np.sum(~known), known.size
@@ -257,9 +275,7 @@ class GriffinLim:
         if aligned and pitch is None and styles is None and predict_durations:
             known &= np.diff(hubert, prepend=-1) != 0
         if not known.any():
-            raise UnitError(
-                f"none of {len(hubert)} phonetic units is known to this vocoder; it has 0..{len(self.spectrum) - 1}"
-            )
+            raise UnitError(f"none of {len(hubert)} phonetic units is known to this vocoder; it has 0..{count - 1}")
         octaves = np.full(len(hubert), np.nan)
         if pitch is not None and len(pitch):
             voiced = (pitch != UNVOICED) & (pitch < len(self.octaves))

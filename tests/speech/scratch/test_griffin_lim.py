@@ -60,7 +60,7 @@ def test_predicted_duration_of_a_unit_is_its_mean_run_length(scratch_tokenizer, 
 
 
 def test_pitch_units_and_speakers_set_the_pitch_of_the_audio(scratch_tokenizer):
-    voiced = int(np.argmax(scratch_tokenizer.vocoder.voicing))
+    voiced = int(np.argmax(scratch_tokenizer.vocoder.voicing.sum(axis=0)))
 
     def pitch(unit, speaker):
         units = SpeechUnits(np.full(25, voiced), np.full(12, unit))
@@ -109,6 +109,19 @@ def test_the_default_speaker_exists_in_a_corpus_with_few_speakers(scratch_tokeni
     np.testing.assert_array_equal(one.decode(units), whole.decode(units, speaker=0))
     with pytest.raises(ValueError, match=r"speaker 1: this vocoder has 0\.\.0"):
         one.decode(units, speaker=1)
+
+
+def test_a_part_without_neighbors_speaks_the_mean_of_each_unit(scratch_tokenizer):
+    """Parts of earlier versions have one spectrum for each unit."""
+    vocoder = scratch_tokenizer.vocoder
+    middle = len(vocoder.spectrum) // 2
+    arrays = {**vocoder.arrays(), "spectrum": vocoder.spectrum[middle], "voicing": vocoder.voicing[middle]}
+    earlier = type(vocoder).load(vocoder.config(), arrays)
+    alone = dataclasses.replace(
+        vocoder, spectrum=vocoder.spectrum[middle : middle + 1], voicing=vocoder.voicing[middle : middle + 1]
+    )
+    units = SpeechUnits(np.array([3, 9, 9, 4, 7]))
+    np.testing.assert_array_equal(earlier.decode(units), alone.decode(units))
 
 
 def test_istft_inverts_stft():
