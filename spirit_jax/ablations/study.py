@@ -1,5 +1,6 @@
 """Trains and evaluates the models of a study one after the other, and writes the report."""
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -9,9 +10,11 @@ from typing import Any
 from spirit_jax import checkpoint, config
 from spirit_jax.ablations.config import AblateConfig
 from spirit_jax.ablations.report import Results, write_report
+from spirit_jax.core import buckets
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.core.files import read_json, write_file
-from spirit_jax.core.paths import disk_path
+from spirit_jax.core.leases import hold_anywhere
+from spirit_jax.core.working_copy import output_directory
 from spirit_jax.corpora import open_input
 from spirit_jax.corpora.encoding import encode_split
 from spirit_jax.corpora.prepare import Joined, open_splits, train_text_tokenizer
@@ -32,6 +35,12 @@ INPUTS, RUNS, EVALUATION = "inputs", "runs", "evaluation"
 
 _INPUTS_IN_PATH = "{inputs}"
 _TEXT_TOKENIZERS: dict[Variant, str] = {"base": "tokenizer_base", "expressive": "tokenizer_expressive"}
+_ATOMIC = (
+    *(f"{INPUTS}/{name}" for name in ("tokenizer_*", checkpoint.SPEECH_TOKENIZER, "records/*")),
+    *(f"{RUNS}/*/{name}" for name in (EVALUATION, checkpoint.TOKENIZER, checkpoint.SPEECH_TOKENIZER)),
+    f"{RUNS}/*/{checkpoint.STEPS}/*",
+)
+"""Folders that a study uses when they are complete, and makes again otherwise."""
 _SEED_OF_INPUTS = 0
 _MADE_WITH = "prepare.json"  # the options that the inputs were made with
 
@@ -43,11 +52,22 @@ class StudyError(SpiritError):
 def run_study(settings: AblateConfig) -> str:
     """Train and evaluate everything that is not finished, write the report after each model, and return its text.
 
+    An output in a bucket is written on this machine and uploaded at intervals and at the end. One process at a time
+    works on it.
+
     Raises:
         SpiritError: a config, corpus, task or run cannot be used; names it.
     """
-    output = pathlib.Path(disk_path(settings.output, "output"))
     figures = read_figures(settings)
+    with contextlib.ExitStack() as opened:
+        if buckets.is_bucket(settings.output):  # on a disk, each run has a lock of its own
+            opened.enter_context(hold_anywhere(settings.output, ".ablate.lock", "ablation"))
+        output = opened.enter_context(output_directory(settings.output, "output", atomic=_ATOMIC))
+        return finish_study(settings, figures, output)
+
+
+def finish_study(settings: AblateConfig, figures: Mapping[str, "StudyFigure"], output: pathlib.Path) -> str:
+    """Do what `run_study` does, with the figures of the tasks and a directory on this machine."""
     runs = {  # seed by seed, so that a study that is stopped early has all conditions
         (name, seed): training_config(settings, output, name, seed)
         for seed in range(max(settings.count(name) for name in settings.conditions))
@@ -208,7 +228,22 @@ def is_trained(run: TrainConfig) -> bool:
             f"{directory} is a run of {before['loop']['steps']} steps, and the study asks for {run.loop.steps}: choose "
             "another output for this study"
         )
-    return int(last.name) >= run.loop.steps and before == config.to_dict(run)
+    return int(last.name) >= run.loop.steps and _moved(before, directory) == checkpoint.flatten(config.to_dict(run))
+
+
+def _moved(before: Mapping[str, Any], directory: pathlib.Path) -> dict[str, Any]:
+    """The flat config of a run as it would be if the study had been in this directory from the start.
+
+    Args:
+        before: the config that the run was trained by.
+        directory: the run directory now.
+    """
+    old, new = (f"{pathlib.Path(place).parents[1]}/" for place in (before["run_directory"], directory))
+
+    def moved(value: Any) -> Any:
+        return new + value.removeprefix(old) if isinstance(value, str) and value.startswith(old) else value
+
+    return {key: moved(value) for key, value in checkpoint.flatten(dict(before)).items()}
 
 
 def is_evaluated(figures: Mapping[str, StudyFigure], run: pathlib.Path) -> bool:

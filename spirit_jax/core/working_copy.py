@@ -6,7 +6,8 @@ others, is uploaded after all other files. Files that the command removes are re
 files, such as locks and files that are being written, stay local.
 
 A folder that a command makes in one atomic step must not come back as a part of itself after a kill. So `UPLOADING`
-names such folders while they are uploaded, and those that it names are not downloaded.
+names such folders while they are uploaded, and those that it names are not downloaded. `FINISHED`, by which a command
+knows that work is done, is uploaded when all folders are complete.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import pathlib
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from spirit_jax.core import buckets
@@ -33,6 +34,9 @@ INTERVAL = 30.0
 UPLOADING = ".uploading.json"
 """Object that lists the folders whose upload has begun and has not ended."""
 
+FINISHED = "finished.json"
+"""Name of the file that tells a command that the work before it is done, in whichever folders its results are."""
+
 _SEALS = ("metadata.json", "config.json")  # beside the files of checksums and the summaries of jobs
 _LOG = logging.getLogger(__name__)
 _SMALL = 2**22  # bytes of a file that is read into memory before it is uploaded
@@ -45,7 +49,8 @@ class WorkingCopy:
     Args:
         url: the folder in the bucket.
         wanted: which files to download, by their relative names.
-        atomic: names of folders in it that are downloaded complete or not at all.
+        atomic: patterns of the folders in it that are downloaded complete or not at all, such as `*/checkpoints/*`; a
+            `*` is one name. Of folders inside each other, the outer one counts.
 
     Attributes:
         directory: the local directory.
@@ -60,7 +65,9 @@ class WorkingCopy:
         self.directory = self._staging / (name.rsplit("/", 1)[-1] or bucket)
         self._uploaded: dict[str, tuple[int, int]] = {}
         self._wanted, self._lock = wanted, threading.Lock()
-        self._atomic, self._partial = frozenset(atomic), frozenset[str]()
+        self._atomic = [pathlib.PurePosixPath(pattern) for pattern in atomic]
+        self._partial, self._begun = frozenset[str](), frozenset[str]()  # folders in UPLOADING; those of this process
+        self._left = set[str]()  # objects of folders whose upload was cut short before this process
         self.download()
         self.directory.mkdir(exist_ok=True)
         name_in_messages(self.directory, self.url)
@@ -71,10 +78,11 @@ class WorkingCopy:
         A folder whose upload was cut short is left where it is: the command makes it again.
         """
         objects = buckets.list_objects(self.url)
-        self._partial = self._uploading() if UPLOADING in objects else frozenset()
+        self._partial = self._uploading(objects) if UPLOADING in objects else frozenset()
+        self._left = {name for name in objects if self._unit(name) in self._partial}
 
         def wanted(name: str) -> bool:
-            return self._wanted(name) and name != UPLOADING and name.split("/")[0] not in self._partial
+            return self._wanted(name) and name != UPLOADING and name not in self._left
 
         found = [name for name in objects if wanted(name)]
         if not found:
@@ -93,36 +101,64 @@ class WorkingCopy:
         with self._lock:
             files = {name: _state(self.directory / name) for name in _files(self.directory)}
             changed = [name for name, state in files.items() if self._uploaded.get(name) != state]
-            atomic = self._atomic.intersection(name.split("/")[0] for name in changed)
-            if atomic:
-                self._set_uploading(self._partial | atomic)
+            removed = [name for name in self._uploaded if name not in files]
+            units = self._begun | self._units([*changed, *removed])
+            removed += [name for name in self._left if name not in files and self._unit(name) in units]
+            if units:
+                self._begun = units
+                self._set_uploading(self._partial | units)
             with ThreadPoolExecutor(_TRANSFERS) as threads:
-                for seals in (False, True):
-                    now = [name for name in changed if is_seal(name) == seals]
-                    uploads = threads.map(self._put, now, [files[name] for name in now])
-                    for name, done in zip(now, uploads, strict=True):
-                        if done:
-                            self._uploaded[name] = files[name]
-            for name in [name for name in self._uploaded if name not in files]:
-                buckets.remove_object(f"{self.url}/{name}")
-                del self._uploaded[name]
-            if atomic:
-                unfinished = {name.split("/")[0] for name in changed if self._uploaded.get(name) != files[name]}
-                self._partial = (self._partial | atomic) - (atomic - unfinished)
-                self._set_uploading(self._partial)
+                for stage in (_is_content, is_seal):
+                    self._put_all(threads, {name: files[name] for name in changed if stage(name)})
+                for name in removed:
+                    buckets.remove_object(f"{self.url}/{name}")
+                    self._uploaded.pop(name, None)
+                if units:
+                    self._begun = self._units(name for name in changed if self._uploaded.get(name) != files[name])
+                    self._partial = (self._partial - units) | self._begun
+                    self._left = {name for name in self._left if self._unit(name) not in units}
+                    self._set_uploading(self._partial)
+                self._put_all(threads, {name: files[name] for name in changed if _is_finished(name)})
 
-    def _uploading(self) -> frozenset[str]:
-        """The folders whose upload has begun and has not ended."""
+    def _unit(self, name: str) -> str | None:
+        """The atomic folder that a file is in, None for a file of its own."""
+        path = pathlib.PurePosixPath(name)
+        for folder in reversed(path.parents):
+            if any(len(each.parts) == len(folder.parts) and folder.match(str(each)) for each in self._atomic):
+                return str(folder)
+        return None
+
+    def _units(self, names: Iterable[str]) -> frozenset[str]:
+        """The atomic folders that files are in."""
+        return frozenset(unit for unit in map(self._unit, names) if unit is not None)
+
+    def _uploading(self, names: Iterable[str]) -> frozenset[str]:
+        """The folders whose upload has begun and has not ended.
+
+        Args:
+            names: all objects of the folder; all their folders are meant where the list cannot be read.
+        """
         content = buckets.read_object(f"{self.url}/{UPLOADING}")
         with contextlib.suppress(*DAMAGE):
-            return self._atomic.intersection(json.loads(content))
-        return self._atomic
+            return self._units(f"{folder}/file" for folder in json.loads(content))
+        return self._units(names)
 
     def _set_uploading(self, folders: Collection[str]) -> None:
         if folders:
             buckets.write_object(f"{self.url}/{UPLOADING}", json.dumps(sorted(folders)).encode())
         else:
             buckets.remove_object(f"{self.url}/{UPLOADING}")
+
+    def _put_all(self, threads: ThreadPoolExecutor, files: Mapping[str, tuple[int, int]]) -> None:
+        """Upload files at once, and note those that were.
+
+        Args:
+            threads: where.
+            files: the state of each when the files were listed, by relative path.
+        """
+        for name, done in zip(files, threads.map(self._put, files, files.values()), strict=True):
+            if done:
+                self._uploaded[name] = files[name]
 
     def _put(self, name: str, listed: tuple[int, int]) -> bool:
         """Upload a file as it is now, but a seal only as it was listed; returns whether it was uploaded.
@@ -137,7 +173,7 @@ class WorkingCopy:
         try:
             before = _state(path)
             content = path.read_bytes() if before[0] <= _SMALL else path
-            if is_seal(name) and _state(path) != listed:
+            if not _is_content(name) and _state(path) != listed:
                 return False
             try:
                 buckets.write_object(url, content)
@@ -164,6 +200,14 @@ def is_seal(name: str) -> bool:
     """Whether readers accept the files beside this one because of it."""
     file = name.rsplit("/", 1)[-1]
     return file in _SEALS or is_checksums(file) or file.startswith("encoding-") or file.endswith(".summary.json")
+
+
+def _is_finished(name: str) -> bool:
+    return name.rsplit("/", 1)[-1] == FINISHED
+
+
+def _is_content(name: str) -> bool:
+    return not (is_seal(name) or _is_finished(name))
 
 
 @contextlib.contextmanager
@@ -200,7 +244,7 @@ def uploading(copy: WorkingCopy) -> Iterator[None]:
 
 @contextlib.contextmanager
 def output_directory(
-    argument: str, option: str, wanted: Callable[[str], bool] = lambda name: True
+    argument: str, option: str, wanted: Callable[[str], bool] = lambda name: True, atomic: Collection[str] = ()
 ) -> Iterator[pathlib.Path]:
     """The local directory to write an output to; one in a bucket is uploaded at intervals and at the end.
 
@@ -208,6 +252,7 @@ def output_directory(
         argument: a path or `gs://BUCKET/NAME`, as the user typed it.
         option: names the argument in messages.
         wanted: which files of an output that is in a bucket already are needed here, by their relative names.
+        atomic: patterns of folders that are taken from the bucket complete or not at all, as for `WorkingCopy`.
 
     Raises:
         PathError: not a path.
@@ -216,7 +261,7 @@ def output_directory(
     if not buckets.is_bucket(argument):
         yield pathlib.Path(disk_path(argument, option))
         return
-    copy = WorkingCopy(argument, wanted)
+    copy = WorkingCopy(argument, wanted, atomic)
     with uploading(copy):
         yield copy.directory
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from spirit_jax.costmodel.collectives import KINDS
 from spirit_jax.costmodel.hlo import Computation, Instruction, Module, Shape, parameters, root
 
 KernelFlops = Callable[[str, Sequence[tuple[int, ...]]], float | None]
@@ -56,7 +57,8 @@ def count_bytes(module: Module, instruction: Instruction, computation: Computati
     """Count the bytes read from and written to main memory.
 
     Only arrays that the compiler placed in a faster memory count as staying there. If an array is only sliced, its
-    slices count; if it is updated in place, the update counts.
+    slices count; if it is updated in place, the update counts. The arrays of a collective that a fusion carries on do
+    not count: the links move them.
     """
     if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-done"):
         return 0.0
@@ -75,7 +77,7 @@ def count_bytes(module: Module, instruction: Instruction, computation: Computati
         inner = module.computations[instruction.called("calls")]
         result = root(inner)
         if result.opcode == "tuple":  # Parameters that the fusion passes on are not written.
-            passed_on = [inner[name].opcode == "parameter" for name in result.operands]
+            passed_on = [inner[name].opcode in ("parameter", *KINDS) for name in result.operands]
             written = sum(
                 shape.size
                 for shape, passed in zip(instruction.shapes, passed_on, strict=True)
@@ -99,7 +101,7 @@ def _touched(module: Module, name: str, computation: Computation) -> tuple[float
     size, updated = 0.0, False
     result = root(computation)
     for user in computation.values():
-        if name not in user.operands or user.opcode == "tuple":
+        if name not in user.operands or user.opcode in ("tuple", *KINDS):
             continue
         is_first = user.operands[0] == name and name not in user.operands[1:]
         if user.opcode in ("dynamic-slice", "slice", "gather") and is_first:

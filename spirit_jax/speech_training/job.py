@@ -15,7 +15,7 @@ from spirit_jax.core import buckets
 from spirit_jax.core.errors import JobError
 from spirit_jax.core.files import read_json, write_file
 from spirit_jax.core.paths import output_path
-from spirit_jax.core.working_copy import output_directory
+from spirit_jax.core.working_copy import FINISHED, output_directory
 from spirit_jax.corpora.prepare import Joined, open_splits
 from spirit_jax.corpora.utterance import CorpusError
 from spirit_jax.parallel.mesh import make_mesh
@@ -23,8 +23,10 @@ from spirit_jax.parallel.processes import is_primary, report, wait_for_all
 from spirit_jax.parallel.sharding import BatchLayout
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.crops import Clips
+from spirit_jax.speech_training.hubert import ENCODER
 from spirit_jax.speech_training.part import Context, Part, Prepared
 from spirit_jax.speech_training.parts import parts
+from spirit_jax.speech_training.quantizers import PHONETIC
 from spirit_jax.training.checkpoints import RunCheckpoints
 from spirit_jax.training.checks import RunError, check_resumable, stored_config
 from spirit_jax.training.config import LoopConfig
@@ -35,7 +37,12 @@ from spirit_jax.training.state import TrainState
 from spirit_jax.training.step import TrainStep
 from spirit_jax.training.task import Task
 
-_FINISHED = "finished.json"
+_ATOMIC = (
+    f"{checkpoint.SPEECH_TOKENIZER}/*",
+    f"*/{checkpoint.STEPS}/*",
+    *(f"*/{name}" for name in (ENCODER, PHONETIC, "contours", "labels", "targets", "units")),
+)
+"""Folders of a run that appear in one atomic step: finished parts, steps, and what a part keeps for later."""
 
 
 class PartUnfinished(JobError):
@@ -57,7 +64,10 @@ def run(settings: TrainSpeechConfig) -> None:
             "directory; name one that all hosts share, or train in one process"
         )
     run_directory = output_path(settings.run_directory, "run_directory")
-    with hold_run(run_directory) as check, output_directory(run_directory, "run_directory") as directory:
+    with (
+        hold_run(run_directory) as check,
+        output_directory(run_directory, "run_directory", atomic=_ATOMIC) as directory,
+    ):
         train_clips, held_out = open_clips(settings)
         if is_primary():
             write_file(directory / "config.yaml", yaml.safe_dump(config.to_dict(settings), sort_keys=False))
@@ -128,7 +138,7 @@ def train_part(
     """
     directory, loop = context.directory, part.loop
     identity = {**context.data, **sections}
-    finished = (directory / _FINISHED).is_file()
+    finished = (directory / FINISHED).is_file()
     if finished or checkpoint.latest_step(directory) is not None:
         remedy = "choose another run_directory, or remove the folders of this part and of those after it"
         check_resumable(str(directory), stored_config(directory), identity, _mutable(sections), remedy)
@@ -186,13 +196,13 @@ def train_part(
 def _finish(directory: pathlib.Path, steps: int) -> None:
     """Note that a part is trained and written."""
     if is_primary():
-        write_file(directory / _FINISHED, json.dumps({"steps": steps}) + "\n")
+        write_file(directory / FINISHED, json.dumps({"steps": steps}) + "\n")
     wait_for_all(f"{directory.name} finished")
 
 
 def _is_finished(directory: pathlib.Path, steps: int) -> bool:
     """Whether a part was trained for that many steps and written."""
-    path = directory / _FINISHED
+    path = directory / FINISHED
     return path.is_file() and read_json(path).get("steps") == steps
 
 

@@ -11,6 +11,11 @@ import yaml
 from spirit_jax import ablate, checkpoint, config
 from spirit_jax.ablations import comparison, study
 from spirit_jax.ablations.config import AblateConfig
+from spirit_jax.core import buckets
+from spirit_jax.core.files import write_file
+from spirit_jax.core.leases import hold_anywhere
+from spirit_jax.core.locks import LockError
+from spirit_jax.core.working_copy import UPLOADING
 from spirit_jax.run.config import TrainConfig
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -83,7 +88,7 @@ def test_the_bundled_conditions_differ_in_what_they_say(settings, tmp_path):
 def _train(run: TrainConfig) -> None:
     """Write the files of a finished run, without training."""
     directory = pathlib.Path(run.run_directory)
-    (directory / checkpoint.STEPS / str(run.loop.steps) / checkpoint.LLM).mkdir(parents=True)
+    write_file(directory / checkpoint.STEPS / str(run.loop.steps) / checkpoint.LLM / "weights", "")
     checkpoint.write_config(directory, config.to_dict(run))
 
 
@@ -95,13 +100,15 @@ def _line(item: str, is_right: bool) -> dict:
     return {"id": item, "item": item, "group": "", "frequency": None, "hypotheses": hypotheses}
 
 
-def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_path, monkeypatch):
+@pytest.fixture
+def trained(monkeypatch):
+    """Studies whose models are not trained: the names of those that would be. The fourth one is interrupted."""
     trained: list[str] = []
 
     def train(run):
         trained.append(pathlib.Path(run.run_directory).name)
         if len(trained) == 4:
-            raise KeyboardInterrupt
+            raise study.StudyError("interrupted")
         _train(run)
 
     def evaluate(settings, output, run):
@@ -123,14 +130,23 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
     monkeypatch.setattr(study, "make_inputs", lambda *arguments: None)
     monkeypatch.setattr(study.job, "run", train)
     monkeypatch.setattr(study, "evaluate_run", evaluate)
+    return trained
+
+
+def _few(settings, **changes):
+    """The study with the conditions around one comparison, on one task."""
     values = config.to_dict(settings)
     kept = ("interleaved", "separate", "text", "from_text")
     values["conditions"] = {name: values["conditions"][name] for name in kept}
     values["comparisons"] = [c for c in values["comparisons"] if c["first"] == "from_text"]
     values |= {"tasks": ["mini_stories:T2S"], "only": ["interleaved", "from_text"]}
     values["comparisons"][0]["figures"] = ["mini_stories:T>S"]
-    settings = config.from_dict(AblateConfig, values)
-    with pytest.raises(KeyboardInterrupt):
+    return config.from_dict(AblateConfig, values | changes)
+
+
+def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_path, trained):
+    settings = _few(settings)
+    with pytest.raises(study.StudyError, match="interrupted"):
         study.run_study(settings)
     assert trained == ["interleaved-0", "text-0", "from_text-0", "interleaved-1"], "a start is trained without a name"
     report = study.run_study(settings)
@@ -145,6 +161,23 @@ def test_a_study_trains_what_is_not_finished_and_reports_what_is(settings, tmp_p
     changed = {name: dataclasses.replace(figure, fingerprint="other") for name, figure in figures.items()}
     assert study.read_results(settings, figures, tmp_path / "study")
     assert not study.read_results(settings, changed, tmp_path / "study"), "results on other items are not used"
+
+
+def test_a_study_in_a_bucket_is_continued_on_another_machine(settings, trained, bucket, tmp_path, monkeypatch):
+    settings = _few(settings, output=f"{bucket}/study")
+    with pytest.raises(study.StudyError, match="interrupted"):
+        study.run_study(settings)
+    assert "runs/from_text-0/config.json" in buckets.list_objects(settings.output)
+    monkeypatch.setenv("SPIRIT_BUCKET_CACHE", str(tmp_path / "another_machine"))
+    report = study.run_study(settings)
+    assert trained[4:] == ["interleaved-1", "text-1", "from_text-1", "interleaved-2"]
+    assert buckets.read_object(f"{settings.output}/ablations.md").decode() == report
+    buckets.write_object(f"{settings.output}/{UPLOADING}", b'["runs/interleaved-1/evaluation"]')
+    study.run_study(settings)
+    assert len(trained) == 8, "only the evaluation whose upload was cut short is repeated"
+    assert UPLOADING not in buckets.list_objects(settings.output)
+    with hold_anywhere(settings.output, ".ablate.lock", "ablation"), pytest.raises(LockError, match="is at work here"):
+        study.run_study(settings)
 
 
 def test_a_study_that_has_changed_is_refused(settings, tmp_path):

@@ -51,7 +51,7 @@ def test_a_folder_is_copied_once_and_only_changed_objects_are_read_again(bucket,
 
 @pytest.mark.parametrize("fault", [429, 503, DROP])
 def test_requests_are_repeated_after_a_fault_and_content_stays_whole(bucket, bucket_faults, fault):
-    content = os.urandom(200_000)
+    content = os.urandom(200_000) + b"\r"
     if fault != DROP:
         bucket_faults.plan(fault, 2, "POST")
     buckets.write_object(f"{bucket}/large", content)
@@ -168,6 +168,45 @@ def test_a_folder_whose_upload_was_cut_short_is_not_downloaded(bucket, monkeypat
     copy.upload()
     assert set(buckets.list_objects(f"{bucket}/run")) == {"tokenizer/a", "tokenizer/b", "log.jsonl"}
     assert (copy_of_run().directory / "tokenizer/b").read_text() == "tokenizer/b"
+
+
+def test_work_is_finished_in_a_bucket_when_all_folders_are_complete_there(bucket, monkeypatch):
+    """A kill at any write leaves complete folders or none, and never the file that says that the work is done."""
+    written, write_object = [], buckets.write_object
+
+    def copy_of_run():
+        return WorkingCopy(f"{bucket}/run", lambda name: True, ("parts/*", "*/steps/*"))
+
+    def write_few(url, content):
+        if len(written) == few:
+            raise BucketJobError("killed")
+        written.append(url)
+        return write_object(url, content)
+
+    monkeypatch.setattr("spirit_jax.core.working_copy._TRANSFERS", 1)
+    names = ("one/steps/2/a", "one/steps/2/b", "one/log.jsonl", "parts/one/data", "parts/one/config.json")
+    for few in range(2 + len(names)):
+        copy, written[:] = copy_of_run(), []
+        for name in (f"one/steps/2/try-{few}", *names, "one/finished.json"):
+            (copy.directory / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy.directory / name).write_text(f"{name} {few}")
+        with monkeypatch.context() as patch:
+            patch.setattr(buckets, "write_object", write_few)
+            with pytest.raises(BucketJobError):
+                copy.upload()
+        copy.remove()
+        copy = copy_of_run()
+        found = {str(path.relative_to(copy.directory)) for path in copy.directory.rglob("*") if path.is_file()}
+        assert "one/finished.json" not in found
+        assert found <= {"one/log.jsonl"}, few
+        copy.remove()
+    copy = copy_of_run()
+    for name in (*names, "one/finished.json"):
+        (copy.directory / name).parent.mkdir(parents=True, exist_ok=True)
+        (copy.directory / name).write_text("complete")
+    copy.upload()
+    copy.remove()
+    assert set(buckets.list_objects(f"{bucket}/run")) == {*names, "one/finished.json"}
 
 
 def test_a_failed_upload_leaves_no_seal(bucket, bucket_faults):

@@ -196,3 +196,25 @@ def test_a_compiled_scan_counts_the_flops_of_all_its_steps():
     assert text is not None
     module = parse(text)
     assert total(module, count_flops) == 6 * 2 * 64 * 128 * 128
+
+
+def test_the_arrays_of_a_collective_that_a_fusion_carries_on_do_not_count():
+    text = """HloModule carried
+%step (r: f32[512,64], o: f32[512,64], x: f32[8,64]) -> (f32[8,64], f32[512,64], f32[512,64], f32[512,64]) {
+  %r = f32[512,64]{1,0} parameter(0)
+  %o = f32[512,64]{1,0} parameter(1)
+  %x = f32[8,64]{1,0} parameter(2)
+  %y = f32[8,64]{1,0} negate(%x)
+  %sum = f32[512,64]{1,0} all-reduce(%r), channel_id=5, replica_groups=[1,256]<=[256], to_apply=%add
+  ROOT %t = (f32[8,64]{1,0}, f32[512,64]{1,0}, f32[512,64]{1,0}, f32[512,64]{1,0}) tuple(%y, %r, %o, %sum)
+}
+
+ENTRY %main (r: f32[512,64], o: f32[512,64], x: f32[8,64]) -> f32[8,64] {
+  %r = f32[512,64]{1,0} parameter(0)
+  %o = f32[512,64]{1,0} parameter(1)
+  %x = f32[8,64]{1,0} parameter(2)
+  ROOT %f = (f32[8,64]{1,0}, f32[512,64]{1,0}, f32[512,64]{1,0}, f32[512,64]{1,0}) fusion(%r, %o, %x), kind=kLoop, \
+calls=%step
+}
+"""
+    assert total(parse(text), count_bytes) == 2 * 4 * 8 * 64

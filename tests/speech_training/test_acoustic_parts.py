@@ -11,8 +11,10 @@ from spirit_jax.audio import load_audio, save_audio
 from spirit_jax.checkpoint import flatten, load_arrays, unflatten
 from spirit_jax.core import buckets
 from spirit_jax.core.bucket_cache import local_copy
+from spirit_jax.core.buckets import BucketJobError
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.core.errors import SpiritError
+from spirit_jax.core.working_copy import UPLOADING
 from spirit_jax.corpora.utterance import Utterance
 from spirit_jax.models.hifigan import fold_weight_norm
 from spirit_jax.models.hifigan_config import DiscriminatorConfig, HifiGanConfig, MelConfig
@@ -193,6 +195,28 @@ def test_a_run_in_a_bucket_is_continued_there(corpus, trained_pitch, bucket):
     assert any(name.startswith("pitch/checkpoints/2/") for name in buckets.list_objects(url))
     run(settings(corpus, url, pitch=PITCH))
     assert_equal_parts(trained_pitch, local_copy(url), "pitch")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["/speech_tokenizer/pitch/", "/pitch/checkpoints/4/", "/pitch/contours/"])
+def test_an_upload_that_stops_in_the_middle_leaves_nothing_that_the_next_run_uses(
+    corpus, trained_pitch, bucket, lost, monkeypatch
+):
+    write_object, url = buckets.write_object, f"{bucket}/runs/pitch"
+
+    def write_unless_lost(place, content, **options):
+        if lost in place and not place.endswith(".json"):
+            raise BucketJobError(f"{place}: the process was killed")
+        return write_object(place, content, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(buckets, "write_object", write_unless_lost)
+        with pytest.raises(BucketJobError, match="was killed"):
+            run(settings(corpus, url, pitch=PITCH))
+    assert "pitch/metrics.jsonl" in buckets.list_objects(url)
+    run(settings(corpus, url, pitch=PITCH))
+    assert_equal_parts(trained_pitch, local_copy(url), "pitch")
+    assert UPLOADING not in buckets.list_objects(url)
 
 
 @pytest.mark.slow
