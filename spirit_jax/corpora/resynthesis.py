@@ -28,8 +28,8 @@ from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 
 POOR_MEL_DB, POOR_VOICING, POOR_ERROR_RATE = 6.0, 0.1, 0.65
 """Mel distance, voicing error and rise of the word error rate above which a warning is given. Tokenizers trained on a
-bundled corpus have 4.8 to 5.7 dB, 0.06 to 0.08 and 0.5 to 0.63 on its validation clips; those trained on the other
-bundled corpus 6.2 to 7.0 dB, 0.11 to 0.13 and 0.67 to 0.73."""
+bundled corpus have 4.5 to 5.4 dB, 0.06 to 0.08 and 0.33 to 0.50 on its validation clips; those trained on the other
+bundled corpus 6.0 to 6.9 dB, 0.11 to 0.12 and 0.58 to 0.85."""
 
 _SECONDS = (1.0, 30.0)
 _CANDIDATES = 10  # clips that are looked at for each that is compared
