@@ -329,6 +329,26 @@ def test_records_in_a_bucket_are_those_of_a_disk(pages, bucket, capsys, caplog):
     assert len(texts(f"{bucket}/records", "validation")) == 40
 
 
+@pytest.mark.slow
+def test_three_processes_in_a_bucket_of_which_one_is_killed_write_the_bytes_of_one_on_a_disk(tmp_path, bucket):
+    (tmp_path / "lines.jsonl").write_text("".join(f'{{"text": "line {n}"}}\n' for n in range(6 * TEXT_BLOCK)))
+    assert run("--input", tmp_path / "lines.jsonl", "--output", tmp_path / "records") == 0
+    output = f"{bucket}/records"
+    words = ["--input", str(tmp_path / "lines.jsonl"), "--output", output]
+    line = [sys.executable, "-m", "spirit_jax.encode", *words]
+    jobs = [subprocess.Popen(line, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    while not any(name.endswith(".msgpack") for name in list_objects(f"{output}/.encoding-train")):
+        assert all(job.poll() is None for job in jobs)
+    jobs[0].kill()
+    for job in jobs:
+        error = job.communicate(timeout=300)[1]
+        assert job.returncode == (-signal.SIGKILL if job is jobs[0] else 0), error
+    names = [path.name for path in (tmp_path / "records").glob("*.array_record")]
+    assert set(list_objects(output)) == {*names, "metadata.json", "encoding-train.json"}
+    for name in (*names, "metadata.json"):
+        assert read_object(f"{output}/{name}") == (tmp_path / "records" / name).read_bytes()
+
+
 def test_a_job_whose_bucket_fails_is_one_line_and_resumes(pages, bucket, bucket_faults, monkeypatch, capsys):
     monkeypatch.setattr("spirit_jax.corpora.blocks.TEXT_BLOCK", 10)
     # the process that fails is this one, which lives on, so that its leases end by their time

@@ -243,7 +243,7 @@ def write_object(url: str, content: bytes | pathlib.Path, *, if_absent: bool = F
         if_absent: fail if there is an object of this name, in one atomic request.
 
     Raises:
-        FileExistsError: there is one, and `if_absent` is true.
+        FileExistsError: `if_absent` is true and there is one, or another process has removed the new one already.
         BucketError, BucketJobError: as `failing`.
     """
     place, mode = "/".join(split(url)), "create" if if_absent else "overwrite"
@@ -254,7 +254,7 @@ def write_object(url: str, content: bytes | pathlib.Path, *, if_absent: bool = F
             connect().put_file(str(content), place, mode=mode)
         written = find_object(url)
         if written is None:
-            raise OSError("it was written and is not there")
+            raise (FileExistsError if if_absent else OSError)("it was written and is not there")
         checksum = _crc32c(content) if isinstance(content, bytes) else _crc32c_of(content)
         if written.crc32c not in ("", checksum) and not if_absent:
             raise OSError("the server holds other bytes than were sent")

@@ -181,7 +181,12 @@ class BucketFolder:
 
     def read(self, name: str) -> bytes | None:
         """See `SharedFolder`."""
-        return buckets.read_object(self / name) if self.has(name) else None
+        try:
+            return buckets.read_object(self / name)
+        except buckets.BucketError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return None
+            raise
 
     def write(self, name: str, content: bytes) -> None:
         """See `SharedFolder`."""

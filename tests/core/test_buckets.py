@@ -291,6 +291,19 @@ def test_a_lease_is_rewritten_while_it_is_held(folder):
             time.sleep(0.05)
 
 
+def test_a_lease_that_another_process_removes_while_it_is_made_is_no_error(bucket, monkeypatch):
+    """Two processes find the lease of a lost one, and the slower one removes that of the faster one."""
+    find_object = buckets.find_object
+
+    def find_nothing_once(url):
+        monkeypatch.setattr(buckets, "find_object", find_object)
+        buckets.remove_object(url)
+
+    with Leases(shared_folder(bucket), 60) as mine:
+        monkeypatch.setattr(buckets, "find_object", find_nothing_once)
+        assert mine.claim("1")
+
+
 def test_a_directory_in_a_bucket_is_held_by_one_job(bucket):
     with hold_anywhere(bucket, ".lock", "training") as check:
         check()
