@@ -59,7 +59,11 @@ class HubertObjective:
     seed: int
     initial: Params | None = None
     """Weights of the encoder to begin with."""
-    dtype: str = "float32"
+
+    @property
+    def dtype(self) -> str:
+        """The precision of its products; all else is float32."""
+        return self.config.matmul_precision
 
     @property
     def model(self) -> HubertPretraining:

@@ -102,6 +102,9 @@ class HubertTraining:
     """Weight of the mean square of the convolutional features."""
     accumulate: int = 1
     """Parts that a step works through one after the other to save memory."""
+    matmul_precision: Literal["float32", "bfloat16"] = "float32"
+    """How TPUs and GPUs multiply. float32: exactly, in six passes of a TPU; bfloat16: in one pass of factors that TPUs
+    round to bfloat16 and GPUs to TF32, with sums, weights and all else in float32. CPUs always multiply exactly."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=5e-4,
         schedule="linear",

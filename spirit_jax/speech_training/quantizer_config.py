@@ -1,6 +1,7 @@
 """Configuration of the quantizers of HuBERT's features. Reading it never starts JAX."""
 
 import dataclasses
+from typing import Literal
 
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 from spirit_jax.units import HUBERT, SIZES
@@ -85,6 +86,9 @@ class QuantizerTraining:
     """Clips with fewer samples are skipped."""
     accumulate: int = 1
     """Parts that a step works through one after the other to save memory."""
+    matmul_precision: Literal["float32", "bfloat16"] = "float32"
+    """How TPUs and GPUs multiply. float32: exactly, in six passes of a TPU; bfloat16: in one pass of factors that TPUs
+    round to bfloat16 and GPUs to TF32, with sums, weights and all else in float32. CPUs always multiply exactly."""
     optimizer: OptimizerConfig = OptimizerConfig(
         learning_rate=1e-4, beta2=0.999, epsilon=1e-8, weight_decay=0.0, clip_norm=1.0
     )

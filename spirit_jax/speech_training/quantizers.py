@@ -255,7 +255,8 @@ class Quantizer(ConfiguredPart):
         optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
 
         def rule(encoder: Params) -> UpdateRule:
-            return UpdateRule(QuantizerObjective(model, encoder, quantizer), optimizer, context.spike_sigmas)
+            objective = QuantizerObjective(model, encoder, quantizer, self.config.matmul_precision)
+            return UpdateRule(objective, optimizer, context.spike_sigmas)
 
         frozen = Frozen(params, rule)
         return Prepared(

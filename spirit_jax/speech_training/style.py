@@ -128,7 +128,8 @@ class _WindowPart(ConfiguredPart):
     def _outline(self, count: int) -> Outline:
         """The step with so many classes."""
         c = self.config
-        rule = UpdateRule(WindowObjective(self._model(count)), make_optimizer(c.optimizer, c.loop.steps))
+        objective = WindowObjective(self._model(count), dtype=c.matmul_precision)
+        rule = UpdateRule(objective, make_optimizer(c.optimizer, c.loop.steps))
         rows = StyleRows(c, lambda index, first, windows: np.zeros(windows, np.int32))
         return Outline(rule, rows(empty_crop(c.samples), np.random.default_rng(0)))
 
@@ -158,7 +159,7 @@ class _WindowPart(ConfiguredPart):
             rows=config.rows,
             seed=context.seed,
         )
-        objective = WindowObjective(self._model(count), initial)
+        objective = WindowObjective(self._model(count), initial, config.matmul_precision)
         return Prepared(
             rule=UpdateRule(objective, make_optimizer(config.optimizer, config.loop.steps), context.spike_sigmas),
             summary=RatioSummary(RATIOS),
