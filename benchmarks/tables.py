@@ -322,6 +322,29 @@ def pods_table() -> str:
     return markdown(headings, rows(), "pods")
 
 
+def speech_pods_table() -> str:
+    """Training steps of HuBERT, compiled for pods."""
+    from benchmarks.speech_pods import cases
+
+    found = _figures("speech_pods")
+
+    def rows() -> Rows:
+        for name, (_, pod, options) in cases().items():
+            row = found[name]
+            yield (
+                f"`{name.rsplit(' ', 1)[0]}`",
+                pod,
+                f"`{' '.join(options)}`" if options else "",
+                f"{row['memory_gib']:.1f} ({row['spare']:.0%})",
+                f"{row['step_seconds']:.2f} s",
+                f"{row['mfu']:.0%}",
+                f"{row['compile_seconds']:.0f} s",
+            )
+
+    headings = ("config", "pod", "options", "memory a chip, GiB (to spare)", "step", "MFU", "compiled in")
+    return markdown(headings, rows(), "speech_pods")
+
+
 def growth_table() -> str:
     """Fits of the growth curves."""
     from benchmarks.curves import Curve

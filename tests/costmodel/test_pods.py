@@ -4,8 +4,10 @@ import importlib.util
 
 import pytest
 
+from benchmarks import report, speech_pods
 from benchmarks.pods import CONFIGS, cases, compile_case, figures, gpu_cases, stored_figures
 from spirit_jax import config
+from spirit_jax.core.files import read_json
 from spirit_jax.costmodel.report import Report
 from spirit_jax.run.config import TrainConfig
 from spirit_jax.run.job import compile_run
@@ -25,6 +27,23 @@ def test_stored_figures_cover_every_pod_and_meet_the_goals():
         if "v5e-256" in name or "v5p-128" in name:
             assert found["executed_per_model_flop"] <= (1.2 if "v5e" in name else 1.05), name
             assert found["mfu"] >= 0.65, name
+
+
+def test_stored_figures_of_hubert_cover_every_pod_and_fit():
+    stored = read_json(report.RESULTS / "speech_pods.json")["figures"]
+    assert set(stored) == set(speech_pods.cases())
+    assert all(found["spare"] >= 0.1 for found in stored.values())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_libtpu
+@pytest.mark.parametrize("name", list(speech_pods.cases()))
+def test_a_compiled_step_of_hubert_has_the_stored_figures(name):
+    stored = read_json(report.RESULTS / "speech_pods.json")["figures"][name]
+    found = figures(speech_pods.compile_case(name))
+    assert found["memory_gib"] == pytest.approx(stored["memory_gib"], abs=0.5)
+    assert found["mfu"] == pytest.approx(stored["mfu"], abs=0.03)
 
 
 @pytest.mark.slow

@@ -13,13 +13,16 @@ from spirit_jax.convert.components.style import hf_encoder_rows
 from spirit_jax.convert.table import Row, to_torch
 from spirit_jax.models.band_filters import mel_band_filters
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
+from spirit_jax.parallel.mesh import make_mesh
+from spirit_jax.parallel.mesh_config import MeshConfig
+from spirit_jax.parallel.sharding import BatchLayout
 from spirit_jax.speech_training.crops import Crop
 from spirit_jax.speech_training.hubert import HubertObjective, HubertRows
 from spirit_jax.speech_training.hubert_config import HubertTraining, LabelConfig, MaskConfig
 from spirit_jax.speech_training.labels import Labels
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 from spirit_jax.training.optimizer import make_optimizer
-from spirit_jax.training.step import UpdateRule
+from spirit_jax.training.step import TrainStep, UpdateRule
 from tests.support.torch_hubert import TorchHubert
 
 CLASSES, ROWS, SAMPLES = 7, 3, 1200
@@ -179,6 +182,22 @@ def test_one_batch_is_learned_by_heart():
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss_masked"] / metrics["masked"]))
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_products_of_the_step_have_the_precision_of_the_config(precision):
+    """float32 asks accelerators for exact products everywhere, bfloat16 nowhere."""
+    config = dataclasses.replace(CONFIG, rows=1, matmul_precision=precision)
+    rule = UpdateRule(HubertObjective(config, CLASSES, seed=0), make_optimizer(config.optimizer, 10))
+    layout = BatchLayout(make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1]), ROWS)
+    step = TrainStep(rule, layout)
+    text = step.lower_train_step(step.abstract_state, _batch()).as_text()
+    products = [
+        line for line in text.splitlines() if "stablehlo.dot_general" in line or "stablehlo.convolution" in line
+    ]
+    assert len(products) > 20
+    exact = ["HIGHEST" in line for line in products]
+    assert all(exact) if precision == "float32" else not any(exact)
 
 
 def test_noise_leaves_out_layers_and_scales_the_gradient_of_the_extractor(params):
