@@ -146,7 +146,8 @@ def options(capsys) -> dict[str, set[str]]:
         found[f"convert {job}"] = _options_of("convert", capsys, job)
     # sections that may be left out
     found["train"] |= _options_of("train", capsys, help_option="--lora.help")
-    found["train_speech"] |= _options_of("train_speech", capsys, help_option="--vocoder_expressive.help")
+    for section in ("hubert_1", "hubert_2", "vocoder_expressive"):
+        found["train_speech"] |= _options_of("train_speech", capsys, help_option=f"--{section}.help")
     return found
 
 
