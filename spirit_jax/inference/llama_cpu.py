@@ -29,6 +29,9 @@ from spirit_jax.models import llama, quantized
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params
 
 _SHORT_PROMPT = 128  # tokens of a row up to which the scores of all heads are computed at once
+_MOST_TOKENS = 256
+"""Tokens that are read at once. Each row of an activation [D, B, T] of more tokens has pages of memory of its own, more
+than a core keeps the addresses of."""
 _BLOCK_BYTES = 2**20
 """Most memory of a quantized weight's block in floats: half of what a core's second cache holds."""
 
@@ -50,15 +53,15 @@ class LayerCache(NamedTuple):
         slots_bt = jnp.where(positions_bt < 0, self.k_bksh.shape[2], positions_bt)
         at = (rows_b[:, None, None], jnp.arange(self.k_bksh.shape[1])[:, None], slots_bt[:, None])
         return LayerCache(
-            self.k_bksh.at[at].set(k_bkth, mode="drop"),
-            self.v_bksh.at[at].set(v_bkth, mode="drop"),
+            self.k_bksh.at[at].set(k_bkth.astype(self.k_bksh.dtype), mode="drop"),
+            self.v_bksh.at[at].set(v_bkth.astype(self.v_bksh.dtype), mode="drop"),
         )
 
 
 def init_cache(config: LlamaConfig, batch: int, length: int) -> tuple[LayerCache, ...]:
-    """Return an empty cache of `length` slots for each of `batch` rows and each layer, in the compute dtype."""
+    """Return an empty cache of `length` slots for each of `batch` rows and each layer, in float32."""
     shape = (batch, config.num_key_value_heads, length, config.head_size)
-    empty = jnp.zeros(shape, DTYPES[config.dtype])
+    empty = jnp.zeros(shape, jnp.float32)
     return tuple(LayerCache(empty, empty) for _ in range(config.num_hidden_layers))
 
 
@@ -112,14 +115,42 @@ def forward(
     rows_b: Int[Array, " B"] | None,
     first: bool,
 ) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...] | None]:
-    """Return what `network.forward` returns, with the same arguments, for parameters that `arrange` laid out."""
+    """Return what `network.forward` returns, with the same arguments, for parameters that `arrange` laid out.
+
+    A batch with more tokens than `_MOST_TOKENS` is read in groups of rows, one after the other.
+    """
+    b, t = tokens_bt.shape
+    rows = max(_MOST_TOKENS // t, 1)
+    if b <= rows or b % rows or jax.sharding.get_abstract_mesh().size > 1:
+        return _forward(config, params, tokens_bt, positions_bt, cache, rows_b, first)
+
+    def read(cache: tuple[LayerCache, ...] | None, group: tuple[Array, ...]):
+        hidden_rtd, cache = _forward(config, params, group[0], group[1], cache, group[2], first)
+        return cache, hidden_rtd
+
+    rows_b = jnp.arange(b) if rows_b is None else rows_b
+    groups = jax.tree.map(lambda x: x.reshape(-1, rows, *x.shape[1:]), (tokens_bt, positions_bt, rows_b))
+    cache, hidden_grtd = jax.lax.scan(read, cache, groups)
+    return hidden_grtd.reshape(b, t, -1), cache
+
+
+def _forward(
+    config: LlamaConfig,
+    params: Params,
+    tokens_bt: Int[Array, "B T"],
+    positions_bt: Int[Array, "B T"],
+    cache: tuple[LayerCache, ...] | None,
+    rows_b: Int[Array, " B"] | None,
+    first: bool,
+) -> tuple[Float[Array, "B T D"], tuple[LayerCache, ...] | None]:
+    """`forward` for one group of rows."""
     dtype = DTYPES[config.dtype]
     slots = tokens_bt.shape[1] if cache is None else cache[0].k_bksh.shape[2]
     with jax.ensure_compile_time_eval():  # a constant: XLA would compute the sines again in every layer, for every head
         table = llama.rotary_embedding(config, jnp.arange(slots)[None])
     rotary = tuple(jnp.take(x[0, :, 0], positions_bt, axis=0, mode="clip")[:, None, None] for x in table)
     rows_btd = quantized.dequantize(
-        jax.tree.map(lambda array: jnp.take(array, tokens_bt, axis=0), params["embed_tokens"]), dtype
+        jax.tree.map(lambda array: _take_rows(array, tokens_bt), params["embed_tokens"]), dtype
     )
     x_dbt = jnp.transpose(rows_btd, (2, 0, 1))
     caches: list[LayerCache] = []
@@ -136,7 +167,11 @@ def forward(
 def logits(config: LlamaConfig, params: Params, hidden_bd: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
     """Return the scores of the next token, float32, for parameters as `arrange` returns them."""
     head_vd = _floats_to(params["embed_tokens" if config.tie_word_embeddings else "lm_head"], DTYPES[config.dtype])
-    return jnp.moveaxis(_matmul("vd,d...->v...", head_vd, jnp.moveaxis(hidden_bd, -1, 0)), 0, -1)
+    # The axis of size 1 keeps the product in bfloat16: XLA:CPU takes it only from operands without transposed layouts.
+    # The barrier keeps the head on the left.
+    hidden_db1 = jnp.moveaxis(hidden_bd, -1, 0)[..., None]
+    logits_vb1 = jax.lax.optimization_barrier(_matmul("vd,d...->v...", head_vd, hidden_db1))
+    return jnp.moveaxis(logits_vb1[..., 0], 0, -1)
 
 
 def _block(
@@ -185,6 +220,19 @@ def _rms_norm(config: LlamaConfig, weight_d: Float[Array, " D"], x_dbt: Float[Ar
     x = x_dbt.astype(jnp.float32)
     x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=0, keepdims=True) + config.rms_norm_eps)
     return (x * weight_d[:, None, None]).astype(x_dbt.dtype)
+
+
+def _take_rows(x: Float[Array, "V D"], tokens_bt: Int[Array, "B T"]) -> Float[Array, "B T D"]:
+    """Return the rows of an embedding.
+
+    XLA:CPU computes in float32 what it does with bfloat16, products aside, and a loop over tokens would first convert
+    the whole embedding. So bfloat16 is taken as integers, and the barrier keeps the loop from copying these.
+    """
+    x, tokens_bt = jax.lax.optimization_barrier((x, tokens_bt))
+    if x.dtype != jnp.bfloat16:
+        return jnp.take(x, tokens_bt, axis=0)
+    bits_btd = jnp.take(jax.lax.bitcast_convert_type(x, jnp.uint16), tokens_bt, axis=0)
+    return jax.lax.bitcast_convert_type(bits_btd, jnp.bfloat16)
 
 
 def _floats_to(tree: Any, dtype: Any) -> Any:
@@ -241,11 +289,13 @@ def _cached_attention(
 ) -> Float[Array, "B K G T H"]:
     """Return softmax(q k^T / sqrt(H)) v over the slots up to each query's own; the softmax is float32."""
     b, k, g, t, h = q_bkgth.shape
+    dtype = jnp.float32 if t == 1 else q_bkgth.dtype
+    cache = jax.tree.map(lambda x: x.astype(dtype), cache)
     s = cache.k_bksh.shape[2]
-    q_bkrh = q_bkgth.reshape(b, k, g * t, h)
+    q_bkrh = q_bkgth.astype(dtype).reshape(b, k, g * t, h)
     scores_bkrs = jnp.einsum("bkrh,bksh->bkrs", q_bkrh, cache.k_bksh, preferred_element_type=jnp.float32) * h**-0.5
     seen_bts = jnp.arange(s) <= positions_bt[:, :, None]
     scores_bkgts = jnp.where(seen_bts[:, None, None], scores_bkrs.reshape(b, k, g, t, s), MASKED)
-    weights_bkrs = jax.nn.softmax(scores_bkgts, axis=-1).astype(q_bkgth.dtype).reshape(scores_bkrs.shape)
+    weights_bkrs = jax.nn.softmax(scores_bkgts, axis=-1).astype(dtype).reshape(scores_bkrs.shape)
     out_bkrh = jnp.einsum("bkrs,bksh->bkrh", weights_bkrs, cache.v_bksh, preferred_element_type=jnp.float32)
     return out_bkrh.astype(q_bkgth.dtype).reshape(q_bkgth.shape)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spirit_jax import checkpoint
-from spirit_jax.inference import network, scoring
+from spirit_jax.inference import llama_cpu, network, scoring
 from spirit_jax.inference.loading import model_config
 from spirit_jax.models.llama import Llama, LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
@@ -31,9 +31,10 @@ def mesh():
     return make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
 
 
-def test_both_layouts_equal_the_llama(config, mesh):
+def test_both_layouts_equal_the_llama(config, mesh, monkeypatch):
     """Hidden states, logits and caches are equal: prompts are read in two chunks, with a token after them, in rows of
-    the cache that are not the rows of the batch."""
+    the cache that are not the rows of the batch. The rows of the first chunk are read one after the other."""
+    monkeypatch.setattr(llama_cpu, "_MOST_TOKENS", 8)
     params = random_params(config)
     params = jax.tree.map(lambda x: 3 * x, params)  # weights large enough for attention to be uneven
     tokens = np.random.default_rng(0).integers(5, 1000, (2, 13)).astype(np.int32)
