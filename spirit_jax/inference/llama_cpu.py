@@ -8,7 +8,10 @@ times as many tokens a second at batch 1 and 1.6 times at batch 16, and reads pr
 - Weights are [outputs, inputs] and stand on the left of each product. XLA:CPU multiplies the few columns of a decode
   step faster in this order than rows by [inputs, outputs].
 - Layers are separate arrays. A loop over stacked layers copies each layer's weights and cache before it uses them.
-- The cache keeps the slots of one head together, so that attention multiplies contiguous memory.
+- The cache keeps the slots of one head together, so that attention multiplies contiguous memory. It is float32 for both
+  compute dtypes: XLA:CPU computes in float32 what it does with bfloat16, products of matrices aside, and would convert
+  the whole cache twice a layer and token.
+- Large batches of prompts are read in groups of rows (`_MOST_TOKENS`).
 - Quantized weights become floats in blocks that a core's cache holds, never as a whole layer. A product reads a quarter
   or an eighth of the memory that float32 takes.
 """
@@ -29,9 +32,9 @@ from spirit_jax.models import llama, quantized
 from spirit_jax.models.llama import DTYPES, LlamaConfig, Params
 
 _SHORT_PROMPT = 128  # tokens of a row up to which the scores of all heads are computed at once
-_MOST_TOKENS = 256
-"""Tokens that are read at once. Each row of an activation [D, B, T] of more tokens has pages of memory of its own, more
-than a core keeps the addresses of."""
+_MOST_TOKENS = 512
+"""Tokens that are read at once. With more, the rows of an activation [D, B, T] lie on more pages of memory than a core
+keeps the addresses of. With fewer, weights are read more often."""
 _BLOCK_BYTES = 2**20
 """Most memory of a quantized weight's block in floats: half of what a core's second cache holds."""
 
@@ -289,7 +292,7 @@ def _cached_attention(
 ) -> Float[Array, "B K G T H"]:
     """Return softmax(q k^T / sqrt(H)) v over the slots up to each query's own; the softmax is float32."""
     b, k, g, t, h = q_bkgth.shape
-    dtype = jnp.float32 if t == 1 else q_bkgth.dtype
+    dtype = jnp.float32 if t == 1 else q_bkgth.dtype  # only products of matrices gain from bfloat16
     cache = jax.tree.map(lambda x: x.astype(dtype), cache)
     s = cache.k_bksh.shape[2]
     q_bkrh = q_bkgth.astype(dtype).reshape(b, k, g * t, h)
