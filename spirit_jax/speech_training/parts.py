@@ -7,9 +7,11 @@ from spirit_jax.core.errors import SpiritError
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.parallel.processes import is_primary, report
 from spirit_jax.speech.config import SpeechTokenizerConfig
-from spirit_jax.speech.loading import load_phonetic_encoder
+from spirit_jax.speech.loading import load_phonetic_encoder, load_pitch_encoder, load_style_encoder
 from spirit_jax.speech.released.phonetic import HubertEncoder
-from spirit_jax.speech.scratch.trainer import complete_speech_tokenizer, train_speech_tokenizer
+from spirit_jax.speech.released.pitch import VQVAEPitch
+from spirit_jax.speech.released.style import Wav2Vec2Style
+from spirit_jax.speech.scratch.trainer import TrainedEncoders, complete_speech_tokenizer, train_speech_tokenizer
 from spirit_jax.speech.storage import has_kind
 from spirit_jax.speech_training.config import TrainSpeechConfig
 from spirit_jax.speech_training.hubert import Hubert
@@ -78,8 +80,13 @@ class Scratch:
             return
         utterances = context.train.utterances
         if has_kind(context.run / SPEECH_TOKENIZER / PHONETIC, HubertEncoder.kind):
-            phonetic = load_phonetic_encoder(context.run)
-            names = complete_speech_tokenizer(utterances, self.config, context.run, phonetic, context.seed)
+            place = context.run / SPEECH_TOKENIZER
+            trained = TrainedEncoders(
+                phonetic=load_phonetic_encoder(context.run),
+                pitch=load_pitch_encoder(context.run) if has_kind(place / "pitch", VQVAEPitch.kind) else None,
+                style=load_style_encoder(context.run) if has_kind(place / "style", Wav2Vec2Style.kind) else None,
+            )
+            names = complete_speech_tokenizer(utterances, self.config, context.run, trained, context.seed)
             report(f"{self.name}: learned {', '.join(names) or 'nothing'}")
         else:
             train_speech_tokenizer(utterances, self.config, context.run, context.seed)

@@ -17,7 +17,6 @@ from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech.features import MEL_BANDS, MEL_FFT, MEL_FRAMES_PER_UNIT, MEL_HOP, UNIT_HOP, hann, mel_centers
 from spirit_jax.speech.protocols import DEFAULT_SPEAKER, VoiceError
 from spirit_jax.speech.scratch.neighbors import fit_neighbors, predict_from_neighbors
-from spirit_jax.speech.scratch.prosody import UNVOICED
 from spirit_jax.units import SpeechUnits, UnitError
 
 _WINDOW = 3 * MEL_HOP
@@ -73,7 +72,7 @@ class GriffinLim:
             four normalized log-mel frames of a unit (`neighbors.fit_neighbors`).
         voicing: float32 [W, K], what it adds to the fraction of the unit that is voiced.
         duration: float32 [K], mean run length of each phonetic unit in frames of 40 ms.
-        octaves: float32 [P], pitch of each pitch unit above the mean of the voice.
+        octaves: float32 [P], pitch of each pitch unit above the mean of the voice, NaN for an unvoiced one.
         gain: float32 [S], loudness of each style unit in nats.
         contour: float32 [16], mean pitch in octaves along an utterance: the intonation of units without pitch.
         level: float32 [N, bands], log-mel level of each speaker.
@@ -101,7 +100,7 @@ class GriffinLim:
 
         Args:
             observed: the training utterances.
-            octaves: pitch of each pitch unit (`F0Quantiles.octaves`).
+            octaves: pitch of each pitch unit (`prosody.octaves_of_units`).
             units: number of phonetic units.
             styles: number of style units.
         """
@@ -148,12 +147,18 @@ class GriffinLim:
 
     @classmethod
     def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "GriffinLim":
-        """The part from its config.json and arrays; one without neighbors has no axis of offsets."""
-        spectrum, voicing = arrays["spectrum"], arrays["voicing"]
+        """The part from its config.json and arrays.
+
+        Parts of earlier versions have no axis of offsets, and unit 0 is the one that is unvoiced.
+        """
+        spectrum, voicing, octaves = arrays["spectrum"], arrays["voicing"], arrays["octaves"]
+        if spectrum.ndim == 3:
+            octaves = np.concatenate([[np.nan], octaves[1:]]).astype(np.float32)
         arrays = {
             **arrays,
             "spectrum": spectrum.reshape(-1, *spectrum.shape[-3:]),
             "voicing": voicing.reshape(-1, voicing.shape[-1]),
+            "octaves": octaves,
         }
         return cls(**arrays, speakers=tuple(config["speakers"]))
 
@@ -278,8 +283,8 @@ class GriffinLim:
             raise UnitError(f"none of {len(hubert)} phonetic units is known to this vocoder; it has 0..{count - 1}")
         octaves = np.full(len(hubert), np.nan)
         if pitch is not None and len(pitch):
-            voiced = (pitch != UNVOICED) & (pitch < len(self.octaves))
-            octaves[voiced] = self.octaves[pitch[voiced]]
+            with_unknown = np.append(self.octaves, np.nan)
+            octaves = with_unknown[np.minimum(pitch, len(self.octaves))].astype(np.float64)
         gain = np.zeros(len(hubert))
         if style is not None:
             styles = np.full(len(hubert), style)

@@ -49,6 +49,26 @@ def _pitch_of_units(
     return median, voiced
 
 
+def octaves_of_units(
+    units: Sequence[Int[np.ndarray, " _P"]], contours: Sequence[Float[np.ndarray, " _frames"]], count: int
+) -> Float[np.ndarray, " P"]:
+    """The mean pitch of each pitch unit in octaves, NaN for one that is unvoiced in most of its frames, or never seen.
+
+    Args:
+        units: the pitch units of each utterance, of any encoder.
+        contours: F0 of the same utterances (`log_f0`), four frames for each unit.
+        count: number of different units.
+    """
+    frames = np.concatenate(contours).reshape(-1, _F0_FRAMES)
+    flat = np.concatenate(units)
+    voiced = np.isfinite(frames)
+    share = np.bincount(flat, voiced.mean(axis=1), count) / np.maximum(np.bincount(flat, minlength=count), 1)
+    total = np.bincount(flat, np.where(voiced, frames, 0).sum(axis=1), count)
+    frequent = share >= 0.5
+    number = np.bincount(flat, voiced.sum(axis=1), count)
+    return np.where(frequent, total / np.where(frequent, number, 1), np.nan).astype(np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class F0Quantiles:
     """Part kind "f0_quantiles": F0 relative to the clip's mean, in bins that are equally frequent in training.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spirit_jax.speech.features import level
-from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, style_features
+from spirit_jax.speech.scratch.prosody import F0Quantiles, VoiceStatistics, octaves_of_units, style_features
 
 
 def _floats(values) -> np.ndarray:
@@ -57,6 +57,13 @@ def test_a_pitch_unit_is_voiced_if_half_of_its_frames_are():
     assert two.edges.tolist() == [3]
     np.testing.assert_allclose(two.octaves, [0, 1.5, 4])
     assert two.quantize(values).tolist() == [1, 1, 2, 2, 2]
+
+
+def test_units_of_any_encoder_get_the_mean_pitch_of_their_voiced_frames():
+    none = np.nan
+    contours = [_floats([1, 1, 2, none, none, none, none, 3]), _floats([none] * 4), _floats([4, 4, none, none])]
+    octaves = octaves_of_units([np.array([2, 0]), np.array([0]), np.array([2])], contours, 4)
+    np.testing.assert_allclose(octaves, [none, none, 12 / 5, none])
 
 
 def test_styles_do_not_depend_on_the_scale_of_a_statistic():

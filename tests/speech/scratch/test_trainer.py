@@ -13,7 +13,14 @@ import pytest
 from spirit_jax.audio import AudioError, save_audio
 from spirit_jax.core.constants import SAMPLE_RATE
 from spirit_jax.speech import SpeechTokenizer, SpeechTokenizerConfig, tokenizer, train_speech_tokenizer
+from spirit_jax.speech.loading import (
+    load_phonetic_encoder,
+    load_pitch_encoder,
+    load_style_encoder,
+    load_vocoder,
+)
 from spirit_jax.speech.protocols import VoiceError
+from spirit_jax.speech.scratch.trainer import TrainedEncoders, complete_speech_tokenizer
 from spirit_jax.units import SpeechUnits
 from tests.support.sounds import buzz
 
@@ -159,6 +166,24 @@ def test_training_is_deterministic(corpus, tmp_path):
     }
     fingerprints = [SpeechTokenizer.from_pretrained(tmp_path / name).fingerprint for name in "abc"]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+def test_the_vocoder_speaks_the_units_of_trained_encoders(corpus, scratch_checkpoint, tmp_path):
+    """Numbers of units and their pitch come from the encoders, not from the config."""
+    trained = TrainedEncoders(*(load(scratch_checkpoint) for load in (load_phonetic_encoder, load_pitch_encoder)))
+    config = SpeechTokenizerConfig(pitch_units=5, style_units=3)
+    some = [corpus[index] for index in range(12)]
+    names = complete_speech_tokenizer(some, config, tmp_path / "a", trained, progress=False)
+    assert names == ["style", "vocoder_base", "vocoder_expressive"]
+    known = SpeechTokenizer.from_pretrained(scratch_checkpoint).vocoder
+    vocoder = load_vocoder(tmp_path / "a", "expressive")
+    assert vocoder.spectrum.shape == known.spectrum.shape
+    seen = np.isfinite(vocoder.octaves)
+    assert seen.sum() > 10
+    np.testing.assert_allclose(vocoder.octaves[seen], known.octaves[seen], atol=0.1)
+    assert len(vocoder.gain) == 3
+    trained = dataclasses.replace(trained, style=load_style_encoder(scratch_checkpoint))
+    assert "style" not in complete_speech_tokenizer(some[:4], config, tmp_path / "b", trained, progress=False)
 
 
 def test_bad_utterances_are_left_out_and_named(corpus, tmp_path, caplog):
