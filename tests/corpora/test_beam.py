@@ -1,5 +1,6 @@
 """Encoding on Apache Beam, with its direct runner: the records are those of the command without a runner."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -12,6 +13,8 @@ import pytest
 
 from spirit_jax import encode as command
 from spirit_jax.core.files import write_file
+from spirit_jax.corpora import open_corpus
+from spirit_jax.speech import SpeechTokenizerConfig, train_speech_tokenizer
 
 pytest.importorskip("apache_beam")
 
@@ -62,6 +65,46 @@ def test_several_processes_of_which_one_is_killed_give_the_same_records(lines, e
     done = subprocess.run(line, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert _contents(tmp_path) == expected
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_bundled_corpus_alone_in_three_processes_of_which_one_is_killed_and_on_beam_gives_the_same_bytes(tmp_path):
+    corpus = open_corpus("spirit_mini", "train")
+    small = SpeechTokenizerConfig(phonetic_units=16, pitch_units=8, style_units=2)
+    train_speech_tokenizer([corpus[index] for index in range(20)], small, tmp_path, 0, progress=False)
+    words = [sys.executable, "-m", "spirit_jax.encode", "--checkpoint", str(tmp_path), "--input", "spirit_mini"]
+
+    def line(name, *more):
+        return [*words, "--output", str(tmp_path / name), *more]
+
+    for more in (("alone",), ("beam", *PROCESSES)):
+        done = subprocess.run(line(*more), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    jobs = [subprocess.Popen(line("three"), stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    numbers, victim = {job.pid for job in jobs}, None
+    while victim is None:
+        assert all(job.poll() is None for job in jobs)
+        if list((tmp_path / "three/.encoding-train").glob("*.msgpack")):
+            victim = next(iter(numbers & _holders(tmp_path / "three/.encoding-train")), None)
+        time.sleep(0.01)
+    os.kill(victim, signal.SIGKILL)
+    for job in jobs:
+        error = job.communicate(timeout=300)[1]
+        assert job.returncode == (-signal.SIGKILL if job.pid == victim else 0), error
+    expected = _contents(tmp_path / "alone")
+    assert len(expected) > 1
+    assert _contents(tmp_path / "three") == expected
+    assert _contents(tmp_path / "beam") == expected
+
+
+def _holders(blocks):
+    """Numbers of the processes that hold leases of blocks."""
+    found = set()
+    for path in blocks.glob("*.lease"):
+        with contextlib.suppress(FileNotFoundError, ValueError):  # it was released, or is being written
+            found.add(json.loads(path.read_text())["pid"])
+    return found
 
 
 def _workers(driver):
