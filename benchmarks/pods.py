@@ -23,7 +23,7 @@ from spirit_jax.run.job import compile_run
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 FIGURES = report.RESULTS / "pods.json"
 _GPU_LINE = re.compile(rf"^#   ({'|'.join(GPUS)})\b *(.*)$", re.MULTILINE)
-_LINE = re.compile(r"^#   ((?:v\w+|tpu7x)-\d+)\b *(.*)$", re.MULTILINE)
+_LINE = re.compile(r"^#   ((?:\d+x)?(?:v\d\w*|tpu7x)[:-]\d[\dx]*)\b *(.*)$", re.MULTILINE)
 
 
 def cases() -> dict[str, tuple[pathlib.Path, list[str]]]:
@@ -81,7 +81,7 @@ def main() -> None:
             compiled = compile_case(name)
             print(f"\n{name}\n{compiled}", flush=True)
             found[name] = figures(compiled)
-            report.write(options.json, where, found)
+            report.write(options.json, where, found, options=[])
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from spirit_jax.core.files import write_file
 RESULTS = pathlib.Path(__file__).with_name("results")
 """Directory of the results that the documentation shows."""
 
-_LIBRARIES = ("jax", "torch", "transformers")
+_LIBRARIES = ("jax", "torch", "transformers", "libtpu")
 _INSTRUCTIONS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
 """Instruction sets that decide how fast a CPU multiplies matrices."""
 
@@ -60,18 +60,20 @@ def command(arguments: list[str] | None = None) -> str:
     return shlex.join(["python", "-m", f"benchmarks.{pathlib.Path(sys.argv[0]).stem}", *kept])
 
 
-def write(path: pathlib.Path | None, where: Mapping[str, Any], figures: Any) -> None:
+def write(path: pathlib.Path | None, where: Mapping[str, Any], figures: Any, options: list[str] | None = None) -> None:
     """Write the figures of a run.
 
     Args:
         path: the file; None writes nothing.
         where: what `machine` returned.
         figures: numbers, texts, lists and mappings.
+        options: what the file shows as the command's arguments; those of this process if None. A file that keeps rows
+            of earlier runs leaves out which rows this run added.
     """
     if path is None:
         return
     content = {
-        "command": command(),
+        "command": command(options),
         "date": datetime.date.today().isoformat(),
         "commit": _commit(),
         "machine": dict(where),

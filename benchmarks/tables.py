@@ -20,6 +20,9 @@ from typing import Any
 from benchmarks.report import RESULTS
 
 DOCS = pathlib.Path(__file__).parents[1] / "docs"
+_LIBRARIES = ("jax", "torch", "libtpu")
+_COMPILED = ("adapters", "pods", "streams")
+"""Results of compiled programs, which do not depend on the machine that compiled them."""
 _BLOCK = re.compile(r"(<!-- table (\w+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 
 Rows = Iterator[tuple[str, ...]]
@@ -43,10 +46,12 @@ def source(name: str) -> str:
     begin, end = f"`{found['command']}`, {day.day} {day:%B %Y}", f"(`benchmarks/results/{name}.json`)"
     if note := where.get("note"):
         return f"{begin}, {note} {end}"
+    libraries = ", ".join(f"{library} {where[library]}" for library in _LIBRARIES if where.get(library))
+    if name in _COMPILED:
+        return f"{begin}, {libraries} {end}"
     cores = f"{where['cores']} of {where['cores_of_machine']} cores"
     wide = "AMX" if "amx_bf16" in where["instructions"] else "AVX-512" if "avx512f" in where["instructions"] else "AVX2"
     load = f"load {where['load']:g} by other programs at its begin"
-    libraries = ", ".join(f"{library} {where[library]}" for library in ("jax", "torch") if where.get(library))
     return f"{begin}, {cores} of {where['cpu']} with {wide}, {load}, {libraries} {end}"
 
 
@@ -277,6 +282,35 @@ def streams_table() -> str:
     return markdown(headings, rows(), "streams")
 
 
+def hosts_table() -> str:
+    """Prefill and decoding of 7 B on one host of each generation, by the cost model."""
+
+    def bound(step: dict[str, float]) -> str:
+        longest = max(("compute", "memory"), key=lambda name: step[name])
+        return f"{longest}, {step['waiting'] / step['seconds']:.0%} waiting for links"
+
+    def rows() -> Rows:
+        for row in _figures("streams"):
+            if "prefill" in row:
+                prefill, decode = row["prefill"], row["decode"]
+                yield (
+                    f"{row['host']}, {row['chips']} chips",
+                    row["weights"],
+                    str(row["slots"]),
+                    f"{prefill['memory_gib']:.1f} of {row['memory_limit_gib']:.1f}",
+                    f"{prefill['seconds']:.2f} s, {prefill['tokens'] / prefill['seconds']:,.0f} tokens/s",
+                    bound(prefill),
+                    f"{1e3 * decode['seconds']:.1f} ms, {row['slots'] / decode['seconds']:,.0f} tokens/s",
+                    bound(decode),
+                )
+
+    headings = (
+        *("host", "weights", "requests", "memory a device, GiB", "512 tokens of each", "limited by"),
+        *("one token of each", "limited by"),
+    )
+    return markdown(headings, rows(), "streams")
+
+
 def adapters_table() -> str:
     """LoRA of 7 B on TPU hosts, from compiled steps of few layers."""
     rows = (
@@ -312,13 +346,10 @@ def pods_table() -> str:
                 f"{row['executed_per_model_flop']:.3f}",
                 f"{row['step_seconds']:.2f} s",
                 f"{row['mfu']:.0%}",
-                f"{row['compile_seconds']:.0f} s",
             )
 
-    headings = (
-        *("7 B config", "pod", "options", "memory a chip, GiB (to spare)", "executed / model FLOPs", "step", "MFU"),
-        "compiled in",
-    )
+    memory = "memory a device, GiB (to spare)"
+    headings = ("7 B config", "pod", "options", memory, "executed / model FLOPs", "step", "MFU")
     return markdown(headings, rows(), "pods")
 
 
@@ -343,6 +374,34 @@ def speech_pods_table() -> str:
 
     headings = ("config", "pod", "options", "memory a chip, GiB (to spare)", "step", "MFU", "compiled in")
     return markdown(headings, rows(), "speech_pods")
+
+
+PUBLISHED: dict[str, tuple[tuple[float, ...], str]] = {
+    "v5e-256": ((0.669, 0.611), "MaxText, 32 B model ([source][maxtext-v5e]); then the one of 16 B"),
+    "v5p-128": ((0.715,), "MaxText, 32 B model ([source][maxtext-v5p])"),
+    "v6e-256": ((0.455,), "MaxText, Llama 3.1 8 B, 7207 tokens/s a chip ([source][maxtext-tiers])"),
+    "v4-128": ((0.567,), "MaxText, 22 B model ([source][maxtext-v4])"),
+    "tpu7x-128": ((0.52,), "MaxText, Llama 3.1 70 B in bfloat16, 1207 TFLOP/s a chip ([source][ironwood])"),
+}
+"""The best published utilizations of models of comparable kind on each pod, and what they were."""
+
+
+def published_table() -> str:
+    """The bound of each pod, what others have published, and the step time that it would mean here."""
+    found = _figures("pods")
+
+    def rows() -> Rows:
+        for pod, (reached, what) in PUBLISHED.items():
+            row = found[f"spirit_lm_base_7b {pod}"]
+            yield (
+                pod,
+                f"{row['mfu']:.0%}, {row['step_seconds']:.2f} s",
+                ", ".join(f"{share:.1%}" for share in reached),
+                what,
+                ", ".join(f"{row['step_seconds'] * row['mfu'] / share:.2f} s" for share in reached),
+            )
+
+    return markdown(("pod", "bound here", "best published", "what it was", "step at that"), rows(), "pods")
 
 
 def growth_table() -> str:

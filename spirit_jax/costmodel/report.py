@@ -79,6 +79,11 @@ class Report:
             "interconnect": links,
         }
 
+    @property
+    def waiting(self) -> float:
+        """Seconds of the expected time in which the chip waits for collectives."""
+        return sum(collective.exposed for collective in self.collectives)
+
     def warnings(self) -> list[str]:
         """Properties of the program that cost time or may end the run, one line each."""
         found = []
@@ -113,7 +118,6 @@ class Report:
     def _summary(self) -> list[str]:
         chip, memory = self.topology.chip, self.memory
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.items())
-        waiting = sum(collective.exposed for collective in self.collectives)
         devices = f" of {chip.devices} devices" if chip.devices > 1 else ""
         each = "device" if chip.devices > 1 else "chip"
         return [
@@ -130,7 +134,7 @@ class Report:
             ),
             "roofline        " + ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in self.terms.items()),
             f"expected        {1e3 * self.seconds:.1f} ms, MFU {self.mfu:.1%} of {chip.flops / 1e12:.0f} TFLOP/s; "
-            f"waiting for links {1e3 * waiting:.1f} ms",
+            f"waiting for links {1e3 * self.waiting:.1f} ms",
         ]
 
     def _table(self) -> list[str]:

@@ -28,7 +28,8 @@ from spirit_jax.models.llama_config import Quantization
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 from spirit_jax.parallel.sharding import tracing, with_shardings
 
-_PROMPT_TOKENS = 512  # tokens that the prefill reads in each slot
+PROMPT_TOKENS = 512
+"""Tokens that the prefill reads in each slot."""
 
 
 def model_config(path: str | os.PathLike, dtype: str | None) -> LlamaConfig:
@@ -74,20 +75,30 @@ def compile_generation(
         devices = devices[: math.prod(sizes)]
     device_mesh = make_mesh(mesh, devices, slots)
     slots = padded_rows(slots, device_mesh)
+    lowered = lower_steps(config, device_mesh, slots=slots, new_tokens=new_tokens, quantize=quantize)
+    return {name: compile_step(name, step, topology, config, device_mesh, slots) for name, step in lowered.items()}
+
+
+def compile_step(
+    name: str, lowered: jax.stages.Lowered, topology: Topology, config: LlamaConfig, mesh: Mesh, slots: int
+) -> Report:
+    """Compile one of the steps that `lower_steps` returns, and report what it costs.
+
+    Args:
+        name: prefill or decode.
+        slots: requests that run at once.
+
+    Raises:
+        jax.errors.JaxRuntimeError: the step needs more memory than a chip has, or the compiler failed.
+    """
     # Two FLOPs a weight and token. Attention is left out, and so is a prefill's head, which reads one position.
     head = config.vocab_size * config.hidden_size
     weights = {"prefill": parameter_count(config) - 2 * head, "decode": parameter_count(config) - head}
-    tokens = {"prefill": _PROMPT_TOKENS, "decode": 1}
-    reports = {}
-    for name, lowered in lower_steps(
-        config, device_mesh, slots=slots, new_tokens=new_tokens, quantize=quantize
-    ).items():
-        start = time.perf_counter()
-        compiled = lowered.compile()
-        seconds = time.perf_counter() - start
-        flops = 2.0 * weights[name] * slots * tokens[name]
-        reports[name] = make_report(compiled, topology, device_mesh, flops, compile_seconds=seconds)
-    return reports
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    tokens = slots * (PROMPT_TOKENS if name == "prefill" else 1)
+    return make_report(compiled, topology, mesh, 2.0 * weights[name] * tokens, compile_seconds=seconds)
 
 
 def lower_steps(
@@ -100,7 +111,7 @@ def lower_steps(
     model = ModelArrays(params, _abstract(Constraints.none(config.vocab_size), mesh))
     options = RowOptions.join([RowOptions.of(sampled, "text", max_new_tokens=new_tokens)] * slots)
     chunks = PromptChunks(
-        tokens_bt=np.zeros((slots, _PROMPT_TOKENS), np.int32),
+        tokens_bt=np.zeros((slots, PROMPT_TOKENS), np.int32),
         slots_b=np.zeros(slots, np.int32),
         start_b=np.zeros(slots, np.int32),
         length_b=np.zeros(slots, np.int32),
@@ -108,7 +119,7 @@ def lower_steps(
     )
     limits = {"max_steps": np.int32(new_tokens), "until_free": np.bool_(False)}
     options, chunks, limits = _abstract(options, mesh), _abstract(chunks, mesh), _abstract(limits, mesh)
-    length = bucket(_PROMPT_TOKENS + new_tokens, config.max_position_embeddings)
+    length = bucket(PROMPT_TOKENS + new_tokens, config.max_position_embeddings)
     with tracing(mesh, config.dtype):
         state = jax.eval_shape(
             lambda p: steps.init_state(program, p, slots=slots, length=length, new_tokens=bucket(new_tokens)), params

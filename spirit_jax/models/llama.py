@@ -62,9 +62,15 @@ class KVCache(NamedTuple):
         """The cache with these tokens stored, except those at positions below 0 or beyond the last slot."""
         slots_bt = jnp.where(positions_bt < 0, self.k_lbskh.shape[2], positions_bt)
         rows_b1 = jnp.arange(positions_bt.shape[0])[:, None]
+        if positions_bt.shape[1] == 1:
+            return KVCache(
+                self.k_lbskh.at[layer, rows_b1, slots_bt].set(k_btkh, mode="drop"),
+                self.v_lbskh.at[layer, rows_b1, slots_bt].set(v_btkh, mode="drop"),
+            )
+        # For many tokens, XLA:TPU may copy the array that they are stored in: let it be that of one layer.
         return KVCache(
-            self.k_lbskh.at[layer, rows_b1, slots_bt].set(k_btkh, mode="drop"),
-            self.v_lbskh.at[layer, rows_b1, slots_bt].set(v_btkh, mode="drop"),
+            self.k_lbskh.at[layer].set(self.k_lbskh[layer].at[rows_b1, slots_bt].set(k_btkh, mode="drop")),
+            self.v_lbskh.at[layer].set(self.v_lbskh[layer].at[rows_b1, slots_bt].set(v_btkh, mode="drop")),
         )
 
 

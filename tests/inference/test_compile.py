@@ -1,12 +1,14 @@
 """Prefill and decode can be compiled from shapes alone."""
 
+import importlib.util
 import math
 
 import jax
 import pytest
 
 from spirit_jax.checkpoint import CheckpointError
-from spirit_jax.inference.compile import lower_steps, model_config
+from spirit_jax.costmodel.topology import Topology
+from spirit_jax.inference.compile import compile_step, lower_steps, model_config
 from spirit_jax.models.llama import LlamaConfig
 from spirit_jax.parallel.mesh import MeshConfig, make_mesh
 
@@ -25,6 +27,23 @@ def test_both_steps_compile_without_weights():
         assert memory is not None
         assert memory.alias_size_in_bytes >= cache  # the state is updated in place
         assert cache < memory.output_size_in_bytes < 1.1 * cache
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu: pip install 'spirit_jax[tpu]'")
+def test_prefill_on_a_tpu_host_moves_the_cache_of_one_layer_in_each_layer():
+    """With four heads on a chip, XLA:TPU would copy the array that tokens are scattered into in every layer."""
+    topology = Topology.parse("v5e-8")
+    devices = topology.devices()
+    mesh = make_mesh(MeshConfig(1, 1, len(devices)), devices, 8)
+
+    def traffic(layers):
+        config = LlamaConfig(512, 4096, 256, layers, 32, 32, max_position_embeddings=2048, dtype="bfloat16")
+        lowered = lower_steps(config, mesh, slots=8, new_tokens=1536)["prefill"]
+        return compile_step("prefill", lowered, topology, config, mesh, 8).bytes
+
+    two, four, eight = traffic(2), traffic(4), traffic(8)
+    assert (eight - four) / 4 == pytest.approx((four - two) / 2, rel=0.2)
 
 
 def test_weights_in_4_bits_are_arguments_of_the_step():
