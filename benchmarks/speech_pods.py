@@ -50,14 +50,14 @@ def main() -> None:
     report.add_option(parser)
     arguments = parser.parse_args()
     where = report.machine()
-    kept = arguments.json is not None and arguments.json.exists()
-    found = read_json(arguments.json)["figures"] if kept else {}
+    path: pathlib.Path | None = arguments.json
+    found = read_json(path)["figures"] if path is not None and path.exists() else {}
     for name in cases():
         if arguments.only in name:
             compiled = compile_case(name)
             print(f"{name}\n{compiled}\n", flush=True)
             found[name] = pods.figures(compiled)
-            report.write(arguments.json, where, {case: found[case] for case in cases() if case in found})
+            report.write(path, where, {case: found[case] for case in cases() if case in found}, [])
 
 
 if __name__ == "__main__":
