@@ -125,12 +125,18 @@ def power_spectrum(frames: Float[np.ndarray, "N L"], size: int) -> Float[np.ndar
     return spectrum.real**2 + spectrum.imag**2
 
 
-def log_mel(audio: Float[np.ndarray, " R"]) -> Float[np.ndarray, "frames bands"]:
-    """Natural log of the amplitude in each mel band, four frames for each HuBERT unit."""
-    units = hubert_frames(audio.size)
+def log_mel(audio: Float[np.ndarray, " R"], count: int | None = None) -> Float[np.ndarray, "frames bands"]:
+    """Natural log of the amplitude in each mel band.
+
+    Args:
+        audio: float32 [R].
+        count: number of frames; None: four for each HuBERT unit.
+    """
+    if count is None:
+        count = hubert_frames(audio.size) * MEL_FRAMES_PER_UNIT
     # The four frames of a unit lie symmetrically about the middle of its receptive field.
     center = RECEPTIVE_FIELD // 2 - (MEL_FRAMES_PER_UNIT - 1) * MEL_HOP // 2
-    frames = frames_of(audio, units * MEL_FRAMES_PER_UNIT, MEL_HOP, MEL_WINDOW, center)
+    frames = frames_of(audio, count, MEL_HOP, MEL_WINDOW, center)
     power = power_spectrum(frames * hann(MEL_WINDOW), MEL_FFT) / np.sum(hann(MEL_WINDOW) ** 2)
     return 0.5 * np.log(np.maximum(power @ mel_filters().T, LOG_FLOOR**2))
 

@@ -125,9 +125,11 @@ class CropShape:
     """Clips with fewer samples are skipped."""
     hop: int = 1
     """A crop begins at a multiple of this many samples, so that it begins with a frame."""
+    shift: int = 0
+    """Samples that a crop may leave out at the begin of a clip that it could hold in whole."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.minimum <= self.samples or self.hop < 1:
+        if not 0 < self.minimum <= self.samples or self.hop < 1 or self.shift < 0:
             raise ValueError(f"a crop of {self.samples} samples, at least {self.minimum}, at multiples of {self.hop}")
 
 
@@ -222,7 +224,8 @@ class CropBatches:
             try:
                 audio = self._clips.audio(index)
                 if audio.size >= self._shape.minimum:
-                    starts = max(0, audio.size - self._shape.samples) // self._shape.hop
+                    shift = min(self._shape.shift, audio.size - self._shape.minimum)
+                    starts = max(shift, audio.size - self._shape.samples) // self._shape.hop
                     start = int(rng.integers(starts + 1)) * self._shape.hop
                     return {**self._row(_crop(audio, index, start, self._shape), rng), "weight_b": np.float32(1)}
             except SpiritError:

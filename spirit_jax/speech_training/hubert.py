@@ -23,9 +23,9 @@ from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
-from spirit_jax.speech.scratch.kmeans import unit_features
 from spirit_jax.speech.storage import read_part_config, save_part
 from spirit_jax.speech_training import kmeans
+from spirit_jax.speech_training.cepstra import cepstra
 from spirit_jax.speech_training.crops import Crop, CropData, CropShape, empty_crop
 from spirit_jax.speech_training.hubert_config import HubertTraining
 from spirit_jax.speech_training.labels import (
@@ -143,11 +143,10 @@ class HubertRows:
 
     def __call__(self, crop: Crop, rng: np.random.Generator) -> Mapping[str, Any]:
         """Audio [R], classes and masked frames [T]; frames outside the clip have class 0 and are not masked."""
-        encoder = self.config.encoder
+        encoder, hop = self.config.encoder, self.config.label_hop
         total, frames = encoder.frames(self.config.samples), encoder.frames(crop.length)
-        first = crop.start // encoder.hop
         label_t, masked_t = np.zeros(total, np.int32), np.zeros(total, bool)
-        label_t[:frames] = self.labels.of(crop.index)[first : first + frames]
+        label_t[:frames] = self.labels.of(crop.index)[crop.start // hop :: encoder.hop // hop][:frames]
         masked_t[:frames] = draw_mask(frames, self.config.masking, rng)
         return {
             "audio_br": crop.audio,
@@ -186,7 +185,7 @@ class Hubert(ConfiguredPart):
         extract, teacher = self._teacher(context)
         made_from = {
             "labels": dataclasses.asdict(config.labels),
-            "encoder": [encoder.hop, encoder.receptive_field],
+            "encoder": [config.label_hop, encoder.receptive_field],
             "teacher": teacher,
             "data": context.data,
         }
@@ -213,7 +212,7 @@ class Hubert(ConfiguredPart):
         data = CropData(
             train=context.train,
             held_out=context.held_out,
-            shape=CropShape(config.samples, config.shortest, encoder.hop),
+            shape=CropShape(config.samples, config.shortest, config.label_hop, encoder.hop - config.label_hop),
             train_row=HubertRows(config, train),
             held_out_row=HubertRows(config, held_out),
             rows=config.rows,
@@ -265,15 +264,13 @@ class Hubert(ConfiguredPart):
         config, encoder = self.config, self.config.encoder
         if config.labels.source == "mfcc":
 
-            def cepstra(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
-                return [
-                    label_features(clip, encoder.frames(clip.size), encoder.hop, encoder.receptive_field)
-                    for clip in clips
-                ]
+            def mfcc(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+                hop, field = config.label_hop, encoder.receptive_field
+                return [label_features(clip, (clip.size - field) // hop + 1, hop, field) for clip in clips]
 
-            return cepstra, "mfcc"
-        if config.labels.source == "spectra":
-            return lambda clips: [unit_features(clip) for clip in clips], "spectra"
+            return mfcc, "mfcc"
+        if config.labels.source == "cepstra":
+            return lambda clips: [cepstra(clip) for clip in clips], "cepstra"
         if config.labels.teacher is not None:
             directory = find(config.labels.teacher, f"{SPEECH_TOKENIZER}/phonetic")
             shape, params = read_phonetic_encoder(config.labels.teacher)

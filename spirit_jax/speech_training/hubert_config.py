@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
-from spirit_jax.speech.features import RECEPTIVE_FIELD, UNIT_HOP
+from spirit_jax.speech.features import MEL_HOP, RECEPTIVE_FIELD, UNIT_HOP
 from spirit_jax.training.config import LoopConfig, OptimizerConfig
 
 LEAST_FILTER = 80
@@ -42,10 +42,10 @@ class LabelConfig:
         ValueError: a number out of range, or a layer without a teacher.
     """
 
-    source: Literal["mfcc", "spectra", "layer"] = "mfcc"
-    """mfcc: MFCC with their first and second differences, for a first iteration, as published; spectra: the log-mel
-    spectra of the phonetic units from scratch, from which the level of each voice is taken off; layer: a layer of the
-    iteration before or of `teacher`."""
+    source: Literal["mfcc", "cepstra", "layer"] = "mfcc"
+    """mfcc: MFCC with their first and second differences, for a first iteration, as published; cepstra: those of
+    log-mel spectra from which the level of each voice is taken off, for short runs; layer: a layer of the iteration
+    before or of `teacher`."""
     layer: int = 6
     """The teacher's layer, from 1."""
     teacher: str | None = None
@@ -119,6 +119,14 @@ class HubertTraining:
     loop: LoopConfig = LoopConfig(steps=400_000)
     """Run length and intervals."""
 
+    @property
+    def label_hop(self) -> int:
+        """Samples from one label to the next. Labels of audio stand every 10 ms, as in fairseq, so that a crop may
+        begin between two frames; those of a layer are as far apart as its frames."""
+        if self.labels.source == "layer" or self.encoder.hop % MEL_HOP:
+            return self.encoder.hop
+        return MEL_HOP
+
     def __post_init__(self) -> None:
         for name in ("rows", "projection", "temperature", "accumulate"):
             if not getattr(self, name) > 0:
@@ -132,9 +140,9 @@ class HubertTraining:
                 f"samples {self.samples}"
             )
         frame = (self.encoder.hop, self.encoder.receptive_field)
-        if self.labels.source == "spectra" and frame != (UNIT_HOP, RECEPTIVE_FIELD):
+        if self.labels.source == "cepstra" and frame != (UNIT_HOP, RECEPTIVE_FIELD):
             raise ValueError(
-                f"labels.source spectra: expected an encoder with a frame of {RECEPTIVE_FIELD} samples each {UNIT_HOP}"
+                f"labels.source cepstra: expected an encoder with a frame of {RECEPTIVE_FIELD} samples each {UNIT_HOP}"
                 f", found one of {frame[1]} each {frame[0]}; use mfcc"
             )
         if self.filters == "mel" and self.encoder.conv_layers[0][1] < LEAST_FILTER:

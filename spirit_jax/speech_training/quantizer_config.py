@@ -76,6 +76,9 @@ class QuantizerTraining:
 
     rounds: int = 2
     """How often a student is trained."""
+    start: Literal["random", "teacher"] = "random"
+    """Initial weights: random ones, as published, or such that the student gives its teacher's units, which saves a
+    short run the time to learn them."""
     augment: AugmentConfig = AugmentConfig()
     """How audio is changed."""
     rows: int = 32

@@ -104,11 +104,17 @@ class QuantizerObjective:
     """Frozen, up to the layer whose output is quantized."""
     quantizer: LinearQuantizer
     dtype: str = "float32"
+    teacher: Params | None = None
+    """The teacher's quantizer, if the student begins as its teacher."""
 
     def init(self, key: Array) -> Params:
-        """Fresh weights of the student."""
+        """The weights that the student begins with."""
         variables: Any = self.quantizer.init(key, jnp.zeros((1, self.quantizer.dim)))
-        return variables["params"]
+        if self.teacher is None:
+            return variables["params"]
+        if "centroids" in self.teacher:
+            return imitate_centroids(variables["params"], self.teacher["centroids"])
+        return self.teacher
 
     def logical_axes(self) -> Any:
         """Every device holds all parameters."""
@@ -225,6 +231,8 @@ class Quantizer(ConfiguredPart):
             seed=context.seed,
         )
 
+        initial = stored["quantizer"] if self.config.start == "teacher" else None
+
         def part(trained: Params) -> HubertEncoder:
             sizes = {"kind": "linear", "dim": quantizer.dim, "upstream_dim": quantizer.upstream_dim, "units": units}
             return HubertEncoder(
@@ -255,7 +263,7 @@ class Quantizer(ConfiguredPart):
         optimizer = make_optimizer(self.config.optimizer, self.config.loop.steps)
 
         def rule(encoder: Params) -> UpdateRule:
-            objective = QuantizerObjective(model, encoder, quantizer, self.config.matmul_precision)
+            objective = QuantizerObjective(model, encoder, quantizer, self.config.matmul_precision, initial)
             return UpdateRule(objective, optimizer, context.spike_sigmas)
 
         frozen = Frozen(params, rule)
@@ -268,6 +276,39 @@ class Quantizer(ConfiguredPart):
             finish=finish,
             measure=measure if len(context.held_out) else None,
         )
+
+
+def imitate_centroids(fresh: Params, centroids: Float[np.ndarray, "K D"]) -> Params:
+    """Weights of a linear quantizer that gives the nearest centroid and never the blank.
+
+    Up to a term that all units share, minus the squared distance of x to a centroid c is 2 c.x - |c|^2, which is
+    linear in x. The first two layers pass on the coordinates of x in the span of the centroids, raised so far that
+    leaky ReLU leaves them as they are. Their other outputs keep fresh weights, which the last layer does not use yet.
+
+    Args:
+        fresh: random weights of the three layers.
+        centroids: float32 [K, D].
+    """
+    middle = centroids.mean(0)
+    centered = centroids - middle
+    basis_dr = np.linalg.svd(centered, full_matrices=False)[2].T
+    coordinates_kr = centered @ basis_dr
+    rank, raised = basis_dr.shape[1], 4 * np.abs(coordinates_kr).max()
+    squared_k = np.sum(coordinates_kr**2, 1)
+    apart_kk = squared_k[:, None] + squared_k - 2 * coordinates_kr @ coordinates_kr.T
+    np.fill_diagonal(apart_kk, np.inf)
+    unit = np.median(apart_kk.min(1))  # so that the logits of neighboring units differ by about one
+    layers = [{name: np.array(array) for name, array in fresh[f"dense_{number}"].items()} for number in range(3)]
+    layers[0]["kernel"][:, :rank] = basis_dr
+    layers[0]["bias"][:rank] = raised - middle @ basis_dr
+    layers[1]["kernel"][:, :rank] = 0
+    layers[1]["kernel"][:rank, :rank] = np.eye(rank)
+    layers[2]["kernel"][:] = 0
+    layers[2]["kernel"][:rank, :-1] = 2 * coordinates_kr.T / unit
+    # Some centroid lies on the same side of the middle as x, so that its logit is above that of the blank.
+    logits_k = -squared_k / unit
+    layers[2]["bias"][:] = np.append(logits_k - raised * layers[2]["kernel"][:rank, :-1].sum(0), logits_k.min())
+    return {f"dense_{number}": layer for number, layer in enumerate(layers)}
 
 
 def collapsed(units: Int[np.ndarray, " T"]) -> Int[np.ndarray, " N"]:

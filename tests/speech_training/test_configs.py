@@ -51,7 +51,7 @@ def test_networks_have_the_published_sizes(name, millions, hop):
         (["--hubert_1.encoder.project_features", "true"], "encoder.project_features must be false, as in fairseq"),
         (
             ["--hubert_1.encoder.conv_layers", "[[120, 160, 80], [192, 2, 2], [192, 2, 2]]"],
-            "source spectra: expected an encoder with a frame of 720 samples each 640, found one of 400 each 320",
+            "source cepstra: expected an encoder with a frame of 720 samples each 640, found one of 400 each 320",
         ),
         (["--units.units", "501"], "units.units must lie in 2..500, found 501"),
         (["--quantizer.augment.stretch", "[1.2, 0.8]"], "augment.stretch must be two ascending numbers in 0.25..4"),

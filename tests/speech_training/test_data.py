@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import jax
 import numpy as np
 import pytest
 from sklearn.cluster import MiniBatchKMeans
@@ -11,16 +12,25 @@ from sklearn.metrics import normalized_mutual_info_score
 from spirit_jax.core.errors import SpiritError
 from spirit_jax.corpora.utterance import CorpusError, Utterance
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.models.wav2vec2_heads import LinearQuantizer
 from spirit_jax.parallel.sharding import HostShare
+from spirit_jax.speech.features import level, log_mel
 from spirit_jax.speech.mfcc import differences, label_features, mfcc
 from spirit_jax.speech_training import kmeans, labels
 from spirit_jax.speech_training.augment import add_noise, reverberate, shift, stretch
+from spirit_jax.speech_training.cepstra import cepstra
 from spirit_jax.speech_training.crops import Clips, Crop, CropBatches, CropShape, held_out_crops
 from spirit_jax.speech_training.hubert_config import MaskConfig
 from spirit_jax.speech_training.masking import draw_mask
 from spirit_jax.speech_training.purity import joint_counts, quality, unit_quality
 from spirit_jax.speech_training.quantizer_config import AugmentConfig, QuantizerTraining
-from spirit_jax.speech_training.quantizers import QuantizerRows, collapsed, edit_distance, unit_edit_distance
+from spirit_jax.speech_training.quantizers import (
+    QuantizerRows,
+    collapsed,
+    edit_distance,
+    imitate_centroids,
+    unit_edit_distance,
+)
 from tests.support.sounds import buzz
 
 SHAPE = CropShape(samples=1000, minimum=500, hop=10)
@@ -107,6 +117,18 @@ def test_clips_of_more_than_100_seconds_are_computed_in_chunks(monkeypatch):
         np.testing.assert_array_equal(one, whole)
 
 
+def test_a_crop_of_a_short_clip_may_begin_later_and_keeps_enough_samples():
+    shape = dataclasses.replace(SHAPE, shift=30)
+    batches = CropBatches(_clips((700, 520, 505)), shape, _row, rows=3, seed=0, share=HostShare(0, 1))
+    begins = {700: set(), 520: set(), 505: set()}
+    for _ in range(40):
+        batch = next(batches)
+        for audio, length in zip(batch["audio_br"], batch["length_b"], strict=True):
+            start = int(audio[0] % 10_000)
+            begins[start + int(length)].add(start)
+    assert begins == {700: {0, 10, 20, 30}, 520: {0, 10, 20}, 505: {0}}
+
+
 def test_held_out_crops_are_one_pass_whose_last_batch_is_filled_up():
     batches = list(held_out_crops(_clips(), SHAPE, _row, rows=3, seed=0, share=HostShare(0, 1)))
     assert [batch["weight_b"].tolist() for batch in batches] == [[1, 1, 1], [1, 0, 0]]
@@ -143,6 +165,36 @@ def test_cepstra_of_a_louder_sound_differ_in_the_first_alone_and_slopes_are_slop
     np.testing.assert_allclose(differences(np.arange(20.0)[:, None] * 3)[2:-2], 3)
     # at 50 Hz, the cepstra of frame t are those of 10 ms frame 2 t, as in fairseq's labels
     np.testing.assert_array_equal(label_features(tone, 20, 320, 400)[:, :13], quiet[0:40:2])
+
+
+def test_cepstra_are_cosine_transforms_of_the_spectra_without_the_level():
+    audio = buzz(120)[: 720 + 640 * 20]
+    spectra = log_mel(audio)
+    spectra = np.clip(spectra - level(spectra), -4, 4)
+    bands = np.arange(40) + 0.5
+    expected = np.stack(
+        [
+            spectra @ np.cos(np.pi * k * bands / 40) * np.sqrt((1 if k == 0 else 2) / 40) * np.sqrt(max(k, 1))
+            for k in range(13)
+        ],
+        axis=1,
+    )
+    found = cepstra(audio)
+    assert found.shape == (4 * 20 + 1, 52)
+    for first in (0, 1, 80):  # four spectra for each 10 ms
+        np.testing.assert_allclose(found[first], expected[first : first + 4].ravel(), atol=1e-4)
+
+
+def test_a_student_can_begin_as_its_teacher():
+    rng = np.random.default_rng(0)
+    for width, units in ((24, 60), (60, 24)):
+        centroids = rng.standard_normal((units, width)).astype(np.float32) * 3 + 1
+        x = centroids[rng.integers(units, size=2000)] + 2 * rng.standard_normal((2000, width)).astype(np.float32)
+        quantizer = LinearQuantizer(width, width, units)
+        fresh = quantizer.init(jax.random.key(0), x[:1])["params"]
+        logits = np.asarray(quantizer.apply({"params": imitate_centroids(fresh, centroids)}, x))
+        distances = np.sum((x[:, None] - centroids) ** 2, axis=2)
+        np.testing.assert_array_equal(logits.argmax(1), distances.argmin(1))  # which is never the blank
 
 
 def test_a_batch_moves_centroids_as_in_scikit_learn():

@@ -16,6 +16,7 @@ from spirit_jax.models.wav2vec2_config import Wav2Vec2Config, Wav2Vec2Noise
 from spirit_jax.parallel.mesh import make_mesh
 from spirit_jax.parallel.mesh_config import MeshConfig
 from spirit_jax.parallel.sharding import BatchLayout
+from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech_training.crops import Crop
 from spirit_jax.speech_training.hubert import HubertObjective, HubertRows
 from spirit_jax.speech_training.hubert_config import HubertTraining, LabelConfig, MaskConfig
@@ -69,6 +70,22 @@ def _batch(seed=0, samples=SAMPLES):
         audio = np.pad(rng.standard_normal(samples).astype(np.float32), (0, SAMPLES - samples))
         rows.append({**make(Crop(index, 0, samples, audio), rng), "weight_b": np.float32(1)})
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def test_a_crop_that_begins_between_frames_has_the_labels_of_its_own_audio():
+    """Labels stand every 10 ms, so those of frames of 20 ms exist for every such begin, as in fairseq."""
+    settings = HubertTraining(masking=MaskConfig(length=4), samples=16_000, shortest=8000)
+    encoder, hop = settings.encoder, settings.label_hop
+    audio = np.random.default_rng(0).standard_normal(40_000).astype(np.float32)
+    of_clip = label_features(audio, (audio.size - encoder.receptive_field) // hop + 1, hop, encoder.receptive_field)
+    make = HubertRows(settings, Labels(np.arange(len(of_clip)), np.array([0, len(of_clip)])))
+    for start in (0, 160, 320, 24_000):
+        part = audio[start : start + 16_000]
+        row = make(Crop(0, start, part.size, part), np.random.default_rng(0))
+        of_crop = label_features(part, encoder.frames(part.size), encoder.hop, encoder.receptive_field)
+        found = of_clip[row["label_bt"]]
+        # Differences over time and the first sample's preemphasis see what lies beside the crop.
+        np.testing.assert_allclose(found[3:-3], of_crop[3:-3], atol=1e-4)
 
 
 def _loss(params, batch):
