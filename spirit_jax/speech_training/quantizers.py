@@ -45,6 +45,7 @@ from spirit_jax.training.step import Frozen, UpdateRule
 PHONETIC = "phonetic"
 """The part of a speech tokenizer that quantizers belong to."""
 
+_RARE = 10.0  # nats by which a blank is less likely than the least likely unit when a student begins as its teacher
 _MEASURED_CLIPS = 24  # held-out clips whose unit edit distance is measured
 
 
@@ -298,17 +299,24 @@ def imitate_centroids(fresh: Params, centroids: Float[np.ndarray, "K D"]) -> Par
     apart_kk = squared_k[:, None] + squared_k - 2 * coordinates_kr @ coordinates_kr.T
     np.fill_diagonal(apart_kk, np.inf)
     unit = np.median(apart_kk.min(1))  # so that the logits of neighboring units differ by about one
-    layers = [{name: np.array(array) for name, array in fresh[f"dense_{number}"].items()} for number in range(3)]
-    layers[0]["kernel"][:, :rank] = basis_dr
-    layers[0]["bias"][:rank] = raised - middle @ basis_dr
-    layers[1]["kernel"][:, :rank] = 0
-    layers[1]["kernel"][:rank, :rank] = np.eye(rank)
-    layers[2]["kernel"][:] = 0
-    layers[2]["kernel"][:rank, :-1] = 2 * coordinates_kr.T / unit
-    # Some centroid lies on the same side of the middle as x, so that its logit is above that of the blank.
-    logits_k = -squared_k / unit
-    layers[2]["bias"][:] = np.append(logits_k - raised * layers[2]["kernel"][:rank, :-1].sum(0), logits_k.min())
-    return {f"dense_{number}": layer for number, layer in enumerate(layers)}
+    first, second, last = (fresh[f"dense_{number}"] for number in range(3))
+    kernel_rk, logits_k = 2 * coordinates_kr.T / unit, -squared_k / unit
+    # Some centroid is always likelier than the blank. Units without repetitions do not need it, so it begins rare.
+    bias_k = np.append(logits_k - raised * kernel_rk.sum(0), logits_k.min() - _RARE)
+    return {
+        "dense_0": {
+            "kernel": jnp.asarray(first["kernel"]).at[:, :rank].set(basis_dr),
+            "bias": jnp.asarray(first["bias"]).at[:rank].set(raised - middle @ basis_dr),
+        },
+        "dense_1": {
+            "kernel": jnp.asarray(second["kernel"]).at[:, :rank].set(np.eye(len(second["kernel"]), rank)),
+            "bias": jnp.asarray(second["bias"]).at[:rank].set(0),
+        },
+        "dense_2": {
+            "kernel": jnp.zeros_like(last["kernel"]).at[:rank, :-1].set(kernel_rk),
+            "bias": jnp.asarray(bias_k, last["bias"].dtype),
+        },
+    }
 
 
 def collapsed(units: Int[np.ndarray, " T"]) -> Int[np.ndarray, " N"]:
