@@ -179,6 +179,12 @@ def data_table() -> str:
     return markdown(headings, rows, "data")
 
 
+def crops_table() -> str:
+    """Speed at which a host decodes and crops recordings."""
+    rows = ((f"{row['workers']}", row["source"], f"{row['speed']:.0f} s") for row in _figures("crops"))
+    return markdown(("threads", "clips from", "audio a second"), rows, "crops")
+
+
 def evaluate_table() -> str:
     """Scoring in batches against one at a time."""
     rows = (

@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import logging
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -167,7 +168,7 @@ class CropBatches:
         seed: of the order of the clips, the crops and what `row` draws.
         share: the share of the rows that this host feeds.
         state: of `state()`, to continue from there.
-        workers: threads that make rows.
+        workers: threads that make rows; None: one for each core.
 
     Raises:
         SpiritError: the split is empty; while iterating, a row finds no clip that can be used.
@@ -183,7 +184,7 @@ class CropBatches:
         seed: int,
         share: HostShare,
         state: Mapping[str, Any] | None = None,
-        workers: int = 2,
+        workers: int | None = None,
     ):
         if not len(clips):
             raise SpiritError("the training split has no clips")
@@ -191,7 +192,7 @@ class CropBatches:
         self._own = range(rows * share.index // share.count, rows * (share.index + 1) // share.count)
         self._next = 0 if state is None else int(state["crops"]["next"])
         self._orders: dict[int, np.ndarray] = {}
-        self._pool = concurrent.futures.ThreadPoolExecutor(workers, "crops")
+        self._pool = concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count(), "crops")
 
     def __next__(self) -> HostBatch:
         """The next batch."""

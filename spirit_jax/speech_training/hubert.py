@@ -20,6 +20,7 @@ from spirit_jax.models.band_filters import mel_band_filters
 from spirit_jax.models.hubert import HubertPretraining, feature_penalty, init_pretraining, masked_prediction
 from spirit_jax.models.wav2vec2 import truncate
 from spirit_jax.models.wav2vec2_config import Wav2Vec2Config
+from spirit_jax.parallel.processes import report
 from spirit_jax.speech.mfcc import label_features
 from spirit_jax.speech.released.batches import encode_clips, jit_float32, replicate
 from spirit_jax.speech.released.wav2vec2_cpu import for_inference
@@ -197,6 +198,12 @@ class Hubert(ConfiguredPart):
             def classify(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
                 return [kmeans.assign(x, centroids) for x in extract(clips)]
 
+            def of_frames(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+                return [found[:: encoder.hop // config.label_hop] for found in classify(clips)]
+
+            values = unit_quality(context.held_out, of_frames, encoder)
+            if values:
+                report(f"{self.name}: labels with {', '.join(f'{name} {value:.4g}' for name, value in values.items())}")
             return {"centroids": centroids, **split_arrays(context.train, context.held_out, classify)}
 
         train, held_out = split_labels(cached(context.directory / "labels", made_from, make))

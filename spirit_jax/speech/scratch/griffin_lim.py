@@ -147,19 +147,7 @@ class GriffinLim:
 
     @classmethod
     def load(cls, config: Mapping[str, Any], arrays: dict[str, Any]) -> "GriffinLim":
-        """The part from its config.json and arrays.
-
-        Parts of earlier versions have no axis of offsets, and unit 0 is the one that is unvoiced.
-        """
-        spectrum, voicing, octaves = arrays["spectrum"], arrays["voicing"], arrays["octaves"]
-        if spectrum.ndim == 3:
-            octaves = np.concatenate([[np.nan], octaves[1:]]).astype(np.float32)
-        arrays = {
-            **arrays,
-            "spectrum": spectrum.reshape(-1, *spectrum.shape[-3:]),
-            "voicing": voicing.reshape(-1, voicing.shape[-1]),
-            "octaves": octaves,
-        }
+        """The part from its config.json and arrays."""
         return cls(**arrays, speakers=tuple(config["speakers"]))
 
     def config(self) -> dict[str, Any]:

@@ -111,24 +111,6 @@ def test_the_default_speaker_exists_in_a_corpus_with_few_speakers(scratch_tokeni
         one.decode(units, speaker=1)
 
 
-def test_a_part_without_neighbors_speaks_the_mean_of_each_unit(scratch_tokenizer):
-    """Parts of earlier versions have one spectrum for each unit, and a pitch of 0 for the unvoiced unit."""
-    vocoder = scratch_tokenizer.vocoder
-    middle = len(vocoder.spectrum) // 2
-    arrays = {
-        **vocoder.arrays(),
-        "spectrum": vocoder.spectrum[middle],
-        "voicing": vocoder.voicing[middle],
-        "octaves": np.nan_to_num(vocoder.octaves),
-    }
-    earlier = type(vocoder).load(vocoder.config(), arrays)
-    alone = dataclasses.replace(
-        vocoder, spectrum=vocoder.spectrum[middle : middle + 1], voicing=vocoder.voicing[middle : middle + 1]
-    )
-    units = SpeechUnits(np.full(6, np.argmax(vocoder.voicing[middle])), np.array([0, 9, 12]))
-    np.testing.assert_array_equal(earlier.decode(units), alone.decode(units))
-
-
 def test_istft_inverts_stft():
     audio = np.random.default_rng(0).normal(size=640 * 7).astype(np.float32)
     np.testing.assert_allclose(griffin_lim.istft(griffin_lim.stft(audio), audio.size), audio, atol=1e-5)
