@@ -42,7 +42,7 @@ def write_clips(directory: pathlib.Path, count: int) -> list[Utterance]:
         start = int(rng.integers(whole.size - size))
         path = directory / f"{number}.flac"
         soundfile.write(path, whole[start : start + size], SAMPLE_RATE)
-        made.append(Utterance(str(number), path, ""))
+        made.append(Utterance(str(number), path, "", transcript_required=False))
     return made
 
 

@@ -174,8 +174,8 @@ class Hubert(ConfiguredPart):
     def outline(self) -> Outline:
         """The step with as many classes as the config asks for."""
         c = self.config
-        frames = c.encoder.frames(c.samples)
-        rows = HubertRows(c, Labels(np.zeros(frames, np.int32), np.array([0, frames])))
+        labels = c.samples // c.label_hop
+        rows = HubertRows(c, Labels(np.zeros(labels, np.int32), np.array([0, labels])))
         objective = HubertObjective(c, c.labels.clusters, seed=0)
         rule = UpdateRule(objective, make_optimizer(c.optimizer, c.loop.steps))
         return Outline(rule, rows(empty_crop(c.samples), np.random.default_rng(0)))
