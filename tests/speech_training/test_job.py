@@ -50,7 +50,12 @@ hubert_1: &hubert
   optimizer: {learning_rate: 1.0e-3}
   loop: {steps: 4, log_every: 1, evaluate_every: 4, sample_every: 0}
 units: {layer: 1, units: 5, restarts: 1}
-quantizer: {rounds: 1, start: teacher, rows: 2, samples: 16000, loop: {steps: 2, log_every: 1, evaluate_every: 0, sample_every: 0}}
+quantizer:
+  rounds: 1
+  start: teacher
+  rows: 2
+  samples: 16000
+  loop: {steps: 2, log_every: 1, evaluate_every: 0, sample_every: 0}
 scratch: {pitch_units: 4, style_units: 2}
 checkpoint: {every: 2}
 cache_gb: 0.001
