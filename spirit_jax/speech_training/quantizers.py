@@ -282,8 +282,8 @@ class Quantizer(ConfiguredPart):
 def imitate_centroids(fresh: Params, centroids: Float[np.ndarray, "K D"]) -> Params:
     """Weights of a linear quantizer that gives the nearest centroid and never the blank.
 
-    Up to a term that all units share, minus the squared distance of x to a centroid c is 2 c.x - |c|^2, which is
-    linear in x. The first two layers pass on the coordinates of x in the span of the centroids, raised so far that
+    Up to a term that all units share, minus the squared distance of x to a centroid c is `2 c.x - c.c`, which is linear
+    in x. The first two layers pass on the coordinates of x in the span of the centroids, raised so far that
     leaky ReLU leaves them as they are. Their other outputs keep fresh weights, which the last layer does not use yet.
 
     Args:
