@@ -283,8 +283,8 @@ def imitate_centroids(fresh: Params, centroids: Float[np.ndarray, "K D"]) -> Par
     """Weights of a linear quantizer that gives the nearest centroid and never the blank.
 
     Up to a term that all units share, minus the squared distance of x to a centroid c is `2 c.x - c.c`, which is linear
-    in x. The first two layers pass on the coordinates of x in the span of the centroids, raised so far that
-    leaky ReLU leaves them as they are. Their other outputs keep fresh weights, which the last layer does not use yet.
+    in x. The first two layers pass on the coordinates of x in the span of the centroids, raised so far that leaky ReLU
+    leaves them as they are. Their other outputs keep fresh weights, which the last layer does not use yet.
 
     Args:
         fresh: random weights of the three layers.
@@ -298,9 +298,9 @@ def imitate_centroids(fresh: Params, centroids: Float[np.ndarray, "K D"]) -> Par
     squared_k = np.sum(coordinates_kr**2, 1)
     apart_kk = squared_k[:, None] + squared_k - 2 * coordinates_kr @ coordinates_kr.T
     np.fill_diagonal(apart_kk, np.inf)
-    unit = np.median(apart_kk.min(1))  # so that the logits of neighboring units differ by about one
+    scale = np.median(apart_kk.min(1))  # so that the logits of neighboring units differ by about one
     first, second, last = (fresh[f"dense_{number}"] for number in range(3))
-    kernel_rk, logits_k = 2 * coordinates_kr.T / unit, -squared_k / unit
+    kernel_rk, logits_k = 2 * coordinates_kr.T / scale, -squared_k / scale
     # Some centroid is always likelier than the blank. Units without repetitions do not need it, so it begins rare.
     bias_k = np.append(logits_k - raised * kernel_rk.sum(0), logits_k.min() - _RARE)
     return {
